@@ -32,7 +32,7 @@ from typing import Any
 import tinker
 
 from tests.assets import load_tokenizer, tokenizer_folder
-from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.renderers import TrainOnWhat, fast_encoding, get_renderer
 
 _WORDS = (
     "the of and to in is that it for you with on as are this be at or have from one by word but "
@@ -106,10 +106,28 @@ def _tokens_alone(tokenizer: Any, talks: Any) -> dict[str, Contestant]:
         "transformers apply_chat_template (no weights)": template,
     }
     if fast is not None:
-        ways["tiktoken of the finished text, control tokens as text"] = lambda: sum(
+        encode = _plain_tiktoken(renderer.encoder)
+        ways["tiktoken of the finished text, with the model's own rule of splitting"] = lambda: sum(
+            len(encode(text)) for text in texts
+        )
+        ways["tiktoken of the finished text, with the rule rewritten"] = lambda: sum(
             len(fast.encode(text)) for text in texts
         )
     return ways
+
+
+def _plain_tiktoken(encoder: Any) -> Callable[[str], list[int]]:
+    """Return tiktoken's encoding with the pattern as the tokenizer has it, and no checks."""
+    import tiktoken
+
+    config = json.loads(encoder._plain.to_str())
+    rule = fast_encoding._split_pattern(config["pre_tokenizer"])
+    ranks = fast_encoding._proved_ranks(config["model"], encoder._byte_of)
+    assert rule is not None
+    assert ranks is not None
+    return tiktoken.Encoding(
+        "plain", pat_str=rule, mergeable_ranks=ranks, special_tokens={}
+    ).encode_ordinary
 
 
 def _prime(tokenizer: Any, talks: Any) -> dict[str, Contestant]:

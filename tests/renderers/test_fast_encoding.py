@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.assets import load_tokenizer, tokenizer_folder
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers import fast_encoding, get_renderer
 from tinker_cookbook.renderers.encoding import build_text_encoder
 from tinker_cookbook.renderers.fast_encoding import build_fast_encoding
 
@@ -96,6 +96,26 @@ def test_control_tokens_stay_text(name: str) -> None:
     for text, tokens in zip(texts, fast.encode_batch(texts), strict=True):
         assert not any(fast.is_control(token) for token in tokens)
         assert fast.decode(tokens) == text
+
+
+def test_latin1_needs_no_look_at_each_character() -> None:
+    """What the shortcut for texts below U+0100 takes for granted."""
+    codes = [chr(code) for code in range(0x100)]
+    assert all(unicodedata.category(code) not in ("Cn", "Cs") for code in codes)
+    assert all(unicodedata.is_normalized("NFC", a + b) for a in codes for b in codes)
+    fast, _ = encoders("qwen3")
+    assert fast._fast._trusts_latin1
+
+
+@pytest.mark.parametrize("rules", fast_encoding._KNOWN_SPLITS, ids=lambda rules: rules[-1][:30])
+def test_only_what_never_looks_ahead_is_grouped(rules: tuple[str, ...]) -> None:
+    """No alternative moves, and the group itself has no lookahead."""
+    rule = fast_encoding._KNOWN_SPLITS[rules]
+    grouped = fast_encoding._grouped(rule)
+    group, rest = grouped.removeprefix("(?:").split(r")|\s+(?!")
+    assert rf"{group}|\s+(?!{rest}" == rule
+    assert "(?!" not in group
+    assert "(?=" not in group
 
 
 def _edited(change: Any) -> Any:

@@ -8,7 +8,6 @@ derive from segments.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -144,7 +143,10 @@ class Rendering:
 
     def tokens(self) -> list[int]:
         """All token ids in order; media contribute none."""
-        return list(itertools.chain.from_iterable([segment[0] for segment in self.segments]))
+        tokens: list[int] = []
+        for segment in self.segments:
+            tokens += segment.tokens
+        return tokens
 
     def sampled_start(self, message: int) -> int | None:
         """Position of the first token the model samples in this message; None if there is none."""
@@ -163,32 +165,32 @@ class Rendering:
         chosen = frozenset(trained)
         frame = SegmentKind.FRAME
         is_trained = [s.kind is not frame and s.message in chosen for s in self.segments]
-        return np.repeat(
-            np.asarray(is_trained, dtype=np.float32),
-            np.asarray(_lengths(self.segments), dtype=np.int64),
-        )
+        lengths = np.array(_lengths(self.segments), dtype=np.int64)
+        return np.array(is_trained, dtype=np.float32).repeat(lengths)
 
     def model_input(self) -> tinker.ModelInput:
         """Return the input for the service: one text chunk between media, none of them empty."""
         import tinker
 
-        if all(segment.chunk is None for segment in self.segments):
-            tokens = self.tokens()
-            # These are ids for sure; checking each of them takes a twentieth of all the time.
-            chunk = tinker.EncodedTextChunk.model_construct(tokens=tokens)
-            return tinker.ModelInput.model_construct(chunks=[chunk] if tokens else [])
         chunks: list[tinker.ModelInputChunk] = []
         run: list[int] = []
-        for segment in self.segments:
-            run.extend(segment.tokens)
-            if segment.chunk is not None:
+        for tokens, _, _, _, chunk in self.segments:
+            run += tokens
+            if chunk is not None:
                 if run:
-                    chunks.append(tinker.EncodedTextChunk(tokens=run))
-                chunks.append(segment.chunk)
+                    chunks.append(_text_chunk(run))
+                chunks.append(chunk)
                 run = []
         if run:
-            chunks.append(tinker.EncodedTextChunk(tokens=run))
+            chunks.append(_text_chunk(run))
         return tinker.ModelInput(chunks=chunks)
+
+
+def _text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
+    import tinker
+
+    # These are ids for sure; checking each of them takes a twentieth of all the time.
+    return tinker.EncodedTextChunk.model_construct(tokens=tokens)
 
 
 def _lengths(segments: list[Segment]) -> list[int]:
