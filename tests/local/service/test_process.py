@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tests.e2e.sdk import batch, forward, train_step
+from tests.e2e.sdk import batch, datum, forward, tokens, train_step
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.launch import build_settings
@@ -214,6 +215,95 @@ def test_a_shutdown_finishes_what_is_in_flight(service_factory, tiny_model_folde
     again = service_factory(tiny_model_folder)
     loaded = again.connect().create_training_client_from_state(path).result()
     assert loaded.get_info().lora_rank == 4
+
+
+class ServeCommand:
+    """`tinker-cookbook serve` as a user starts it, and what it prints."""
+
+    def __init__(self, model: Path, state_dir: Path, *options: str, key: str | None = None):
+        program = "import sys; from tinker_cookbook.cli import main; sys.exit(main())"
+        arguments = ["serve", "--model", str(model), "--port", "0", "--state-dir", str(state_dir)]
+        environment = {k: v for k, v in os.environ.items() if k != "TINKER_API_KEY"}
+        if key is not None:
+            environment["TINKER_API_KEY"] = key
+        self.state_dir = state_dir
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments, *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.shown = ""
+        for line in self.process.stdout:
+            self.shown += line
+            if line.startswith("Stop with"):
+                break
+        self.base_url = self.exported("TINKER_BASE_URL")
+        self.api_key = key or (state_dir / "key").read_text().strip()
+
+    def exported(self, name: str) -> str:
+        """What a shell has in a variable after the printed `export` lines."""
+        lines = [line for line in self.shown.splitlines() if line.strip().startswith("export ")]
+        script = "\n".join([*lines, f'printf %s "${name}"'])
+        return subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout
+
+    def connect(self) -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
+
+    def num_unfinished(self) -> int:
+        request = urllib.request.Request(
+            f"{self.base_url}/api/v1/local/status", headers={"X-API-Key": self.api_key}
+        )
+        with urllib.request.urlopen(request) as reply:
+            return json.load(reply)["queue"]["unfinished"]
+
+    def read_error_line(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_model_folder, tmp_path) -> None:
+    """The first says what it waits for; after the second all that was saved is there."""
+    with ServeCommand(tiny_model_folder, tmp_path / "state") as service:
+        client = service.connect()
+        model = str(tiny_model_folder)
+        run = client.create_lora_training_client(base_model=model, rank=4).result()
+        train_step(run, batch())
+        expected = np.concatenate(forward(run, batch()))
+        path = run.save_state("kept").result().path
+        data = [datum(tokens(500, seed=n)) for n in range(60)]
+        work = [run.forward_backward(data, "cross_entropy") for _ in range(4)]
+        while service.num_unfinished() < len(work):
+            time.sleep(0.02)
+        service.process.send_signal(signal.SIGINT)
+        said = service.read_error_line()
+        assert re.search(r"Waiting up to 60 s for \d+ forward_backward;", said)
+        assert "Ctrl-C again stops at once" in said
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert service.process.poll() is None, "SIGTERM, which managers repeat, changes nothing"
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(10) == 130
+        assert time.monotonic() - began < 2
+        assert not list((service.state_dir / "running").iterdir())
+        assert not list((service.state_dir / "staging").rglob("*.safetensors"))
+    with ServeCommand(tiny_model_folder, tmp_path / "state") as again:
+        loaded = again.connect().create_training_client_from_state_with_optimizer(path).result()
+        np.testing.assert_array_equal(np.concatenate(forward(loaded, batch())), expected)
+        again.process.send_signal(signal.SIGINT)
+        assert again.read_error_line().startswith("Stopping; nothing is in flight")
+        assert again.process.wait(30) == 0
 
 
 def test_two_services_share_a_state_folder(service_factory, tiny_model_folder) -> None:

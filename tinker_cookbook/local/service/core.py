@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
@@ -275,6 +276,17 @@ class Service:
         deadline = time.monotonic() + min(seconds, FETCH_SECONDS)
         while self.futures.has_unread() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+
+    def describe_work(self) -> str:
+        """What is in flight in words, such as `2 forward_backward, 1 save_weights`, or nothing."""
+        kinds = Counter(entry.kind for entry in self.futures.unfinished())
+        kinds["OpenAI answer"] = len(self._streams)
+        return ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+
+    def abandon(self) -> None:
+        """Remove what a process that ends now would leave to the next start."""
+        self.progress.save()
+        self.store.abandon()
 
     async def close(self) -> None:
         """Stop the engine and close the store. `drain` comes first."""

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import stat
+import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -139,7 +140,11 @@ def run_service(
         if verbose:
             print(_how_to_use(settings, base_url, service.auth.tickets.make()), flush=True)
 
-    return serve(settings, announce=announce, parent_pid=parent_pid)
+    def say(text: str) -> None:
+        if verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    return serve(settings, announce=announce, say=say, parent_pid=parent_pid)
 
 
 def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
@@ -160,4 +165,4 @@ OpenAI clients: base_url={base_url}/oai/api/v1 and the same key
 Dashboard: {base_url}/#ticket={ticket}
   (this link signs in once, within an hour; after that the page asks for the key)
 
-Stop with Ctrl-C; what is in flight is finished first."""
+Stop with Ctrl-C; what is in flight is finished first, a second Ctrl-C stops at once."""

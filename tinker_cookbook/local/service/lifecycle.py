@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 PARENT_POLL_SECONDS = 1.0
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of a program that Ctrl-C has ended."""
 EMBEDDED_DRAIN_SECONDS = 8.0
 PR_SET_PDEATHSIG = 1
 LOG_BYTES = 20 * 2**20
@@ -116,12 +118,17 @@ def serve(
     settings: ServiceSettings,
     *,
     announce: Callable[[Service, str], None],
+    say: Callable[[str], None] | None = None,
     parent_pid: int | None = None,
 ) -> int:
     """Run a service until it is told to stop.
 
+    The first Ctrl-C or SIGTERM lets what is in flight finish; a further Ctrl-C ends this process
+    then and there, with exit status 130.
+
     Args:
         announce: called with the service and its base URL once connections are accepted.
+        say: called with what whoever started the service should read while it stops.
         parent_pid: stop when this process is gone.
 
     Returns:
@@ -139,7 +146,8 @@ def serve(
     logger.info("service %s, log %s", service.store.instance, log_path)
     url = _base_url(settings.host, bound)
     try:
-        return asyncio.run(_serve(service, bound, lambda: announce(service, url), parent_pid))
+        stopping = _Stopping(service, say or (lambda _: None), parent_pid)
+        return asyncio.run(_serve(service, bound, lambda: announce(service, url), stopping))
     finally:
         bound.close()
 
@@ -148,7 +156,7 @@ async def _serve(
     service: Service,
     bound: socket.socket,
     announce: Callable[[], None],
-    parent_pid: int | None,
+    stopping: _Stopping,
 ) -> int:
     config = uvicorn.Config(
         build_app(service),
@@ -161,25 +169,20 @@ async def _serve(
         server_header=False,
     )
     server = _Server(config)
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+    stopping.listen()
     service.start()
     running = asyncio.create_task(server.serve(sockets=[bound]))
-    orphaned = asyncio.create_task(_wait_for_orphaning(parent_pid))
+    orphaned = asyncio.create_task(_wait_for_orphaning(stopping.parent_pid))
     failed = asyncio.create_task(service.engine.wait_for_failure())
     has_failed = False
     try:
         while not server.started and not running.done():
             await asyncio.sleep(0.005)
         announce()
-        reasons = {asyncio.create_task(told.wait()), running, orphaned, failed}
+        reasons = {asyncio.create_task(stopping.told.wait()), running, orphaned, failed}
         await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
-        # an embedding parent gives its child 15 seconds
-        seconds = service.limits.drain_seconds if parent_pid is None else EMBEDDED_DRAIN_SECONDS
         has_failed = failed.done()  # a model that loads at the end fails by being stopped
-        await service.drain(0.0 if has_failed else seconds)
+        await service.drain(0.0 if has_failed else stopping.drain_seconds)
     finally:
         orphaned.cancel()
         server.should_exit = True
@@ -187,6 +190,52 @@ async def _serve(
         await service.close()
         logger.info("stopped")
     return 1 if has_failed else 0
+
+
+class _Stopping:
+    """What the signals to stop do: the first starts an orderly stop, a further Ctrl-C ends it."""
+
+    def __init__(
+        self, service: Service, say: Callable[[str], None], parent_pid: int | None
+    ) -> None:
+        self.told = asyncio.Event()
+        self.parent_pid = parent_pid
+        self._service = service
+        self._say = say
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long work in flight may go on; an embedding parent gives its child 15 seconds."""
+        limits = self._service.limits
+        return limits.drain_seconds if self.parent_pid is None else EMBEDDED_DRAIN_SECONDS
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._hear, number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if not self.told.is_set():
+            self.told.set()
+            work = self._service.describe_work()
+            if work:
+                self._say(
+                    f"Stopping. Waiting up to {self.drain_seconds:.0f} s for {work}; "
+                    "Ctrl-C again stops at once. What was saved stays."
+                )
+            else:
+                self._say("Stopping; nothing is in flight. Ctrl-C again stops at once.")
+        elif number == signal.SIGINT:  # managers repeat SIGTERM; only a person means it this way
+            self._end_now()
+
+    def _end_now(self) -> None:
+        """Leave without waiting for threads; on disk this is like a crash, which loses nothing."""
+        work = self._service.describe_work() or "nothing"
+        logger.warning("stopped at once by a second Ctrl-C; not finished: %s", work)
+        self._service.abandon()
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
 
 
 class _Server(uvicorn.Server):

@@ -127,6 +127,15 @@ class Store:
         os.close(self._lock_file)
         self.index.close()
 
+    def abandon(self) -> None:
+        """Remove staged folders and the note, while other threads may still be writing.
+
+        The lock goes with the process: what is being saved just now is swept by the next start.
+        """
+        shutil.rmtree(self._staging, ignore_errors=True)
+        with suppress(OSError):
+            self._note.unlink(missing_ok=True)
+
     def announce(self, values: dict[str, object]) -> None:
         """Leave a note, readable by the owner only, that says how to reach this process.
 
