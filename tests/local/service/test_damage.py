@@ -181,7 +181,14 @@ def test_a_damaged_checkpoint_is_named_and_others_load(service, client, name, da
 def test_a_damaged_index_is_built_again_at_the_next_start(tiny_model_folder, tmp_path) -> None:
     service = start_service(tiny_model_folder, tmp_path / "state")
     client = service.connect()
-    path = new_run(service, client).save_state("kept").result().path
+    run = new_run(service, client)
+    path = run.save_state("kept").result().path
+    shared = run.save_weights_for_sampler("shared", ttl_seconds=7200).result().path
+    rest = tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
+    rest.set_checkpoint_ttl_from_tinker_path(path, 3600).result()
+    rest.set_checkpoint_ttl_from_tinker_path(shared, None).result()
+    rest.publish_checkpoint_from_tinker_path(shared).result()
+    listed = rest.list_checkpoints(run.model_id).result()
     service.process.kill()
     service.process.wait()
     for file in service.state_dir.glob("index.sqlite3-*"):
@@ -192,5 +199,7 @@ def test_a_damaged_index_is_built_again_at_the_next_start(tiny_model_folder, tmp
         assert "index.sqlite3 is damaged" in after.log()
         again = after.connect().create_training_client_from_state_with_optimizer(path).result()
         assert is_alive(again)
+        rest = tinker.RestClient(base_url=after.base_url, api_key=after.api_key)
+        assert rest.list_checkpoints(run.model_id).result() == listed
     finally:
         after.stop()

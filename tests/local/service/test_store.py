@@ -105,7 +105,7 @@ def test_time_to_live_hides_then_removes(store: Store) -> None:
     row = save(store, "a", ttl_seconds=3600)
     assert row.expires_at is not None
     assert abs(row.expires_at - time.time() - 3600) < 5
-    store.index.set_expiry(row.folder, time.time() - 1)
+    store.set_expiry(row, time.time() - 1)
     assert store.find(RUN.run_id, "weights", "a") is None
     assert store.index.checkpoints() == ([], 0)
     assert store.remove_expired() == 1
@@ -113,9 +113,31 @@ def test_time_to_live_hides_then_removes(store: Store) -> None:
     save(store, "a")
 
 
+def test_a_change_that_a_full_disk_does_not_take_is_not_made(store: Store, monkeypatch) -> None:
+    row = save(store, "a", ttl_seconds=3600)
+    files = {path.name: path.read_bytes() for path in store.folder(row).iterdir()}
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StorageError, match=r"checkpoint\.json"):
+        store.set_expiry(row, None)
+    monkeypatch.undo()
+    assert store.find(RUN.run_id, "weights", "a") == row
+    assert {path.name: path.read_bytes() for path in store.folder(row).iterdir()} == files
+
+
+def test_a_checkpoint_without_its_manifest_can_still_be_given_an_end(store: Store) -> None:
+    row = save(store, "a")
+    (store.folder(row) / "checkpoint.json").write_text("{")
+    store.set_expiry(row, time.time() - 1)
+    assert store.remove_expired() == 1
+
+
 def test_an_expired_name_can_be_used_again_before_it_is_swept(store: Store) -> None:
     row = save(store, "a")
-    store.index.set_expiry(row.folder, time.time() - 1)
+    store.set_expiry(row, time.time() - 1)
     save(store, "a", b"again")
     assert store.find(RUN.run_id, "weights", "a") is not None
 

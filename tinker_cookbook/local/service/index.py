@@ -373,17 +373,18 @@ class Index:
             connection.execute(f"INSERT INTO checkpoints ({columns}) VALUES ({marks})", record)
         return None if found is None else found["folder"]
 
-    def set_public(self, folder: str, is_public: bool) -> None:
+    @contextmanager
+    def changing_checkpoint(
+        self, folder: str, changes: dict[str, bool | float | None]
+    ) -> Iterator[None]:
+        """Change columns of a checkpoint; an error in the `with` block takes it back."""
+        columns = ", ".join(f"{name}=:{name}" for name in changes)
         with self.transaction() as connection:
             connection.execute(
-                "UPDATE checkpoints SET is_public=? WHERE folder=?", (int(is_public), folder)
+                f"UPDATE checkpoints SET {columns} WHERE folder=:folder",
+                {**changes, "folder": folder},
             )
-
-    def set_expiry(self, folder: str, expires_at: float | None) -> None:
-        with self.transaction() as connection:
-            connection.execute(
-                "UPDATE checkpoints SET expires_at=? WHERE folder=?", (expires_at, folder)
-            )
+            yield
 
     def delete_checkpoint(self, folder: str) -> None:
         with self.transaction() as connection:

@@ -156,7 +156,7 @@ async def delete_checkpoint(service: Service, request: Request) -> Response:
 async def publish(service: Service, request: Request) -> Response:
     """POST publishes, DELETE takes it back; doing either twice is no error."""
     row = find_checkpoint(service, request)
-    await asyncio.to_thread(service.store.index.set_public, row.folder, request.method == "POST")
+    await asyncio.to_thread(service.store.set_public, row, request.method == "POST")
     return no_content()
 
 
@@ -165,7 +165,7 @@ async def set_ttl(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
     ttl = check_ttl(fields.integer("ttl_seconds", None))
     expires_at = None if ttl is None else time.time() + ttl
-    await asyncio.to_thread(service.store.index.set_expiry, row.folder, expires_at)
+    await asyncio.to_thread(service.store.set_expiry, row, expires_at)
     return no_content()
 
 

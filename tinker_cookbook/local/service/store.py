@@ -71,6 +71,10 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _manifest_text(manifest: dict) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
+
+
 class Store:
     """The state folder of one or several service processes."""
 
@@ -241,7 +245,43 @@ class Store:
             },
             "instance": self.instance,
         }
-        (staged / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (staged / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
+
+    def set_public(self, row: CheckpointRow, is_public: bool) -> None:
+        """Publish a checkpoint or take that back; durable when the call returns."""
+        self._change(row, {"is_public": is_public})
+
+    def set_expiry(self, row: CheckpointRow, expires_at: float | None) -> None:
+        """Set when a checkpoint goes, in seconds since 1970; durable when the call returns."""
+        self._change(row, {"expires_at": expires_at})
+
+    def _change(self, row: CheckpointRow, changes: dict[str, bool | float | None]) -> None:
+        """Change the index, and the manifest from which a damaged index is built again."""
+        with self.index.changing_checkpoint(row.folder, changes):
+            try:
+                manifest = self._read_manifest(row)
+                manifest["checkpoint"].update(changes)
+            except (UserError, KeyError, TypeError, AttributeError) as error:
+                # it is refused when it is used, and may still be given an end
+                logger.warning("only the index knows %s of %s: %s", changes, row.folder, error)
+                return
+            self._replace_manifest(self.folder(row), manifest)
+
+    @staticmethod
+    def _replace_manifest(folder: Path, manifest: dict) -> None:
+        temporary = folder / f".{MANIFEST}.{secrets.token_hex(8)}"
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(_manifest_text(manifest))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / MANIFEST)
+            _sync_folder(folder)
+        except OSError as error:
+            raise StorageError(f"{folder / MANIFEST} cannot be written: {error}") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def find(self, run_id: str, segment: str, name: str) -> CheckpointRow | None:
         return self.index.checkpoint(run_id, segment, name)
