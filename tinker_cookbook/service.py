@@ -144,7 +144,7 @@ def connect(base_url: str | None = None, model_name: str | None = None) -> Conne
         raise ConfigurationError(
             f"base_url={choice.base_url} needs a key and none is given; TINKER_API_KEY, "
             "TINKER_CREDENTIAL_CMD and `tinker auth login` are looked at. Set TINKER_API_KEY to "
-            "the service's key (`tinker-cookbook serve` prints its own)."
+            "the service's key (`tinker-cookbook serve` says where its own is)."
         )
     _avoid_proxy_for_loopback(choice)
     _check_reachable(choice, key)

@@ -1,6 +1,8 @@
 """A service as a process: start, address, key, parent, shutdown, restart."""
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tests.e2e.sdk import batch, datum, forward, tokens, train_step
+from tests.e2e.sdk import batch, datum, forward, logprobs_of, tokens, train_step
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.launch import build_settings
@@ -104,6 +106,54 @@ def test_a_child_stops_with_its_parent(tmp_path, tiny_model_folder) -> None:
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(pid)
+
+
+HOLD_HASHES = """
+import hashlib, os, time
+
+digest = hashlib.file_digest
+
+def wait_and_digest(file, *arguments):
+    if os.path.exists(os.environ["HASHES_WAIT"]):
+        open(os.environ["HASHES_WAIT"] + " here", "w").close()
+    while os.path.exists(os.environ["HASHES_WAIT"]):
+        time.sleep(0.01)
+    return digest(file, *arguments)
+
+hashlib.file_digest = wait_and_digest
+"""
+
+
+@pytest.mark.filterwarnings("ignore:DEPRECATED:FutureWarning")
+def test_checking_a_large_checkpoint_holds_up_its_run_only(
+    service_factory, tiny_model_folder, tmp_path
+) -> None:
+    """Others are answered meanwhile; what the run was asked for after it comes after it."""
+    (tmp_path / "sitecustomize.py").write_text(HOLD_HASHES)
+    wait = tmp_path / "wait"
+    environment = {"PYTHONPATH": str(tmp_path), "HASHES_WAIT": str(wait)}
+    service = service_factory(tiny_model_folder, environment=environment)
+    client = service.connect()
+    run = client.create_lora_training_client(base_model=service.model, rank=4).result()
+    train_step(run, batch())
+    saved = np.concatenate(forward(run, batch()))
+    path = run.save_state("kept").result().path
+    train_step(run, batch())
+    wait.touch()
+    loading = run.load_state_with_optimizer(path)
+    computed = run.forward(batch(), "cross_entropy")
+    while not (tmp_path / "wait here").exists():
+        time.sleep(0.01)
+    with urllib.request.urlopen(f"{service.base_url}/api/v1/healthz", timeout=2) as reply:
+        assert json.load(reply) == {"status": "ok"}
+    other = client.create_lora_training_client(base_model=service.model, rank=4).result()
+    train_step(other, batch())
+    time.sleep(0.2)
+    assert not loading.future().done()
+    assert not computed.future().done()
+    wait.unlink()
+    loading.result()
+    np.testing.assert_array_equal(np.concatenate(logprobs_of(computed.result())), saved)
 
 
 def start_and_fail(tmp_path: Path, *arguments: str, key: str | None = None) -> str:
@@ -252,12 +302,12 @@ class ServeCommand:
     def connect(self) -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
 
-    def num_unfinished(self) -> int:
+    def get(self, path: str) -> dict:
         request = urllib.request.Request(
-            f"{self.base_url}/api/v1/local/status", headers={"X-API-Key": self.api_key}
+            f"{self.base_url}/api/v1/{path}", headers={"X-API-Key": self.api_key}
         )
         with urllib.request.urlopen(request) as reply:
-            return json.load(reply)["queue"]["unfinished"]
+            return json.load(reply)
 
     def read_error_line(self) -> str:
         assert self.process.stderr is not None
@@ -283,7 +333,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_model_folder, tmp_path) -> None:
         path = run.save_state("kept").result().path
         data = [datum(tokens(500, seed=n)) for n in range(60)]
         work = [run.forward_backward(data, "cross_entropy") for _ in range(4)]
-        while service.num_unfinished() < len(work):
+        while service.get("local/status")["queue"]["unfinished"] < len(work):
             time.sleep(0.02)
         service.process.send_signal(signal.SIGINT)
         said = service.read_error_line()
@@ -317,36 +367,56 @@ def test_two_services_share_a_state_folder(service_factory, tiny_model_folder) -
     assert again.startswith(f"tinker://{loaded.model_id}/")
 
 
-def test_the_serve_command_says_how_to_use_it(tmp_path, tiny_model_folder) -> None:
-    program = "import sys; from tinker_cookbook.cli import main; sys.exit(main())"
-    arguments = ["serve", "--model", str(tiny_model_folder), "--port", "0"]
-    environment = {name: value for name, value in os.environ.items() if name != "TINKER_API_KEY"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments, "--state-dir", str(tmp_path / "state")],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    settings = {}
-    for line in process.stdout:
-        if line.strip().startswith("export "):
-            name, _, value = line.strip().removeprefix("export ").partition("=")
-            settings[name] = value
-        if line.startswith("Stop with"):
-            break
-    assert settings["NO_PROXY"] == "127.0.0.1,localhost"
-    assert settings["TINKER_API_KEY"] == (tmp_path / "state" / "key").read_text().strip()
-    request = urllib.request.Request(
-        f"{settings['TINKER_BASE_URL']}/api/v1/get_server_capabilities",
-        headers={"X-API-Key": settings["TINKER_API_KEY"]},
-    )
-    with urllib.request.urlopen(request) as reply:
-        (model,) = json.load(reply)["supported_models"]
-    assert model["model_name"] == str(tiny_model_folder)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    process.stdout.close()
+@pytest.mark.parametrize("key", [None, "tml-from-the-environment-0123456789"])
+def test_the_serve_command_says_how_to_use_it(tmp_path, tiny_model_folder, key) -> None:
+    """Where the key is, not what it is; neither do logs, notes or errors hold it."""
+    with ServeCommand(tiny_model_folder, tmp_path / "my state", key=key) as service:
+        assert service.exported("NO_PROXY") == "127.0.0.1,localhost"
+        assert service.api_key not in service.shown
+        if key is None:
+            assert service.exported("TINKER_API_KEY") == service.api_key
+        else:
+            assert "Key: the one in TINKER_API_KEY" in service.shown
+        (model,) = service.get("get_server_capabilities")["supported_models"]
+        assert model["model_name"] == str(tiny_model_folder)
+        work_and_fail(service)
+        shown = status_of(service.state_dir)
+        assert service.base_url in shown
+        service.process.send_signal(signal.SIGINT)
+        rest = "".join(service.process.communicate(timeout=30))
+        assert service.process.returncode == 0
+    written = [path for path in service.state_dir.rglob("*") if path.is_file()]
+    assert any("401" in path.read_text() for path in written if path.suffix == ".log")
+    kept = [path.name for path in written if service.api_key.encode() in path.read_bytes()]
+    assert kept == (["key"] if key is None else [])
+    assert service.api_key not in shown + rest
+
+
+def work_and_fail(service: ServeCommand) -> None:
+    """What makes a service write: a run, a checkpoint, refusals of each kind."""
+    client = service.connect()
+    model = service.get("get_server_capabilities")["supported_models"][0]["model_name"]
+    run = client.create_lora_training_client(base_model=model, rank=4).result()
+    train_step(run, batch())
+    run.save_state("kept").result()
+    for path, header in (
+        ("sessions", {"X-API-Key": f"{service.api_key}x"}),
+        (f"sessions/{service.api_key}", {"X-API-Key": service.api_key}),
+        (f"{service.api_key}", {"Authorization": f"Bearer {service.api_key}"}),
+    ):
+        request = urllib.request.Request(f"{service.base_url}/api/v1/{path}", headers=header)
+        with pytest.raises(urllib.error.HTTPError, match=r"40[14]"):
+            urllib.request.urlopen(request)
+    client.close("success").result()
+
+
+def status_of(state_dir: Path) -> str:
+    parser = argparse.ArgumentParser()
+    status.add_arguments(parser)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        status.run(parser.parse_args(["--state-dir", str(state_dir)]))
+    return shown.getvalue()
 
 
 def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:

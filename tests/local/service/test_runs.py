@@ -62,3 +62,29 @@ async def test_closing_starts_what_is_held_in_order() -> None:
     gate.close()
     assert started == [4, 6, 9]
     assert gate.num_held == 0
+
+
+async def test_a_pause_holds_everything_that_comes_after() -> None:
+    gate, started = SequenceGate(grace_seconds=0.02), []
+    submit(gate, started, 1, 3)
+    await asyncio.sleep(0.04)
+    assert started == [1, 3], "2 was given up"
+    gate.pause()
+    submit(gate, started, 4, 2, 6)
+    await asyncio.sleep(0.04)
+    assert started == [1, 3]
+    gate.resume()
+    assert started == [1, 3, 2, 4]
+    await asyncio.sleep(0.04)
+    assert started == [1, 3, 2, 4, 6]
+
+
+async def test_a_gate_that_is_closed_while_paused_keeps_the_order() -> None:
+    gate, started = SequenceGate(grace_seconds=60), []
+    gate.submit(1, "request-1", gate.pause)
+    submit(gate, started, 2, 5)
+    gate.close()
+    submit(gate, started, 3)
+    assert started == []
+    gate.resume()
+    assert started == [2, 3, 5]

@@ -19,7 +19,7 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 
-__all__ = ["OWNER", "Authenticator", "DownloadLink", "Tickets", "load_or_make_key"]
+__all__ = ["OWNER", "Authenticator", "DownloadLink", "Tickets", "key_path", "load_or_make_key"]
 
 OWNER = "tml:user:local"
 ORGANIZATION = "local"
@@ -28,9 +28,14 @@ TICKET_SECONDS = 3600
 KEY_PREFIX = "tml-"
 
 
+def key_path(state_dir: Path) -> Path:
+    """The file of a key that a service made for itself."""
+    return state_dir / "key"
+
+
 def load_or_make_key(state_dir: Path) -> str:
     """Read `key` in the state folder, or make a random one there with mode 0600."""
-    path = state_dir / "key"
+    path = key_path(state_dir)
     for _ in range(2):
         try:
             key = path.read_text(encoding="ascii").strip()

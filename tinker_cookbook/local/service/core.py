@@ -32,7 +32,10 @@ __all__ = ["Service", "Work"]
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[Payload]]
-"""One operation. It gives work to the engine before it first awaits, to keep a run's order."""
+"""One operation.
+
+It gives work to the engine before it first awaits, or is submitted `alone`, to keep a run's order.
+"""
 
 HOUSEKEEPING_SECONDS = 20.0
 FETCH_SECONDS = 2.0
@@ -75,7 +78,9 @@ class Service:
         if self.is_draining:
             raise HttpError(503, "the service is shutting down", {"retry-after": "1"})
 
-    def launch(self, entry: Entry, work: Work, *, lane: str, run: Run | None = None) -> None:
+    def launch(
+        self, entry: Entry, work: Work, *, lane: str, run: Run | None = None
+    ) -> asyncio.Task[None]:
         """Run an operation and put its result, or its failure, into its future."""
         started_at = time.time()
         task = asyncio.create_task(self._perform(entry, work))
@@ -95,6 +100,7 @@ class Service:
                 run.touch()
 
         task.add_done_callback(settle)
+        return task
 
     async def _perform(self, entry: Entry, work: Work) -> None:
         try:
@@ -153,8 +159,13 @@ class Service:
             "create_training_client_from_state_with_optimizer",
         )
 
-    def submit(self, run: Run, seq_id: int, kind: str, work: Work) -> str:
-        """Queue a numbered operation of a run; returns its request id, the same if it is resent."""
+    def submit(self, run: Run, seq_id: int, kind: str, work: Work, *, alone: bool = False) -> str:
+        """Queue a numbered operation of a run; returns its request id, the same if it is resent.
+
+        Args:
+            alone: later operations of the run start when this one is finished, so that it may await
+                other things before it gives work to the engine.
+        """
         known = run.gate.request_id_of(seq_id)
         if known is not None:
             return known
@@ -164,9 +175,14 @@ class Service:
             raise HttpError(400, f"model_id={run.run_id!r} is closed")
         run.touch()
         entry = self.futures.create(kind, run.session_id)
-        run.gate.submit(
-            seq_id, entry.request_id, lambda: self.launch(entry, work, lane=run.run_id, run=run)
-        )
+
+        def start() -> None:
+            task = self.launch(entry, work, lane=run.run_id, run=run)
+            if alone:
+                run.gate.pause()
+                task.add_done_callback(lambda _: run.gate.resume())
+
+        run.gate.submit(seq_id, entry.request_id, start)
         return entry.request_id
 
     async def end_session(self, session: Session, status: dict) -> None:
@@ -257,15 +273,19 @@ class Service:
                 logger.error("the end of %s is not recorded: %s", session.session_id, error)
             self.trace.drop(session.session_id)
 
+    def _unfinished_work(self) -> list[asyncio.Future]:
+        return [work for work in (*self._tasks.values(), *self._streams) if not work.done()]
+
     async def drain(self, seconds: float) -> None:
         """Refuse new work, let what is in flight finish, and fail what does not in time."""
         self.is_draining = True
         for run in self.runs.values():
             run.gate.close()
-        work = [*self._tasks.values(), *self._streams]
-        if work:
+        deadline = time.monotonic() + seconds
+        # some are started, and so seen, when an earlier one of their run is finished
+        while (work := self._unfinished_work()) and time.monotonic() < deadline:
             logger.info("shutting down: %d operations in flight", len(work))
-            await asyncio.wait(work, timeout=seconds)
+            await asyncio.wait(work, timeout=deadline - time.monotonic())
         for stream in self._streams:
             if not stream.done():
                 logger.warning("an answer was not finished at shutdown")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.service.auth import KEY_PREFIX, load_or_make_key
+from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.lifecycle import is_loopback, serve, write_ready_file
 from tinker_cookbook.local.service.settings import Limits, ServiceSettings
@@ -18,6 +19,7 @@ from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
 
 __all__ = ["build_settings", "run_service"]
 
+KEY_VARIABLE = "TINKER_API_KEY"
 MIN_KEY_LENGTH = 16
 MIN_REMOTE_KEY_LENGTH = 32
 
@@ -92,7 +94,7 @@ def _memory_bytes(gib: float | None) -> int | None:
 
 
 def _find_key(state_dir: Path, host: str) -> str:
-    key = os.environ.get("TINKER_API_KEY", "")
+    key = os.environ.get(KEY_VARIABLE, "")
     if not key and not is_loopback(host):
         raise ConfigurationError(
             f"host={host!r} can be reached from other machines, and TINKER_API_KEY is not set; "
@@ -148,17 +150,22 @@ def run_service(
 
 
 def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
-    key_source = (
-        "$TINKER_API_KEY" if os.environ.get("TINKER_API_KEY") else str(settings.state_dir / "key")
-    )
+    """What `serve` prints; the key itself stays where it is, as terminals are kept and shared."""
+    if os.environ.get(KEY_VARIABLE):
+        key = f"the one in {KEY_VARIABLE}, which clients need too"
+        export_key = f"# {KEY_VARIABLE} as for this service"
+    else:
+        path = key_path(settings.state_dir)
+        key = f"in {path}, readable by you only"
+        export_key = f'export {KEY_VARIABLE}="$(cat {shlex.quote(str(path))})"'
     return f"""\
 Serving {", ".join(settings.models)} on {base_url}
 State and logs: {settings.state_dir}
-Key: {settings.api_key}   (from {key_source})
+Key: {key}
 
 Use it from another terminal:
   export TINKER_BASE_URL={base_url}
-  export TINKER_API_KEY={settings.api_key}
+  {export_key}
   export NO_PROXY=127.0.0.1,localhost
 
 OpenAI clients: base_url={base_url}/oai/api/v1 and the same key

@@ -185,14 +185,14 @@ async def _load_into_run(service: Service, fields: Fields) -> Response:
     async def work() -> Payload:
         found = _find_training_checkpoint(service, path, with_optimizer)
         with service.store.pin(found):
-            folder = service.store.verify(found)  # not awaited: later requests wait behind this one
+            folder = await asyncio.to_thread(service.store.verify, found)
             loaded = service.engine.worker.load_run(
                 run.run_id, folder, with_optimizer=with_optimizer
             )
             await asyncio.wrap_future(loaded)
         return Payload.of_json({"path": path, "type": "load_weights"})
 
-    return ack(service.submit(run, seq_id, "load_weights", work))
+    return ack(service.submit(run, seq_id, "load_weights", work, alone=True))
 
 
 async def get_info(service: Service, request: Request) -> Response:

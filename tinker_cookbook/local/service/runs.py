@@ -2,7 +2,7 @@
 
 A request whose lower numbers have not all arrived is held. The SDK skips a number when it refuses a
 call on its own side, so after a grace period the gap is taken to be final. Refused requests count
-as arrived.
+as arrived. A request may also hold up all that come after it, while it prepares its work elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class SequenceGate:
         self._held: dict[int, Start] = {}
         self._request_ids: OrderedDict[int, str] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._late: list[Start] = []
+        """Arrived after their gap was given up, while the gate was paused."""
+        self._is_paused = False
+        self._is_closing = False
 
     def request_id_of(self, seq_id: int) -> str | None:
         """The request that this number was first used for, or None."""
@@ -45,27 +49,41 @@ class SequenceGate:
         if len(self._request_ids) > MAX_REMEMBERED:
             self._request_ids.popitem(last=False)
         if seq_id < self._next:
-            start()  # arrived after its gap was given up
-            return
-        self._held[seq_id] = start
+            self._late.append(start)  # arrived after its gap was given up
+        else:
+            self._held[seq_id] = start
         self._start_ready()
+
+    def pause(self) -> None:
+        """Hold everything that comes after the request that is being started."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Start what has been held since `pause`, in order."""
+        self._is_paused = False
+        if self._is_closing:
+            self.close()
+        else:
+            self._start_ready()
 
     def _start_ready(self) -> None:
         before = self._next
-        while self._next in self._held:
+        while self._late and not self._is_paused:
+            self._late.pop(0)()
+        while self._next in self._held and not self._is_paused:
             start = self._held.pop(self._next)
             self._next += 1
             start()
         if self._timer is not None and (self._next != before or not self._held):
             self._timer.cancel()
             self._timer = None
-        if self._held and self._timer is None:
+        if self._held and self._timer is None and not self._is_paused:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._grace_seconds, self._give_up_gap)
 
     def _give_up_gap(self) -> None:
         self._timer = None
-        if self._held:
+        if self._held and not self._is_paused:
             lowest = min(self._held)
             logger.warning("seq_id %d to %d never arrived; going on", self._next, lowest - 1)
             self._next = lowest
@@ -73,11 +91,13 @@ class SequenceGate:
 
     @property
     def num_held(self) -> int:
-        return len(self._held)
+        return len(self._held) + len(self._late)
 
     def close(self) -> None:
-        """Start everything that is still held, in order, so that it can be refused."""
-        while self._held:
+        """Start everything that is still held, in order; what a pause holds once that ends."""
+        self._is_closing = True
+        self._start_ready()
+        while self._held and not self._is_paused:
             self._next = min(self._held)
             self._start_ready()
 
