@@ -192,6 +192,8 @@ def test_a_taken_port_is_named(tmp_path, local_service) -> None:
     [
         (["--num-threads", "0"], "num_threads=0"),
         (["--spill-after", "nan"], "spill_after=nan"),
+        (["--log-mib", "0"], "log_mib=0"),
+        (["--keep-days", "inf"], "keep_days=inf"),
         (["--models-dir", "nowhere"], "models_dir=nowhere"),
         (["--assets-dir", "nowhere"], "assets_dir=nowhere"),
         (["--state-dir", "FILE"], "state_dir=.*FILE cannot be written"),

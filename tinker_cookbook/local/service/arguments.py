@@ -46,3 +46,19 @@ def add_operating_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="lines of the log file"
     )
+    parser.add_argument(
+        "--log-mib",
+        type=float,
+        default=64.0,
+        metavar="MIB",
+        help="size of this process's logs, and of those of ended ones together; the oldest lines "
+        "go first (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--keep-days",
+        type=float,
+        default=90.0,
+        metavar="DAYS",
+        help="logs of ended processes, and sessions and runs without a checkpoint, go when they "
+        "were not used for so long (default: %(default)g)",
+    )

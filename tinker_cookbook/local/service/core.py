@@ -20,6 +20,7 @@ from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.losses import LossTable
 from tinker_cookbook.local.service.metrics import Metrics
 from tinker_cookbook.local.service.progress import ProgressLog
+from tinker_cookbook.local.service.retention import Retention
 from tinker_cookbook.local.service.runs import Run
 from tinker_cookbook.local.service.samplers import SamplerTable
 from tinker_cookbook.local.service.sessions import Session, SessionTable
@@ -61,6 +62,7 @@ class Service:
         self.trace = TraceLog()
         self.metrics = Metrics()
         self.progress = ProgressLog(settings.state_dir)
+        self.retention = Retention(settings.retention, self.store, self.progress)
         self.codecs = Codecs()
         self.started_at = time.time()
         self.is_draining = False
@@ -246,7 +248,8 @@ class Service:
         self.futures.expire()
         self.samplers.forget_answered(lambda key: self.futures.get(key) is not None)
         await asyncio.to_thread(self.progress.save)
-        for step in (self._remove_expired, self._end_idle_sessions, self._record_use):
+        steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
+        for step in steps:
             try:
                 await step()
             except StorageError as error:
@@ -257,6 +260,9 @@ class Service:
 
     async def _remove_expired(self) -> None:
         await asyncio.to_thread(self.store.remove_expired)
+
+    async def _remove_old(self) -> None:
+        await asyncio.to_thread(self.retention.remove_old_if_due)
 
     async def _end_idle_sessions(self) -> None:
         for session in self.sessions.idle(self.limits.session_idle_seconds):

@@ -398,6 +398,41 @@ class Index:
             ).fetchall()
         return [record["folder"] for record in found]
 
+    def remove_old_records(self, before: float) -> int:
+        """Forget sessions not heard of since a time, with what belongs to them.
+
+        Runs with checkpoints stay, and their sessions with them.
+
+        Returns:
+            How many sessions and runs were removed.
+        """
+        with self.transaction() as connection:
+            connection.execute(
+                "DELETE FROM samplers WHERE NOT EXISTS (SELECT 1 FROM sessions "
+                "WHERE sessions.session_id = samplers.session_id AND last_seen_at >= ?)",
+                (before,),
+            )
+            runs = connection.execute(
+                "DELETE FROM runs WHERE last_request_at < ?1 AND NOT EXISTS (SELECT 1 FROM "
+                "checkpoints WHERE checkpoints.run_id = runs.run_id) AND NOT EXISTS (SELECT 1 FROM "
+                "sessions WHERE sessions.session_id = runs.session_id AND last_seen_at >= ?1)",
+                (before,),
+            )
+            sessions = connection.execute(
+                "DELETE FROM sessions WHERE last_seen_at < ? AND NOT EXISTS (SELECT 1 FROM runs "
+                "WHERE runs.session_id = sessions.session_id)",
+                (before,),
+            )
+            connection.execute(
+                "DELETE FROM copies WHERE tinker_path NOT IN (SELECT 'tinker://' || run_id || '/' "
+                "|| segment || '/' || name FROM checkpoints)"
+            )
+        return runs.rowcount + sessions.rowcount
+
+    def run_ids(self) -> list[str]:
+        """The ids of all runs."""
+        return [record[0] for record in self._query("SELECT run_id FROM runs")]
+
     def has_folder(self, folder: str) -> bool:
         """Whether a checkpoint, expired or not, uses this folder."""
         return bool(self._query("SELECT 1 FROM checkpoints WHERE folder=?", (folder,)))

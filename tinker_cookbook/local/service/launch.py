@@ -14,7 +14,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.lifecycle import is_loopback, serve, write_ready_file
-from tinker_cookbook.local.service.settings import Limits, ServiceSettings
+from tinker_cookbook.local.service.settings import Limits, RetentionSettings, ServiceSettings
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
 
 __all__ = ["build_settings", "run_service"]
@@ -52,6 +52,7 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
         model_dirs=tuple(path.expanduser().resolve() for path in args.model_dirs or ()),
         memory_bytes=_memory_bytes(args.memory_gib),
         limits=Limits() if args.spill_after is None else Limits(spill_seconds=args.spill_after),
+        retention=RetentionSettings(args.keep_days, int(args.log_mib * 2**20)),
     )
 
 
@@ -61,6 +62,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if args.spill_after is not None and not 0 <= args.spill_after < math.inf:
         raise ConfigurationError(
             f"spill_after={args.spill_after} is no time; use a number of seconds from 0"
+        )
+    if not 1 <= args.log_mib < math.inf:
+        raise ConfigurationError(f"log_mib={args.log_mib} is no size; use a number of MiB from 1")
+    if not 1 <= args.keep_days < math.inf:
+        raise ConfigurationError(
+            f"keep_days={args.keep_days} is no time; use a number of days from 1"
         )
 
 

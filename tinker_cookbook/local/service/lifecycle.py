@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter
+from tinker_cookbook.local.service.retention import log_path, prune_logs
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.utils.processes import is_running
 
@@ -36,7 +38,7 @@ INTERRUPTED = 128 + signal.SIGINT
 """Exit status of a program that Ctrl-C has ended."""
 EMBEDDED_DRAIN_SECONDS = 8.0
 PR_SET_PDEATHSIG = 1
-LOG_BYTES = 20 * 2**20
+LOG_PARTS = 4
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
 
 
@@ -56,13 +58,15 @@ def write_ready_file(path: Path, values: dict[str, object]) -> None:
     temporary.replace(path)
 
 
-def set_up_logging(state_dir: Path, log_format: str) -> Path:
+def set_up_logging(settings: ServiceSettings) -> Path:
     """Log to a file of this process in the state folder; warnings also go to stderr."""
-    folder = state_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"service-{os.getpid()}.log"
-    to_file = _LogFile(path, maxBytes=LOG_BYTES, backupCount=2)
-    if log_format == "json":
+    path = log_path(settings.state_dir, os.getpid())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = settings.retention
+    prune_logs(path.parent, max_bytes=kept.log_bytes, before=time.time() - kept.keep_seconds)
+    part_bytes = kept.log_bytes // LOG_PARTS
+    to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
+    if settings.log_format == "json":
         to_file.setFormatter(JsonFormatter())
     else:
         to_file.setFormatter(logging.Formatter(TEXT_FORMAT))
@@ -141,9 +145,9 @@ def serve(
         _die_with_parent(parent_pid)
     _raise_file_limit()
     bound = _bind(settings.host, settings.port)
-    log_path = set_up_logging(settings.state_dir, settings.log_format)
+    log_file = set_up_logging(settings)
     service = Service(settings)
-    logger.info("service %s, log %s", service.store.instance, log_path)
+    logger.info("service %s, log %s", service.store.instance, log_file)
     url = _base_url(settings.host, bound)
     try:
         stopping = _Stopping(service, say or (lambda _: None), parent_pid)

@@ -2,7 +2,7 @@
 
 Points are kept in memory and appended to `curves/` in the state folder now and then, so that the
 curves of finished runs can be looked at after a restart. They are for the eye: a crash may lose the
-last seconds of them.
+last seconds of them, and of a very long run not every step is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ __all__ = ["Point", "ProgressLog"]
 logger = logging.getLogger(__name__)
 
 MAX_POINTS_SENT = 2000
+MAX_POINTS_SAVED = 20_000
+"""Of one run; beyond it every second one of them goes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class _RunProgress:
     num_tokens: int = 0
     weight: float = 0.0
     num_steps: int = 0
+    num_saved: int = 0
+    stride: int = 1
+    """Steps between two saved points."""
     unsaved: list[Point] | None = None
 
 
@@ -94,16 +99,41 @@ class ProgressLog:
         for run_id, run in list(self._runs.items()):
             with self._saving:
                 points, run.unsaved = run.unsaved, None
-                if points:
-                    self._append(run_id, points)
+                if not points:
+                    continue
+                try:
+                    self._append(run_id, run, points)
+                except OSError as error:
+                    logger.warning("the loss curve of %s could not be saved: %s", run_id, error)
 
-    def _append(self, run_id: str, points: Sequence[Point]) -> None:
-        try:
-            self._folder.mkdir(exist_ok=True)
-            with self._path(run_id).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_as_list(point)) + "\n" for point in points)
-        except OSError as error:
-            logger.warning("the loss curve of %s could not be saved: %s", run_id, error)
+    def _append(self, run_id: str, run: _RunProgress, points: Sequence[Point]) -> None:
+        kept = [_as_list(point) for point in points if point.step % run.stride == 0]
+        self._folder.mkdir(exist_ok=True)
+        with self._path(run_id).open("a", encoding="utf-8") as file:
+            file.write(_as_lines(kept))
+        run.num_saved += len(kept)
+        if run.num_saved > MAX_POINTS_SAVED:
+            run.stride *= 2
+            run.num_saved = self._thin_out(run_id, run.stride)
+
+    def _thin_out(self, run_id: str, stride: int) -> int:
+        """Keep the saved points of some steps; returns how many there are."""
+        path = self._path(run_id)
+        kept = [point for point in self._saved(run_id) if point[0] % stride == 0]
+        temporary = path.with_suffix(".part")
+        temporary.write_text(_as_lines(kept), encoding="utf-8")
+        temporary.replace(path)
+        return len(kept)
+
+    def remove_unknown(self, known_ids: Callable[[], Iterable[str]]) -> None:
+        """Remove the curves of runs that are not known any more."""
+        found = list(self._folder.glob("*.jsonl"))
+        # asked afterwards: a run is known before its curve begins
+        known = {self._path(run_id) for run_id in known_ids()}
+        for path in found:
+            if path not in known:
+                with contextlib.suppress(OSError):  # a folder that has become read-only
+                    path.unlink(missing_ok=True)
 
     def curve(self, run_id: str) -> list[list[Any]]:
         """All points of a run as [step, loss, tokens, time], thinned out if there are many."""
@@ -124,6 +154,10 @@ class ProgressLog:
     def _path(self, run_id: str) -> Path:
         """A client's text never becomes a file name."""
         return self._folder / f"{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.jsonl"
+
+
+def _as_lines(points: Sequence[list[Any]]) -> str:
+    return "".join(json.dumps(point) + "\n" for point in points)
 
 
 def _as_list(point: Point) -> list[Any]:

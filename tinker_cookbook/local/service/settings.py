@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["DAY_SECONDS", "Limits", "ServiceSettings"]
+__all__ = ["DAY_SECONDS", "Limits", "RetentionSettings", "ServiceSettings"]
 
 DAY_SECONDS = 86_400
 
@@ -39,6 +39,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class RetentionSettings:
+    """How much of the past is kept beside the checkpoints."""
+
+    keep_days: float = 90.0
+    """Logs of ended processes, and sessions and runs without a checkpoint, go after this time."""
+    log_bytes: int = 64 * 2**20
+    """What the logs of this process may hold, and those of ended ones together."""
+
+    @property
+    def keep_seconds(self) -> float:
+        return self.keep_days * DAY_SECONDS
+
+
+@dataclass(frozen=True)
 class ServiceSettings:
     """One service process."""
 
@@ -62,3 +76,4 @@ class ServiceSettings:
     memory_bytes: int | None = None
     """What the process may hold; None: what the machine or container has."""
     limits: Limits = field(default_factory=Limits)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
