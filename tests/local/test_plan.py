@@ -43,9 +43,10 @@ def test_sizes_are_those_of_the_loaded_model(architecture: str) -> None:
     plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
     model = load_base_model(folder, dtype=torch.float32)
     assert isinstance(model, NativeModel)
-    model.weights.ensure_room(4)
     held = model.weights.num_bytes()
-    assert held <= plan.memory["weights"] <= held * 1.03  # num_bytes leaves out norms and biases
+    planned = next(iter(plan.memory.values()))
+    # num_bytes leaves out norms and biases; matrices are filled up to whole panels
+    assert planned == pytest.approx(held, rel=0.03)
     targets = model.lora_targets(LoraSpec(rank=4, train_unembed=False))
     adapter = 4 * sum(target.in_features + target.out_features for target in targets)
     assert plan.adapter_parameters == adapter
@@ -55,7 +56,9 @@ def test_a_model_of_0_6b_has_the_published_size(tmp_path: Path) -> None:
     plan = build_plan("m", write_config(tmp_path), rates=RATES, free_bytes=16 * GIB)
     assert plan.num_parameters == 596_049_920
     assert plan.bytes_per_cached_token == 28 * 2 * 8 * 128 * 4
-    assert plan.memory["packed copy for sampling"] / 2**20 == pytest.approx(1137, rel=0.01)
+    assert plan.memory["weights, packed for training and sampling"] / 2**20 == pytest.approx(
+        1137, rel=0.01
+    )
     assert plan.speeds["sampling, 32 at once"] > plan.speeds["sampling, 1 sequence"]
 
 
@@ -63,7 +66,7 @@ def test_less_memory_means_a_shorter_context_and_then_no_fit(tmp_path: Path) -> 
     folder = write_config(tmp_path)
     plans = [
         build_plan("m", folder, rates=RATES, free_bytes=size * GIB, dtype="float32")
-        for size in (2, 7, 9, 200)
+        for size in (2, 5, 7, 200)
     ]
     lengths = [plan.max_train_tokens for plan in plans]
     assert lengths == sorted(lengths)
@@ -73,7 +76,10 @@ def test_less_memory_means_a_shorter_context_and_then_no_fit(tmp_path: Path) -> 
     assert "MORE THAN IS FREE" not in describe_plan(plans[1])
 
 
-def test_the_format_halves_the_weights(tmp_path: Path) -> None:
+def test_without_a_compiler_the_format_halves_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_COOKBOOK_NATIVE", "0")
     folder = write_config(tmp_path)
     full = build_plan("m", folder, rates=RATES, free_bytes=16 * GIB, dtype="float32")
     half = build_plan("m", folder, rates=RATES, free_bytes=16 * GIB, dtype="bfloat16")

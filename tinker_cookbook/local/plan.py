@@ -16,6 +16,7 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.config import ArchConfig, read_arch, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
+from tinker_cookbook.local.engine.native.build import find_compiler
 
 __all__ = ["MachineRates", "ModelPlan", "build_plan", "describe_plan", "measure_rates"]
 
@@ -120,10 +121,17 @@ def build_plan(
     adapter = rank * _adapter_width(arch) * arch.num_layers
     stored = str(config.get("dtype", config.get("torch_dtype")))
     packed = 2 if "bfloat16" in (stored, chosen) else 4
+    compiled = find_compiler() is not None
     per_token = arch.num_layers * 2 * arch.kv_size * 4
+    if compiled and chosen == "float32":
+        weights = {"weights, packed for training and sampling": parameters * packed}
+    else:
+        spare = _spare_columns(arch, rank) * arch.num_layers
+        weights = {"weights": (parameters + spare) * size}
+        if compiled:
+            weights["packed copy for sampling"] = (blocks + embedding) * packed
     memory = {
-        "weights": parameters * size + _spare_columns(arch, rank) * arch.num_layers * size,
-        "packed copy for sampling": (blocks + embedding) * packed,
+        **weights,
         "gradient, shared by the runs": adapter * 4,
         "activations of a pack": _activation_bytes(arch, rank, _PACK_TOKENS, size),
         "python and torch": _SPARE_BYTES,
@@ -148,7 +156,7 @@ def build_plan(
         bytes_per_cached_token=per_token,
         max_train_tokens=_longest(arch, rank, size, room),
         max_sample_tokens=min(arch.max_positions, cache // per_token),
-        speeds=_speeds(arch, blocks, adapter, (chosen, packed), rates),
+        speeds=_speeds(arch, blocks, adapter, (chosen, packed if compiled else size), rates),
     )
 
 

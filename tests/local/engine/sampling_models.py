@@ -68,7 +68,7 @@ def sampled(
 ) -> Sampled:
     """A tiny model with the chosen decoder; skips where no kernels can be compiled."""
     folder = tiny_model(architecture)
-    base = load_base_model(folder, dtype=dtype)
+    base = load_base_model(folder, dtype=dtype, compiled=decoder == "compiled")
     assert isinstance(base, NativeModel), "tiny models have native architectures"
     chosen = Decoder(base.arch, base.weights)
     if decoder == "compiled":

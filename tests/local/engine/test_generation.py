@@ -10,6 +10,8 @@ from tests.local.engine.sampling_models import DECODERS, Sampled, random_adapter
 from tests.tiny_models import TINY_ARCHITECTURES
 from tinker_cookbook.local.engine.generation import GenerationLimits
 from tinker_cookbook.local.engine.lora_stack import StackedLora
+from tinker_cookbook.local.engine.matrices import DenseMatrix
+from tinker_cookbook.local.engine.native.packed import MatrixBlocks, PackedMatrix
 from tinker_cookbook.local.engine.train import TrainingRun
 from tinker_cookbook.local.engine.types import (
     LossSpec,
@@ -131,13 +133,21 @@ def test_bfloat16_sampler_and_trainer_agree_within_its_rounding(decoder):
 def test_compiled_kernels_read_bfloat16_weights_exactly():
     half = sampled("qwen2", "compiled", dtype=torch.bfloat16)
     full = sampled("qwen2", "compiled")
-    for layer, rounded in zip(full.base.weights.layers, half.base.weights.layers, strict=True):
-        for name, storage in layer.storages.items():
-            storage.copy_(rounded.storages[name])
+    mine, rounded = full.base.weights, half.base.weights
+    assert isinstance(mine.head, PackedMatrix)
+    blocks = MatrixBlocks(mine.head.products)
+    for layer, other in zip(mine.layers, rounded.layers, strict=True):
+        for name, matrix in other.matrices.items():
+            packed = layer.matrices[name]
+            assert isinstance(packed, PackedMatrix)
+            assert isinstance(matrix, DenseMatrix)
+            layer.matrices[name] = blocks.pack(matrix.weight, packed.outs)
+            assert layer.matrices[name].num_bytes == packed.num_bytes // 2
         for name in ("input_norm", "post_norm", "qkv_bias"):
-            getattr(layer, name).copy_(getattr(rounded, name))
-    full.base.weights.embed.copy_(half.base.weights.embed)
-    full.base.weights.final_norm.copy_(half.base.weights.final_norm)
+            getattr(layer, name).copy_(getattr(other, name))
+    assert isinstance(rounded.head, DenseMatrix)
+    mine.embed, mine.head = rounded.embed, blocks.pack(rounded.head.weight, mine.head.outs)
+    mine.final_norm.copy_(rounded.final_norm)
     spec = SampleSpec(prompt_of(30), 2, 40, seed=1, stop=[])
     first, second = half.sample(spec)[0], full.sample(spec)[0]
     assert all(same(a, b) for a, b in zip(first.sequences, second.sequences, strict=True))

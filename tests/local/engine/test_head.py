@@ -9,6 +9,7 @@ from tinker_cookbook.local.engine.gradients import GradientSink
 from tinker_cookbook.local.engine.head import Head
 from tinker_cookbook.local.engine.lora import Adapter
 from tinker_cookbook.local.engine.losses import LOSSES, PackLoss
+from tinker_cookbook.local.engine.matrices import DenseMatrix
 from tinker_cookbook.local.engine.types import LoraSpec
 
 VOCAB, HIDDEN, CHUNK_ROWS = 20, 6, 16
@@ -29,9 +30,9 @@ def test_chunks_agree_with_autograd_on_all_rows(num_trained: int) -> None:
     loss.backward()
     assert hidden.grad is not None
 
-    head = Head(weight, chunk_bytes=CHUNK_ROWS * 4 * VOCAB)
+    head = Head(DenseMatrix(weight), chunk_bytes=CHUNK_ROWS * 4 * VOCAB)
     adapter = Adapter(LoraSpec(rank=1, seed=0), [])
-    sink = GradientSink(adapter.layout, adapter.parameters, adapter.scale)
+    sink = GradientSink(adapter.layout, adapter.parameters)
     pack_loss = PackLoss(LOSSES["cross_entropy"], {}, {"weights": weights})
     logprobs, gradient = head.logprobs_and_gradient(
         adapter,

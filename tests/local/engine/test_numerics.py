@@ -37,13 +37,15 @@ def _native(run: TrainingRun) -> NativeModel:
     return run.model
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("train_unembed", [False, True])
 @pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
 def test_logprobs_loss_gradient_and_adam_step_equal_peft(
-    architecture: str, train_unembed: bool
+    architecture: str, train_unembed: bool, compiled: bool
 ) -> None:
     folder = tiny_model(architecture, tied=False)
-    run = make_run(folder, LoraSpec(rank=4, seed=1, train_unembed=train_unembed))
+    spec = LoraSpec(rank=4, seed=1, train_unembed=train_unembed)
+    run = make_run(folder, spec, compiled=compiled)
     model, parameters = peft_model(folder, run.adapter)
     data = _data(run)
     result = run.forward_backward(data, CROSS_ENTROPY)

@@ -34,9 +34,11 @@ def make_run(
     *,
     dtype: torch.dtype = torch.float32,
     random_b: bool = True,
+    compiled: bool = True,
 ) -> TrainingRun:
     """A run on a model folder; B is random unless told otherwise, so every gradient is non-zero."""
-    run = TrainingRun(load_base_model(folder, dtype=dtype), spec or LoraSpec(rank=4, seed=1))
+    base = load_base_model(folder, dtype=dtype, compiled=compiled)
+    run = TrainingRun(base, spec or LoraSpec(rank=4, seed=1))
     if random_b:
         set_random_b(run.adapter)
     return run

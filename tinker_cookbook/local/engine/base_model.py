@@ -18,6 +18,9 @@ from tinker_cookbook.local.engine.graph_loss import GraphPackLoss
 from tinker_cookbook.local.engine.head import Head
 from tinker_cookbook.local.engine.lora import Adapter, LoraTarget, lora_targets
 from tinker_cookbook.local.engine.losses import PackLoss
+from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.packed import MatrixBlocks
+from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.packing import Pack
 from tinker_cookbook.local.engine.transformer import PackedTransformer
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
@@ -181,16 +184,32 @@ def load_base_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    compiled: bool = True,
 ) -> BaseModel:
-    """Load a model folder: natively where its architecture is known, else through transformers."""
+    """Load a model folder: natively where its architecture is known, else through transformers.
+
+    Args:
+        dtype: of the arithmetic; None: by device.
+        compiled: train with the compiled kernels where there are any for the device and format.
+    """
     reuse_freed_memory()
     dtype = dtype or choose_dtype(device)
     arch = read_arch(folder)
     if arch is not None:
-        return NativeModel(arch, load_weights(folder, arch, device=device, dtype=dtype))
+        blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None
+        weights = load_weights(folder, arch, device=device, dtype=dtype, blocks=blocks)
+        return NativeModel(arch, weights)
     from tinker_cookbook.local.engine.hf_model import HfModel
 
     return HfModel(folder, device=device, dtype=dtype)
+
+
+def _matrix_blocks(device: torch.device, dtype: torch.dtype) -> MatrixBlocks | None:
+    """Packs matrices where the compiled kernels train; None where torch does."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return None
+    kernels = load_kernels()
+    return None if kernels is None else MatrixBlocks(Products(kernels))
 
 
 def reuse_freed_memory() -> None:

@@ -19,6 +19,7 @@ from tinker_cookbook.local.engine.batching import Batch, Chunk
 from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.kv_cache import Pool, cache_shape
 from tinker_cookbook.local.engine.lora_stack import LoraRouter, StackedLora
+from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix
 from tinker_cookbook.local.engine.ops import RopeTable, apply_rope, rms_norm
 from tinker_cookbook.local.engine.weights import LayerWeights, ModelWeights
 
@@ -43,7 +44,7 @@ class _PoolView:
 
 
 class Decoder:
-    """Runs batches through one base model."""
+    """Runs batches through one base model, whose matrices are tensors."""
 
     exact = False
 
@@ -63,7 +64,7 @@ class Decoder:
         rope = [table[positions][:, None].to(self.weights.dtype) for table in tables]
         router = LoraRouter(batch.adapters(), device)
         views = self._pool_views(batch)
-        x = functional.embedding(tokens, self.weights.embed)
+        x = self.weights.embed_tokens(tokens)
         for index, layer in enumerate(self.weights.layers):
             x = self._attention_block(x, index, layer, router, rope, views, batch)
             x = self._mlp_block(x, index, layer, router)
@@ -74,7 +75,7 @@ class Decoder:
         """Return float32 [N, V] for hidden states [N, H] of `forward`."""
         normed = self._norm(hidden, self.weights.final_norm)
         router = LoraRouter(adapters, hidden.device)
-        return router.project_head(normed, self.weights.head).float()
+        return router.project_head(normed, _weight(self.weights.head)).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight, self.arch.rms_norm_eps)
@@ -82,7 +83,7 @@ class Decoder:
     def _attention_block(self, x, index, layer: LayerWeights, router, rope, views, batch) -> Tensor:
         arch = self.arch
         normed = self._norm(x, layer.input_norm)
-        qkv = router.project(normed, layer.qkv, index, "qkv")
+        qkv = router.project(normed, _weight(layer.matrices["qkv"]), index, "qkv")
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         q_and_k = qkv[:, : arch.q_size + arch.kv_size].unflatten(1, (-1, arch.head_dim))
@@ -99,12 +100,13 @@ class Decoder:
         v = qkv[:, arch.q_size + arch.kv_size :].unflatten(1, (-1, arch.head_dim))
         kv = torch.stack([q_and_k[:, arch.num_heads :], v], dim=1)
         attended = self._attend(q, kv, index, views, batch)
-        return x + router.project(attended, layer.o, index, "o")
+        return x + router.project(attended, _weight(layer.matrices["o"]), index, "o")
 
     def _mlp_block(self, x: Tensor, index: int, layer: LayerWeights, router) -> Tensor:
         normed = self._norm(x, layer.post_norm)
-        gate, up = router.project(normed, layer.gate_up, index, "gate_up").chunk(2, dim=-1)
-        return x + router.project(functional.silu(gate) * up, layer.down, index, "down")
+        gate_up, down = (_weight(layer.matrices[name]) for name in ("gate_up", "down"))
+        gate, up = router.project(normed, gate_up, index, "gate_up").chunk(2, dim=-1)
+        return x + router.project(functional.silu(gate) * up, down, index, "down")
 
     def _attend(self, q: Tensor, kv: Tensor, layer: int, views, batch: Batch) -> Tensor:
         """Store the new keys and values, attend, return [N, num_heads D]."""
@@ -161,3 +163,8 @@ class Decoder:
             views.append(_PoolView(pool, first, num_rows, length, mask, *places))
             first += num_rows
         return views
+
+
+def _weight(matrix: Matrix) -> Tensor:
+    assert isinstance(matrix, DenseMatrix), "packed matrices are for the compiled kernels"
+    return matrix.weight

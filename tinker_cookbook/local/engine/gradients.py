@@ -12,10 +12,9 @@ __all__ = ["GradientSink", "SpareGradients"]
 class GradientSink:
     """Adds the gradients of LoRA matrices into one flat float32 tensor."""
 
-    def __init__(self, layout: AdapterLayout, flat: torch.Tensor, scale: float) -> None:
+    def __init__(self, layout: AdapterLayout, flat: torch.Tensor) -> None:
         self.layout = layout
         self.flat = flat
-        self.scale = scale
 
     def add(
         self,
@@ -26,25 +25,27 @@ class GradientSink:
         low_grad: torch.Tensor,
         out_grad: torch.Tensor,
     ) -> None:
-        """For `out += scale B low`, `low = A x`: dA = low_grad' x, dB = scale out_grad' low."""
-        _accumulate(self.layout.stacked_a(self.flat, group), low_grad, x, 1.0)
+        """For `out += B low`, `low = scale A x`: dA = low_grad' x, dB = out_grad' low.
+
+        `low_grad` is the gradient of `A x`.
+        """
+        _accumulate(self.layout.stacked_a(self.flat, group), low_grad, x)
         rank, top = self.layout.rank, 0
         for position, target in enumerate(self.layout.groups[group]):
             _accumulate(
                 self.layout.matrix(self.flat, target.path + ".B"),
                 out_grad[:, top : top + target.out_features],
                 low[:, position * rank : (position + 1) * rank],
-                self.scale,
             )
             top += target.out_features
 
 
-def _accumulate(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor, alpha: float) -> None:
-    """`into += alpha left' right`."""
+def _accumulate(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`into += left' right`."""
     if left.dtype == into.dtype:
-        into.addmm_(left.t(), right, alpha=alpha)
+        into.addmm_(left.t(), right)
     else:
-        into.add_(left.t() @ right, alpha=alpha)
+        into.add_(left.t() @ right)
 
 
 class SpareGradients:

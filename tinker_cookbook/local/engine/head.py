@@ -14,6 +14,7 @@ import torch
 
 from tinker_cookbook.local.engine.gradients import GradientSink
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter
+from tinker_cookbook.local.engine.matrices import Matrix
 
 __all__ = ["Head", "LogprobGradient"]
 
@@ -28,9 +29,10 @@ _SMALLEST_EXACT = -80.0
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(self, weight: torch.Tensor, *, chunk_bytes: int = _CHUNK_BYTES) -> None:
-        """`weight` is [V, H]; it stays frozen. `chunk_bytes` bounds the logits in memory."""
-        self._weight = weight
+    def __init__(self, matrix: Matrix, *, chunk_bytes: int = _CHUNK_BYTES) -> None:
+        """`matrix` is [V, H]; it stays frozen. `chunk_bytes` bounds the logits in memory."""
+        self._matrix = matrix
+        self._vocab = matrix.out_features
         self._chunk_bytes = chunk_bytes
         self._buffers = torch.empty(2, 0, 0)
 
@@ -62,7 +64,7 @@ class Head:
             # d logprob_k / d logits = onehot_k - softmax, summed over k with the given factors.
             logits_grad = probabilities.mul_(-gradient.sum(1, keepdim=True))
             logits_grad.scatter_add_(1, targets[rows], gradient)
-            hidden_grad[rows] = logits_grad.to(hidden.dtype) @ self._weight
+            hidden_grad[rows], _ = self._matrix.backward(logits_grad.to(hidden.dtype))
             if low is not None:
                 self._add_lora(adapter, sink, hidden[rows], low, logits_grad, hidden_grad[rows])
         return logprobs, hidden_grad
@@ -70,10 +72,10 @@ class Head:
     def buffer_bytes(self, num_rows: int) -> int:
         """Memory of the two buffers for so many rows."""
         largest = max((rows.stop - rows.start for rows in self._chunks(num_rows)), default=0)
-        return 2 * 4 * largest * self._weight.shape[0]
+        return 2 * 4 * largest * self._vocab
 
     def _chunks(self, num_rows: int) -> list[slice]:
-        size = max(16, self._chunk_bytes // (4 * self._weight.shape[0]))
+        size = max(16, self._chunk_bytes // (4 * self._vocab))
         count = max(1, -(-num_rows // size))
         size = max(1, -(-num_rows // count))
         return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
@@ -82,18 +84,15 @@ class Head:
         self, adapter: Adapter, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 [C, V] in the reused buffer, and the low-rank values [C, r] of a trained head."""
-        num_rows, vocab = hidden.shape[0], self._weight.shape[0]
+        num_rows = hidden.shape[0]
         if self._buffers.shape[1] < num_rows or self._buffers.device != hidden.device:
-            self._buffers = torch.empty(2, num_rows, vocab, device=hidden.device)
+            self._buffers = torch.empty(2, num_rows, self._vocab, device=hidden.device)
         logits = self._buffers[0, :num_rows]
-        if hidden.dtype == torch.float32:
-            torch.mm(hidden, self._weight.t(), out=logits)
-        else:
-            logits.copy_(hidden @ self._weight.t())
+        self._matrix.multiply_into(logits, hidden)
         if not adapter.group(HEAD_PATH):
             return logits, None
-        low = hidden.float() @ adapter.a(HEAD_PATH).t()
-        logits.addmm_(low, adapter.b(HEAD_PATH).t(), alpha=adapter.scale)
+        low = (hidden.float() @ adapter.a(HEAD_PATH).t()).mul_(adapter.scale)
+        logits.addmm_(low, adapter.b(HEAD_PATH).t())
         return logits, low
 
     def _softmax(

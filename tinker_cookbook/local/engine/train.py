@@ -230,7 +230,7 @@ class TrainingPass:
         if self._backward:
             if self._gradient is None:
                 self._gradient = model.spare_gradients.take(adapter.parameters)
-            sink = GradientSink(adapter.layout, self._gradient, adapter.scale)
+            sink = GradientSink(adapter.layout, self._gradient)
             logprobs = model.logprobs_and_gradient(adapter, pack, pack_loss, sink)
         else:
             logprobs = model.logprobs(adapter, pack)

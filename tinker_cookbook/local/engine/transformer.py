@@ -5,7 +5,8 @@ positions go by segment. The backward pass is written out: only hidden states an
 gradients, so nothing else is kept or computed.
 
 Legend: T packed tokens, H hidden size, K key heads, G query heads per key head, D head size.
-`x` is the input of a projection, `low` its image under the stacked A matrices, and `z = [x | low]`.
+`x` is the input of a projection, `z` what `Matrix.forward` takes for it, and `low` its image under
+the stacked A matrices.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from tinker_cookbook.local.engine.attention import attention_backward, attention_forward
 from tinker_cookbook.local.engine.config import ArchConfig
@@ -88,7 +88,7 @@ class PackedTransformer:
         arch = self.arch
         width = 2 * (arch.hidden_size + arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
         width += 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
-        unit = num_tokens * self.weights.embed.element_size()
+        unit = num_tokens * self.weights.dtype.itemsize
         return unit * width, unit * arch.hidden_size
 
     def forward(
@@ -112,7 +112,7 @@ class PackedTransformer:
         tables = self._rope.up_to(max(lengths))
         cos, sin = (t[positions, None, None, :half] for t in tables)
         tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [])
-        hidden = F.embedding(tokens, self.weights.embed)
+        hidden = self.weights.embed_tokens(tokens)
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):
             following, kept = self._block(index, hidden, tape)
@@ -154,30 +154,30 @@ class PackedTransformer:
             index
             for index in range(len(self.weights.layers))
             for name in ("qkv", "gate_up")
-            if self.fold.stacked_a(layer_group(index, name)) is not None
+            if self.fold.pair(layer_group(index, name)) is not None
         ]
         return min(trained, default=len(self.weights.layers))
 
     def _block(self, index: int, hidden: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, _Kept]:
         layer, eps = self.weights.layers[index], self.arch.rms_norm_eps
         inverse_in = inverse_rms(hidden, eps)
-        z, x = self._widened(hidden, index, "qkv")
+        z, x = self._input(hidden, index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv")
         q, k, v = self._split_heads(qkv, layer, tape)
         attended = attention_forward(q, k, v, tape.lengths)
 
-        z, x = self._widened(hidden, index, "o")
+        z, x = self._input(hidden, index, "o")
         self._merge_heads(attended, x)
         o_out, o_low = self._project(z, index, "o", add_to=hidden)
         hidden_mid = o_out
 
         inverse_mid = inverse_rms(hidden_mid, eps)
-        z, x = self._widened(hidden, index, "gate_up")
+        z, x = self._input(hidden, index, "gate_up")
         rms_norm_into(x, hidden_mid, layer.post_norm, inverse_mid)
         gate_up, gate_up_low = self._project(z, index, "gate_up")
 
-        z, x = self._widened(hidden, index, "down")
+        z, x = self._input(hidden, index, "down")
         swiglu_into(x, gate_up)
         hidden_out, down_low = self._project(z, index, "down", add_to=hidden_mid)
         kept = _Kept(
@@ -230,50 +230,27 @@ class PackedTransformer:
         self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad)
         return rms_norm_backward(x_grad, hidden, layer.input_norm, kept.inverse_in, add=grad)
 
-    def _widened(
+    def _input(
         self, like: torch.Tensor, index: int, name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """An empty `z` for a projection and the view of it that is `x`."""
-        in_features = self.weights.layers[index].in_features[name]
-        stacked_a = self.fold.stacked_a(layer_group(index, name))
-        width = in_features + (0 if stacked_a is None else stacked_a.shape[0])
-        z = like.new_empty(like.shape[0], width)
-        return z, z[:, :in_features]
+        matrix = self.weights.layers[index].matrices[name]
+        return matrix.input_like(like, self.fold.pair(layer_group(index, name)))
 
     def _project(
-        self,
-        z: torch.Tensor,
-        index: int,
-        name: str,
-        *,
-        add_to: torch.Tensor | None = None,
+        self, z: torch.Tensor, index: int, name: str, *, add_to: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fill `low` from the `x` in z; returns the product (plus `add_to` or bias) and `low`."""
-        layer = self.weights.layers[index]
-        in_features = layer.in_features[name]
-        stacked_a = self.fold.stacked_a(layer_group(index, name))
-        low = z[:, in_features:]
-        if stacked_a is not None:
-            low = z[:, :in_features] @ stacked_a.t()
-            z[:, in_features:] = low
-        matrix = layer.storages[name][:, : z.shape[1]].t()
-        if name == "qkv" and layer.qkv_bias is not None:
-            add_to = layer.qkv_bias
-        return (z @ matrix if add_to is None else torch.addmm(add_to, z, matrix)), low
+        """The product (plus `add_to` or the bias) and `low`."""
+        layer, lora = self.weights.layers[index], self.fold.pair(layer_group(index, name))
+        bias = layer.qkv_bias if name == "qkv" else None
+        return layer.matrices[name].forward(z, lora, bias=bias, add_to=add_to)
 
     def _unproject(
         self, grad: torch.Tensor, index: int, name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients of `x` and of `low` from the gradient of a projection's result."""
-        layer = self.weights.layers[index]
-        in_features = layer.in_features[name]
-        stacked_a = self.fold.stacked_a(layer_group(index, name))
-        width = in_features + (0 if stacked_a is None else stacked_a.shape[0])
-        z_grad = grad @ layer.storages[name][:, :width]
-        x_grad, low_grad = z_grad[:, :in_features], z_grad[:, in_features:]
-        if stacked_a is not None:
-            x_grad.addmm_(low_grad, stacked_a)
-        return x_grad, low_grad
+        """Gradients of `x` and of `A x` from the gradient of a projection's result."""
+        lora = self.fold.pair(layer_group(index, name))
+        return self.weights.layers[index].matrices[name].backward(grad, lora)
 
     def _add_gradients(
         self,

@@ -1,13 +1,8 @@
 """Base weights in the layout the engine computes with, straight from safetensors.
 
 Projections that read the same input are stacked (query, key, value; gate, up), so that one product
-serves them. Every stacked matrix is stored with spare columns on its right:
-
-    storage [out, in + room]  =  [ W | scaled B of the adapter in use ]
-
-With them `W x + s B (A x)` is one product over `[x | A x]`, accumulated in float32 and rounded
-once. Two products added in bfloat16 would round most of a small update away. The training thread
-alone writes the spare columns; everything else reads the views `qkv`, `o`, `gate_up` and `down`.
+serves them. On a CPU with compiled kernels and float32 arithmetic matrices are packed once, for
+training and sampling (`native.packed`); elsewhere they are tensors (`matrices`).
 """
 
 from __future__ import annotations
@@ -21,6 +16,8 @@ from safetensors import safe_open
 
 from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.config import ArchConfig
+from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix, spare_columns
+from tinker_cookbook.local.engine.native.packed import MatrixBlocks, holds_bfloat16
 
 __all__ = ["BLOCKS", "FUSED", "LayerWeights", "ModelWeights", "load_weights", "module_shapes"]
 
@@ -40,88 +37,48 @@ BLOCKS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
 class LayerWeights:
     """One decoder block."""
 
-    storages: dict[str, torch.Tensor]
-    """Per stacked matrix [out, in + room]."""
-    in_features: dict[str, int]
+    matrices: dict[str, Matrix]
+    """Per key of `FUSED`."""
     qkv_bias: torch.Tensor | None
     input_norm: torch.Tensor
     post_norm: torch.Tensor
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
 
-    def weight(self, name: str) -> torch.Tensor:
-        """The stacked matrix [out, in], a view without the spare columns."""
-        return self.storages[name][:, : self.in_features[name]]
-
-    @property
-    def qkv(self) -> torch.Tensor:
-        """[(num_heads + 2 num_kv_heads) head_dim, hidden]."""
-        return self.weight("qkv")
-
-    @property
-    def o(self) -> torch.Tensor:
-        """[hidden, num_heads head_dim]."""
-        return self.weight("o")
-
-    @property
-    def gate_up(self) -> torch.Tensor:
-        """[2 intermediate, hidden]: gate above up."""
-        return self.weight("gate_up")
-
-    @property
-    def down(self) -> torch.Tensor:
-        """[hidden, intermediate]."""
-        return self.weight("down")
-
 
 @dataclass
 class ModelWeights:
     """A frozen base model; shared by every run and sampler."""
 
-    embed: torch.Tensor
-    """[V, H]."""
-    head: torch.Tensor
-    """[V, H]; the same tensor as `embed` where the model ties them."""
+    embed: torch.Tensor | None
+    """[V, H]; None where the model ties it to a packed `head`."""
+    head: Matrix
+    """[V, H]; holds the tensor `embed` where the model ties them."""
     final_norm: torch.Tensor
     layers: list[LayerWeights]
 
     @property
     def device(self) -> torch.device:
-        return self.embed.device
+        return self.final_norm.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.dtype
+        """Of the arithmetic; packed matrices may hold their numbers in another."""
+        return self.final_norm.dtype
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[T, H] in the dtype of the arithmetic, for int64 [T]."""
+        if self.embed is None:
+            return self.head.rows(tokens)
+        return torch.nn.functional.embedding(tokens, self.embed).to(self.dtype)
 
     def num_bytes(self) -> int:
-        """Memory held, spare columns included."""
-        seen: dict[int, int] = {}
-        for tensor in self._all_tensors():
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return sum(seen.values())
-
-    def _all_tensors(self) -> list[torch.Tensor]:
-        tensors = [self.embed, self.head, self.final_norm]
-        for layer in self.layers:
-            tensors.extend(layer.storages.values())
-        return tensors
-
-    def ensure_room(self, rank: int) -> None:
-        """Widen the spare columns for an adapter of this rank; copies if they are too narrow."""
-        for layer in self.layers:
-            for name, modules in FUSED.items():
-                storage = layer.storages[name]
-                in_features = layer.in_features[name]
-                room = _room(rank, len(modules))
-                if storage.shape[1] < in_features + room:
-                    wider = storage.new_zeros(storage.shape[0], in_features + room)
-                    wider[:, :in_features] = storage[:, :in_features]
-                    layer.storages[name] = wider
-
-
-def _room(rank: int, num_modules: int) -> int:
-    """Spare columns; a multiple of 32 keeps rows aligned to cache lines."""
-    return (rank * num_modules + 31) // 32 * 32
+        """Memory of the matrices, spare columns included."""
+        matrices = [matrix for layer in self.layers for matrix in layer.matrices.values()]
+        total = sum(matrix.num_bytes for matrix in [*matrices, self.head])
+        embed, head = self.embed, self.head
+        tied = embed is None or (isinstance(head, DenseMatrix) and head.storage is embed)
+        return total if embed is None or tied else total + embed.numel() * embed.element_size()
 
 
 class _Checkpoint:
@@ -166,33 +123,38 @@ def load_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora_room: int = 32,
+    blocks: MatrixBlocks | None = None,
 ) -> ModelWeights:
     """Read a model folder into the engine's layout.
 
     Args:
         lora_room: rank for which spare columns are allocated at once; a larger rank widens them.
+        blocks: packs the matrices for the compiled kernels; float32 on a CPU only.
 
     Raises:
         WeightsError: if a tensor is missing or has another shape than config.json implies.
     """
-    checkpoint = _Checkpoint(folder)
-    hidden, vocab = arch.hidden_size, arch.vocab_size
-
-    def place(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=device, dtype=dtype, copy=True)
-
-    embed = place(checkpoint.read("model.embed_tokens.weight", (vocab, hidden)))
-    tied = arch.tied_embeddings or "lm_head.weight" not in checkpoint
-    head = embed if tied else place(checkpoint.read("lm_head.weight", (vocab, hidden)))
-    layers = []
-    for index in range(arch.num_layers):
-        layers.append(_load_layer(checkpoint, arch, index, place, lora_room))
+    reader = _Reader(_Checkpoint(folder), torch.device(device), dtype, lora_room, blocks)
+    shape = (arch.vocab_size, arch.hidden_size)
+    tied = arch.tied_embeddings or "lm_head.weight" not in reader.checkpoint
+    embed = reader.checkpoint.read("model.embed_tokens.weight", shape)
+    if blocks is not None:
+        unembed = embed if tied else reader.checkpoint.read("lm_head.weight", shape)
+        head, embed = blocks.pack(unembed, [shape[0]]), None if tied else _shortest(embed)
+    else:
+        embed = reader.place(embed)
+        head = DenseMatrix(embed if tied else reader.tensor("lm_head.weight", shape))
     return ModelWeights(
         embed=embed,
         head=head,
-        final_norm=place(checkpoint.read("model.norm.weight", (hidden,))),
-        layers=layers,
+        final_norm=reader.tensor("model.norm.weight", (arch.hidden_size,)),
+        layers=[reader.layer(arch, index) for index in range(arch.num_layers)],
     )
+
+
+def _shortest(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in bfloat16 where that loses nothing, else in float32."""
+    return tensor.to(torch.bfloat16 if holds_bfloat16(tensor) else torch.float32, copy=True)
 
 
 def module_shapes(arch: ArchConfig) -> dict[str, tuple[int, int]]:
@@ -209,38 +171,52 @@ def module_shapes(arch: ArchConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _load_layer(checkpoint, arch: ArchConfig, index: int, place, lora_room: int) -> LayerWeights:
-    prefix = f"model.layers.{index}"
-    shapes = module_shapes(arch)
-    storages, in_features = {}, {}
-    for name, modules in FUSED.items():
-        width = shapes[modules[0]][1]
-        rows = sum(shapes[module][0] for module in modules)
-        like = place(torch.zeros(0))
-        storage = like.new_zeros(rows, width + _room(lora_room, len(modules)))
-        top = 0
-        for module in modules:
-            tensor = checkpoint.read(f"{prefix}.{BLOCKS[name]}.{module}.weight", shapes[module])
-            storage[top : top + tensor.shape[0], :width] = tensor.to(storage.device)
-            top += tensor.shape[0]
-        storages[name], in_features[name] = storage, width
-    bias = None
-    if arch.qkv_bias:
+@dataclass
+class _Reader:
+    """Reads tensors into the place and format of the engine."""
+
+    checkpoint: _Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    lora_room: int
+    blocks: MatrixBlocks | None
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=self.device, dtype=self.dtype, copy=True)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self.place(self.checkpoint.read(name, shape))
+
+    def layer(self, arch: ArchConfig, index: int) -> LayerWeights:
+        prefix = f"model.layers.{index}"
+        shapes = module_shapes(arch)
+        bias = None
+        if arch.qkv_bias:
+            names = [(module, (shapes[module][0],)) for module in FUSED["qkv"]]
+            bias = torch.cat([self.tensor(f"{prefix}.self_attn.{m}.bias", s) for m, s in names])
+
+        def norm(name: str, size: int) -> torch.Tensor:
+            return self.tensor(f"{prefix}.{name}.weight", (size,))
+
+        return LayerWeights(
+            matrices={name: self._matrix(prefix, name, shapes) for name in FUSED},
+            qkv_bias=bias,
+            input_norm=norm("input_layernorm", arch.hidden_size),
+            post_norm=norm("post_attention_layernorm", arch.hidden_size),
+            q_norm=norm("self_attn.q_norm", arch.head_dim) if arch.qk_norm else None,
+            k_norm=norm("self_attn.k_norm", arch.head_dim) if arch.qk_norm else None,
+        )
+
+    def _matrix(self, prefix: str, name: str, shapes: dict[str, tuple[int, int]]) -> Matrix:
+        modules = FUSED[name]
         parts = [
-            checkpoint.read(f"{prefix}.self_attn.{module}.bias", (shapes[module][0],))
-            for module in FUSED["qkv"]
+            self.checkpoint.read(f"{prefix}.{BLOCKS[name]}.{module}.weight", shapes[module])
+            for module in modules
         ]
-        bias = place(torch.cat(parts))
-
-    def norm(name: str, size: int) -> torch.Tensor:
-        return place(checkpoint.read(f"{prefix}.{name}.weight", (size,)))
-
-    return LayerWeights(
-        storages=storages,
-        in_features=in_features,
-        qkv_bias=bias,
-        input_norm=norm("input_layernorm", arch.hidden_size),
-        post_norm=norm("post_attention_layernorm", arch.hidden_size),
-        q_norm=norm("self_attn.q_norm", arch.head_dim) if arch.qk_norm else None,
-        k_norm=norm("self_attn.k_norm", arch.head_dim) if arch.qk_norm else None,
-    )
+        outs, width = [len(part) for part in parts], shapes[modules[0]][1]
+        if self.blocks is not None:
+            return self.blocks.pack(torch.cat(parts), outs)
+        room = spare_columns(self.lora_room, len(modules))
+        storage = torch.zeros(sum(outs), width + room, dtype=self.dtype, device=self.device)
+        storage[:, :width] = torch.cat(parts).to(storage.device)
+        return DenseMatrix(storage, width)

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from tinker_cookbook.model_files import cookbook_home
 
-__all__ = ["load_kernels", "start_build"]
+__all__ = ["find_compiler", "load_kernels", "start_build"]
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("decode_kernels.c", "train_kernels.c")
+_SOURCES = ("decode_kernels.c", "products.c", "train_kernels.c")
 _HEADERS = ("decode_attention.h", "vectors.h")
 _COMPILE_FLAGS = (
     "-O3",
@@ -80,9 +80,8 @@ def _run_build(result: Future[Path | None]) -> None:
 
 
 def _build_library() -> Path | None:
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    wanted = os.environ.get("TINKER_COOKBOOK_NATIVE", "1") != "0"
-    if not (wanted and compiler and sys.platform == "linux" and sys.byteorder == "little"):
+    compiler = find_compiler()
+    if compiler is None:
         return None
     name = f"kernels-{_fingerprint(compiler)}.so"
     beside, home = _FOLDER / "__pycache__", cookbook_home() / "kernels"
@@ -104,6 +103,15 @@ def _build_library() -> Path | None:
         _call(compiler, "-shared", "-o", str(library), *compiled, "-lm")
         os.replace(library, target)
     return target
+
+
+def find_compiler() -> str | None:
+    """The compiler that kernels are made with; None: there are none here, torch does their work."""
+    if os.environ.get("TINKER_COOKBOOK_NATIVE", "1") == "0":
+        return None
+    if sys.platform != "linux" or sys.byteorder != "little":
+        return None
+    return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
 
 
 def _call(*command: str) -> None:

@@ -1,9 +1,8 @@
 """The batch decoder on the compiled kernels: a whole forward pass is one call.
 
 Computes the same as `decode.Decoder` on a CPU, and bit for bit the same for a token whatever else
-is in its batch. It reads a packed copy of the weights, made by the first batch: in bfloat16 where
-they are bfloat16 numbers, as those of most published models are, whatever the engine's own format.
-Hidden states, keys and values are float32.
+is in its batch. It reads the packed matrices that training uses; where training computes in
+bfloat16, a packed copy made by the first batch. Hidden states, keys and values are float32.
 """
 
 from __future__ import annotations
@@ -16,15 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tinker_cookbook.local.engine.batching import Batch
 from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.kv_cache import cache_shape
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.lora_stack import StackedLora
-from tinker_cookbook.local.engine.memory import available_bytes, prefer_large_pages
+from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix
+from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.packed import (
+    MatrixBlocks,
+    PackedMatrix,
+    holds_bfloat16,
+    pack_panels,
+)
+from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.ops import RopeTable
 from tinker_cookbook.local.engine.weights import FUSED, LayerWeights, ModelWeights, module_shapes
 
@@ -36,8 +42,6 @@ _SPARE_BYTES = 512 * 2**20
 _MAX_GROUP_HEADS = 8
 _LANES = 16
 """At least the kernels' vector width."""
-_LARGE_PAGE = 2 * 2**20
-_BLOCK_BYTES = 64 * 2**20
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
@@ -130,29 +134,28 @@ def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | N
     """A decoder on compiled kernels, or None where there are none for this machine or format."""
     if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.bfloat16):
         return None
-    needed, free = _packed_bytes(weights), available_bytes()
-    if free is not None and needed + _SPARE_BYTES > free:
+    kernels = load_kernels()
+    if kernels is None:
+        return None
+    needed, free = _copy_bytes(weights), available_bytes()
+    if needed and free is not None and needed + _SPARE_BYTES > free:
         logger.warning(
             "sampling uses torch: %.1f GiB for packed weights are not free", needed / 2**30
         )
         return None
-    kernels = load_kernels()
-    return None if kernels is None else NativeDecoder(arch, weights, kernels)
+    return NativeDecoder(arch, weights, kernels)
 
 
-def _packed_bytes(weights: ModelWeights) -> int:
-    """Of the copy that sampling reads: bfloat16 if that is what the first matrix holds."""
-    first = weights.layers[0].o
-    size = 2 if _is_bfloat16(first) else 4
-    matrices = [layer.weight(name) for layer in weights.layers for name in FUSED]
-    return size * sum(matrix.numel() for matrix in [*matrices, weights.head])
+def _copy_bytes(weights: ModelWeights) -> int:
+    """Of the packed copy that sampling makes of matrices that are tensors."""
+    matrices = [matrix for layer in weights.layers for matrix in layer.matrices.values()]
+    return sum(_packed_bytes(matrix) for matrix in [*matrices, weights.head])
 
 
-def _is_bfloat16(matrix: Tensor) -> bool:
-    """Whether bfloat16 holds its numbers without loss."""
-    if matrix.dtype == torch.bfloat16:
-        return True
-    return torch.equal(matrix.to(torch.bfloat16).float(), matrix)
+def _packed_bytes(matrix: Matrix) -> int:
+    if not isinstance(matrix, DenseMatrix):
+        return 0
+    return matrix.weight.numel() * (2 if holds_bfloat16(matrix.weight) else 4)
 
 
 class NativeDecoder:
@@ -169,20 +172,20 @@ class NativeDecoder:
         for number, struct in enumerate(_STRUCTS):
             size = kernels.struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
-        kernels.panel_width.restype = _Long
-        self._panel = int(kernels.panel_width())
+        self._products = Products(kernels)
+        self._panel = self._products.panel
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
         self._scratch: dict[str, Tensor] = {}
         self._model: _Model | None = None
         self._layers: Any = None
-        self._tensors: list[Tensor] = []
+        self._kept: list[Any] = []
         """What the structs of the model point to."""
-        self._blocks = _Blocks()
+        self._blocks = MatrixBlocks(self._products)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Return the hidden states [N, H] before the final norm; caches are filled on the way."""
-        x = functional.embedding(torch.from_numpy(batch.tokens()), self.weights.embed).float()
+        x = self.weights.embed_tokens(torch.from_numpy(batch.tokens())).float()
         positions = batch.positions()
         call = self._call(x, _group_spans(batch.adapters()), int(positions.max()))
         places = self._places(batch)
@@ -300,7 +303,7 @@ class NativeDecoder:
         shapes = module_shapes(self.arch)
         linears = {
             name: self._linear(
-                layer.weight(name),
+                layer.matrices[name],
                 [shapes[module][0] for module in modules],
                 layer.qkv_bias if name == "qkv" else None,
             )
@@ -314,20 +317,18 @@ class NativeDecoder:
             k_norm=self._vector(layer.k_norm),
         )
 
-    def _linear(self, weight: Tensor, outs: list[int], bias: Tensor | None) -> _Linear:
-        """A packed copy of a stacked matrix, in bfloat16 where that loses nothing."""
-        exact = _is_bfloat16(weight)
-        packed = _pack(weight.to(torch.bfloat16 if exact else torch.float32), outs, self._panel)
-        if exact:  # a word holds two outputs, half a panel apart
-            packed = packed.unflatten(-1, (2, -1)).transpose(-1, -2)
-        packed = self._blocks.copy(packed)
-        self._tensors.append(packed)
+    def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> _Linear:
+        """A stacked matrix as the kernels see it."""
+        if isinstance(matrix, DenseMatrix):
+            matrix = self._blocks.pack(matrix.weight, outs)
+        assert isinstance(matrix, PackedMatrix)
+        self._kept.append(matrix)
         return _Linear(
-            weight=packed.data_ptr(),
+            weight=matrix.panels.data_ptr(),
             bias=self._vector(bias),
-            half=exact,
-            in_features=weight.shape[1],
-            out_features=weight.shape[0],
+            half=matrix.half,
+            in_features=matrix.in_features,
+            out_features=matrix.out_features,
             num_modules=len(outs),
             module_out=(_Long * 3)(*outs),
         )
@@ -336,28 +337,8 @@ class NativeDecoder:
         """Address of a norm or bias in float32, NULL for None."""
         if values is None:
             return None
-        self._tensors.append(values.float().contiguous())
-        return self._tensors[-1].data_ptr()
-
-
-class _Blocks:
-    """Matrices side by side in blocks of large pages; a block is held by the matrices in it."""
-
-    def __init__(self) -> None:
-        self._free = torch.empty(0, dtype=torch.uint8)
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """A dense copy, aligned to lines of the cache."""
-        size = tensor.numel() * tensor.element_size()
-        taken = -(-size // 64) * 64
-        if len(self._free) < taken:
-            num_bytes = -(-max(taken, _BLOCK_BYTES) // _LARGE_PAGE) * _LARGE_PAGE
-            block = torch.empty(num_bytes + _LARGE_PAGE, dtype=torch.uint8)
-            start = -block.data_ptr() % _LARGE_PAGE
-            self._free = block[start : start + num_bytes]
-            prefer_large_pages(self._free.data_ptr(), num_bytes)
-        place, self._free = self._free[:size].view(tensor.dtype), self._free[taken:]
-        return place.view(tensor.shape).copy_(tensor)
+        self._kept.append(values.float().contiguous())
+        return self._kept[-1].data_ptr()
 
 
 @dataclass(frozen=True)
@@ -391,14 +372,6 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
 
 
-def _pack(matrix: Tensor, outs: list[int], panel: int) -> Tensor:
-    """[out, in] as panels [P, in, panel] of neighbouring rows, those of each module filled up."""
-    if any(out % panel for out in outs):
-        parts = [functional.pad(part, (0, 0, 0, -len(part) % panel)) for part in matrix.split(outs)]
-        matrix = torch.cat(parts)
-    return matrix.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
-
-
 def _lora_table(stacked: StackedLora, arch: ArchConfig, panel: int) -> Any:
     """Addresses of an adapter's packed matrices, per block and projection, then the head."""
     if stacked.native_table is None:
@@ -416,8 +389,8 @@ def _lora_struct(adapter: Adapter, group: str, panel: int, kept: list[Tensor]) -
     if not targets:
         return _Lora()
     a = adapter.stacked_a(group)
-    packed = [_pack(a, [len(a)], panel)]
-    packed += [_pack(adapter.b(t.path), [t.out_features], panel) for t in targets]
+    packed = [pack_panels(a, [len(a)], panel)]
+    packed += [pack_panels(adapter.b(t.path), [t.out_features], panel) for t in targets]
     kept += packed
     addresses = [tensor.data_ptr() for tensor in packed]
     return _Lora(addresses[0], (_Pointer * 3)(*addresses[1:]))
