@@ -41,8 +41,9 @@ def test_folder_without_config_or_weights(tmp_path: Path) -> None:
 
 
 def test_name_that_is_neither_folder_nor_id() -> None:
-    with pytest.raises(ConfigurationError, match="not a folder here and not a hub id"):
-        resolve_model_folder("./no/such/folder")
+    for name in ("./no/such/folder", "./folder", "../folder", "a b"):
+        with pytest.raises(ConfigurationError, match="not a folder here and not a hub id"):
+            resolve_model_folder(name)
 
 
 def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -127,12 +127,20 @@ def test_a_remote_service_answers_for_its_models(monkeypatch, local_service: Ser
         assert connection.supported_models() == [local_service.model]
         [model] = connection.capabilities().supported_models
         assert model.model_name == local_service.model
-    with pytest.raises(ConfigurationError) as caught:
-        service.connect(local_service.base_url)
-    assert "model_name is not set" in str(caught.value)
-    assert local_service.model in str(caught.value)
+    assert service.connect(local_service.base_url).model_name == local_service.model
+    assert service.default_model(local_service.base_url) == local_service.model
     with pytest.raises(ConfigurationError, match="Did you mean"):
         service.connect(local_service.base_url, local_service.model[:-1])
+
+
+def test_of_several_models_one_must_be_named():
+    class Several(service.Connection):
+        def supported_models(self) -> list[str]:
+            return ["a/big", "a/small"]
+
+    choice = service.ServiceChoice("remote", "http://there", "TINKER_BASE_URL is set")
+    with pytest.raises(ConfigurationError, match=r"not set .*; its models are a/big, a/small"):
+        Several(choice, None, model_name="").check_model(None)
 
 
 def test_a_refused_key_is_reported(monkeypatch, local_service: ServiceProcess):

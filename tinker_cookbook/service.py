@@ -104,10 +104,10 @@ def find_api_key() -> str | None:
 
 
 def default_model(base_url: str | None = None) -> str:
-    """The model a recipe trains if none is named: that of the local service.
+    """The model a recipe trains if none is named: that of the local service, or the only one.
 
     Raises:
-        ConfigurationError: on any other service, listing its models.
+        ConfigurationError: on a service that has several, listing them.
     """
     from tinker_cookbook.model_files import DEFAULT_MODEL
 
@@ -117,7 +117,9 @@ def default_model(base_url: str | None = None) -> str:
         return connection.model_name
 
 
-def connect(base_url: str | None = None, model_name: str | None = None) -> Connection:
+def connect(
+    base_url: str | None = None, model_name: str | None = None, *, checkpoint: str | None = None
+) -> Connection:
     """Choose a service, make sure that it answers, and settle the model.
 
     A local service is started by this call, which does not wait for it: the first use does. It
@@ -126,7 +128,9 @@ def connect(base_url: str | None = None, model_name: str | None = None) -> Conne
 
     Args:
         base_url: Address of a service, "local", or None to choose by the environment.
-        model_name: A model the service can train; None means the default model on a local service.
+        model_name: A model the service can train; None means the default model on a local service,
+            and the only one of another.
+        checkpoint: A `tinker://` path; another service is asked for its model if none is named.
 
     Raises:
         ConfigurationError: if the service cannot be reached or used, or the model is unknown there.
@@ -149,7 +153,10 @@ def connect(base_url: str | None = None, model_name: str | None = None) -> Conne
     _avoid_proxy_for_loopback(choice)
     _check_reachable(choice, key)
     connection = Connection(choice, key, model_name=model_name or "")
-    connection.model_name = connection.check_model(model_name)
+    if checkpoint is not None and model_name is None:
+        connection.model_name = connection.model_of(checkpoint)
+    else:
+        connection.model_name = connection.check_model(model_name)
     return connection
 
 
@@ -253,6 +260,26 @@ class Connection:
             models = [model.get("model_name") for model in answer.get("supported_models") or []]
         return sorted(name for name in models if name)
 
+    def model_of(self, checkpoint: str) -> str:
+        """The base model of a checkpoint.
+
+        Raises:
+            ConfigurationError: if there is no such checkpoint, or the service cannot tell.
+        """
+        import tinker
+
+        from tinker_cookbook.training_run import service_message
+
+        try:
+            found = self.rest_client().get_weights_info_by_tinker_path(checkpoint).result()
+        except tinker.AuthenticationError as error:
+            raise _refused_key(self.base_url) from error
+        except (tinker.TinkerError, ValueError) as error:
+            raise ConfigurationError(
+                f"{checkpoint} cannot be found on {self.base_url}: {service_message(error)}"
+            ) from error
+        return found.base_model
+
     def _get_json(self, path: str) -> dict[str, Any] | None:
         """A plain request with the key; None where the service wants the SDK's token exchange."""
         headers = {} if self._api_key is None else {"X-API-Key": self._api_key}
@@ -267,21 +294,23 @@ class Connection:
             raise _not_tinker(self.base_url, error) from error
 
     def check_model(self, model_name: str | None) -> str:
-        """Return `model_name` if the service offers it.
+        """Return `model_name` if the service offers it; None means the only one it has.
 
         Raises:
-            ConfigurationError: naming the models there are, if it does not or None was given.
+            ConfigurationError: naming the models there are, if it has not this one, or several.
         """
         models = self.supported_models()
         if model_name is not None and model_name.partition(":")[0] in {
             name.partition(":")[0] for name in models
         }:
             return model_name
+        if model_name is None and len(models) == 1:
+            return models[0]
         listed = ", ".join(models) or "none"
         if model_name is None:
             raise ConfigurationError(
                 f"model_name is not set and {self.base_url} has no default; its models are "
-                f"{listed}. Add model_name=NAME."
+                f"{listed}. Add model_name=NAME (a recipe) or --model NAME (a command)."
             )
         nearest = difflib.get_close_matches(model_name, models, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""

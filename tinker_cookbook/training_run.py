@@ -233,6 +233,9 @@ async def snapshot_weights(
 
 def service_message(error: Exception) -> str:
     """What the service said, without the SDK's description of the request around it."""
+    body = getattr(error, "body", None)  # of an HTTP error
+    if isinstance(body, dict) and isinstance(body.get("detail"), str):
+        return body["detail"].rstrip(". ") + "."
     text = str(error).partition(" for self.request_id=")[0]
     return text.removeprefix("Request failed: ").rstrip(". ") + "."
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import math
+import re
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,52 +19,138 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.service import Connection
 
-__all__ = ["OpenSampler", "open_sampler", "split_target"]
+__all__ = ["OpenSampler", "add_sampler_arguments", "open_sampler"]
+
+SCHEME = "tinker://"
+_CHECKPOINT = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/[^/\s]+")
 
 
 @dataclass(frozen=True)
 class OpenSampler:
     """A model or checkpoint that can be sampled."""
 
+    connection: Connection
     client: tinker.SamplingClient
     renderer: Renderer
-    base_model: str
+    target: str
+    """The checkpoint, or the name of the model."""
 
 
-def split_target(target: str | None, model: str | None) -> tuple[str | None, str | None]:
-    """The checkpoint, if the target names one, and the model to ask the service for."""
-    if (target or "").startswith("tinker://"):
-        return target, model
-    return None, target or model
+def add_sampler_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """Declare what to sample from, and how."""
+    parser.add_argument(
+        "target", nargs="?", metavar="PATH", help="tinker://RUN/sampler_weights/NAME, or a model"
+    )
+    parser.add_argument("--model", metavar="NAME", help="the model, where PATH does not tell it")
+    parser.add_argument(
+        "--renderer", metavar="NAME", help="chat format; default: that of the run, or the model's"
+    )
+    parser.add_argument(
+        "--base-url", metavar="URL", help="a Tinker service; default: as the recipes choose"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help="length of an answer at the most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="0 is greedy (default: %(default)s)",
+    )
 
 
-def open_sampler(
-    connection: Connection, checkpoint: str | None, renderer_name: str | None
-) -> OpenSampler:
-    """Open a checkpoint, or the connection's model.
+@contextlib.contextmanager
+def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
+    """Connect, say to what, and open the checkpoint or model.
 
     Raises:
-        ConfigurationError: it does not exist, or its service cannot sample it.
+        ConfigurationError: it does not exist, its service cannot sample it, or a number cannot be.
     """
+    if args.max_tokens < 1:
+        raise ConfigurationError(f"max_tokens={args.max_tokens} is too small; use 1 or more.")
+    if not 0 <= args.temperature < math.inf:
+        raise ConfigurationError(
+            f"temperature={args.temperature} is out of range; use 0 (greedy) or more."
+        )
+    from tinker_cookbook import service
+
+    checkpoint, model = _split_target(args.target, args.model)
+    if checkpoint and not model and service.choose_service(args.base_url).kind == "local":
+        model = _find_saved_model(checkpoint)
+    with service.connect(args.base_url, model, checkpoint=checkpoint) as connection:
+        print(connection.describe(), flush=True)
+        yield _open(connection, checkpoint, args.renderer)
+
+
+def _split_target(target: str | None, model: str | None) -> tuple[str | None, str | None]:
+    """The checkpoint, if the target names one, and the model to ask the service for."""
+    if not (target or "").startswith(SCHEME):
+        return None, target or model
+    if not _CHECKPOINT.fullmatch(target or ""):
+        raise ConfigurationError(
+            f"PATH={target} is not a checkpoint that can be sampled; use "
+            "tinker://RUN/sampler_weights/NAME, as the end of a run prints it."
+        )
+    return target, model
+
+
+def _find_saved_model(checkpoint: str) -> str | None:
+    """The model of a checkpoint in this machine's state folder; None if that cannot be told.
+
+    Raises:
+        ConfigurationError: nothing of that name is saved there.
+    """
+    from tinker_cookbook.model_files import cookbook_home
+
+    path = cookbook_home().resolve() / "service" / "index.sqlite3"
+    run_id, segment, name = checkpoint.removeprefix(SCHEME).split("/")
+    if not path.exists():
+        raise ConfigurationError(f"PATH={checkpoint} does not exist; {_where(path)}")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as index:
+            found = index.execute(
+                "SELECT base_model FROM checkpoints JOIN runs USING (run_id) "
+                "WHERE run_id=? AND segment=? AND name=?",
+                (run_id, segment, name),
+            ).fetchone()
+    except sqlite3.Error:
+        return None  # the service says what is wrong with its index
+    if found is None:
+        raise ConfigurationError(f"PATH={checkpoint} does not exist; {_where(path)}")
+    return found[0]
+
+
+def _where(index: Any) -> str:
+    return (
+        f"nothing like it is saved in {index.parent}. `tinker-cookbook status` lists what is; for "
+        "another service give --base-url."
+    )
+
+
+def _open(connection: Connection, checkpoint: str | None, renderer: str | None) -> OpenSampler:
     import tinker
 
     from tinker_cookbook import checkpoint_utils, model_info
     from tinker_cookbook.renderers import load_renderer
+    from tinker_cookbook.training_run import service_message
     from tinker_cookbook.utils.sdk_futures import wait_for_client
 
     client = connection.service_client()
     source: dict[str, Any] = (
         {"model_path": checkpoint} if checkpoint else {"base_model": connection.model_name}
     )
+    target = checkpoint or connection.model_name
     try:
         sampler = wait_for_client(client.create_sampling_client(**source))
         base_model = sampler.get_base_model()
     except (tinker.TinkerError, ValueError) as error:
-        raise ConfigurationError(
-            f"{checkpoint or connection.model_name} cannot be sampled: {error}"
-        ) from error
-    name = renderer_name
-    if name is None and checkpoint:
-        name = checkpoint_utils.get_renderer_name_from_checkpoint(client, checkpoint)
-    name = name or model_info.get_recommended_renderer_name(base_model)
-    return OpenSampler(sampler, load_renderer(name, base_model), base_model)
+        raise ConfigurationError(f"{target} cannot be sampled: {service_message(error)}") from error
+    if renderer is None and checkpoint:
+        renderer = checkpoint_utils.get_renderer_name_from_checkpoint(client, checkpoint)
+    name = renderer or model_info.get_recommended_renderer_name(base_model)
+    return OpenSampler(connection, sampler, load_renderer(name, base_model), target)

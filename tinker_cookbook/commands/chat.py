@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.commands._sampler import OpenSampler, open_sampler, split_target
+from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
@@ -32,44 +32,28 @@ STREAM_SECONDS = 600.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("target", nargs="?", metavar="PATH", help="tinker://..., or a base model")
-    parser.add_argument("--system", help="a system message to begin with")
-    parser.add_argument("--model", help="base model of the checkpoint; default: the service's")
-    parser.add_argument("--renderer", help="chat format; default: that of the run, or the model's")
-    parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (%(default)s)")
+    add_sampler_arguments(parser, max_tokens=512)
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
-    if args.max_tokens < 1:
-        raise ConfigurationError(f"max_tokens={args.max_tokens} is too small; use 1 or more.")
-    if args.temperature < 0:
-        raise ConfigurationError(f"temperature={args.temperature} is negative; 0 means greedy.")
-    from tinker_cookbook import service
-
-    checkpoint, model = split_target(args.target, args.model)
-    with service.connect(args.base_url, model) as connection:
-        print(connection.describe(), flush=True)
-        opened = open_sampler(connection, checkpoint, args.renderer)
+    with open_sampler(args) as opened:
         print("Write a message; /help lists the commands, Ctrl-D leaves.", flush=True)
-        _Talk(connection, opened, args, checkpoint or connection.model_name).go_on()
+        _Talk(opened, args).go_on()
     return 0
 
 
 class _Talk:
     """A conversation: what was said, and how to say more."""
 
-    def __init__(
-        self, connection: Connection, opened: OpenSampler, args: argparse.Namespace, target: str
-    ) -> None:
+    def __init__(self, opened: OpenSampler, args: argparse.Namespace) -> None:
         self._opened = opened
         self._args = args
         self._system = args.system
         self._messages: list[Message] = []
         self._is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        self._stream = _find_stream(connection, target)
+        self._stream = _find_stream(opened.connection, opened.target)
 
     def go_on(self) -> None:
         """Read and answer until the input ends."""
@@ -153,13 +137,15 @@ class _Talk:
             return
         import tinker
 
+        from tinker_cookbook.training_run import service_message
+
         params = tinker.SamplingParams(
             max_tokens=args.max_tokens, temperature=args.temperature, stop=stop
         )
         try:
             result = self._opened.client.sample(prompt, 1, params).result()
         except (tinker.TinkerError, ValueError) as error:
-            raise TrainingError(f"the service did not answer: {error}") from error
+            raise TrainingError(f"the service did not answer: {service_message(error)}") from error
         yield list(result.sequences[0].tokens)
 
 

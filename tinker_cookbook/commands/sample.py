@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.commands._sampler import OpenSampler, open_sampler, split_target
+from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,30 +16,31 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("target", nargs="?", metavar="PATH", help="tinker://..., or a base model")
-    parser.add_argument("--prompt", default="How is the weather out there?", help="(%(default)s)")
+    add_sampler_arguments(parser, max_tokens=100)
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="before the prompt; repeatable"
+        "--prompt",
+        default="How is the weather out there?",
+        metavar="TEXT",
+        help="what to say (default: %(default)s)",
     )
-    parser.add_argument("--model", help="base model of the checkpoint; default: the service's")
-    parser.add_argument("--renderer", help="chat format; default: that of the run, or the model's")
-    parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
-    parser.add_argument("--max-tokens", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (%(default)s)")
-    parser.add_argument("--num-samples", type=int, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image before the prompt, for models that read them; repeat for several",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="answers (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the answers."""
-    for name in ("max_tokens", "num_samples"):
-        if getattr(args, name) < 1:
-            raise ConfigurationError(f"{name}={getattr(args, name)} is too small; use 1 or more.")
-    from tinker_cookbook import service
-
-    checkpoint, model = split_target(args.target, args.model)
-    with service.connect(args.base_url, model) as connection:
-        print(connection.describe(), flush=True)
-        for answer in _sample(open_sampler(connection, checkpoint, args.renderer), args):
+    if args.num_samples < 1:
+        raise ConfigurationError(f"num_samples={args.num_samples} is too small; use 1 or more.")
+    with open_sampler(args) as opened:
+        for answer in _sample(opened, args):
             print(f"\n> {args.prompt}\n{answer}")
     return 0
 
@@ -55,6 +56,7 @@ def _sample(opened: OpenSampler, args: argparse.Namespace) -> list[str]:
     import tinker
 
     from tinker_cookbook.renderers import get_text_content
+    from tinker_cookbook.training_run import service_message
 
     renderer = opened.renderer
     params = tinker.SamplingParams(
@@ -63,6 +65,11 @@ def _sample(opened: OpenSampler, args: argparse.Namespace) -> list[str]:
         stop=renderer.get_stop_sequences(),
     )
     prompt = renderer.build_generation_prompt([_question(args)])
-    result = opened.client.sample(prompt, args.num_samples, params).result()
+    try:
+        result = opened.client.sample(prompt, args.num_samples, params).result()
+    except (tinker.TinkerError, ValueError) as error:
+        raise ConfigurationError(
+            f"{opened.target} cannot be sampled: {service_message(error)}"
+        ) from error
     messages = [renderer.parse_response(sequence.tokens)[0] for sequence in result.sequences]
     return [get_text_content(message) for message in messages]

@@ -20,26 +20,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_FOLDER",
         help="model to serve; repeat for several (default: the small default model)",
     )
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes any free one")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; one that others can reach needs TINKER_API_KEY set",
-    )
-    parser.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="checkpoints, index, key and logs (default: service/ under TINKER_COOKBOOK_HOME)",
-    )
-    parser.add_argument("--device", help="torch device (default: the fastest there is)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the base weights")
     parser.add_argument(
         "--plan",
         metavar="NAME_OR_FOLDER",
         help="print what a model needs and gives on this machine, and exit",
     )
-    parser.add_argument("--num-threads", type=int, help="threads for torch (default: all cores)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; one that others can reach needs TINKER_API_KEY set "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="checkpoints, index, key and logs (default: service in ~/.tinker-cookbook, or in "
+        "$TINKER_COOKBOOK_HOME)",
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="torch device (default: the fastest there is)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the base weights")
+    parser.add_argument(
+        "--num-threads", type=int, metavar="N", help="threads for torch (default: all cores)"
+    )
     add_operating_arguments(parser)
 
 
@@ -48,13 +57,18 @@ def run(args: argparse.Namespace) -> int:
     if args.plan is not None:
         return _print_plan(args)
     try:
-        from tinker_cookbook.local.service.launch import build_settings, run_service
+        from tinker_cookbook.local.service.launch import (
+            build_settings,
+            check_arguments,
+            run_service,
+        )
         from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
     except ImportError as error:
         raise ConfigurationError(
             f"the local service needs the extra 'local' ({error}); "
             "install it with: pip install 'tinker-cookbook[local]'"
         ) from error
+    check_arguments(args)  # before anything is downloaded
     # before serving: downloads with progress, or says what is wrong
     for model in args.models or [DEFAULT_MODEL]:
         resolve_model_folder(model)

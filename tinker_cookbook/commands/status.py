@@ -25,9 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help="state folder (default: service/ under TINKER_COOKBOOK_HOME)",
+        help="state folder (default: service in ~/.tinker-cookbook, or in $TINKER_COOKBOOK_HOME)",
     )
-    parser.add_argument("--limit", type=int, default=10, help="runs and checkpoints (%(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=10,
+        metavar="N",
+        help="runs and checkpoints listed (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 

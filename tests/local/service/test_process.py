@@ -20,6 +20,7 @@ import pytest
 import tinker
 
 from tests.e2e.sdk import batch, datum, forward, logprobs_of, tokens, train_step
+from tinker_cookbook import cli
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.launch import build_settings
@@ -196,7 +197,9 @@ def test_a_taken_port_is_named(tmp_path, local_service) -> None:
         (["--keep-days", "inf"], "keep_days=inf"),
         (["--models-dir", "nowhere"], "models_dir=nowhere"),
         (["--assets-dir", "nowhere"], "assets_dir=nowhere"),
-        (["--state-dir", "FILE"], "state_dir=.*FILE cannot be written"),
+        (["--state-dir", "FILE"], "state_dir=.*FILE is a file"),
+        (["--state-dir", "FILE/x"], "state_dir=.*FILE/x cannot be written"),
+        (["--host", "203.0.113.1"], "cannot be bound: Cannot assign requested address"),
         (["--state-dir", "SHARED"], "SHARED is used for other things"),
     ],
 )
@@ -226,6 +229,9 @@ def test_a_device_that_cannot_be_used_ends_the_service(tmp_path, tiny_model_fold
     )
     assert done.returncode == 1
     assert "device='nonsense' is not usable" in done.stderr
+    assert "Traceback" not in done.stderr
+    (log,) = (tmp_path / "state" / "logs").iterdir()
+    assert "Traceback" in log.read_text()
 
 
 def test_a_stop_while_the_model_is_loaded_is_no_failure(service_factory, tiny_model_folder) -> None:
@@ -419,6 +425,24 @@ def status_of(state_dir: Path) -> str:
     with contextlib.redirect_stdout(shown):
         status.run(parser.parse_args(["--state-dir", str(state_dir)]))
     return shown.getvalue()
+
+
+def test_what_others_can_reach_is_shown_with_an_address(tmp_path, tiny_model_folder) -> None:
+    key = "tml-from-the-environment-0123456789"
+    with ServeCommand(
+        tiny_model_folder, tmp_path / "state", "--host", "0.0.0.0", key=key
+    ) as service:
+        assert service.base_url.startswith("http://127.0.0.1:")
+        assert "From other machines: http://ADDRESS:" in service.shown
+        assert service.get("get_server_capabilities")
+
+
+def test_a_wrong_port_is_said_before_a_model_is_looked_for(capsys, local_service) -> None:
+    port = local_service.base_url.rpartition(":")[2]
+    for wrong, problem in (("70000", "is no port"), (port, "Address already in use")):
+        assert cli.main(["serve", "--model", "no/such-model", "--port", wrong]) == 2
+        assert f"port={wrong} " in (said := capsys.readouterr().err)
+        assert problem in said
 
 
 def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:

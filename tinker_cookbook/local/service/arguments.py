@@ -44,21 +44,20 @@ def add_operating_arguments(parser: argparse.ArgumentParser) -> None:
         help="move runs and samplers unused for so long to the state folder (default: 600)",
     )
     parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="lines of the log file"
+        "--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--log-mib",
         type=float,
         default=64.0,
         metavar="MIB",
-        help="size of this process's logs, and of those of ended ones together; the oldest lines "
-        "go first (default: %(default)g)",
+        help="size of the log files; the oldest lines go first (default: %(default)g)",
     )
     parser.add_argument(
         "--keep-days",
         type=float,
         default=90.0,
         metavar="DAYS",
-        help="logs of ended processes, and sessions and runs without a checkpoint, go when they "
-        "were not used for so long (default: %(default)g)",
+        help="forget sessions, runs without checkpoints and old logs after so long "
+        "(default: %(default)g)",
     )

@@ -13,11 +13,11 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
-from tinker_cookbook.local.service.lifecycle import is_loopback, serve, write_ready_file
+from tinker_cookbook.local.service.lifecycle import bind, is_loopback, serve, write_ready_file
 from tinker_cookbook.local.service.settings import Limits, RetentionSettings, ServiceSettings
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
 
-__all__ = ["build_settings", "run_service"]
+__all__ = ["build_settings", "check_arguments", "run_service"]
 
 KEY_VARIABLE = "TINKER_API_KEY"
 MIN_KEY_LENGTH = 16
@@ -30,13 +30,9 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
     Raises:
         ConfigurationError: the key is unusable, or is not set where others can reach the service.
     """
+    check_arguments(args)
     state_dir = (args.state_dir or cookbook_home() / "service").expanduser().resolve()
-    if not 0 <= args.port <= 65535:
-        raise ConfigurationError(
-            f"port={args.port} is no port; use 1 to 65535, or 0 for any free one"
-        )
-    _check_numbers(args)
-    _check_folders(state_dir, args)
+    _check_state_folder(state_dir)
     return ServiceSettings(
         state_dir=state_dir,
         models=tuple(dict.fromkeys(args.models or [DEFAULT_MODEL])),
@@ -56,6 +52,25 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
     )
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check what can be checked without making, fetching or starting anything.
+
+    Raises:
+        ConfigurationError: naming the argument.
+    """
+    if not 0 <= args.port <= 65535:
+        raise ConfigurationError(
+            f"port={args.port} is no port; use 1 to 65535, or 0 for any free one"
+        )
+    bind(args.host, args.port).close()
+    _check_numbers(args)
+    given = [("models_dir", path) for path in args.model_dirs or ()]
+    given += [("assets_dir", args.assets_dir)] if args.assets_dir else []
+    for name, path in given:
+        if not path.expanduser().is_dir():
+            raise ConfigurationError(f"{name}={path} is not a folder here; give one that exists")
+
+
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.num_threads is not None and args.num_threads < 1:
         raise ConfigurationError(f"num_threads={args.num_threads} is too small; use 1 or more")
@@ -71,12 +86,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
         )
 
 
-def _check_folders(state_dir: Path, args: argparse.Namespace) -> None:
-    given = [("models_dir", path) for path in args.model_dirs or ()]
-    given += [("assets_dir", args.assets_dir)] if args.assets_dir else []
-    for name, path in given:
-        if not path.expanduser().is_dir():
-            raise ConfigurationError(f"{name}={path} is not a folder here; give one that exists")
+def _check_state_folder(state_dir: Path) -> None:
+    if state_dir.exists() and not state_dir.is_dir():
+        raise ConfigurationError(f"state_dir={state_dir} is a file; name a folder")
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         is_shared = bool(state_dir.stat().st_mode & stat.S_ISVTX)
@@ -156,6 +168,11 @@ def run_service(
     return serve(settings, announce=announce, say=say, parent_pid=parent_pid)
 
 
+_REACH = """
+From other machines: http://ADDRESS:{port}, where ADDRESS is one of this machine's; traffic is not
+encrypted, and names instead of addresses need --allowed-host"""
+
+
 def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
     """What `serve` prints; the key itself stays where it is, as terminals are kept and shared."""
     if os.environ.get(KEY_VARIABLE):
@@ -165,8 +182,9 @@ def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
         path = key_path(settings.state_dir)
         key = f"in {path}, readable by you only"
         export_key = f'export {KEY_VARIABLE}="$(cat {shlex.quote(str(path))})"'
+    reach = "" if is_loopback(settings.host) else _REACH.format(port=base_url.rpartition(":")[2])
     return f"""\
-Serving {", ".join(settings.models)} on {base_url}
+Serving {", ".join(settings.models)} on {base_url}{reach}
 State and logs: {settings.state_dir}
 Key: {key}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import json
 import logging
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import uvicorn
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter
@@ -28,7 +30,7 @@ from tinker_cookbook.local.service.retention import log_path, prune_logs
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.utils.processes import is_running
 
-__all__ = ["is_loopback", "serve", "write_ready_file"]
+__all__ = ["bind", "is_loopback", "serve", "write_ready_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +74,22 @@ def set_up_logging(settings: ServiceSettings) -> Path:
         to_file.setFormatter(logging.Formatter(TEXT_FORMAT))
     to_file.addFilter(RequestIdFilter())
     to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(_BriefFormatter())
     to_stderr.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.handlers[:] = [to_file, to_stderr]
     return path
+
+
+class _BriefFormatter(logging.Formatter):
+    """On the terminal, what the user can mend comes without a traceback; the log file has it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, TinkerCookbookError | UserError):
+            return f"{record.getMessage()}: {error}"
+        return super().format(record)
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
@@ -91,7 +104,8 @@ class _LogFile(logging.handlers.RotatingFileHandler):
             print(f"{self.baseFilename} cannot be written: {error}", file=sys.stderr)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there, or ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,8 +113,10 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
         bound.close()
+        other = "--port, or 0" if error.args[0] == errno.EADDRINUSE else "--host or --port"
+        cause = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"host={host!r} port={port} cannot be bound: {error}; choose another --port, or 0"
+            f"host={host!r} port={port} cannot be bound: {cause}; choose another {other}"
         ) from error
     bound.listen(BACKLOG)
     return bound
@@ -114,7 +130,8 @@ def _raise_file_limit() -> None:
 
 
 def _base_url(host: str, bound: socket.socket) -> str:
-    shown = f"[{host}]" if ":" in host else host
+    """How this machine reaches it."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{bound.getsockname()[1]}"
 
 
@@ -144,7 +161,7 @@ def serve(
     if parent_pid is not None:
         _die_with_parent(parent_pid)
     _raise_file_limit()
-    bound = _bind(settings.host, settings.port)
+    bound = bind(settings.host, settings.port)
     log_file = set_up_logging(settings)
     service = Service(settings)
     logger.info("service %s, log %s", service.store.instance, log_file)

@@ -1,0 +1,87 @@
+"""`tinker-cookbook sample`, and what `chat` shares with it: the model, and mistakes by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import ServiceProcess
+from tests.e2e.sdk import batch, train_step
+from tinker_cookbook import cli, model_files
+from tinker_cookbook.commands import _sampler
+from tinker_cookbook.local.service.index import RunRow
+from tinker_cookbook.local.service.store import NewCheckpoint, Store
+
+
+@pytest.fixture(scope="module")
+def checkpoints(local_service: ServiceProcess) -> tuple[str, str]:
+    """For sampling and for training on."""
+    client = local_service.connect()
+    run = client.create_lora_training_client(base_model=local_service.model, rank=2).result()
+    train_step(run, batch())
+    sampled = run.save_weights_for_sampler("sampled").result().path
+    return sampled, run.save_state("state").result().path
+
+
+@pytest.fixture
+def sample(local_service: ServiceProcess, monkeypatch, capsys):
+    """Run the command against a service of one model, which is not named."""
+    monkeypatch.setenv("TINKER_BASE_URL", local_service.base_url)
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = cli.main(["sample", "--renderer", "chatml", "--max-tokens", "3", *words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_the_only_model_and_a_checkpoint_need_no_name(sample, local_service, checkpoints) -> None:
+    for target in ((), *((path,) for path in checkpoints)):
+        status, shown, problem = sample(*target, "--prompt", "What is it?")
+        assert (status, problem) == (0, "")
+        assert f"model    {local_service.model}" in shown
+        assert "> What is it?" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["tinker://nope"], "PATH=tinker://nope is not a checkpoint that can be sampled"),
+        (["tinker://a/external_weights/b"], "is not a checkpoint that can be sampled"),
+        (["tinker://a/weights/b"], "does not exist; it may have expired"),
+        (["no/model"], "model_name=no/model is not offered"),
+        (["--temperature", "-1"], "temperature=-1.0 is out of range"),
+        (["--temperature", "nan"], "temperature=nan is out of range"),
+        (["--max-tokens", "0"], "max_tokens=0 is too small"),
+        (["--num-samples", "0"], "num_samples=0 is too small"),
+        (["--max-tokens", "999999"], "exceed the context length"),
+        (["--renderer", "nope"], "renderer name='nope' is unknown"),
+    ],
+)
+def test_mistakes_are_named_without_a_traceback(sample, words: list[str], problem: str) -> None:
+    status, _, said = sample(*words)
+    assert status == 2
+    assert said.startswith("error: ")
+    assert problem in said
+    for noise in ("Error code", "self.request_id", "{'detail'"):
+        assert noise not in said
+
+
+def test_a_checkpoint_on_this_machine_tells_its_model(tmp_path, monkeypatch, capsys) -> None:
+    """Before anything is started for it."""
+    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(tmp_path))
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    assert model_files.cookbook_home() == tmp_path
+    path = "tinker://s:train:0/weights/kept"
+    assert cli.main(["sample", path, "--base-url", "local"]) == 2
+    assert "nothing like it is saved in" in capsys.readouterr().err
+    store = Store(tmp_path / "service")
+    store.index.insert(RunRow("s:train:0", "s", "some/model", {}, None, 1.0, 1.0, True))
+    staged = store.stage()
+    (staged / "adapter_model.safetensors").write_bytes(b"weights")
+    store.commit(staged, NewCheckpoint("s:train:0", "weights", "kept", has_optimizer=False))
+    store.close()
+    assert _sampler._find_saved_model(path) == "some/model"
+    assert cli.main(["sample", f"{path}2", "--base-url", "local"]) == 2
+    assert f"PATH={path}2 does not exist" in capsys.readouterr().err
