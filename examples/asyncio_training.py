@@ -59,7 +59,9 @@ async def main(model: str | None, num_steps: int, base_url: str | None) -> list[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="default: the local service's")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")

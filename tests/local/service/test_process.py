@@ -235,7 +235,9 @@ def test_a_device_that_cannot_be_used_ends_the_service(tmp_path, tiny_model_fold
 
 
 def test_a_stop_while_the_model_is_loaded_is_no_failure(service_factory, tiny_model_folder) -> None:
-    assert service_factory(tiny_model_folder).stop() == 0
+    service = service_factory(tiny_model_folder)
+    assert service.stop() == 0
+    assert "ERROR" not in service.log()
 
 
 def test_a_restart_finds_what_was_saved(service_factory, tiny_model_folder) -> None:

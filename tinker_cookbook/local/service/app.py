@@ -74,7 +74,8 @@ class _Endpoint:
         else:
             response = self.render_error(
                 401,
-                "X-API-Key is missing or wrong; set TINKER_API_KEY to the key of this service",
+                "the key of this service is missing or wrong; set TINKER_API_KEY, or send it in "
+                "the header X-API-Key or as a bearer token",
                 {"www-authenticate": 'Tinker error="invalid_token"'},
             )
         response.headers["x-request-id"] = request_id

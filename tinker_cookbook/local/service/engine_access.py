@@ -68,6 +68,7 @@ class EngineAccess:
         self._worker: Future[EngineWorker] = Future()
         self._loads: dict[str, Future[ModelInfo]] = {}
         self._cards: dict[str, ModelCard] = {}
+        self._is_closing = False
         self._names = {name: name for name in settings.models}
         for name in settings.models:
             if Path(name).is_dir():
@@ -99,7 +100,9 @@ class EngineAccess:
 
     def _log_first_load(self, load: Future[ModelInfo]) -> None:
         error = load.exception()
-        if error is not None:
+        if error is not None and self._is_closing:
+            logger.info("model %s was not loaded: the service stops", self._settings.models[0])
+        elif error is not None:
             logger.error("model %s could not be loaded: %s", self._settings.models[0], error)
         else:
             logger.info("model %s is loaded", self._settings.models[0])
@@ -195,5 +198,6 @@ class EngineAccess:
 
     def close(self) -> None:
         """Stop the engine; one that is still starting ends with the process."""
+        self._is_closing = True
         if self.is_ready:
             self.worker.close()
