@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -41,12 +41,8 @@ def nll_metrics(
     return metrics
 
 
-class NLLEvaluator(TrainingClientEvaluator):
-    """Held-out loss by forward passes of the training client.
-
-    The passes stand in the run's own queue, between two optimizer steps, and nothing is sampled:
-    the same weights give the same number, also in a resumed run.
-    """
+class _HeldOutData:
+    """Datums, and the name that their metrics carry."""
 
     def __init__(
         self, data: list[tinker.Datum], name: str = "test", tokenizer: Tokenizer | None = None
@@ -58,9 +54,17 @@ class NLLEvaluator(TrainingClientEvaluator):
     @classmethod
     def from_dataset(
         cls, dataset: SupervisedDataset, name: str = "test", tokenizer: Tokenizer | None = None
-    ) -> NLLEvaluator:
+    ) -> Self:
         """Evaluate every datum of a dataset."""
         return cls(_all_datums(dataset), name, tokenizer)
+
+
+class NLLEvaluator(_HeldOutData, TrainingClientEvaluator):
+    """Held-out loss by forward passes of the training client.
+
+    The passes stand in the run's own queue, between two optimizer steps, and nothing is sampled:
+    the same weights give the same number, also in a resumed run.
+    """
 
     async def __call__(self, training_client: tinker.TrainingClient) -> dict[str, float]:
         """Return `<name>/nll` and, with a tokenizer, `<name>/bpb`."""
@@ -74,22 +78,8 @@ class NLLEvaluator(TrainingClientEvaluator):
         return nll_metrics(logprobs, data, self.tokenizer, prefix=f"{self.name}/")
 
 
-class SamplerNLLEvaluator(SamplingClientEvaluator):
+class SamplerNLLEvaluator(_HeldOutData, SamplingClientEvaluator):
     """Held-out loss by a sampling client, for services or checkpoints without a training client."""
-
-    def __init__(
-        self, data: list[tinker.Datum], name: str = "test", tokenizer: Tokenizer | None = None
-    ) -> None:
-        self.data = data
-        self.name = name
-        self.tokenizer = tokenizer
-
-    @classmethod
-    def from_dataset(
-        cls, dataset: SupervisedDataset, name: str = "test", tokenizer: Tokenizer | None = None
-    ) -> SamplerNLLEvaluator:
-        """Evaluate every datum of a dataset."""
-        return cls(_all_datums(dataset), name, tokenizer)
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
         """Return `<name>/nll` and, with a tokenizer, `<name>/bpb`."""
