@@ -3,11 +3,11 @@
     python -m benchmarks.render_speed [CONVERSATIONS] [ROUNDS] [FOLDER]    # 400 conversations, 3
     python -m benchmarks.render_speed processes                            # one process against two
 
-One core, all contestants in turn in each round, so that they share the machine's ups and downs; the
-median of the rounds is printed. Same conversations, same Qwen3 vocabulary. Contestants beyond this
-project's dependencies run if they are installed: `pip install tml-renderers renderers`. FOLDER is
-for the upstream cookbook, whose package has this one's name, so it renders in a process of its own,
-in the same rounds: `pip install --no-deps --target FOLDER tinker-cookbook`.
+One core, all contestants in each round, in random order, so that they share the machine's ups and
+downs; the median of the rounds is printed. Same conversations, same Qwen3 vocabulary. Contestants
+beyond this project's dependencies run if they are installed: `pip install tml-renderers renderers`.
+FOLDER is for the upstream cookbook, whose package has this one's name, so it renders in a process
+of its own, in the same rounds: `pip install --no-deps --target FOLDER tinker-cookbook`.
 """
 
 from __future__ import annotations
@@ -244,9 +244,11 @@ def measure(ways: dict[str, Timed], rounds: int) -> dict[str, tuple[int, list[fl
     results: dict[str, tuple[int, list[float]]] = {
         name: (way()[0], []) for name, way in ways.items()
     }
-    for _ in range(rounds):
-        for name, way in ways.items():
-            results[name][1].append(way()[1])
+    order = list(ways)
+    for number in range(rounds):
+        random.Random(number).shuffle(order)
+        for name in order:
+            results[name][1].append(ways[name]()[1])
     return results
 
 

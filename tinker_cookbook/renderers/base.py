@@ -131,8 +131,8 @@ class _Job(NamedTuple):
 
 
 Example = tuple["tinker.ModelInput", np.ndarray]
-# More gain nothing, and all their pieces are objects that the garbage collector walks.
-_CONVERSATIONS_AT_ONCE = 64
+# With more, the garbage collector walks all their pieces while they wait.
+_CONVERSATIONS_AT_ONCE = 16
 
 
 class Renderer(ABC):
@@ -312,7 +312,7 @@ class Renderer(ABC):
         conversations: Sequence[Sequence[Message]],
         train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[list[Example]]:
-        """Return `build_supervised_examples` of each conversation, some dozen encoded at once."""
+        """Return `build_supervised_examples` of each conversation, some encoded at once."""
         starts = range(0, len(conversations), _CONVERSATIONS_AT_ONCE)
         return [
             [(rendering.model_input(), weights) for rendering, weights in examples]

@@ -65,6 +65,10 @@ class Piece(NamedTuple):
     """No control token stands before it, so it is encoded with the text before it."""
 
 
+# A conversation has dozens of both; calling their classes takes twice as long.
+_new = tuple.__new__
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """Fixed text that opens a message: control tokens, then text that touches the content."""
@@ -88,14 +92,14 @@ class Layout:
 
     def frame(self, frame: Frame, message: int) -> None:
         """Open a message. Text that follows at once is encoded as if in one string with it."""
-        self.pieces.append(Segment(frame.ids, SegmentKind.FRAME, message, False))
+        self.pieces.append(_new(Segment, (frame.ids, SegmentKind.FRAME, message, False, None)))
         self._frame = frame
 
     def ids(
         self, tokens: Sequence[int], kind: SegmentKind, message: int, *, sampled: bool = False
     ) -> None:
         """Append finished tokens."""
-        self.pieces.append(Segment(tokens, kind, message, sampled))
+        self.pieces.append(_new(Segment, (tokens, kind, message, sampled, None)))
         self._frame = None
 
     def text(self, text: str, kind: SegmentKind, message: int, *, sampled: bool = False) -> None:
@@ -111,7 +115,7 @@ class Layout:
                 pieces.append(Segment(frame.control, opened.kind, opened.message, False))
             pieces.append(Piece(frame.tail, opened.kind, opened.message, False))
             joined = True
-        pieces.append(Piece(text, kind, message, sampled, joined))
+        pieces.append(_new(Piece, (text, kind, message, sampled, joined)))
         self._frame = None
 
     def cut(self) -> None:
@@ -139,7 +143,7 @@ class Rendering:
     @property
     def length(self) -> int:
         """Number of positions in the model's input."""
-        return sum(_lengths(self.segments))
+        return sum(segment.length for segment in self.segments)
 
     def tokens(self) -> list[int]:
         """All token ids in order; media contribute none."""
@@ -162,39 +166,37 @@ class Rendering:
 
         Frames are never trained, nor anything the generation prompt supplies.
         """
-        chosen = frozenset(trained)
-        frame = SegmentKind.FRAME
-        is_trained = [s.kind is not frame and s.message in chosen for s in self.segments]
-        lengths = np.array(_lengths(self.segments), dtype=np.int64)
-        return np.array(is_trained, dtype=np.float32).repeat(lengths)
+        chosen, frame = frozenset(trained), SegmentKind.FRAME
+        runs: list[tuple[int, int]] = []
+        end = 0
+        for tokens, kind, message, _, chunk in self.segments:
+            start = end
+            end += len(tokens) if chunk is None else chunk.length
+            if message in chosen and kind is not frame:
+                runs.append((start, end))
+        weights = np.zeros(end, dtype=np.float32)
+        for start, end in runs:
+            weights[start:end] = 1
+        return weights
 
     def model_input(self) -> tinker.ModelInput:
         """Return the input for the service: one text chunk between media, none of them empty."""
         import tinker
 
+        # These are ids for sure; checking each of them takes a twentieth of all the time.
+        text_chunk = tinker.EncodedTextChunk.model_construct
         chunks: list[tinker.ModelInputChunk] = []
         run: list[int] = []
         for tokens, _, _, _, chunk in self.segments:
             run += tokens
             if chunk is not None:
                 if run:
-                    chunks.append(_text_chunk(run))
+                    chunks.append(text_chunk(tokens=run))
                 chunks.append(chunk)
                 run = []
         if run:
-            chunks.append(_text_chunk(run))
+            chunks.append(text_chunk(tokens=run))
         return tinker.ModelInput(chunks=chunks)
-
-
-def _text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
-    import tinker
-
-    # These are ids for sure; checking each of them takes a twentieth of all the time.
-    return tinker.EncodedTextChunk.model_construct(tokens=tokens)
-
-
-def _lengths(segments: list[Segment]) -> list[int]:
-    return [len(s[0]) if s.chunk is None else s.chunk.length for s in segments]
 
 
 def encode_layouts(layouts: Sequence[Layout], encoder: TextEncoder) -> list[Rendering]:
@@ -244,7 +246,7 @@ def _segments(
             segments.append(run)  # pyright: ignore
         elif run.__class__ is Piece:
             _, kind, message, sampled, _ = run  # pyright: ignore
-            segments.append(Segment(next(encoded), kind, message, sampled))  # pyright: ignore
+            segments.append(_new(Segment, (next(encoded), kind, message, sampled, None)))
         else:
             ids = encoder.encode_spans([piece.text for piece in run])  # pyright: ignore
             segments += [

@@ -48,9 +48,9 @@ def _checked_mode(messages: Sequence[Message], train_on_what: TrainOnWhat) -> Tr
         raise RendererError(
             f"train_on_what={train_on_what!r} is unknown; use one of {names}."
         ) from error
+    customized = mode is TrainOnWhat.CUSTOMIZED
     for index, message in enumerate(messages):
-        given = isinstance(message.get("trainable"), bool)
-        if given != (mode is TrainOnWhat.CUSTOMIZED):
+        if isinstance(message.get("trainable"), bool) is not customized:
             raise _trainable_error(mode, index, message)
     return mode
 
