@@ -130,6 +130,28 @@ def test_the_template_is_asked_as_the_renderer_writes(chat: Path, capsys) -> Non
     assert "0 different" in out
 
 
+def test_rows_that_are_refused_are_named_and_the_others_compared(
+    chat: Path, tmp_path: Path, capsys
+) -> None:
+    """Qwen3.5's template takes a system message at the start only, and so does the renderer."""
+    late = [*TALK[:2], {"role": "system", "content": "x"}, *TALK[2:]]
+    rows = [{"messages": late}, {"messages": TALK[:2]}]
+    chat.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ["--against-template", "--model", str(tokenizer_folder("qwen3_5"))]
+    page = tmp_path / "page.html"
+    for name, who in (("qwen3_5", "renderer"), ("qwen3", "template")):
+        found = ["render", str(chat), *words, "--renderer", name]
+        assert main(found) == 1
+        out = capsys.readouterr().out
+        assert f"chat.jsonl:1: the {who} refuses it: " in out
+        assert out.rstrip().split("\n\n")[-1].split("\n")[0].endswith(", 1 refused")
+        assert main([*found, "--html", str(page)]) == 1
+        assert f"chat.jsonl:1: the {who} refuses it: " in page.read_text("utf-8")
+        capsys.readouterr()
+        assert main([*found, "--index", "0"]) == 2
+        assert f"the {who} refuses it: " in capsys.readouterr().err
+
+
 def test_a_border_that_nothing_explains_is_a_difference() -> None:
     renderer = get_renderer("smollm2", get_tokenizer(str(tokenizer_folder("smollm2"))))
     rendering = renderer.render([{"role": "user", "content": "Hello there"}])

@@ -23,6 +23,7 @@ _CONTEXT = 4
 _WIDTH = 34
 _RED, _GREEN, _YELLOW, _DIM, _RESET = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _SAME, _MEANT, _DIFFERENT = "same tokens", "same text, other token borders", "different"
+_REFUSED = "refused"
 
 
 class Comparison(NamedTuple):
@@ -32,10 +33,14 @@ class Comparison(NamedTuple):
     ours: list[int]
     theirs: list[int]
     differences: list[Difference]
+    refusal: str = ""
+    """Why there are no tokens to compare: the renderer or the template refuses the conversation."""
 
     @property
     def kind(self) -> str:
         """How near the two are."""
+        if self.refusal:
+            return _REFUSED
         if not self.differences:
             return _SAME
         return _MEANT if all(found.is_meant for found in self.differences) else _DIFFERENT
@@ -43,13 +48,15 @@ class Comparison(NamedTuple):
     @property
     def heading(self) -> str:
         """What is said above it."""
+        if self.refusal:
+            return f"{self.where}: {self.refusal}"
         counts = Counter(found.kind.value for found in self.differences)
         reasons = "".join(f"; {count} x {reason}" for reason, count in counts.items())
         return f"{self.where}: {self.kind} ({len(self.ours)} tokens{reasons})"
 
 
 def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) -> int:
-    """Print or write the differences; exit status 1 if one of them is not meant."""
+    """Print or write the differences; exit status 1 if one is not meant, or a row is refused."""
     from tinker_cookbook.model_info import get_recommended_renderer_name
     from tinker_cookbook.renderers import load_renderer
 
@@ -66,7 +73,7 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
         title += f" with {', '.join(f'{key}={value}' for key, value in options.items())}"
     counts: dict[str, int] = dict.fromkeys((_SAME, _MEANT, _DIFFERENT), 0)
     for comparison in comparisons:
-        counts[comparison.kind] += 1
+        counts[comparison.kind] = counts.get(comparison.kind, 0) + 1
     if args.html:
         from tinker_cookbook.commands._against_page import write_page
 
@@ -79,45 +86,51 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
             "What is marked ~ is meant: a reply is encoded apart from the prompt it is sampled "
             "after, and typed control tokens stay text (docs/renderers.md)."
         )
-    return 1 if counts[_DIFFERENT] else 0
+    return 1 if counts[_DIFFERENT] or _REFUSED in counts else 0
 
 
 def _compare_all(
     rows: Sequence[SourceRow], renderer: Renderer
 ) -> tuple[list[Comparison], Mapping[str, Any]]:
-    """Return every row both ways, under the options with which the template is nearest."""
-    from tinker_cookbook.exceptions import RendererError
-    from tinker_cookbook.renderers.battery.verify import TEMPLATE_OPTIONS
-    from tinker_cookbook.supervised.conversations import parse_row
+    """Return every row both ways, under the options with which the template is nearest.
 
-    sides: list[tuple[SourceRow, Any, Rendering]] = []
-    for row in rows:
-        conversation = parse_row(row)
-        try:
-            messages = renderer.declare_tools(conversation.messages, conversation.tools)
-            sides.append((row, conversation, renderer.render(messages)))
-        except RendererError as error:
-            raise DataValidationError(f"{row.where}: {error}") from error
+    Raises:
+        DataValidationError: if every row is refused.
+    """
+    from tinker_cookbook.renderers.battery.verify import TEMPLATE_OPTIONS
+
+    sides = [_side(row, renderer) for row in rows]
     best: tuple[list[Comparison], Mapping[str, Any]] | None = None
-    refusal: DataValidationError | None = None
     for options in TEMPLATE_OPTIONS:
-        try:
-            found = [_compare(*side, renderer, options) for side in sides]
-        except DataValidationError as error:
-            refusal = refusal or error
-            continue
-        if best is None or _num_different(found) < _num_different(best[0]):
+        found = [
+            side if isinstance(side, Comparison) else _compare(*side, renderer, options)
+            for side in sides
+        ]
+        if best is None or _distance(found) < _distance(best[0]):
             best = found, options
-        if not _num_different(found):
+        if not _distance(found):
             break
-    if best is None:
-        assert refusal is not None, "there are options to try"
-        raise refusal
+    assert best is not None, "there are options to try"
+    if all(comparison.refusal for comparison in best[0]):
+        raise DataValidationError(best[0][0].heading)
     return best
 
 
-def _num_different(comparisons: Sequence[Comparison]) -> int:
-    return sum(comparison.kind == _DIFFERENT for comparison in comparisons)
+def _side(row: SourceRow, renderer: Renderer) -> tuple[SourceRow, Any, Rendering] | Comparison:
+    """Return the row with our rendering, or our refusal."""
+    from tinker_cookbook.exceptions import RendererError
+    from tinker_cookbook.supervised.conversations import parse_row
+
+    conversation = parse_row(row)
+    try:
+        messages = renderer.declare_tools(conversation.messages, conversation.tools)
+        return row, conversation, renderer.render(messages)
+    except RendererError as error:
+        return Comparison(row.where, [], [], [], refusal=f"the renderer refuses it: {error}")
+
+
+def _distance(comparisons: Sequence[Comparison]) -> int:
+    return sum(comparison.kind in (_DIFFERENT, _REFUSED) for comparison in comparisons)
 
 
 def _compare(
@@ -142,7 +155,7 @@ def _compare(
             **options,
         )
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise DataValidationError(f"{row.where}: the template refuses it: {error}") from error
+        return Comparison(row.where, [], [], [], refusal=f"the template refuses it: {error}")
     ours, _ = tokens_with_pads(rendering, renderer.encoder)
     found = differences(rendering, theirs, renderer.encoder)
     return Comparison(row.where, ours, list(theirs), found)
@@ -190,7 +203,7 @@ def _print(
 
 def _side_by_side(comparison: Comparison, renderer: Renderer, *, color: bool) -> Iterator[str]:
     """Yield the tokens that differ, with some before and after, ours left and theirs right."""
-    _, ours, theirs, found = comparison
+    ours, theirs, found = comparison.ours, comparison.theirs, comparison.differences
     shown_to = 0
     for difference in found:
         a, b, c, d, kind = difference

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.content import split_reasoning
+from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
 from tinker_cookbook.renderers.gemma4_notation import (
     Piece,
     call_pieces,
@@ -117,11 +117,8 @@ class Gemma4Renderer(Renderer):
         return before is not None and (before["role"] == "tool" or _has_calls(before))
 
     def check_trained_turn(self, messages: Sequence[Message], index: int) -> None:
-        if self.disables_thinking and split_reasoning(messages[index])[0]:
-            raise RendererError(
-                f"messages[{index}]: a reply with thinking cannot be trained with thinking "
-                "disabled; remove the thinking, or use gemma4_thinking."
-            )
+        if self.disables_thinking:
+            refuse_trained_thinking(split_reasoning(messages[index])[0], index)
 
     def lay_out(
         self, layout: Layout, messages: Sequence[Message], forms: Sequence[Hashable]
