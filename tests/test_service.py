@@ -1,5 +1,6 @@
 """Which service is chosen and why; the embedded one as a real process, from start to crash."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tinker
 
 from tests.conftest import TEST_KEY, ServiceProcess
+from tests.e2e.sdk import text, tokens
 from tinker_cookbook import embedded_service, service
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.model_files import DEFAULT_MODEL
@@ -180,6 +183,22 @@ def test_a_local_service_starts_answers_and_stops(tiny_model_folder: Path):
     assert embedded._process.returncode is not None
     assert not log.parent.exists()
     connection.close()
+
+
+def test_an_interrupted_program_does_not_wait_for_what_is_in_flight(tiny_model_folder: Path):
+    """Ctrl-C, which cancels an event loop's main task: the service stops at once."""
+    connection = service.connect("local", str(tiny_model_folder))
+    connection.__enter__()
+    client = connection.service_client()
+    run = client.create_lora_training_client(connection.model_name, rank=4).result()
+    sampler = run.save_weights_and_get_sampling_client().result()
+    params = tinker.SamplingParams(max_tokens=200, stop=[])
+    work = [sampler.sample(text(tokens(9)), 500, params) for _ in range(20)]
+    time.sleep(0.5)
+    assert not any(sample.future().done() for sample in work)
+    began = time.monotonic()
+    connection.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+    assert time.monotonic() - began < 3, "it would finish what it can in 8 seconds"
 
 
 def test_an_unknown_model_is_refused_before_anything_starts(monkeypatch):

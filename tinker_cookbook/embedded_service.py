@@ -98,12 +98,16 @@ class EmbeddedService:
             time.sleep(0.02)
         return json.loads(ready.read_text(encoding="utf-8"))["base_url"]
 
-    def stop(self) -> None:
-        """Ask the service to stop, insist after a while, and remove its temporary files."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ask the service to stop, insist after a while, and remove its temporary files.
+
+        Args:
+            at_once: Nobody wants what is in flight any more; what was saved stays in any case.
+        """
         self._stopping = True
         atexit.unregister(self.stop)
         if self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(signal.SIGINT if at_once else signal.SIGTERM)
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ without any of them a service of its own on this machine, stopped with this proc
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import os
@@ -319,10 +320,14 @@ class Connection:
             f"{listed}.{hint}"
         )
 
-    def close(self) -> None:
-        """Stop the service if it was started here; may be called twice."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop the service if it was started here; may be called twice.
+
+        Args:
+            at_once: Do not let it finish what is in flight.
+        """
         if self._embedded is not None:
-            self._embedded.stop()
+            self._embedded.stop(at_once=at_once)
 
     def __enter__(self) -> Connection:
         if self._embedded is not None:
@@ -339,7 +344,8 @@ class Connection:
         if self in _entered:
             _entered.remove(self)
         crash = self._embedded.crash_report() if self._embedded is not None else None
-        self.close()
+        # Ctrl-C cancels the main task of an event loop, and is raised anywhere else
+        self.close(at_once=exc_type in (KeyboardInterrupt, asyncio.CancelledError))
         if crash is not None and exc_value is not None:
             raise TrainingError(crash) from exc_value
 

@@ -145,7 +145,7 @@ def serve(
     """Run a service until it is told to stop.
 
     The first Ctrl-C or SIGTERM lets what is in flight finish; a further Ctrl-C ends this process
-    then and there, with exit status 130.
+    then and there, with exit status 130. Where a parent is named, so does its first.
 
     Args:
         announce: called with the service and its base URL once connections are accepted.
@@ -236,6 +236,9 @@ class _Stopping:
             loop.add_signal_handler(number, self._hear, number)
 
     def _hear(self, number: signal.Signals) -> None:
+        # Managers repeat SIGTERM, so only Ctrl-C counts; an embedding parent has heard it before.
+        if number == signal.SIGINT and (self.told.is_set() or self.parent_pid is not None):
+            self._end_now()
         if not self.told.is_set():
             self.told.set()
             work = self._service.describe_work()
@@ -246,13 +249,11 @@ class _Stopping:
                 )
             else:
                 self._say("Stopping; nothing is in flight. Ctrl-C again stops at once.")
-        elif number == signal.SIGINT:  # managers repeat SIGTERM; only a person means it this way
-            self._end_now()
 
     def _end_now(self) -> None:
         """Leave without waiting for threads; on disk this is like a crash, which loses nothing."""
         work = self._service.describe_work() or "nothing"
-        logger.warning("stopped at once by a second Ctrl-C; not finished: %s", work)
+        logger.warning("stopped at once by Ctrl-C; not finished: %s", work)
         self._service.abandon()
         logging.shutdown()
         sys.stdout.flush()
