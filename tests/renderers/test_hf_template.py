@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,12 @@ def marked(renderer: Any, messages: list[Message], mode: TrainOnWhat = ALL) -> l
             text, previous = text + renderer.encoder.decode([token]), weight
         found.append(text + ("»" if previous else ""))
     return found
+
+
+def example_and_reply(renderer: Any, messages: list[Any]) -> tuple[Any, list[int]]:
+    """Return the input that trains the last reply, and the tokens of that reply."""
+    model_input, weights = renderer.build_supervised_example(messages)
+    return model_input, np.asarray(model_input.to_ints())[weights > 0].tolist()
 
 
 def test_replies_are_trained_in_one_example_where_nothing_is_rewritten() -> None:
@@ -103,8 +110,7 @@ def test_reasoning_and_calls_are_written_and_parsed_by_the_templates_markers() -
     renderer = renderer_of("qwen3")
     call: Any = {"function": {"name": "f", "arguments": '{"é":  [1]}'}}
     reply: Any = {**TALK[1], "reasoning_content": "why", "tool_calls": [call]}
-    model_input, weights = renderer.build_supervised_example([TALK[0], reply])
-    tokens = np.asarray(model_input.to_ints())[weights > 0].tolist()
+    model_input, tokens = example_and_reply(renderer, [TALK[0], reply])
     message, end = renderer.parse_response(tokens)
     assert end is ParseTermination.STOP_SEQUENCE
     assert message["content"] == [
@@ -114,6 +120,55 @@ def test_reasoning_and_calls_are_written_and_parsed_by_the_templates_markers() -
     assert message.get("tool_calls", [])[0].function.arguments == '{"é":  [1]}'
     native = get_renderer("qwen3", renderer.tokenizer)
     assert native.build_supervised_example([TALK[0], reply])[0] == model_input
+
+
+XML_ARGUMENTS = '{"city": "Zürich\\n", "days": 3, "dry": true, "none": null, "at": [{"x": "</a>"}]}'
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_8"])
+@pytest.mark.parametrize("text", ["", "Looking it up."])
+def test_calls_in_the_templates_xml_are_parsed(name: str, text: str) -> None:
+    """Both templates share the notation; only the first writes truth values as Python does."""
+    renderer = renderer_of(name)
+    assert ("True" in (renderer.facts.xml_words or {}).values()) == (name == "qwen3_5")
+    calls = [{"function": {"name": "f", "arguments": a}} for a in (XML_ARGUMENTS, "{}")]
+    reply: Any = {"role": "assistant", "content": text, "reasoning_content": "why"}
+    reply["tool_calls"] = calls
+    model_input, tokens = example_and_reply(renderer, [TALK[0], reply])
+    message, end = renderer.parse_response(tokens)
+    assert end is ParseTermination.STOP_SEQUENCE
+    parts: list[Any] = [{"type": "thinking", "thinking": "why"}]
+    assert message["content"] == [*parts, *([{"type": "text", "text": text}] * bool(text))]
+    parsed = [call.function.arguments for call in message.get("tool_calls", [])]
+    assert [json.loads(a) for a in parsed] == [json.loads(XML_ARGUMENTS), {}]
+    native = get_renderer(
+        {"qwen3_8": "qwen3_8_medium_reasoning"}.get(name, name), renderer.tokenizer
+    )
+    assert native.parse_response(tokens) == (message, end)
+    again: Any = renderer.build_supervised_example([TALK[0], message])
+    assert again[0] == model_input
+
+
+def test_text_that_reads_as_a_number_is_fitted_to_the_tools_schema() -> None:
+    renderer = renderer_of("qwen3_5")
+    call: Any = {"function": {"name": "f", "arguments": '{"zip": "8001"}'}}
+    _, tokens = example_and_reply(renderer, [TALK[0], {**TALK[1], "tool_calls": [call]}])
+    message, _ = renderer.parse_response(tokens)
+    tool: Any = {"name": "f", "parameters": {"properties": {"zip": {"type": "string"}}}}
+    fitted = renderer.fit_tool_calls(message, [tool])
+    assert message.get("tool_calls", [])[0].function.arguments == '{"zip": 8001}'
+    assert fitted.get("tool_calls", [])[0].function.arguments == '{"zip": "8001"}'
+
+
+def test_calls_in_another_notation_stay_text() -> None:
+    template = load_tokenizer("qwen3_5").chat_template.replace("<function=", "<function:")
+    renderer = renderer_of("qwen3_5", template)
+    assert not renderer.facts.parses_calls
+    call: Any = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    _, tokens = example_and_reply(renderer, [TALK[0], {**TALK[1], "tool_calls": [call]}])
+    message, _ = renderer.parse_response(tokens)
+    assert "<function:f>" in str(message["content"])
+    assert "tool_calls" not in message
 
 
 HEADERLESS = (

@@ -54,6 +54,7 @@ from tinker_cookbook.renderers.template_text import (
 )
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, tool_declaration
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
+from tinker_cookbook.renderers.xml_calls import fit_calls
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["HFTemplateRenderer"]
@@ -394,6 +395,10 @@ class HFTemplateRenderer(Renderer):
 
     def get_stop_sequences(self) -> list[int]:
         return sorted(self._facts.stops)
+
+    def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
+        words = self._facts.xml_words
+        return message if words is None else fit_calls(message, tools, words)
 
     def grammar(self) -> Grammar:
         return self._facts.grammar

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.parsing import CallParser, Grammar, parse_json_call
 from tinker_cookbook.renderers.rendering import Layout, encode_layouts
 from tinker_cookbook.renderers.template_plan import ControlTokens, build_atoms, lay_out_atoms
 from tinker_cookbook.renderers.template_text import TemplateError, fill, mark_spans
 from tinker_cookbook.renderers.tool_calls import parse_call_json
 from tinker_cookbook.renderers.types import Message, ToolCall
+from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, parse_xml_call
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
@@ -22,6 +25,7 @@ __all__ = ["TemplateFacts", "learn"]
 
 _CALL_NAME = "probe_tool"
 _ARGUMENTS = '{"probe_key": "probe value!"}'
+_TYPED_ARGUMENTS = '{"a": true, "b": false, "c": null, "d": 1.5, "e": ["x", {"y": 2}], "f": "z"}'
 _TOOL: Any = {
     "name": _CALL_NAME,
     "description": "Probes; nothing else.",
@@ -41,6 +45,8 @@ class TemplateFacts:
     has_tools: bool = False
     has_thinking: bool = False
     parses_calls: bool = False
+    xml_words: Mapping[str, str] | None = None
+    """Set if calls are written as in xml_calls.py: how truth values and null are."""
     stops: frozenset[int] = frozenset()
     bos_ids: tuple[int, ...] = ()
     extends: bool = False
@@ -66,9 +72,9 @@ def _reply(text: str = "Probe answer.", **more: Any) -> Message:
     return Message(role="assistant", content=text, **more)
 
 
-def _call() -> Message:
-    body = ToolCall.FunctionBody(name=_CALL_NAME, arguments=_ARGUMENTS)
-    return _reply("", tool_calls=[ToolCall(id="probecall", function=body)])
+def _call(text: str = "", arguments: str = _ARGUMENTS) -> Message:
+    body = ToolCall.FunctionBody(name=_CALL_NAME, arguments=arguments)
+    return _reply(text, tool_calls=[ToolCall(id="probecall", function=body)])
 
 
 class _Probe:
@@ -194,23 +200,60 @@ class _Probe:
         opened: re.Match[str] | None,
         closed: re.Match[str] | None,
     ) -> None:
-        parsed = parse_call_json(body, body, arguments_key=key)
-        if not isinstance(parsed, ToolCall) or not body.strip().startswith('{"name":'):
-            return
         facts, control = self._facts, self._control
-        if json.loads(parsed.function.arguments) != json.loads(_ARGUMENTS):
-            return
-        facts.parses_calls = True
         old = facts.grammar
+        is_json = body.strip().startswith('{"name":') and _reads_back(
+            parse_call_json(body, body, arguments_key=key), _ARGUMENTS
+        )
         if opened is None or closed is None:
-            facts.grammar = Grammar(stop=old.stop, eos=old.eos, bare_call_key=key)
+            facts.parses_calls = is_json
+            if is_json:
+                facts.grammar = Grammar(stop=old.stop, eos=old.eos, bare_call_key=key)
             return
+        parse_call: CallParser = parse_json_call
+        if not is_json:
+            facts.xml_words = self._xml_words(opened.group(), closed.group())
+            if facts.xml_words is None:
+                return
+            parse_call = partial(parse_xml_call, words=facts.xml_words)
+        facts.parses_calls = True
         pair = (control.id_of(opened), control.id_of(closed))
         added = self._renderer.tokenizer.added_tokens_decoder
         facts.call_markers = ControlTokens({token: added[token] for token in pair})
-        facts.grammar = Grammar(
-            stop=old.stop, eos=old.eos, newlines_at_start=old.newlines_at_start, call=pair
+        facts.grammar = replace(
+            old,
+            call=pair,
+            parse_call=parse_call,
+            newlines_before_call=self._newlines_before_call(opened.group()),
         )
+
+    def _xml_words(self, opened: str, closed: str) -> Mapping[str, str] | None:
+        """Return how calls in the notation of xml_calls.py write truth values, None if in another.
+
+        Every probe must come back as it was, so a template that writes values otherwise is left.
+        """
+        bodies = []
+        for arguments in (_ARGUMENTS, _TYPED_ARGUMENTS):
+            try:
+                whole, talk = self._written([_user(), _call(arguments=arguments)])
+            except TemplateError:
+                return None
+            written = fill(whole, talk.values).rpartition(opened)[2].partition(closed)[0]
+            bodies.append((written, arguments))
+        for words in ({}, PYTHON_WORDS):
+            read = (parse_xml_call([body], body, words) for body, _ in bodies)
+            if all(_reads_back(call, a) for (call,), (_, a) in zip(read, bodies, strict=True)):
+                return words
+        return None
+
+    def _newlines_before_call(self, opened: str) -> int:
+        """Return how many newlines, and nothing else, the template writes between text and call."""
+        try:
+            whole, talk = self._written([_user(), _call("Probe answer.")])
+        except TemplateError:
+            return 1
+        before = fill(whole, talk.values).rpartition(opened)[0].rpartition("Probe answer.")[2]
+        return 1 if before.strip("\n") else len(before)
 
     def _learn_thinking(self) -> None:
         facts, control = self._facts, self._control
@@ -235,15 +278,10 @@ class _Probe:
         opening = control.id_of(before[-1])
         if opening in map(control.id_of, control.pattern.finditer(header)):
             return
-        old = facts.grammar
-        facts.grammar = Grammar(
-            stop=old.stop,
-            eos=old.eos,
+        facts.grammar = replace(
+            facts.grammar,
             think=(opening, control.id_of(after)),
             starts_in_thinking=before[-1].start() < len(prompt),
-            call=old.call,
-            bare_call_key=old.bare_call_key,
-            newlines_at_start=old.newlines_at_start,
         )
 
     def _learn_tools_and_roles(self) -> None:
@@ -326,3 +364,12 @@ class _Probe:
             f"the chat template of {name!r} cannot be rendered with exact masks: {reason}. Use a "
             "renderer made for the model, or give HFTemplateRenderer another chat_template."
         )
+
+
+def _reads_back(call: object, arguments: str) -> bool:
+    """Whether a probe's call was read as it was given."""
+    return (
+        isinstance(call, ToolCall)
+        and call.function.name == _CALL_NAME
+        and json.loads(call.function.arguments) == json.loads(arguments)
+    )
