@@ -28,7 +28,8 @@ def main(
 ) -> str:
     """Print and return one answer."""
     checkpoint = target if target is not None and target.startswith("tinker://") else None
-    with service.connect(base_url, model if checkpoint else target) as connection:
+    model_name = model if checkpoint else target
+    with service.connect(base_url, model_name, checkpoint=checkpoint) as connection:
         print(connection.describe())
         client = connection.service_client()
         if checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.utils.processes import is_running
 
-__all__ = ["EmbeddedService", "add_to_no_proxy"]
+__all__ = ["EmbeddedService", "add_to_no_proxy", "find_saved_model"]
 
 NEEDED_MODULES = ("torch", "safetensors", "starlette", "uvicorn")
 START_SECONDS = 180.0
@@ -143,6 +144,37 @@ class EmbeddedService:
             return ""
         lines = text.strip().splitlines()[-LOG_TAIL_LINES:]
         return " The end of its log:\n  " + "\n  ".join(lines) if lines else " Its log is empty."
+
+
+def find_saved_model(checkpoint: str) -> str | None:
+    """The model of a checkpoint in the state folder of this machine; None if that cannot be told.
+
+    Raises:
+        ConfigurationError: nothing of that name is saved there.
+    """
+    import sqlite3
+
+    from tinker_cookbook.model_files import cookbook_home
+
+    path = cookbook_home().resolve() / "service" / "index.sqlite3"
+    query = (
+        "SELECT base_model FROM checkpoints JOIN runs USING (run_id) "
+        "WHERE 'tinker://' || run_id || '/' || segment || '/' || name = ?"
+    )
+    found = None
+    if path.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as index:
+                found = index.execute(query, (checkpoint,)).fetchone()
+        except sqlite3.Error:
+            return None  # the service says what is wrong with its index
+    if found is None:
+        raise ConfigurationError(
+            f"{checkpoint} does not exist; nothing of that name is saved in {path.parent}. "
+            "`tinker-cookbook status` lists what is; another service is named by its base_url "
+            "(--base-url)."
+        )
+    return found[0]
 
 
 def _remove_orphans() -> None:

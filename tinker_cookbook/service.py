@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinker_cookbook.embedded_service import EmbeddedService, add_to_no_proxy
+from tinker_cookbook.embedded_service import EmbeddedService, add_to_no_proxy, find_saved_model
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def connect(
         base_url: Address of a service, "local", or None to choose by the environment.
         model_name: A model the service can train; None means the default model on a local service,
             and the only one of another.
-        checkpoint: A `tinker://` path; another service is asked for its model if none is named.
+        checkpoint: A `tinker://` path; its model is found out if none is named.
 
     Raises:
         ConfigurationError: if the service cannot be reached or used, or the model is unknown there.
@@ -141,6 +141,8 @@ def connect(
     if choice.kind == "local":
         from tinker_cookbook.model_files import DEFAULT_MODEL
 
+        if checkpoint is not None and model_name is None:
+            model_name = find_saved_model(checkpoint)
         model = model_name or DEFAULT_MODEL
         embedded = EmbeddedService.start(model)
         return Connection(choice, embedded.api_key, model_name=model, embedded=embedded)

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, train_step
 from tinker_cookbook import cli, model_files
-from tinker_cookbook.commands import _sampler
+from tinker_cookbook.embedded_service import find_saved_model
 from tinker_cookbook.local.service.index import RunRow
 from tinker_cookbook.local.service.store import NewCheckpoint, Store
 
@@ -75,13 +75,13 @@ def test_a_checkpoint_on_this_machine_tells_its_model(tmp_path, monkeypatch, cap
     assert model_files.cookbook_home() == tmp_path
     path = "tinker://s:train:0/weights/kept"
     assert cli.main(["sample", path, "--base-url", "local"]) == 2
-    assert "nothing like it is saved in" in capsys.readouterr().err
+    assert "nothing of that name is saved in" in capsys.readouterr().err
     store = Store(tmp_path / "service")
     store.index.insert(RunRow("s:train:0", "s", "some/model", {}, None, 1.0, 1.0, True))
     staged = store.stage()
     (staged / "adapter_model.safetensors").write_bytes(b"weights")
     store.commit(staged, NewCheckpoint("s:train:0", "weights", "kept", has_optimizer=False))
     store.close()
-    assert _sampler._find_saved_model(path) == "some/model"
+    assert find_saved_model(path) == "some/model"
     assert cli.main(["sample", f"{path}2", "--base-url", "local"]) == 2
-    assert f"PATH={path}2 does not exist" in capsys.readouterr().err
+    assert f"{path}2 does not exist" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import math
 import re
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,8 +79,6 @@ def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
     from tinker_cookbook import service
 
     checkpoint, model = _split_target(args.target, args.model)
-    if checkpoint and not model and service.choose_service(args.base_url).kind == "local":
-        model = _find_saved_model(checkpoint)
     with service.connect(args.base_url, model, checkpoint=checkpoint) as connection:
         print(connection.describe(), flush=True)
         yield _open(connection, checkpoint, args.renderer)
@@ -97,39 +94,6 @@ def _split_target(target: str | None, model: str | None) -> tuple[str | None, st
             "tinker://RUN/sampler_weights/NAME, as the end of a run prints it."
         )
     return target, model
-
-
-def _find_saved_model(checkpoint: str) -> str | None:
-    """The model of a checkpoint in this machine's state folder; None if that cannot be told.
-
-    Raises:
-        ConfigurationError: nothing of that name is saved there.
-    """
-    from tinker_cookbook.model_files import cookbook_home
-
-    path = cookbook_home().resolve() / "service" / "index.sqlite3"
-    run_id, segment, name = checkpoint.removeprefix(SCHEME).split("/")
-    if not path.exists():
-        raise ConfigurationError(f"PATH={checkpoint} does not exist; {_where(path)}")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as index:
-            found = index.execute(
-                "SELECT base_model FROM checkpoints JOIN runs USING (run_id) "
-                "WHERE run_id=? AND segment=? AND name=?",
-                (run_id, segment, name),
-            ).fetchone()
-    except sqlite3.Error:
-        return None  # the service says what is wrong with its index
-    if found is None:
-        raise ConfigurationError(f"PATH={checkpoint} does not exist; {_where(path)}")
-    return found[0]
-
-
-def _where(index: Any) -> str:
-    return (
-        f"nothing like it is saved in {index.parent}. `tinker-cookbook status` lists what is; for "
-        "another service give --base-url."
-    )
 
 
 def _open(connection: Connection, checkpoint: str | None, renderer: str | None) -> OpenSampler:
