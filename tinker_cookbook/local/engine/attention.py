@@ -19,6 +19,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from tinker_cookbook.local.engine.native.attention import AttentionKernels
+from tinker_cookbook.local.engine.native.build import load_kernels
+
 __all__ = ["attention_backward", "attention_forward"]
 
 _BLOCK_TOKENS = 128
@@ -26,14 +29,18 @@ _BLOCK_TOKENS = 128
 
 def attention_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
-) -> torch.Tensor:
-    """The attended values, in the layout of `q`."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attended values, in the layout of `q`, and what the backward pass of the compiled kernels
+    needs beside them."""
+    kernels = _kernels()
+    if kernels is not None and kernels.fit(q, k):
+        return kernels.forward(q, k, v, lengths)
     out = torch.empty_like(q)
     group = q.shape[1] // k.shape[1]
     for keys, rows, diagonal in _blocks(lengths, group):
         probabilities = _probabilities(q[:, rows], k[:, keys], diagonal, group)
         torch.bmm(probabilities, v[:, keys], out=out[:, rows])
-    return out
+    return out, None
 
 
 def attention_backward(
@@ -42,9 +49,14 @@ def attention_backward(
     k: torch.Tensor,
     v: torch.Tensor,
     out: torch.Tensor,
+    beside: torch.Tensor | None,
     lengths: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q (as it came, multiplied), k and v from the gradient of the output."""
+    """Gradients of q (as it came, multiplied), k and v from the gradient of the output; `out` and
+    `beside` are what `attention_forward` gave."""
+    kernels = _kernels()
+    if kernels is not None and beside is not None:
+        return kernels.backward(grad, q, k, v, out, beside, lengths)
     q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     group = q.shape[1] // k.shape[1]
     # sum_j P_ij dP_ij, which the gradient of softmax subtracts, is the dot of out and its gradient.
@@ -58,6 +70,13 @@ def attention_backward(
         torch.bmm(scores_grad, k_part, out=q_grad[:, rows])
         k_grad[:, keys].baddbmm_(scores_grad.transpose(1, 2), q[:, rows])
     return q_grad, k_grad, v_grad
+
+
+@functools.lru_cache(maxsize=1)
+def _kernels() -> AttentionKernels | None:
+    """The compiled kernels, waiting for the compiler if it still runs; None: use torch."""
+    library = load_kernels()
+    return None if library is None else AttentionKernels(library)
 
 
 def _blocks(lengths: Sequence[int], group: int) -> Iterator[tuple[slice, slice, int]]:

@@ -50,6 +50,8 @@ class _Kept:
     k: torch.Tensor
     v: torch.Tensor
     attended: torch.Tensor
+    attended_beside: torch.Tensor | None
+    """What the backward pass of attention needs beside it."""
     o_low: torch.Tensor
     hidden_mid: torch.Tensor
     inverse_mid: torch.Tensor
@@ -165,7 +167,7 @@ class PackedTransformer:
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv")
         q, k, v = self._split_heads(qkv, layer, tape)
-        attended = attention_forward(q, k, v, tape.lengths)
+        attended, beside = attention_forward(q, k, v, tape.lengths)
 
         z, x = self._input(hidden, index, "o")
         self._merge_heads(attended, x)
@@ -188,6 +190,7 @@ class PackedTransformer:
             k=k,
             v=v,
             attended=attended,
+            attended_beside=beside,
             o_low=o_low,
             hidden_mid=hidden_mid,
             inverse_mid=inverse_mid,
@@ -308,7 +311,13 @@ class PackedTransformer:
         heads = merged_grad.unflatten(-1, (arch.num_kv_heads, group, arch.head_dim))
         grad.unflatten(1, (-1, group)).copy_(heads.transpose(0, 1))
         q_grad, k_grad, v_grad = attention_backward(
-            grad, kept.q, kept.k, kept.v, kept.attended, tape.lengths
+            grad,
+            kept.q,
+            kept.k,
+            kept.v,
+            kept.attended,
+            kept.attended_beside,
+            tape.lengths,
         )
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:

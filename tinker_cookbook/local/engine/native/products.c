@@ -4,35 +4,15 @@
  * come in order, and a later term may read a part that is complete: so one call serves
  * `low = scale A x, y = [x | low] . [W | B]'` of several stacked modules, and the way back.
  *
- * Each thread takes its own rows. It keeps a block of x, MR rows side by side, in its second-level
- * cache, and goes over the columns of the right side: a strip of PANEL outputs is put into the
- * first-level cache, whatever layout and format it has in memory, and used for all rows of the
- * block. One copy of a matrix serves both directions and, in bfloat16, half the memory traffic.
- * The blocking is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix
- * Multiplication" (2008). An output is one chain of sums in the order of the terms, as in
+ * Each thread takes its own rows. One copy of a matrix serves both directions and, in bfloat16, half
+ * the memory traffic. An output is one chain of sums in the order of the terms, as in
  * `decode_kernels.c`: the same bits however rows are grouped.
  */
-#include "vectors.h"
+#include "tiles.h"
 
-#define PANEL (2 * LANES)
-#define MR 6
 #define MAX_TERMS 4
 #define MAX_PARTS 4
-/* Length of a strip, a multiple of PANEL: 18 KiB of the first-level cache with vectors of 8. */
-#define STRIP (LANES >= 16 ? 128 : 288)
 #define MAX_UNITS 84
-
-typedef enum { PANELS, PANELS_TURNED, ROWS, COLUMNS } Layout;
-
-/* The right side of a product, [count, outs]. */
-typedef struct {
-    const void *at; /* NULL: the term does not add to this part */
-    int64_t layout; /* PANELS: packed [panels, stride, PANEL], an output is a row of the matrix;
-                     * PANELS_TURNED: the same, an output is a column; ROWS, COLUMNS: float32 [count,
-                     * outs] and [outs, count], rows `stride` floats apart */
-    int64_t half;   /* whether a packed matrix is bfloat16 */
-    int64_t stride;
-} Right;
 
 typedef struct {
     const float *x; /* [rows, count] */
@@ -40,239 +20,12 @@ typedef struct {
     Right right[MAX_PARTS];
 } Term;
 
-/* y = scale sum (+ bias) (+ start). */
-typedef struct {
-    float *y; /* [rows, outs] */
-    int64_t stride, outs;
-    const float *bias, *start; /* [outs], [rows, outs], or NULL */
-    int64_t start_stride;
-    float scale;
-} Part;
-
 typedef struct {
     int64_t rows, threads, num_terms, num_parts;
     float *scratch; /* per thread product_scratch() floats */
     Term terms[MAX_TERMS];
     Part parts[MAX_PARTS];
 } Product;
-
-#if defined(__AVX2__)
-/* Eight rows of eight, to columns `step` floats apart. */
-INLINE void turn_8(const __m256 *row, float *to, int64_t step) {
-    __m256 pair[8], four[8];
-    for (int i = 0; i < 4; i++) {
-        pair[2 * i] = _mm256_unpacklo_ps(row[2 * i], row[2 * i + 1]);
-        pair[2 * i + 1] = _mm256_unpackhi_ps(row[2 * i], row[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; i++)
-        for (int j = 0; j < 2; j++) {
-            four[4 * i + 2 * j] = _mm256_shuffle_ps(pair[4 * i + j], pair[4 * i + 2 + j], 0x44);
-            four[4 * i + 2 * j + 1] = _mm256_shuffle_ps(pair[4 * i + j], pair[4 * i + 2 + j], 0xee);
-        }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(to + i * step, _mm256_permute2f128_ps(four[i], four[4 + i], 0x20));
-    }
-    for (int i = 0; i < 4; i++)
-        _mm256_storeu_ps(to + (4 + i) * step, _mm256_permute2f128_ps(four[i], four[4 + i], 0x31));
-}
-#endif
-
-/* to[j * step + i] = from[i * stride + j] for i < rows, j < columns. */
-static void turn(float *to, int64_t step, const float *from, int64_t stride, int64_t rows,
-                 int64_t columns) {
-    int64_t i = 0;
-#if defined(__AVX2__)
-    for (; i + 8 <= rows; i += 8) {
-        int64_t j = 0;
-        for (; j + 8 <= columns; j += 8) {
-            __m256 row[8];
-            for (int r = 0; r < 8; r++) row[r] = _mm256_loadu_ps(from + (i + r) * stride + j);
-            turn_8(row, to + j * step + i, step);
-        }
-        for (; j < columns; j++)
-            for (int r = 0; r < 8; r++) to[j * step + i + r] = from[(i + r) * stride + j];
-    }
-#endif
-    for (; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) to[j * step + i] = from[i * stride + j];
-}
-
-/* Rows of x, MR side by side: [units, count, MR]; what is missing of the last unit repeats a row. */
-static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, int64_t count) {
-    for (int64_t first = 0; first < rows; first += MR, to += count * MR) {
-        const float *row[MR];
-        for (int r = 0; r < MR; r++)
-            row[r] = x + (first + r < rows ? first + r : rows - 1) * stride;
-        int64_t k = 0;
-#if defined(__AVX2__)
-        /* A store of eight covers two places of the next, which comes after it: not the last. */
-        for (; k + 8 < count; k += 8) {
-            __m256 part[8];
-            for (int r = 0; r < MR; r++) part[r] = _mm256_loadu_ps(row[r] + k);
-            part[6] = part[7] = part[0];
-            turn_8(part, to + k * MR, MR);
-        }
-#endif
-        for (; k < count; k++)
-            for (int r = 0; r < MR; r++) to[k * MR + r] = row[r][k];
-    }
-}
-
-/* PANEL outputs from `out` on of a block of a packed matrix, turned: sums run over its rows. */
-static void fill_turned(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
-                        int64_t outs) {
-    float block[PANEL * PANEL];
-    for (int64_t k = 0; k < count; k += PANEL) {
-        int64_t at = ((from + k) / PANEL * right->stride + out) * PANEL;
-        for (int64_t i = 0; i < outs; i++) {
-            vec pair[2];
-            load_pair(right->at, at + i * PANEL, right->half != 0, pair);
-            store(block + i * PANEL, pair[0]);
-            store(block + i * PANEL + LANES, pair[1]);
-        }
-        turn(to + k * PANEL, PANEL, block, PANEL, outs, count - k < PANEL ? count - k : PANEL);
-    }
-}
-
-/* The strip [count, PANEL] of a right side from row `from` and output `out` on, in `to` or, if it
- * lies in memory as it should, there. Outputs that do not exist are 0 or not read. */
-static const float *strip(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
-                          int64_t all_outs) {
-    int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
-    if (right->layout == PANELS) {
-        int64_t at = (out / PANEL * right->stride + from) * PANEL;
-        if (!right->half) return (const float *)right->at + at;
-        for (int64_t k = 0; k < count; k++) {
-            vec pair[2];
-            load_pair(right->at, at + k * PANEL, 1, pair);
-            store(to + k * PANEL, pair[0]);
-            store(to + k * PANEL + LANES, pair[1]);
-        }
-        return to;
-    }
-    if (outs < PANEL) memset(to, 0, (size_t)count * PANEL * sizeof(float));
-    if (right->layout == PANELS_TURNED) {
-        fill_turned(to, right, from, count, out, outs);
-    } else if (right->layout == ROWS) {
-        const float *row = (const float *)right->at + from * right->stride + out;
-        for (int64_t k = 0; k < count; k++)
-            memcpy(to + k * PANEL, row + k * right->stride, (size_t)outs * sizeof(float));
-    } else {
-        turn(to, PANEL, (const float *)right->at + out * right->stride + from, right->stride, outs,
-             count);
-    }
-    return to;
-}
-
-/* Where a tile stands in its part, and what is to be done with it. */
-typedef struct {
-    float *y;
-    int64_t stride;
-    const float *bias, *start; /* at this tile, NULL: none, or sums are not complete */
-    int64_t start_stride;
-    float scale;
-    int first, last;
-} Tile;
-
-/* R rows times PANEL outputs, over one strip. */
-INLINE void tile(const int R, const float *x, const float *w, int64_t count, const Tile *t) {
-    vec sum[MR][2];
-    for (int r = 0; r < R; r++) {
-        float *y = t->y + r * t->stride;
-        sum[r][0] = t->first ? (vec){0} : load(y);
-        sum[r][1] = t->first ? (vec){0} : load(y + LANES);
-    }
-    for (int64_t k = 0; k < count; k++, x += MR, w += PANEL) {
-        vec w0 = load(w), w1 = load(w + LANES);
-        IN_REGISTER(w0);
-        IN_REGISTER(w1);
-        for (int r = 0; r < R; r++) {
-            vec value = splat(x[r]);
-            IN_REGISTER(value);
-            sum[r][0] = FUSED(value, w0, sum[r][0]);
-            sum[r][1] = FUSED(value, w1, sum[r][1]);
-        }
-    }
-    for (int r = 0; r < R; r++) {
-        for (int c = 0; c < 2; c++) {
-            vec value = sum[r][c];
-            if (t->last) {
-                value *= splat(t->scale);
-                if (t->bias) value += load(t->bias + c * LANES);
-                if (t->start) value = load(t->start + r * t->start_stride + c * LANES) + value;
-            }
-            store(t->y + r * t->stride + c * LANES, value);
-        }
-    }
-}
-
-static void run_tile(int rows, const float *x, const float *w, int64_t count, const Tile *t) {
-    switch (rows) {
-#define CASE(R) case R: tile(R, x, w, count, t); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#undef CASE
-    }
-}
-
-/* A tile that is narrower than PANEL goes through a copy. */
-static void run_edge_tile(int rows, const float *x, const float *w, int64_t count, const Tile *t,
-                          int64_t outs) {
-    float y[MR * PANEL] = {0}, start[MR * PANEL] = {0}, bias[PANEL] = {0};
-    size_t bytes = (size_t)outs * sizeof(float);
-    Tile edge = *t;
-    edge.y = y, edge.stride = PANEL;
-    if (t->bias) edge.bias = memcpy(bias, t->bias, bytes);
-    for (int r = 0; r < rows; r++) {
-        if (!t->first) memcpy(y + r * PANEL, t->y + r * t->stride, bytes);
-        if (t->start) memcpy(start + r * PANEL, t->start + r * t->start_stride, bytes);
-    }
-    if (t->start) edge.start = start, edge.start_stride = PANEL;
-    run_tile(rows, x, w, count, &edge);
-    for (int r = 0; r < rows; r++) memcpy(t->y + r * t->stride, y + r * PANEL, bytes);
-}
-
-/* Line `n` of the memory that the strip from output `out` on comes from. */
-static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t size = right->half ? 2 : 4, at = 0;
-    if (right->layout == PANELS) {
-        at = (out / PANEL * right->stride + from) * PANEL * size + n * 64;
-    } else { /* PANELS_TURNED: a square block of every panel */
-        int64_t lines = PANEL * PANEL * size / 64;
-        at = ((from / PANEL + n / lines) * right->stride + out) * PANEL * size + n % lines * 64;
-    }
-    return (const char *)right->at + at;
-}
-
-/* One block of rows, packed in `x`, times one strip-high slice of a term, for one part. While tiles
- * are computed, what the next ones write and the next strip are fetched. */
-static void multiply(const Part *part, const Right *right, const float *x, float *space,
-                     int64_t row, int64_t rows, int64_t from, int64_t count, int first, int last) {
-    int packed = right->layout == PANELS || right->layout == PANELS_TURNED;
-    int64_t lines = packed ? count * PANEL * (right->half ? 2 : 4) / 64 : 0;
-    int64_t lines_per_tile = lines / ((rows + MR - 1) / MR) + 1;
-    for (int64_t out = 0; out < part->outs; out += PANEL) {
-        const float *w = strip(space, right, from, count, out, part->outs);
-        int64_t line = out + PANEL < part->outs ? 0 : lines;
-        Tile t = {.stride = part->stride, .start_stride = part->start_stride};
-        t.scale = part->scale, t.first = first, t.last = last;
-        t.bias = last && part->bias ? part->bias + out : 0;
-        for (int64_t r = 0; r < rows; r += MR) {
-            int num = rows - r < MR ? (int)(rows - r) : MR;
-            t.y = part->y + (row + r) * part->stride + out;
-            t.start = last && part->start ? part->start + (row + r) * part->start_stride + out : 0;
-            for (int64_t i = 0; i < MR; i++)
-                __builtin_prefetch(t.y + (MR + i) * part->stride, 1, 3);
-            for (int64_t end = line + lines_per_tile; line < lines && line < end; line++)
-                PREFETCH(source_line(right, from, out + PANEL, line));
-            if (part->outs - out < PANEL)
-                run_edge_tile(num, x + r * count, w, count, &t, part->outs - out);
-            else if (num == MR)
-                tile(MR, x + r * count, w, count, &t);
-            else
-                run_tile(num, x + r * count, w, count, &t);
-        }
-    }
-}
 
 /* All terms and parts of some rows. */
 static void run_rows(const Product *p, int64_t row, int64_t rows, float *x, float *space) {

@@ -1,0 +1,134 @@
+"""Attention of training on the compiled kernels; see `train_attention.c`. Used by one thread."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["AttentionKernels"]
+
+_Pointer = ctypes.c_void_p
+_Long = ctypes.c_int64
+_PARTS = 12
+"""Tasks that a backward pass is cut into, so that threads share them evenly."""
+_SHORTEST_PART = 512
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, _Long) for name in ("tokens", "kv_heads", "group", "dim", "threads")),
+        ("num_tasks", _Long),
+        ("num_partial", _Long),
+        *((name, _Pointer) for name in ("tasks", "q", "k", "v", "out", "lse", "grad")),
+        *((name, _Pointer) for name in ("q_grad", "k_grad", "v_grad")),
+        *((name, _Pointer) for name in ("partial_k", "partial_v", "scratch")),
+    )
+
+
+class AttentionKernels:
+    """Legend as in `attention`: queries [K, T G, D], keys and values [K, T, D]."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.attention_limits.restype = library.attention_scratch.restype = _Long
+        limits = [int(library.attention_limits(_Long(number))) for number in range(4)]
+        self._block_rows, self._max_dim, task, struct = limits
+        assert task == 4 * 8, "a task differs from the C struct"
+        assert struct == ctypes.sizeof(_Attention), "_Attention differs from the C struct"
+        self._scratch_floats = int(library.attention_scratch())
+        self._scratch = torch.empty(0)
+
+    def fit(self, q: Tensor, k: Tensor) -> bool:
+        """Whether the kernels take these sizes and formats."""
+        dim, group = q.shape[2], q.shape[1] // k.shape[1]
+        plain = q.dtype == torch.float32 and q.device.type == "cpu"
+        return plain and dim <= self._max_dim and group <= self._block_rows
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The attended values, as `q`, and the logarithms [K, T G] of the sums of exponentials."""
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        step = self._block_rows // (q.shape[1] // k.shape[1])
+        tasks = _forward_tasks(lengths, step)
+        call = self._call(q, k, v, tasks, out=out, lse=lse)
+        self._library.attention_forward(ctypes.byref(call))
+        return out, lse
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v from that of `forward`'s values."""
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        tasks, num_partial = _backward_tasks(lengths, len(k))
+        partial = k.new_empty(2, len(k), num_partial, k.shape[2])
+        call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        call.num_partial = num_partial
+        call.partial_k, call.partial_v = partial[0].data_ptr(), partial[1].data_ptr()
+        call.q_grad, call.k_grad, call.v_grad = (tensor.data_ptr() for tensor in grads)
+        self._library.attention_backward(ctypes.byref(call))
+        return grads
+
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, tasks: np.ndarray, **tensors: Tensor
+    ) -> _Attention:
+        threads = torch.get_num_threads()
+        if len(self._scratch) < threads * self._scratch_floats:
+            self._scratch = torch.empty(threads * self._scratch_floats)
+        for tensor in (q, k, v, *tensors.values()):
+            assert tensor.is_contiguous(), "the kernels read dense tensors"
+        return _Attention(
+            tokens=k.shape[1],
+            kv_heads=len(k),
+            group=q.shape[1] // k.shape[1],
+            dim=k.shape[2],
+            threads=threads,
+            num_tasks=len(tasks),
+            tasks=tasks.ctypes.data,
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            scratch=self._scratch.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        )
+
+
+def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
+    """int64 [n, 4]: blocks of queries as (segment's start, first, last, -1), longest first."""
+    tasks, start = [], 0
+    for length in lengths:
+        tasks += [(start, first, min(first + step, length), -1) for first in range(0, length, step)]
+        start += length
+    return np.array(sorted(tasks, key=lambda task: -task[2]), np.int64)
+
+
+def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, int]:
+    """Ranges of queries as `_forward_tasks` has them, and the rows of partial key gradients.
+
+    A long segment is cut into ranges of like cost. The last one sees all keys, and its gradients
+    are the segment's own; those of the others are partial and added afterwards.
+    """
+    wanted = -(-_PARTS // (kv_heads * len(lengths)))
+    tasks, start, num_partial = [], 0, 0
+    for length in lengths:
+        parts = max(1, min(wanted, length // _SHORTEST_PART))
+        cuts = [round(length * (part / parts) ** 0.5) for part in range(parts + 1)]
+        for first, last in itertools.pairwise(cuts):
+            whole = last == length
+            tasks.append((start, first, last, -1 if whole else num_partial))
+            num_partial += 0 if whole else last
+        start += length
+    tasks.sort(key=lambda task: task[1] ** 2 - task[2] ** 2)
+    return np.array(tasks, np.int64), num_partial
