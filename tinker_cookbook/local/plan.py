@@ -7,6 +7,7 @@ measured with the default model and a 0.6B one (docs/performance.md).
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ _SPARE_BYTES = GIB // 2
 _MAX_CACHE_BYTES = 4 * GIB
 _BLOCK_TOKENS = 128
 """Queries of which attention holds the scores at the same time."""
-_TRAIN_SHARE = 0.6
+_TRAIN_SHARE = 0.7
 _DECODE_SHARE = 0.75
 _BANDWIDTH_SHARE = 0.8
 _BFLOAT16_GAIN = 2.2
@@ -123,17 +124,18 @@ def build_plan(
     packed = 2 if "bfloat16" in (stored, chosen) else 4
     compiled = find_compiler() is not None
     per_token = arch.num_layers * 2 * arch.kv_size * 4
-    if compiled and chosen == "float32":
+    kernels = compiled and chosen == "float32"
+    spare = _spare_columns(arch, rank) * arch.num_layers
+    weights = {"weights": (parameters + spare) * size}
+    if kernels:
         weights = {"weights, packed for training and sampling": parameters * packed}
-    else:
-        spare = _spare_columns(arch, rank) * arch.num_layers
-        weights = {"weights": (parameters + spare) * size}
-        if compiled:
-            weights["packed copy for sampling"] = (blocks + embedding) * packed
+    elif compiled:
+        weights["packed copy for sampling"] = (blocks + embedding) * packed
+    activations = functools.partial(_activation_bytes, arch, rank, size=size, kernels=kernels)
     memory = {
         **weights,
         "gradient, shared by the runs": adapter * 4,
-        "activations of a pack": _activation_bytes(arch, rank, _PACK_TOKENS, size),
+        "activations of a pack": activations(_PACK_TOKENS),
         "python and torch": _SPARE_BYTES,
     }
     run, sampler = adapter * 12, adapter * 8
@@ -154,7 +156,7 @@ def build_plan(
         bytes_per_run=run,
         bytes_per_sampler=sampler,
         bytes_per_cached_token=per_token,
-        max_train_tokens=_longest(arch, rank, size, room),
+        max_train_tokens=_longest(arch.max_positions, activations, room),
         max_sample_tokens=min(arch.max_positions, cache // per_token),
         speeds=_speeds(arch, blocks, adapter, (chosen, packed if compiled else size), rates),
     )
@@ -202,25 +204,29 @@ def _block_activations(arch: ArchConfig, rank: int) -> int:
     return width + 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
 
 
-def _activation_bytes(arch: ArchConfig, rank: int, num_tokens: int, size: int) -> int:
+def _activation_bytes(
+    arch: ArchConfig, rank: int, num_tokens: int, *, size: int, kernels: bool
+) -> int:
     """Of a forward and backward pass: what is kept, within bounds, and what is at hand."""
     block = _block_activations(arch, rank) * num_tokens * size
     inputs = arch.num_layers * arch.hidden_size * num_tokens * size
     kept = inputs + max(block, min(arch.num_layers * block, _ACTIVATION_BYTES - inputs))
-    group = arch.num_heads // arch.num_kv_heads
-    scores = 3 * arch.num_kv_heads * group * min(_BLOCK_TOKENS, num_tokens) * num_tokens * size
+    scores = 0  # compiled kernels keep none
+    if not kernels:
+        group = arch.num_heads // arch.num_kv_heads
+        scores = 3 * arch.num_kv_heads * group * min(_BLOCK_TOKENS, num_tokens) * num_tokens * size
     at_hand = 6 * arch.intermediate_size * num_tokens * size
     return kept + scores + at_hand + _HEAD_BUFFERS
 
 
-def _longest(arch: ArchConfig, rank: int, size: int, room: int | None) -> int:
-    """Longest sequence whose activations fit, to 64 tokens."""
-    if room is None or _activation_bytes(arch, rank, arch.max_positions, size) <= room:
-        return arch.max_positions
-    low, high = 0, arch.max_positions // 64
+def _longest(limit: int, activations: Callable[[int], int], room: int | None) -> int:
+    """Longest sequence up to `limit` whose activations fit, to 64 tokens."""
+    if room is None or activations(limit) <= room:
+        return limit
+    low, high = 0, limit // 64
     while low < high:
         middle = (low + high + 1) // 2
-        if _activation_bytes(arch, rank, 64 * middle, size) <= room:
+        if activations(64 * middle) <= room:
             low = middle
         else:
             high = middle - 1
