@@ -100,17 +100,6 @@ class PackedMatrix:
         width = self.panel // 2
         return self.panels[panel, :, lane % width, lane // width].float()
 
-    def dense(self) -> Tensor:
-        """float32 [out, in], a copy."""
-        panels = self.panels
-        if self.half:
-            panels = panels.transpose(-1, -2).flatten(-2)
-        rows, parts, first = panels.float().transpose(1, 2).flatten(0, 1), [], 0
-        for out in self.outs:
-            parts.append(rows[first : first + out])
-            first += -(-out // self.panel) * self.panel
-        return torch.cat(parts)
-
 
 class MatrixBlocks:
     """Packs matrices side by side into blocks of large pages; a matrix in a block holds it."""

@@ -103,9 +103,7 @@ class Products:
             _set_part(part, y[:, columns], bias=None if bias is None else bias[columns])
             if add_to is not None:
                 part.start, part.start_stride = add_to[:, columns].data_ptr(), add_to.stride(0)
-            right = terms[0].right[index]
-            right.at, right.layout, right.half = address, _PANELS, matrix.half
-            right.stride = matrix.in_features
+            _set_packed(terms[0].right[index], matrix, address, _PANELS)
             top += count
         if lora is not None:
             self._add_lora(call, lora, low)
@@ -125,9 +123,7 @@ class Products:
             terms, matrix.module_addresses(), matrix.outs, strict=False
         ):
             _set_term(term, grad[:, top : top + count])
-            right = term.right[0]
-            right.at, right.layout, right.half = address, _PANELS_TURNED, matrix.half
-            right.stride = matrix.in_features
+            _set_packed(term.right[0], matrix, address, _PANELS_TURNED)
             top += count
         if lora is not None:
             self._add_lora_gradient(call, lora, low_grad)
@@ -179,6 +175,11 @@ def _set_part(part: _Part, y: Tensor, *, bias: Tensor | None = None, scale: floa
     part.y, part.stride, part.outs, part.scale = y.data_ptr(), y.stride(0), y.shape[1], scale
     if bias is not None:
         part.bias = bias.data_ptr()
+
+
+def _set_packed(right: _Right, matrix: PackedMatrix, address: int, layout: int) -> None:
+    right.at, right.layout, right.half = address, layout, matrix.half
+    right.stride = matrix.in_features
 
 
 def _set_right(right: _Right, matrix: Tensor, layout: int) -> None:
