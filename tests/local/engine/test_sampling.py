@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.draws import draw_uniforms
+from tinker_cookbook.local.engine.native import softmax
 from tinker_cookbook.local.engine.sampling import (
     SamplingParams,
     draw_tokens,
@@ -107,6 +108,35 @@ def test_rows_that_are_not_finite_are_marked():
     logits[1, 7] = float("nan")
     draws = draw_tokens(logits, params(2), np.array([0.5, 0.5]))
     assert np.isfinite(draws.logprobs_N).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 1000, 4096])
+@pytest.mark.parametrize("tempered", [False, True])
+def test_compiled_exponentials_equal_float64(vocab: int, tempered: bool):
+    wide = torch.randn(7, vocab + 3, generator=torch.Generator().manual_seed(vocab)) * 20
+    wide[2, : vocab // 2] = float("-inf")
+    logits = wide[:, :vocab]
+    inverse = torch.linspace(0.3, 3.0, 7) if tempered else None
+    found = softmax.exp_blocks(logits, inverse, keep_weights=True)
+    if found is None:
+        pytest.skip("no C compiler here")
+    weights, sums, lse = found
+    assert weights is not None
+    scaled = logits.double() * (1 if inverse is None else inverse.double()[:, None])
+    expected = (scaled - scaled.amax(1, keepdim=True)).exp()
+    flat = weights.flatten(1).double()
+    torch.testing.assert_close(flat[:, :vocab], expected, rtol=2e-5, atol=1e-12)
+    assert not flat[:, vocab:].any()
+    torch.testing.assert_close(sums, weights.double().sum(-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse.double(), scaled.logsumexp(1), rtol=1e-6, atol=1e-6)
+    assert torch.equal(logsumexp(logits[3:4]), logsumexp(logits)[3:4])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_logsumexp_of_a_row_that_is_not_finite_is_not_a_number(value: float):
+    logits = torch.zeros(2, 300)
+    logits[1, 299] = value
+    assert torch.isfinite(logsumexp(logits)).tolist() == [True, False]
 
 
 def test_topk_logprobs_pads_a_small_vocabulary():

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinker_cookbook.local.engine.native import softmax
+
 __all__ = ["Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs"]
 
-_BLOCK = 128
+_BLOCK = softmax.BLOCK
 """The draw first picks a block of this many tokens, then a token in it."""
 _FIRST_CANDIDATES = 1024
 """A nucleus is looked for among this many tokens before all are sorted."""
@@ -46,7 +48,8 @@ class Draws:
 
 def logsumexp(logits_NV: Tensor) -> Tensor:
     """Return log(sum(exp(logits))) per row, summed in float64 over blocks."""
-    return _exp_blocks(logits_NV, None).lse_N
+    compiled = softmax.exp_blocks(logits_NV, None, keep_weights=False)
+    return _exp_blocks(logits_NV, None).lse_N if compiled is None else compiled[2]
 
 
 def topk_logprobs(logits_NV: Tensor, lse_N: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,20 +119,27 @@ def _select(logits_NV: Tensor, mask_N: np.ndarray) -> tuple[np.ndarray, Tensor]:
 
 
 def _exp_blocks(logits_NV: Tensor, temperature_N: np.ndarray | None) -> _Blocks:
+    inverse_N = None
+    if temperature_N is not None:
+        inverse_N = torch.from_numpy(1.0 / temperature_N).to(logits_NV.device, torch.float32)
+    compiled = softmax.exp_blocks(logits_NV, inverse_N, keep_weights=True)
+    weights_NBK, sums_NB, lse_N = compiled or _torch_blocks(logits_NV, inverse_N)
+    assert weights_NBK is not None
+    return _Blocks(weights_NBK, sums_NB, lse_N, logits_NV.shape[1])
+
+
+def _torch_blocks(logits_NV: Tensor, inverse_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     max_N = logits_NV.amax(-1, keepdim=True)
     weights = logits_NV - max_N
-    if temperature_N is not None:
-        inverse = torch.from_numpy(1.0 / temperature_N).to(weights.device, torch.float32)
-        weights.mul_(inverse[:, None])
-        max_N = max_N * inverse[:, None]
+    if inverse_N is not None:
+        weights.mul_(inverse_N[:, None])
+        max_N = max_N * inverse_N[:, None]
     weights.exp_()
-    padding = -weights.shape[1] % _BLOCK
-    if padding:
-        weights = functional.pad(weights, (0, padding))
+    weights = functional.pad(weights, (0, -weights.shape[1] % _BLOCK))
     weights_NBK = weights.view(len(weights), -1, _BLOCK)
     sums_NB = weights_NBK.sum(-1).double()
     lse_N = (max_N[:, 0].double() + sums_NB.sum(-1).log()).float()
-    return _Blocks(weights_NBK, sums_NB, lse_N, logits_NV.shape[1])
+    return weights_NBK, sums_NB, lse_N
 
 
 def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ __all__ = ["find_compiler", "load_kernels", "start_build"]
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("decode_kernels.c", "products.c", "train_attention.c", "train_kernels.c")
+_SOURCES = ("decode_kernels.c", "products.c", "softmax.c", "train_attention.c", "train_kernels.c")
 _HEADERS = ("decode_attention.h", "tiles.h", "vectors.h")
 _COMPILE_FLAGS = (
     "-O3",

@@ -1,0 +1,54 @@
+"""Exponentials of logits, their sums per block and logsumexp in one call; `sampling` uses it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from tinker_cookbook.local.engine.native.build import load_kernels
+
+__all__ = ["BLOCK", "exp_blocks"]
+
+BLOCK = 128
+"""Tokens of a block, as in `softmax.c`."""
+_Pointer = ctypes.c_void_p
+_Long = ctypes.c_int64
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    return load_kernels()
+
+
+def exp_blocks(
+    logits_NV: Tensor, inverse_N: Tensor | None, *, keep_weights: bool
+) -> tuple[Tensor | None, Tensor, Tensor] | None:
+    """exp(logit * inverse - max) [N, B, BLOCK], filled up with zeros; float64 sums [N, B]; and
+    float32 logsumexp of logit * inverse [N].
+
+    None where the kernel does not apply: other devices and formats, or no compiler. The first
+    result is None without `keep_weights`.
+    """
+    rows, vocab = logits_NV.shape
+    fits = logits_NV.dtype == torch.float32 and logits_NV.device.type == "cpu"
+    library = _library() if fits and logits_NV.stride(1) == 1 else None
+    if library is None:
+        return None
+    num_blocks = -(-vocab // BLOCK)
+    weights = torch.empty(rows, num_blocks, BLOCK) if keep_weights else None
+    sums, lse = torch.empty(rows, num_blocks, dtype=torch.float64), torch.empty(rows)
+    library.exp_blocks(
+        _Pointer(None if weights is None else weights.data_ptr()),
+        _Pointer(sums.data_ptr()),
+        _Pointer(lse.data_ptr()),
+        _Pointer(logits_NV.data_ptr()),
+        _Long(logits_NV.stride(0)),
+        _Pointer(None if inverse_N is None else inverse_N.data_ptr()),
+        _Long(rows),
+        _Long(vocab),
+        _Long(torch.get_num_threads()),
+    )
+    return weights, sums, lse
