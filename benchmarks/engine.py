@@ -4,7 +4,7 @@
     python benchmarks/engine.py --json figures.json --rows decode_8 --rounds 3
     python benchmarks/engine.py --json figures.json --report        # the table of what is recorded
 
-Each row measures the service and its peers one after the other in the same run; `--json` keeps the
+Each row measures the service and its peers in turns in the same run; `--json` keeps the
 samples of all rounds, so rows can be measured at different times, and the table shows medians over
 them with the spread of the ratio. Peers are transformers + PEFT (float32 or bfloat16, whichever a
 probe finds faster) and llama.cpp where xllamacpp is installed and BENCH_GGUF names a file that
@@ -15,6 +15,7 @@ probe finds faster) and llama.cpp where xllamacpp is installed and BENCH_GGUF na
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -141,6 +142,28 @@ class Bench:
         self.drop_service()
 
 
+def in_turns(sides: dict[str, Callable[[], Sample]]) -> dict[str, Sample]:
+    """Measure the sides one after the other, then in the opposite order, and add up.
+
+    The machine's speed drifts from minute to minute, and this way it does so for all sides alike.
+    """
+    names = [*sides, *reversed(sides)]
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    for name in names:
+        samples[name].append(sides[name]())
+    return {name: add_up(pair) for name, pair in samples.items()}
+
+
+def add_up(samples: list[Sample]) -> Sample:
+    """The sums, of memory the peak; {} where one is missing."""
+    if not all(samples):
+        return {}
+    total = {key: sum(sample[key] for sample in samples) for key in samples[0]}
+    if "peak_bytes" in total:
+        total["peak_bytes"] = max(sample["peak_bytes"] for sample in samples)
+    return total
+
+
 # --- rows: what is measured -----------------------------------------------------------------
 
 
@@ -154,22 +177,26 @@ def measure_train(bench: Bench, padded: bool) -> dict[str, Sample]:
         return sum(LENGTHS)
 
     peer = {"kind": "train", "call": "step", "name": name, "lengths": LENGTHS, "padded": padded}
-    return {"service": bench.timed(step), name: bench.ask(**peer)}
+    return in_turns({"service": lambda: bench.timed(step), name: lambda: bench.ask(**peer)})
 
 
 def measure_decode(bench: Bench, count: int) -> dict[str, Sample]:
     samplers = bench.samplers(1)
-    sides = {
-        "service": bench.timed(
-            lambda: generate(samplers, bench.prompts(count), new_tokens=NEW_TOKENS)
-        )
-    }
-    for kind in ("generate", "llama_cpp"):
-        if kind == "llama_cpp":
-            bench.ask(kind, "prepare", count=count, length=PROMPT_TOKENS + NEW_TOKENS + 8)
+
+    def peer(kind: str) -> Sample:
         prompts = bench.prompts(count)
-        sides[kind] = bench.ask(kind, "generate", prompts=prompts, new_tokens=NEW_TOKENS)
-    return sides
+        return bench.ask(kind, "generate", prompts=prompts, new_tokens=NEW_TOKENS)
+
+    bench.ask("llama_cpp", "prepare", count=count, length=PROMPT_TOKENS + NEW_TOKENS + 8)
+    return in_turns(
+        {
+            "service": lambda: bench.timed(
+                lambda: generate(samplers, bench.prompts(count), new_tokens=NEW_TOKENS)
+            ),
+            "generate": lambda: peer("generate"),
+            "llama_cpp": lambda: peer("llama_cpp"),
+        }
+    )
 
 
 def measure_group(bench: Bench) -> dict[str, Sample]:
@@ -185,20 +212,19 @@ def measure_group(bench: Bench) -> dict[str, Sample]:
     def different() -> int:
         return generate(samplers, bench.prompts(GROUP_SIZE), new_tokens=NEW_TOKENS)
 
-    return {
-        "service": bench.timed(group),
-        "separate": bench.timed(different),
-        "same_prompt": bench.timed(separate),
-    }
+    sides = {"service": group, "separate": different, "same_prompt": separate}
+    return in_turns({name: functools.partial(bench.timed, work) for name, work in sides.items()})
 
 
 def measure_score(bench: Bench) -> dict[str, Sample]:
     samplers, prompts = bench.samplers(1), bench.prompts(8, 256)
     score(samplers[0], bench.prompts(1, 32))
-    return {
-        "service": bench.timed(lambda: score(samplers[0], prompts)),
-        "generate": bench.ask("generate", "score", prompts=prompts),
-    }
+    return in_turns(
+        {
+            "service": lambda: bench.timed(lambda: score(samplers[0], prompts)),
+            "generate": lambda: bench.ask("generate", "score", prompts=prompts),
+        }
+    )
 
 
 def measure_adapters(bench: Bench) -> dict[str, Sample]:
@@ -207,10 +233,12 @@ def measure_adapters(bench: Bench) -> dict[str, Sample]:
     def decode(chosen: list[Any]) -> int:
         return generate(chosen, bench.prompts(NUM_ADAPTERS), new_tokens=NEW_TOKENS)
 
-    return {
-        "service": bench.timed(lambda: decode(samplers)),
-        "one_adapter": bench.timed(lambda: decode(samplers[:1])),
-    }
+    return in_turns(
+        {
+            "service": lambda: bench.timed(lambda: decode(samplers)),
+            "one_adapter": lambda: bench.timed(lambda: decode(samplers[:1])),
+        }
+    )
 
 
 def measure_guesses(bench: Bench) -> dict[str, Sample]:
