@@ -49,7 +49,7 @@ class Draws:
 def logsumexp(logits_NV: Tensor) -> Tensor:
     """Return log(sum(exp(logits))) per row, summed in float64 over blocks."""
     compiled = softmax.exp_blocks(logits_NV, None, keep_weights=False)
-    return _exp_blocks(logits_NV, None).lse_N if compiled is None else compiled[2]
+    return (compiled or _torch_blocks(logits_NV, None))[2]
 
 
 def topk_logprobs(logits_NV: Tensor, lse_N: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

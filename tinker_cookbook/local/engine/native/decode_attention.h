@@ -50,13 +50,8 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
 INLINE float weigh(float *row, int64_t length) {
     for (int64_t p = length; p < length + LANES; p++) row[p] = -INFINITY;
     vec most = load(row);
-    for (int64_t p = LANES; p < length; p += LANES) {
-        vec other = load(row + p);
-        ivec larger = other > most;
-        most = (vec)((larger & (ivec)other) | (~larger & (ivec)most));
-    }
-    float highest = -INFINITY;
-    for (int i = 0; i < LANES; i++) highest = most[i] > highest ? most[i] : highest;
+    for (int64_t p = LANES; p < length; p += LANES) most = larger_of(most, load(row + p));
+    float highest = largest_lane(most);
     vec total = {0};
     for (int64_t p = 0; p < length; p += LANES) {
         vec weight = exp_vec(load(row + p) - splat(highest));

@@ -11,13 +11,8 @@
 static float highest_of(const float *row, int64_t size) {
     vec most = splat(-INFINITY);
     int64_t k = 0;
-    for (; k + LANES <= size; k += LANES) {
-        vec value = load(row + k);
-        ivec larger = value > most;
-        most = (vec)((larger & (ivec)value) | (~larger & (ivec)most));
-    }
-    float highest = -INFINITY;
-    for (int i = 0; i < LANES; i++) highest = most[i] > highest ? most[i] : highest;
+    for (; k + LANES <= size; k += LANES) most = larger_of(most, load(row + k));
+    float highest = largest_lane(most);
     for (; k < size; k++) highest = row[k] > highest ? row[k] : highest;
     return highest;
 }

@@ -80,13 +80,8 @@ INLINE float dot_of(const float *x, const float *y, int64_t size) {
 /* The largest of a row and `most`; reads up to whole vectors. */
 INLINE float largest(const float *row, int64_t size, float most) {
     vec highest = splat(most);
-    for (int64_t k = 0; k < size; k += LANES) {
-        vec other = load(row + k);
-        ivec larger = other > highest;
-        highest = (vec)((larger & (ivec)other) | (~larger & (ivec)highest));
-    }
-    for (int i = 0; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
-    return most;
+    for (int64_t k = 0; k < size; k += LANES) highest = larger_of(highest, load(row + k));
+    return largest_lane(highest);
 }
 
 /* Scores to exp(score - highest), 0 where masked; what was summed before shrinks accordingly. */

@@ -60,6 +60,18 @@ INLINE vec splat(float s) { return s - (vec){0}; }
 /* Fetch a line of memory into the second-level cache; the address may be any. */
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
 
+/* The larger of each pair; what is not a number in `other` does not count. */
+INLINE vec larger_of(vec v, vec other) {
+    ivec larger = other > v;
+    return (vec)((larger & (ivec)other) | (~larger & (ivec)v));
+}
+
+INLINE float largest_lane(vec v) {
+    float most = -INFINITY;
+    for (int i = 0; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
 INLINE float sum_lanes(vec v) {
     float a[LANES];
     memcpy(a, &v, sizeof a);
