@@ -314,12 +314,12 @@ def main() -> None:
     parser.add_argument("--json", help="also write the result to this file")
     arguments = parser.parse_args()
 
-    from tinker_cookbook.local.engine.base_model import choose_dtype
+    from tinker_cookbook.local.engine.precision import fastest_dtype
     from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
 
     options = {
         "folder": str(resolve_model_folder(arguments.model or DEFAULT_MODEL)),
-        "dtype": arguments.dtype or str(choose_dtype()).removeprefix("torch."),
+        "dtype": arguments.dtype or str(fastest_dtype()).removeprefix("torch."),
         "lengths": arguments.lengths,
         "threads": arguments.threads,
         "context": arguments.context,

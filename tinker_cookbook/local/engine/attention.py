@@ -21,6 +21,7 @@ import torch
 
 from tinker_cookbook.local.engine.native.attention import AttentionKernels
 from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.precision import lacks_products
 
 __all__ = ["attention_backward", "attention_forward"]
 
@@ -32,6 +33,9 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attended values, in the layout of `q`, and what the backward pass of the compiled kernels
     needs beside them."""
+    if lacks_products(q):
+        out, beside = attention_forward(q.float(), k.float(), v.float(), lengths)
+        return out.to(q.dtype), beside
     kernels = _kernels()
     if kernels is not None and kernels.fit(q, k):
         return kernels.forward(q, k, v, lengths)
@@ -54,6 +58,10 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q (as it came, multiplied), k and v from the gradient of the output; `out` and
     `beside` are what `attention_forward` gave."""
+    if lacks_products(q):
+        grad, wide_q, wide_k, wide_v, out = (t.float() for t in (grad, q, k, v, out))
+        grads = attention_backward(grad, wide_q, wide_k, wide_v, out, beside, lengths)
+        return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
     kernels = _kernels()
     if kernels is not None and beside is not None:
         return kernels.backward(grad, q, k, v, out, beside, lengths)

@@ -22,11 +22,12 @@ from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.packing import Pack
+from tinker_cookbook.local.engine.precision import fastest_dtype
 from tinker_cookbook.local.engine.transformer import PackedTransformer
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.engine.weights import ModelWeights, load_weights
 
-__all__ = ["BaseModel", "NativeModel", "choose_dtype", "load_base_model", "reuse_freed_memory"]
+__all__ = ["BaseModel", "NativeModel", "load_base_model", "reuse_freed_memory"]
 
 _ACTIVATION_BYTES = 2 * 2**30
 _PACK_TOKENS_CPU = 1024
@@ -165,20 +166,6 @@ class NativeModel:
         return max(0, min(num_blocks, spare // (full - least)))
 
 
-def choose_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
-    device = torch.device(device)
-    if device.type == "cpu":
-        fast = torch.backends.mkldnn.is_available() and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    elif device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
-
-
 def load_base_model(
     folder: Path,
     *,
@@ -193,7 +180,7 @@ def load_base_model(
         compiled: train with the compiled kernels where there are any for the device and format.
     """
     reuse_freed_memory()
-    dtype = dtype or choose_dtype(device)
+    dtype = dtype or fastest_dtype(device)
     arch = read_arch(folder)
     if arch is not None:
         blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None

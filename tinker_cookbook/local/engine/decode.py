@@ -61,10 +61,10 @@ class Decoder:
         tokens = torch.from_numpy(batch.tokens()).to(device)
         positions = torch.from_numpy(batch.positions()).to(device)
         tables = self._rope.up_to(int(positions.max()) + 1)
-        rope = [table[positions][:, None].to(self.weights.dtype) for table in tables]
+        rope = [table[positions][:, None] for table in tables]
         router = LoraRouter(batch.adapters(), device)
         views = self._pool_views(batch)
-        x = self.weights.embed_tokens(tokens)
+        x = self.weights.embed_tokens(tokens).float()
         for index, layer in enumerate(self.weights.layers):
             x = self._attention_block(x, index, layer, router, rope, views, batch)
             x = self._mlp_block(x, index, layer, router)
@@ -95,7 +95,7 @@ class Decoder:
                 ],
                 dim=1,
             )
-        q_and_k = apply_rope(q_and_k, *rope)
+        q_and_k = apply_rope(q_and_k.float(), *rope).to(qkv.dtype)
         q = q_and_k[:, : arch.num_heads]
         v = qkv[:, arch.q_size + arch.kv_size :].unflatten(1, (-1, arch.head_dim))
         kv = torch.stack([q_and_k[:, arch.num_heads :], v], dim=1)

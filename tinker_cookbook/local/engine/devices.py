@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tinker_cookbook.local.engine.base_model import choose_dtype as fastest_dtype
+from tinker_cookbook.local.engine.precision import fastest_dtype
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["choose_device", "choose_dtype"]

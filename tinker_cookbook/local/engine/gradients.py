@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tinker_cookbook.local.engine.lora import AdapterLayout
+from tinker_cookbook.local.engine.precision import lacks_products
 
 __all__ = ["GradientSink", "SpareGradients"]
 
@@ -44,6 +45,8 @@ def _accumulate(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> 
     """`into += left' right`."""
     if left.dtype == into.dtype:
         into.addmm_(left.t(), right)
+    elif lacks_products(left):
+        into.addmm_(left.t().float(), right.float())
     else:
         into.add_(left.t() @ right)
 

@@ -18,6 +18,8 @@ from typing import Protocol
 
 import torch
 
+from tinker_cookbook.local.engine.precision import lacks_products, product
+
 __all__ = ["DenseMatrix", "LoraPair", "Matrix", "spare_columns"]
 
 
@@ -53,9 +55,7 @@ class Matrix(Protocol):
         """Take over an adapter whose matrices changed; before it is given to `forward`."""
         ...
 
-    def input_like(
-        self, like: torch.Tensor, lora: LoraPair | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
         """An empty input for `forward`, and the view [T, in] of it that the caller fills."""
         ...
 
@@ -67,7 +67,10 @@ class Matrix(Protocol):
         bias: torch.Tensor | None = None,
         add_to: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product [T, out], plus `bias` [out] or `add_to` [T, out]; and `low`."""
+        """The product [T, out], plus `bias` [out] or float32 `add_to` [T, out]; and `low`.
+
+        With `add_to` the sum is float32, else it has the dtype of the matrix.
+        """
         ...
 
     def backward(
@@ -129,10 +132,8 @@ class DenseMatrix:
             top += len(b)
         self._held_rank = rank
 
-    def input_like(
-        self, like: torch.Tensor, lora: LoraPair | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        z = like.new_empty(like.shape[0], self.in_features + _width(lora))
+    def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
+        z = self.storage.new_empty(rows, self.in_features + _width(lora))
         return z, z[:, : self.in_features]
 
     def forward(
@@ -145,25 +146,29 @@ class DenseMatrix:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         low = z[:, self.in_features :]
         if lora is not None:
-            low = (z[:, : self.in_features] @ lora.a.t()).mul_(lora.scale)
+            low = product(z[:, : self.in_features], lora.a.t()).mul_(lora.scale)
             z[:, self.in_features :] = low
         matrix = self.storage[:, : z.shape[1]].t()
-        add_to = bias if add_to is None else add_to
-        return (z @ matrix if add_to is None else torch.addmm(add_to, z, matrix)), low
+        return product(z, matrix, add=bias if add_to is None else add_to), low
 
     def backward(
         self, grad: torch.Tensor, lora: LoraPair | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        z_grad = grad @ self.storage[:, : self.in_features + _width(lora)]
+        z_grad = product(grad, self.storage[:, : self.in_features + _width(lora)])
         x_grad, low_grad = z_grad[:, : self.in_features], z_grad[:, self.in_features :]
         if lora is not None:
             low_grad = low_grad.mul_(lora.scale)
-            x_grad.addmm_(low_grad, lora.a)
+            if lacks_products(grad):
+                x_grad = product(low_grad, lora.a, add=x_grad)
+            else:
+                x_grad.addmm_(low_grad, lora.a)
         return x_grad, low_grad
 
     def multiply_into(self, out: torch.Tensor, x: torch.Tensor) -> None:
         if x.dtype == out.dtype:
             torch.mm(x, self.weight.t(), out=out)
+        elif lacks_products(x):
+            torch.mm(x.float(), self.weight.t().float(), out=out)
         else:
             out.copy_(x @ self.weight.t())
 

@@ -86,10 +86,10 @@ def rope_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last axis, computed in float32."""
+    """Root-mean-square norm over the last axis, computed in float32, in the dtype of `weight`."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normed.to(weight.dtype) * weight
+    return normed.mul_(weight).to(weight.dtype)
 
 
 def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -106,11 +106,10 @@ def rms_norm_into(
     if kernels is not None:
         kernels.norm(out, x, weight, inverse)
         return
-    if x.dtype == torch.float32:
-        torch.mul(x, inverse, out=out)
+    if out.dtype == torch.float32:
+        torch.mul(x, inverse, out=out).mul_(weight)
     else:
-        out.copy_(x.float().mul_(inverse))
-    out.mul_(weight)
+        out.copy_((x.float() * inverse).mul_(weight))
 
 
 def rms_norm_backward(
@@ -125,7 +124,7 @@ def rms_norm_backward(
     kernels = _kernels_for(grad, x)
     if kernels is not None:
         return kernels.norm_gradient(grad, x, weight, inverse, add)
-    scaled = (grad * weight).float()
+    scaled = grad.float() * weight
     wide = x.float()
     mean = torch.linalg.vecdot(scaled, wide).unsqueeze(-1).div_(x.shape[-1])
     scaled.mul_(inverse)

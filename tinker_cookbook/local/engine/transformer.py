@@ -4,6 +4,9 @@ Tokens of all sequences of a pack stand one after the other, without padding; at
 positions go by segment. The backward pass is written out: only hidden states and LoRA matrices need
 gradients, so nothing else is kept or computed.
 
+Where products are in bfloat16, the hidden states that blocks add to, and their gradients, still are
+float32: rounded after each block, they would lose what the small outputs of blocks add to them.
+
 Legend: T packed tokens, H hidden size, K key heads, G query heads per key head, D head size.
 `x` is the input of a projection, `z` what `Matrix.forward` takes for it, and `low` its image under
 the stacked A matrices.
@@ -88,10 +91,11 @@ class PackedTransformer:
     def activation_bytes(self, num_tokens: int, rank: int) -> tuple[int, int]:
         """Bytes one block keeps for the backward pass: in full, and if it is computed again."""
         arch = self.arch
-        width = 2 * (arch.hidden_size + arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
+        width = 2 * (arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
         width += 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
         unit = num_tokens * self.weights.dtype.itemsize
-        return unit * width, unit * arch.hidden_size
+        least = num_tokens * 4 * arch.hidden_size
+        return unit * width + 2 * least, least
 
     def forward(
         self,
@@ -101,7 +105,8 @@ class PackedTransformer:
         *,
         keep_blocks: int | None = None,
     ) -> tuple[torch.Tensor, Tape]:
-        """Hidden states after the final norm, [T, H], and the tape for `backward`.
+        """Hidden states after the final norm, [T, H], in the dtype of the weights; and the tape for
+        `backward`.
 
         Args:
             tokens: int64 [T], the segments one after the other.
@@ -114,7 +119,7 @@ class PackedTransformer:
         tables = self._rope.up_to(max(lengths))
         cos, sin = (t[positions, None, None, :half] for t in tables)
         tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [])
-        hidden = self.weights.embed_tokens(tokens)
+        hidden = self.weights.embed_tokens(tokens).float()
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):
             following, kept = self._block(index, hidden, tape)
@@ -163,23 +168,23 @@ class PackedTransformer:
     def _block(self, index: int, hidden: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, _Kept]:
         layer, eps = self.weights.layers[index], self.arch.rms_norm_eps
         inverse_in = inverse_rms(hidden, eps)
-        z, x = self._input(hidden, index, "qkv")
+        z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv")
         q, k, v = self._split_heads(qkv, layer, tape)
         attended, beside = attention_forward(q, k, v, tape.lengths)
 
-        z, x = self._input(hidden, index, "o")
+        z, x = self._input(len(hidden), index, "o")
         self._merge_heads(attended, x)
         o_out, o_low = self._project(z, index, "o", add_to=hidden)
         hidden_mid = o_out
 
         inverse_mid = inverse_rms(hidden_mid, eps)
-        z, x = self._input(hidden, index, "gate_up")
+        z, x = self._input(len(hidden), index, "gate_up")
         rms_norm_into(x, hidden_mid, layer.post_norm, inverse_mid)
         gate_up, gate_up_low = self._project(z, index, "gate_up")
 
-        z, x = self._input(hidden, index, "down")
+        z, x = self._input(len(hidden), index, "down")
         swiglu_into(x, gate_up)
         hidden_out, down_low = self._project(z, index, "down", add_to=hidden_mid)
         kept = _Kept(
@@ -209,36 +214,36 @@ class PackedTransformer:
         tape: Tape,
         sink: GradientSink,
     ) -> torch.Tensor:
-        layer = self.weights.layers[index]
+        layer, dtype = self.weights.layers[index], self.weights.dtype
         # MLP: the gradient of its activation needs no x, and yields x for the LoRA gradient.
-        activation = grad.new_empty(grad.shape[0], self.arch.intermediate_size)
-        x_grad, low_grad = self._unproject(grad, index, "down")
+        activation = grad.new_empty(grad.shape[0], self.arch.intermediate_size, dtype=dtype)
+        out_grad = grad.to(dtype)
+        x_grad, low_grad = self._unproject(out_grad, index, "down")
         gate_up_grad = swiglu_backward(x_grad, kept.gate_up, activation)
-        self._add_gradients(sink, index, "down", activation, kept.down_low, low_grad, grad)
+        self._add_gradients(sink, index, "down", activation, kept.down_low, low_grad, out_grad)
         x_grad, low_grad = self._unproject(gate_up_grad, index, "gate_up")
-        x = torch.empty_like(hidden)
+        x = torch.empty_like(hidden, dtype=dtype)
         rms_norm_into(x, kept.hidden_mid, layer.post_norm, kept.inverse_mid)
         self._add_gradients(sink, index, "gate_up", x, kept.gate_up_low, low_grad, gate_up_grad)
         grad = rms_norm_backward(
             x_grad, kept.hidden_mid, layer.post_norm, kept.inverse_mid, add=grad
         )
         # Attention.
-        x_grad, low_grad = self._unproject(grad, index, "o")
-        merged = grad.new_empty(grad.shape[0], self.arch.q_size)
+        out_grad = grad.to(dtype)
+        x_grad, low_grad = self._unproject(out_grad, index, "o")
+        merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
         self._merge_heads(kept.attended, merged)
-        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, grad)
+        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad)
         qkv_grad = self._attention_backward(x_grad, kept, layer, tape)
         x_grad, low_grad = self._unproject(qkv_grad, index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, kept.inverse_in)
         self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad)
         return rms_norm_backward(x_grad, hidden, layer.input_norm, kept.inverse_in, add=grad)
 
-    def _input(
-        self, like: torch.Tensor, index: int, name: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _input(self, rows: int, index: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """An empty `z` for a projection and the view of it that is `x`."""
         matrix = self.weights.layers[index].matrices[name]
-        return matrix.input_like(like, self.fold.pair(layer_group(index, name)))
+        return matrix.new_input(rows, self.fold.pair(layer_group(index, name)))
 
     def _project(
         self, z: torch.Tensor, index: int, name: str, *, add_to: torch.Tensor | None = None

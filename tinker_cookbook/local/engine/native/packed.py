@@ -63,8 +63,8 @@ class PackedMatrix:
     def hold(self, lora: LoraPair | None) -> None:
         """Nothing: products read the adapter where it is."""
 
-    def input_like(self, like: Tensor, lora: LoraPair | None) -> tuple[Tensor, Tensor]:
-        x = like.new_empty(like.shape[0], self.in_features)
+    def new_input(self, rows: int, lora: LoraPair | None) -> tuple[Tensor, Tensor]:
+        x = torch.empty(rows, self.in_features)
         return x, x
 
     def forward(

@@ -1,0 +1,55 @@
+"""Products of bfloat16 matrices, and which processors compute them.
+
+On a processor without such instructions torch takes 10 to 20 times as long for them as in float32.
+There they are computed in float32 and rounded once: what hardware for bfloat16 gives, up to the
+order of a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+__all__ = ["fastest_dtype", "lacks_products", "product"]
+
+
+def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        fast = _cpu_multiplies_bfloat16()
+    elif device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_multiplies_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def lacks_products(tensor: Tensor) -> bool:
+    """Whether the processor has no products for a bfloat16 tensor."""
+    on_cpu = tensor.device.type == "cpu"
+    return on_cpu and tensor.dtype == torch.bfloat16 and not _cpu_multiplies_bfloat16()
+
+
+def product(x: Tensor, w: Tensor, *, add: Tensor | None = None) -> Tensor:
+    """`x w`, plus `add` in its dtype; summed up in float32.
+
+    The dtype is that of `add`, else that of `x` and `w`.
+    """
+    if lacks_products(x):
+        result = x.float() @ w.float()
+        if add is None:
+            return result.to(x.dtype)
+        return result.add_(add).to(add.dtype)
+    if add is None:
+        return x @ w
+    return torch.addmm(add, x, w) if add.dtype == x.dtype else add + x @ w
