@@ -40,9 +40,9 @@ CONFIG = {
 """No size is a multiple of a vector or of a panel, and 5 heads share a key head."""
 
 
-def load(folder: Path, *, rounded: bool) -> NativeModel:
-    """A model whose weights are bfloat16 numbers, or are not."""
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+def load(folder: Path, *, rounded: bool, **changes: int) -> NativeModel:
+    """A model whose weights are bfloat16 numbers, or are not; `changes` are to its shape."""
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
     arch = read_arch(folder)
     assert arch is not None
     generator = torch.Generator().manual_seed(7)
@@ -60,7 +60,7 @@ def load(folder: Path, *, rounded: bool) -> NativeModel:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"layers.{index}.{norm}"] = (44,)
         for norm in ("q_norm", "k_norm"):
-            shapes[f"layers.{index}.self_attn.{norm}"] = (12,)
+            shapes[f"layers.{index}.self_attn.{norm}"] = (arch.head_dim,)
     tensors = {f"model.{name}.weight": draw(*size) for name, size in shapes.items()}
     tensors["lm_head.weight"] = draw(101, 44)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -104,6 +104,33 @@ def test_every_number_of_tokens_gives_the_logits_of_torch(tmp_path: Path, rounde
         logits = prefill(decoder, [prompt], [adapter])
         expected = prefill(reference, [prompt], [adapter])
         assert (logits - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_prompts_in_chunks_of_any_size_attend_alike(
+    tmp_path: Path, head_dim: int, kv_heads: int
+) -> None:
+    base = load(
+        tmp_path,
+        rounded=True,
+        head_dim=head_dim,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+    )
+    decoder, dense = compiled(base), native_model(tmp_path, compiled=False)
+    prompt = np.random.default_rng(2).integers(0, base.vocab_size, 150).astype(np.int32)
+    expected = prefill(Decoder(dense.arch, dense.weights), [prompt], [None])
+    whole = prefill(decoder, [prompt], [None])
+    assert (whole - expected).abs().max() < TOLERANCE
+    cache = KvCache(decoder.cache_shape, 64 * 2**20)
+    row, start, states = cache.allocate(len(prompt)), 0, []
+    for size in (1, 2, 3, 5, 7, 66, 1, 65):
+        chunk = Chunk(prompt[start : start + size], start, row, None)
+        states.append(decoder.forward(Batch(chunks=[chunk])))
+        start += size
+    assert start == len(prompt)
+    assert torch.equal(decoder.logits(torch.cat(states), [(None, len(prompt))]), whole)
 
 
 @pytest.mark.parametrize("rounded", [True, False])

@@ -1,4 +1,4 @@
-/* Attention of one token to its sequence's past, for decode_kernels.c.
+/* Attention of tokens to their sequences' past, for decode_kernels.c.
  *
  * A token's numbers are summed in the order of positions, wherever the keys and values are read from.
  */
@@ -22,55 +22,54 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
         for (int n = 0; n < N; n++) sum[g][n] = (vec){0};
     int64_t k = 0;
     for (; k + LANES <= dim; k += LANES) {
-        vec part[4];
-        for (int n = 0; n < N; n++) {
-            part[n] = load(keys + n * dim + k);
-            IN_REGISTER(part[n]);
-        }
+        vec value[3];
         for (int g = 0; g < G; g++) {
-            vec value = load(q + g * dim + k);
-            for (int n = 0; n < N; n++) sum[g][n] = FUSED(value, part[n], sum[g][n]);
+            value[g] = load(q + g * dim + k);
+            IN_REGISTER(value[g]);
+        }
+        for (int n = 0; n < N; n++) {
+            vec part = load(keys + n * dim + k);
+            IN_REGISTER(part);
+            for (int g = 0; g < G; g++) sum[g][n] = FUSED(value[g], part, sum[g][n]);
         }
     }
     for (int g = 0; g < G; g++) {
-        float total[4];
-        if (N == 4)
-            sum_lanes_of_4(sum[g], total);
-        else
-            for (int n = 0; n < N; n++) total[n] = sum_lanes(sum[g][n]);
-        for (int n = 0; n < N; n++) {
-            float rest = 0;
-            for (int64_t i = k; i < dim; i++) rest += q[g * dim + i] * keys[n * dim + i];
-            scores[g * scores_stride + n] = (total[n] + rest) * factor;
+        float *row = scores + g * scores_stride;
+        if (N == 4) {
+            sum_lanes_of_4(sum[g], row);
+        } else {
+            for (int n = 0; n < N; n++) row[n] = sum_lanes(sum[g][n]);
         }
+        for (int64_t i = k; i < dim; i++)
+            for (int n = 0; n < N; n++) row[n] += q[g * dim + i] * keys[n * dim + i];
     }
 }
 
 /* Turn a row of scores into weights exp(score - highest); returns 1 / their sum. */
-INLINE float weigh(float *row, int64_t length) {
+INLINE float weigh(float *row, int64_t length, float factor) {
     for (int64_t p = length; p < length + LANES; p++) row[p] = -INFINITY;
     vec most = load(row);
     for (int64_t p = LANES; p < length; p += LANES) most = larger_of(most, load(row + p));
     float highest = largest_lane(most);
     vec total = {0};
     for (int64_t p = 0; p < length; p += LANES) {
-        vec weight = exp_vec(load(row + p) - splat(highest));
+        vec weight = exp_vec((load(row + p) - splat(highest)) * splat(factor));
         store(row + p, weight);
         total += weight;
     }
     return 1.0f / sum_lanes(total);
 }
 
-/* C vectors, from number `k`, of the weighted values of G query heads. */
-INLINE void mix_values(const int G, const int C, const Past *past, int64_t k, int64_t length,
-                       const float *weights, int64_t weights_stride, const float *inverse,
-                       float *out, int64_t dim) {
+/* Add the weighted values of positions [from, to) to C vectors, from number `k`, of G query heads. */
+INLINE void mix_values(const int G, const int C, const float *values, int64_t k, int64_t from,
+                       int64_t to, const float *weights, int64_t weights_stride, float *out,
+                       int64_t dim) {
     vec sum[3][8];
     for (int g = 0; g < G; g++)
-        for (int c = 0; c < C; c++) sum[g][c] = (vec){0};
-    const float *values = past->begin_values + k;
-    for (int64_t p = 0; p < length; p++, values += dim) {
-        if (p == past->split) values = past->values + k + p * dim;
+        for (int c = 0; c < C; c++)
+            sum[g][c] = from ? load(out + g * dim + k + c * LANES) : (vec){0};
+    values += k + from * dim;
+    for (int64_t p = from; p < to; p++, values += dim) {
         vec weight[3];
         for (int g = 0; g < G; g++) weight[g] = splat(weights[g * weights_stride + p]);
         for (int c = 0; c < C; c++) {
@@ -80,36 +79,94 @@ INLINE void mix_values(const int G, const int C, const Past *past, int64_t k, in
         }
     }
     for (int g = 0; g < G; g++)
-        for (int c = 0; c < C; c++)
-            store(out + g * dim + k + c * LANES, sum[g][c] * splat(inverse[g]));
+        for (int c = 0; c < C; c++) store(out + g * dim + k + c * LANES, sum[g][c]);
 }
 
-/* Query heads of one token that share one key head. `split` is a multiple of four. */
-INLINE void attend_group(const int G, const float *q, const Past *past, int64_t length, int64_t dim,
-                         float *scores, int64_t scores_stride, float *out) {
+/* The same for all numbers of G query heads. */
+INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to,
+                      const float *weights, int64_t weights_stride, float *out, int64_t dim) {
     const int C = G == 1 ? 8 : 4;
-    float factor = 1.0f / sqrtf((float)dim), inverse[3];
-    int64_t p = 0, k = 0;
-    for (; p + 4 <= length; p += 4) {
-        const float *keys = (p < past->split ? past->begin_keys : past->keys) + p * dim;
-        score_keys(G, 4, q, keys, dim, factor, scores + p, scores_stride);
-    }
-    for (; p < length; p++)
-        score_keys(G, 1, q, past->keys + p * dim, dim, factor, scores + p, scores_stride);
-    for (int g = 0; g < G; g++) inverse[g] = weigh(scores + g * scores_stride, length);
+    int64_t k = 0;
     for (; k + C * LANES <= dim; k += C * LANES)
-        mix_values(G, C, past, k, length, scores, scores_stride, inverse, out, dim);
+        mix_values(G, C, values, k, from, to, weights, weights_stride, out, dim);
     for (; k + LANES <= dim; k += LANES)
-        mix_values(G, 1, past, k, length, scores, scores_stride, inverse, out, dim);
+        mix_values(G, 1, values, k, from, to, weights, weights_stride, out, dim);
     for (; k < dim; k++)
         for (int g = 0; g < G; g++) {
-            float sum = 0;
-            for (p = 0; p < length; p++) {
-                const float *values = p < past->split ? past->begin_values : past->values;
-                sum += scores[g * scores_stride + p] * values[p * dim + k];
-            }
-            out[g * dim + k] = sum * inverse[g];
+            float sum = from ? out[g * dim + k] : 0;
+            for (int64_t p = from; p < to; p++)
+                sum += weights[g * weights_stride + p] * values[p * dim + k];
+            out[g * dim + k] = sum;
         }
+}
+
+/* Tokens that are computed together: what they read from one place is read once. */
+#define SPAN 4
+/* Positions whose values stay in the first-level cache for all of them. */
+#define VALUES_BLOCK 64
+
+/* One token's query heads and the sequence that they look at. */
+typedef struct {
+    const float *q;
+    float *out;
+    Past past;
+    int64_t length; /* positions, its own included */
+} Looking;
+
+INLINE const float *keys_at(const Past *past, int64_t position, int64_t dim) {
+    return (position < past->split ? past->begin_keys : past->keys) + position * dim;
+}
+
+INLINE const float *values_at(const Past *past, int64_t position, int64_t dim) {
+    return (position < past->split ? past->begin_values : past->values) + position * dim;
+}
+
+/* Query heads of up to SPAN tokens that share one key head. `split`s are multiples of four. */
+INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64_t dim,
+                        float *scores, int64_t stride) {
+    float factor = 1.0f / sqrtf((float)dim);
+    int64_t longest = 0;
+    for (int64_t t = 0; t < count; t++)
+        longest = tokens[t].length > longest ? tokens[t].length : longest;
+    for (int64_t p = 0; p < longest; p += 4) {
+        if (count == 1) { /* its values come from memory meanwhile */
+            const char *values = (const char *)(values_at(&tokens->past, p, dim));
+            for (int64_t line = 0; line < 4 * dim * 4; line += 64) PREFETCH(values + line);
+        }
+        for (int64_t t = 0; t < count; t++) {
+            const Looking *token = &tokens[t];
+            float *row = scores + t * G * stride;
+            if (p + 4 <= token->length)
+                score_keys(G, 4, token->q, keys_at(&token->past, p, dim), dim, factor, row + p,
+                           stride);
+            else
+                for (int64_t i = p; i < token->length; i++)
+                    score_keys(G, 1, token->q, keys_at(&token->past, i, dim), dim, factor, row + i,
+                               stride);
+        }
+    }
+    float inverse[SPAN * 3];
+    for (int64_t row = 0; row < count * G; row++)
+        inverse[row] = weigh(scores + row * stride, tokens[row / G].length, factor);
+    for (int64_t p = 0; p < longest;) {
+        int64_t end = p + VALUES_BLOCK;
+        for (int64_t t = 0; t < count; t++)
+            if (p < tokens[t].past.split && tokens[t].past.split < end) end = tokens[t].past.split;
+        for (int64_t t = 0; t < count; t++) {
+            const Looking *token = &tokens[t];
+            const float *values =
+                p < token->past.split ? token->past.begin_values : token->past.values;
+            int64_t to = end < token->length ? end : token->length;
+            if (p < to) mix_block(G, values, p, to, scores + t * G * stride, stride, token->out, dim);
+        }
+        p = end;
+    }
+    for (int64_t row = 0; row < count * G; row++) {
+        float *out = tokens[row / G].out + row % G * dim;
+        int64_t k = 0;
+        for (; k + LANES <= dim; k += LANES) store(out + k, load(out + k) * splat(inverse[row]));
+        for (; k < dim; k++) out[k] *= inverse[row];
+    }
 }
 
 #endif

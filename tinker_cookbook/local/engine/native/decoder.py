@@ -39,7 +39,9 @@ __all__ = ["NativeDecoder", "native_decoder"]
 logger = logging.getLogger(__name__)
 
 _SPARE_BYTES = 512 * 2**20
-_MAX_GROUP_HEADS = 8
+_SPAN = 4
+"""Tokens whose attention is computed together; `SPAN` of the kernels."""
+_HEADS_AT_ONCE = 3
 _LANES = 16
 """At least the kernels' vector width."""
 
@@ -111,6 +113,8 @@ class _Batch(ctypes.Structure):
         ("group_of", _Pointer),
         ("groups", ctypes.POINTER(_Group)),
         ("positions", _Pointer),
+        ("num_spans", _Long),
+        ("spans", _Pointer),
         ("kv", _Pointer),
         ("kv_stride", _Pointer),
         ("capacity", _Pointer),
@@ -196,6 +200,8 @@ class NativeDecoder:
         )
         same_as, same_length = _same_beginnings(batch, len(positions))
         call.struct.same_as, call.struct.same_length = same_as.ctypes.data, same_length.ctypes.data
+        spans = _attention_spans(positions, places[0], same_as, same_length)
+        call.struct.num_spans, call.struct.spans = len(spans) - 1, spans.ctypes.data
         call.struct.cos, call.struct.sin = cos.data_ptr(), sin.data_ptr()
         self._kernels.forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
         return x
@@ -230,7 +236,7 @@ class NativeDecoder:
         group_of = np.repeat(np.arange(len(spans)), [len(span.rows) for span in spans])
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
         inner = max(arch.q_size, arch.intermediate_size)
-        scores = num_threads * _MAX_GROUP_HEADS * (max_position + 1 + _LANES)
+        scores = num_threads * _SPAN * _HEADS_AT_ONCE * (max_position + 1 + _LANES)
         struct = _Batch(
             num_tokens=num_tokens,
             num_groups=len(spans),
@@ -360,6 +366,21 @@ def _same_beginnings(batch: Batch, num_tokens: int) -> tuple[np.ndarray, np.ndar
         pairs = np.array(batch.decode_same, np.int64)
         same_as[: len(pairs)], same_length[: len(pairs)] = pairs[:, 0], pairs[:, 1] // 4 * 4
     return same_as, same_length
+
+
+def _attention_spans(
+    positions: np.ndarray, addresses: np.ndarray, same_as: np.ndarray, same_length: np.ndarray
+) -> np.ndarray:
+    """First tokens of spans that read the same keys, and at last the number of tokens.
+
+    They are neighbours of one prompt, or decode from the same beginning.
+    """
+    neighbours = (np.diff(addresses) == 0) & (np.diff(positions) == 1)
+    siblings = (np.diff(same_as) == 0) & (same_length[1:] > 0) & (same_length[:-1] > 0)
+    starts = np.flatnonzero(np.concatenate([[True], ~(neighbours | siblings)]))
+    counts = np.diff(starts, append=len(positions))
+    pieces = [np.arange(start, start + n, _SPAN) for start, n in zip(starts, counts, strict=True)]
+    return np.concatenate([*pieces, [len(positions)]])
 
 
 def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
