@@ -138,6 +138,15 @@ LINES = (
         tokens_of=("service", "separate"),
     ),
     Line(
+        "the same with prompts of 256 tokens",
+        "group_256",
+        _speed("separate"),
+        X,
+        1.3,
+        1.6,
+        tokens_of=("service", "separate"),
+    ),
+    Line(
         "num_samples=16 against the same prompt 16 times",
         "group",
         _speed("same_prompt"),

@@ -39,6 +39,7 @@ from bench_service import (
 )
 
 PROMPT_TOKENS = 64
+LONG_PROMPT_TOKENS = 256
 NEW_TOKENS = 128
 GROUP_SIZE = 16
 NUM_ADAPTERS = 8
@@ -199,18 +200,20 @@ def measure_decode(bench: Bench, count: int) -> dict[str, Sample]:
     )
 
 
-def measure_group(bench: Bench) -> dict[str, Sample]:
+def measure_group(bench: Bench, prompt_tokens: int = PROMPT_TOKENS) -> dict[str, Sample]:
     samplers = bench.samplers(1)
 
     def group() -> int:
-        prompts = bench.prompts(1)
+        prompts = bench.prompts(1, prompt_tokens)
         return generate(samplers, prompts, new_tokens=NEW_TOKENS, num_samples=GROUP_SIZE)
 
     def separate() -> int:
-        return generate(samplers, bench.prompts(1) * GROUP_SIZE, new_tokens=NEW_TOKENS)
+        prompts = bench.prompts(1, prompt_tokens) * GROUP_SIZE
+        return generate(samplers, prompts, new_tokens=NEW_TOKENS)
 
     def different() -> int:
-        return generate(samplers, bench.prompts(GROUP_SIZE), new_tokens=NEW_TOKENS)
+        prompts = bench.prompts(GROUP_SIZE, prompt_tokens)
+        return generate(samplers, prompts, new_tokens=NEW_TOKENS)
 
     sides = {"service": group, "separate": different, "same_prompt": separate}
     return in_turns({name: functools.partial(bench.timed, work) for name, work in sides.items()})
@@ -432,6 +435,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "decode_32": lambda bench: measure_decode(bench, 32),
     "guesses": measure_guesses,
     "group": measure_group,
+    f"group_{LONG_PROMPT_TOKENS}": lambda bench: measure_group(bench, LONG_PROMPT_TOKENS),
     "score": measure_score,
     "http": measure_http,
     "startup": measure_startup,
@@ -457,7 +461,7 @@ def main() -> None:
     )
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument(
-        "--tracking", nargs="+", type=int, default=[64, 48], help="lengths of its conversations"
+        "--tracking", nargs="+", type=int, default=LENGTHS, help="lengths of its conversations"
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="folder or hub id")
     parser.add_argument("--json", type=Path, help="adds the samples to this file")
