@@ -39,7 +39,6 @@ from bench_service import (
 )
 
 PROMPT_TOKENS = 64
-LONG_PROMPT_TOKENS = 256
 NEW_TOKENS = 128
 GROUP_SIZE = 16
 NUM_ADAPTERS = 8
@@ -435,7 +434,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "decode_32": lambda bench: measure_decode(bench, 32),
     "guesses": measure_guesses,
     "group": measure_group,
-    f"group_{LONG_PROMPT_TOKENS}": lambda bench: measure_group(bench, LONG_PROMPT_TOKENS),
+    "group_256": lambda bench: measure_group(bench, 256),
     "score": measure_score,
     "http": measure_http,
     "startup": measure_startup,

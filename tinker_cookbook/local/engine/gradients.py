@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tinker_cookbook.local.engine.lora import AdapterLayout
-from tinker_cookbook.local.engine.precision import lacks_products
+from tinker_cookbook.local.engine.precision import add_product
 
 __all__ = ["GradientSink", "SpareGradients"]
 
@@ -30,25 +30,15 @@ class GradientSink:
 
         `low_grad` is the gradient of `A x`.
         """
-        _accumulate(self.layout.stacked_a(self.flat, group), low_grad, x)
+        add_product(self.layout.stacked_a(self.flat, group), low_grad.t(), x)
         rank, top = self.layout.rank, 0
         for position, target in enumerate(self.layout.groups[group]):
-            _accumulate(
+            add_product(
                 self.layout.matrix(self.flat, target.path + ".B"),
-                out_grad[:, top : top + target.out_features],
+                out_grad[:, top : top + target.out_features].t(),
                 low[:, position * rank : (position + 1) * rank],
             )
             top += target.out_features
-
-
-def _accumulate(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`into += left' right`."""
-    if left.dtype == into.dtype:
-        into.addmm_(left.t(), right)
-    elif lacks_products(left):
-        into.addmm_(left.t().float(), right.float())
-    else:
-        into.add_(left.t() @ right)
 
 
 class SpareGradients:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from tinker_cookbook.local.engine.precision import lacks_products, product
+from tinker_cookbook.local.engine.precision import add_product, lacks_products, product
 
 __all__ = ["DenseMatrix", "LoraPair", "Matrix", "spare_columns"]
 
@@ -158,10 +158,7 @@ class DenseMatrix:
         x_grad, low_grad = z_grad[:, : self.in_features], z_grad[:, self.in_features :]
         if lora is not None:
             low_grad = low_grad.mul_(lora.scale)
-            if lacks_products(grad):
-                x_grad = product(low_grad, lora.a, add=x_grad)
-            else:
-                x_grad.addmm_(low_grad, lora.a)
+            add_product(x_grad, low_grad, lora.a)
         return x_grad, low_grad
 
     def multiply_into(self, out: torch.Tensor, x: torch.Tensor) -> None:

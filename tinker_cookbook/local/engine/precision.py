@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["fastest_dtype", "lacks_products", "product"]
+__all__ = ["add_product", "fastest_dtype", "lacks_products", "product"]
 
 
 def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -53,3 +53,13 @@ def product(x: Tensor, w: Tensor, *, add: Tensor | None = None) -> Tensor:
     if add is None:
         return x @ w
     return torch.addmm(add, x, w) if add.dtype == x.dtype else add + x @ w
+
+
+def add_product(into: Tensor, x: Tensor, w: Tensor) -> None:
+    """`into += x w`, summed up in float32."""
+    if lacks_products(x):
+        into.copy_(product(x, w, add=into))
+    elif into.dtype == x.dtype:
+        into.addmm_(x, w)
+    else:
+        into.add_(x @ w)

@@ -60,7 +60,8 @@ INLINE float weigh(float *row, int64_t length, float factor) {
     return 1.0f / sum_lanes(total);
 }
 
-/* Add the weighted values of positions [from, to) to C vectors, from number `k`, of G query heads. */
+/* Add the weighted values of positions [from, to) to C vectors, from number `k`, of G query heads.
+ * `values` points to the first of them. */
 INLINE void mix_values(const int G, const int C, const float *values, int64_t k, int64_t from,
                        int64_t to, const float *weights, int64_t weights_stride, float *out,
                        int64_t dim) {
@@ -68,7 +69,7 @@ INLINE void mix_values(const int G, const int C, const float *values, int64_t k,
     for (int g = 0; g < G; g++)
         for (int c = 0; c < C; c++)
             sum[g][c] = from ? load(out + g * dim + k + c * LANES) : (vec){0};
-    values += k + from * dim;
+    values += k;
     for (int64_t p = from; p < to; p++, values += dim) {
         vec weight[3];
         for (int g = 0; g < G; g++) weight[g] = splat(weights[g * weights_stride + p]);
@@ -95,13 +96,15 @@ INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to
         for (int g = 0; g < G; g++) {
             float sum = from ? out[g * dim + k] : 0;
             for (int64_t p = from; p < to; p++)
-                sum += weights[g * weights_stride + p] * values[p * dim + k];
+                sum += weights[g * weights_stride + p] * values[(p - from) * dim + k];
             out[g * dim + k] = sum;
         }
 }
 
 /* Tokens that are computed together: what they read from one place is read once. */
 #define SPAN 4
+/* Query heads that are computed together. */
+#define SPAN_HEADS 3
 /* Positions whose values stay in the first-level cache for all of them. */
 #define VALUES_BLOCK 64
 
@@ -145,7 +148,7 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
                                stride);
         }
     }
-    float inverse[SPAN * 3];
+    float inverse[SPAN * SPAN_HEADS];
     for (int64_t row = 0; row < count * G; row++)
         inverse[row] = weigh(scores + row * stride, tokens[row / G].length, factor);
     for (int64_t p = 0; p < longest;) {
@@ -154,8 +157,7 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
             if (p < tokens[t].past.split && tokens[t].past.split < end) end = tokens[t].past.split;
         for (int64_t t = 0; t < count; t++) {
             const Looking *token = &tokens[t];
-            const float *values =
-                p < token->past.split ? token->past.begin_values : token->past.values;
+            const float *values = values_at(&token->past, p, dim);
             int64_t to = end < token->length ? end : token->length;
             if (p < to) mix_block(G, values, p, to, scores + t * G * stride, stride, token->out, dim);
         }

@@ -67,7 +67,7 @@ typedef struct {
     float *x;                   /* [N, hidden]: embeddings in, hidden states out */
     float *normed, *wide, *act; /* scratch: [N, hidden], [N, max out], [N, max in] */
     float *low;                 /* scratch [N, 3 * max rank] */
-    float *scores;              /* scratch [threads, SPAN * 3, max_position + 1 + LANES] */
+    float *scores;              /* scratch [threads, SPAN * SPAN_HEADS, max_position + 1 + LANES] */
 } Batch;
 
 #define MAX_ROWS 6
@@ -428,7 +428,7 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t shared = heads / kv_heads, width = (heads + 2 * kv_heads) * dim;
     int64_t stride = batch->max_position + 1 + LANES;
-    float *scores = batch->scores + omp_get_thread_num() * SPAN * 3 * stride;
+    float *scores = batch->scores + omp_get_thread_num() * SPAN * SPAN_HEADS * stride;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < batch->num_spans * kv_heads; task++) {
         /* Head by head: sequences with the same beginning read it from the cache then. */
@@ -503,6 +503,8 @@ void forward_head(const Model *model, const Batch *batch, float *logits) {
 }
 
 int64_t panel_width(void) { return PANEL; }
+int64_t span_tokens(void) { return SPAN; }
+int64_t span_heads(void) { return SPAN_HEADS; }
 
 int64_t struct_size(int64_t which) {
     const int64_t sizes[] = {sizeof(Linear), sizeof(Lora), sizeof(Layer),

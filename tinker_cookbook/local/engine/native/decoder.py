@@ -39,9 +39,6 @@ __all__ = ["NativeDecoder", "native_decoder"]
 logger = logging.getLogger(__name__)
 
 _SPARE_BYTES = 512 * 2**20
-_SPAN = 4
-"""Tokens whose attention is computed together; `SPAN` of the kernels."""
-_HEADS_AT_ONCE = 3
 _LANES = 16
 """At least the kernels' vector width."""
 
@@ -176,6 +173,8 @@ class NativeDecoder:
         for number, struct in enumerate(_STRUCTS):
             size = kernels.struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
+        kernels.span_tokens.restype = kernels.span_heads.restype = _Long
+        self._span, self._span_heads = int(kernels.span_tokens()), int(kernels.span_heads())
         self._products = Products(kernels)
         self._panel = self._products.panel
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
@@ -200,7 +199,7 @@ class NativeDecoder:
         )
         same_as, same_length = _same_beginnings(batch, len(positions))
         call.struct.same_as, call.struct.same_length = same_as.ctypes.data, same_length.ctypes.data
-        spans = _attention_spans(positions, places[0], same_as, same_length)
+        spans = _attention_spans(self._span, positions, places[0], same_as, same_length)
         call.struct.num_spans, call.struct.spans = len(spans) - 1, spans.ctypes.data
         call.struct.cos, call.struct.sin = cos.data_ptr(), sin.data_ptr()
         self._kernels.forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
@@ -236,7 +235,7 @@ class NativeDecoder:
         group_of = np.repeat(np.arange(len(spans)), [len(span.rows) for span in spans])
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
         inner = max(arch.q_size, arch.intermediate_size)
-        scores = num_threads * _SPAN * _HEADS_AT_ONCE * (max_position + 1 + _LANES)
+        scores = num_threads * self._span * self._span_heads * (max_position + 1 + _LANES)
         struct = _Batch(
             num_tokens=num_tokens,
             num_groups=len(spans),
@@ -369,7 +368,11 @@ def _same_beginnings(batch: Batch, num_tokens: int) -> tuple[np.ndarray, np.ndar
 
 
 def _attention_spans(
-    positions: np.ndarray, addresses: np.ndarray, same_as: np.ndarray, same_length: np.ndarray
+    longest: int,
+    positions: np.ndarray,
+    addresses: np.ndarray,
+    same_as: np.ndarray,
+    same_length: np.ndarray,
 ) -> np.ndarray:
     """First tokens of spans that read the same keys, and at last the number of tokens.
 
@@ -379,7 +382,7 @@ def _attention_spans(
     siblings = (np.diff(same_as) == 0) & (same_length[1:] > 0) & (same_length[:-1] > 0)
     starts = np.flatnonzero(np.concatenate([[True], ~(neighbours | siblings)]))
     counts = np.diff(starts, append=len(positions))
-    pieces = [np.arange(start, start + n, _SPAN) for start, n in zip(starts, counts, strict=True)]
+    pieces = [np.arange(start, start + n, longest) for start, n in zip(starts, counts, strict=True)]
     return np.concatenate([*pieces, [len(positions)]])
 
 
