@@ -273,6 +273,20 @@ def test_the_prompt_is_computed_once_for_all_samples_and_reused_by_later_request
     assert other_weights.prompt_cache_hit_tokens == 0
 
 
+def test_a_pool_of_keys_grows_once_for_all_rows_that_are_expected():
+    cache = sampled(cache_bytes=64 * 2**20).cache
+    rows = [cache.allocate(100, expected=16)]
+    assert rows[0] is not None
+    pool, kv = rows[0].pool, rows[0].pool.kv
+    rows += [cache.allocate(100) for _ in range(15)]
+    assert pool.kv is kv
+    assert all(row is not None and row.pool is pool for row in rows)
+    fitting = cache.max_bytes // pool.bytes_per_row
+    other = sampled(cache_bytes=2 * pool.bytes_per_row).cache
+    assert fitting > 16
+    assert [other.allocate(100, expected=16) is None for _ in range(3)] == [False, False, True]
+
+
 def test_requests_that_come_together_share_their_prompt():
     model = sampled()
     prompt = prompt_of(60)

@@ -293,13 +293,24 @@ class Generator:
         request = sequence.request
         longest = len(request.prompt) + request.max_new - 1
         present = len(request.prompt) + len(sequence.tokens)
-        row = self._cache.allocate(min(longest, present + _ROOM_AHEAD))
+        expected = self._num_rows_to_come()
+        row = self._cache.allocate(min(longest, present + _ROOM_AHEAD), expected)
         if row is None:
             row = self._cache.allocate(min(longest, present + 1))
         if row is not None:
             row.owner = sequence
             sequence.row = row
         return row
+
+    def _num_rows_to_come(self) -> int:
+        """How many rows waiting sequences will take before others end."""
+        most = self._limits.max_sequences - self.num_running
+        count = len(self._paused)
+        for request in self._queue:
+            if count >= most:
+                break
+            count += len(request.waiting)
+        return max(min(count, most), 1)
 
     def _restore(self, sequence: Sequence, tokens: np.ndarray, row: Any) -> int:
         """Copy what is known of the beginning of `tokens`; return how many tokens that are."""

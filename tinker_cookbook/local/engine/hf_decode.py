@@ -66,7 +66,7 @@ class HfCache:
     def active_pools(self) -> list[HfPool]:
         return [self._pool] if self._pool.num_active else []
 
-    def allocate(self, num_tokens: int) -> HfRow | None:
+    def allocate(self, num_tokens: int, expected: int = 1) -> HfRow | None:
         if len(self._pool.rows) >= _MAX_ROWS:
             return None
         row = HfRow(self._pool)

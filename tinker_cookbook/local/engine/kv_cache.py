@@ -176,13 +176,18 @@ class KvCache:
         """Pools with decoding rows, smallest capacity first."""
         return [self._pools[size] for size in sorted(self._pools) if self._pools[size].num_active]
 
-    def allocate(self, num_tokens: int) -> Row | None:
-        """Take a row for `num_tokens` tokens; None if the budget does not allow it now."""
+    def allocate(self, num_tokens: int, expected: int = 1) -> Row | None:
+        """Take a row for `num_tokens` tokens; None if the budget does not allow it now.
+
+        Args:
+            expected: how many such rows are likely to be taken, this one included. Growing a pool
+                copies it, so it grows for all of them where memory is free.
+        """
         capacity = self._capacity_for(num_tokens)
         pool = self._pools.get(capacity)
         if pool is None:
             pool = self._pools[capacity] = Pool(self.shape, capacity)
-        if pool.num_spare == 0 and not self._extend(pool):
+        if pool.num_spare == 0 and not self._extend(pool, expected):
             return None
         return pool.add()
 
@@ -245,9 +250,10 @@ class KvCache:
     def _row_bytes(self, capacity: int) -> int:
         return capacity * self.shape.bytes_per_token
 
-    def _extend(self, pool: Pool) -> bool:
+    def _extend(self, pool: Pool, expected: int) -> bool:
         used = len(pool.rows)
-        for wanted in (max(2 * used, 4), used + 1):
+        free = (self.max_bytes - self.num_bytes) // pool.bytes_per_row
+        for wanted in (max(used + min(expected, free), 2 * used, 4), used + 1):
             if self._reclaim((wanted - used) * pool.bytes_per_row):
                 pool.resize(wanted)
                 return True

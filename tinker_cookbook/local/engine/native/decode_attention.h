@@ -16,7 +16,7 @@ typedef struct {
 
 /* Scores of G query heads with N keys. */
 INLINE void score_keys(const int G, const int N, const float *q, const float *keys, int64_t dim,
-                       float factor, float *scores, int64_t scores_stride) {
+                       float *scores, int64_t scores_stride) {
     vec sum[3][4];
     for (int g = 0; g < G; g++)
         for (int n = 0; n < N; n++) sum[g][n] = (vec){0};
@@ -140,11 +140,11 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
             const Looking *token = &tokens[t];
             float *row = scores + t * G * stride;
             if (p + 4 <= token->length)
-                score_keys(G, 4, token->q, keys_at(&token->past, p, dim), dim, factor, row + p,
+                score_keys(G, 4, token->q, keys_at(&token->past, p, dim), dim, row + p,
                            stride);
             else
                 for (int64_t i = p; i < token->length; i++)
-                    score_keys(G, 1, token->q, keys_at(&token->past, i, dim), dim, factor, row + i,
+                    score_keys(G, 1, token->q, keys_at(&token->past, i, dim), dim, row + i,
                                stride);
         }
     }

@@ -100,34 +100,45 @@ typedef struct {
     int add;
 } Finish;
 
-/* The low-rank part of tokens that do not all have the same adapter. */
-static __attribute__((noinline)) void add_adapters(int R, int C, const Rows *rows, int64_t panel,
-                                                   vec sum[][8]) {
+/* The low-rank part of tokens that do not all have the same adapter, P panels. What the next panels
+ * will need of the adapters comes from memory meanwhile. */
+INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
+    int64_t longest = 0;
     for (int r = 0; r < R; r++) {
         if (!rows->b[r]) continue;
         int64_t rank = rows->rank[r];
-        const float *b = rows->b[r] + panel * rank * PANEL;
-        for (int c = 0; c < C; c++) {
-            vec total = sum[r][c];
-            const float *column = b + (c / 2) * rank * PANEL + c % 2 * LANES;
-            for (int64_t k = 0; k < rank; k++)
-                total = FUSED(splat(rows->low[r][k]), load(column + k * PANEL), total);
-            sum[r][c] = total;
+        const char *next = (const char *)(rows->b[r] + (panel + P) * rank * PANEL);
+        for (int64_t at = 0; at < P * rank * PANEL * 4; at += 64) PREFETCH(next + at);
+        longest = rank > longest ? rank : longest;
+    }
+    for (int64_t k = 0; k < longest; k++) {
+        for (int r = 0; r < R; r++) { /* tokens in turns: one alone would wait for its last sum */
+            if (!rows->b[r] || k >= rows->rank[r]) continue;
+            const float *column = rows->b[r] + (panel * rows->rank[r] + k) * PANEL;
+            vec value = splat(rows->low[r][k]);
+            for (int c = 0; c < 2 * P; c++)
+                sum[r][c] = FUSED(value, load(column + c / 2 * rows->rank[r] * PANEL + c % 2 * LANES),
+                                  sum[r][c]);
         }
     }
 }
 
-INLINE void add_adapter(const int R, const int C, const Rows *rows, int64_t panel, vec sum[][8]) {
+INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
+    const int C = 2 * P;
     if (rows->one_adapter) {
         if (!rows->b[0]) return;
         int64_t rank = rows->rank[0];
         const float *b = rows->b[0] + panel * rank * PANEL;
         for (int64_t k = 0; k < rank; k++) {
+            vec column[8];
             for (int c = 0; c < C; c++) {
-                vec column = load(b + (c / 2) * rank * PANEL + k * PANEL + c % 2 * LANES);
-                if (R > 1) IN_REGISTER(column);
-                for (int r = 0; r < R; r++)
-                    sum[r][c] = FUSED(splat(rows->low[r][k]), column, sum[r][c]);
+                column[c] = load(b + (c / 2) * rank * PANEL + k * PANEL + c % 2 * LANES);
+                if (R > 3) IN_REGISTER(column[c]);
+            }
+            for (int r = 0; r < R; r++) {
+                vec value = splat(rows->low[r][k]);
+                IN_REGISTER(value);
+                for (int c = 0; c < C; c++) sum[r][c] = FUSED(value, column[c], sum[r][c]);
             }
         }
         return;
@@ -135,7 +146,7 @@ INLINE void add_adapter(const int R, const int C, const Rows *rows, int64_t pane
     vec spilled[MAX_ROWS][8]; /* `sum` itself must stay in registers */
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) spilled[r][c] = sum[r][c];
-    add_adapters(R, C, rows, panel, spilled);
+    add_adapters(R, P, rows, panel, spilled);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = spilled[r][c];
 }
@@ -191,6 +202,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             }
             for (int p = 0; p < P; p++) {
                 vec column[2];
+                PREFETCH(ahead + p * step * (half ? 2 : 4) + k * pace);
                 load_pair(w, p * step + k * PANEL, half, column);
                 for (int c = 0; c < 2; c++) {
                     if (R > 1) IN_REGISTER(column[c]);
@@ -200,7 +212,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             }
         }
     }
-    add_adapter(R, C, rows, panel, sum);
+    add_adapter(R, P, rows, panel, sum);
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
             finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
@@ -240,6 +252,20 @@ INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     return share < 1 ? 1 : share > 4 ? 4 : share;
 }
 
+/* How `rows` rows are cut into tiles: evenly, as a tile with few rows costs more for each of them. */
+typedef struct {
+    int64_t tiles, shortest, longer; /* the first `longer` tiles have a row more than the shortest */
+} Cut;
+
+INLINE Cut cut_rows(int64_t rows) {
+    int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    return (Cut){tiles, tiles ? rows / tiles : 0, tiles ? rows % tiles : 0};
+}
+
+INLINE int rows_of(const Cut *cut, int64_t number) {
+    return (int)(cut->shortest + (number < cut->longer));
+}
+
 typedef struct {
     const float *x;
     int64_t x_stride;
@@ -263,9 +289,9 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
         int64_t out = group->rank * linear->num_modules, panel = task % most;
         if (!lora || !lora->a || panel >= num_panels(out)) continue;
         Finish finish = {0, out, group->scale, 0};
-        for (int64_t first = 0; first < group->count; first += MAX_ROWS) {
-            int64_t left = group->count - first;
-            int num = left < MAX_ROWS ? (int)left : MAX_ROWS;
+        const Cut cut = cut_rows(group->count);
+        for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
+            int num = rows_of(&cut, turn);
             Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
             for (int r = 0; r < num; r++) {
                 int64_t token = batch->order[group->first + first + r];
@@ -288,16 +314,16 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         row += linear->module_out[m];
         panel += num_panels(linear->module_out[m]);
     }
-    int64_t bytes = PANEL * (linear->half ? 2 : 4), sweeps = batch->num_tokens / MAX_ROWS;
+    int64_t bytes = PANEL * (linear->half ? 2 : 4);
+    const Cut cut = cut_rows(batch->num_tokens);
     const char *w = (const char *)linear->weight + panel * linear->in * bytes;
-    int64_t pace = sweeps ? (bytes + sweeps - 1) / sweeps : 0;
+    int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
-    for (int64_t first = 0; first < batch->num_tokens; first += MAX_ROWS) {
-        int64_t left = batch->num_tokens - first;
-        int num = left < MAX_ROWS ? (int)left : MAX_ROWS;
+    for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
+        int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
         rows.pace = pace;
-        rows.ahead = w + ((from + skip) * bytes + first / MAX_ROWS * pace) * linear->in;
+        rows.ahead = w + ((from + skip) * bytes + turn * pace) * linear->in;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
