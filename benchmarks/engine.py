@@ -142,12 +142,12 @@ class Bench:
         self.drop_service()
 
 
-def in_turns(sides: dict[str, Callable[[], Sample]]) -> dict[str, Sample]:
+def in_turns(bench: Bench, sides: dict[str, Callable[[], Sample]]) -> dict[str, Sample]:
     """Measure the sides one after the other, then in the opposite order, and add up.
 
     The machine's speed drifts from minute to minute, and this way it does so for all sides alike.
     """
-    names = [*sides, *reversed(sides)]
+    names = [*sides, *(() if bench.options.one_way else reversed(sides))]
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for name in names:
         samples[name].append(sides[name]())
@@ -177,7 +177,7 @@ def measure_train(bench: Bench, padded: bool) -> dict[str, Sample]:
         return sum(LENGTHS)
 
     peer = {"kind": "train", "call": "step", "name": name, "lengths": LENGTHS, "padded": padded}
-    return in_turns({"service": lambda: bench.timed(step), name: lambda: bench.ask(**peer)})
+    return in_turns(bench, {"service": lambda: bench.timed(step), name: lambda: bench.ask(**peer)})
 
 
 def measure_decode(bench: Bench, count: int) -> dict[str, Sample]:
@@ -189,13 +189,14 @@ def measure_decode(bench: Bench, count: int) -> dict[str, Sample]:
 
     bench.ask("llama_cpp", "prepare", count=count, length=PROMPT_TOKENS + NEW_TOKENS + 8)
     return in_turns(
+        bench,
         {
             "service": lambda: bench.timed(
                 lambda: generate(samplers, bench.prompts(count), new_tokens=NEW_TOKENS)
             ),
             "generate": lambda: peer("generate"),
             "llama_cpp": lambda: peer("llama_cpp"),
-        }
+        },
     )
 
 
@@ -215,17 +216,20 @@ def measure_group(bench: Bench, prompt_tokens: int = PROMPT_TOKENS) -> dict[str,
         return generate(samplers, prompts, new_tokens=NEW_TOKENS)
 
     sides = {"service": group, "separate": different, "same_prompt": separate}
-    return in_turns({name: functools.partial(bench.timed, work) for name, work in sides.items()})
+    return in_turns(
+        bench, {name: functools.partial(bench.timed, work) for name, work in sides.items()}
+    )
 
 
 def measure_score(bench: Bench) -> dict[str, Sample]:
     samplers, prompts = bench.samplers(1), bench.prompts(8, 256)
     score(samplers[0], bench.prompts(1, 32))
     return in_turns(
+        bench,
         {
             "service": lambda: bench.timed(lambda: score(samplers[0], prompts)),
             "generate": lambda: bench.ask("generate", "score", prompts=prompts),
-        }
+        },
     )
 
 
@@ -236,10 +240,11 @@ def measure_adapters(bench: Bench) -> dict[str, Sample]:
         return generate(chosen, bench.prompts(NUM_ADAPTERS), new_tokens=NEW_TOKENS)
 
     return in_turns(
+        bench,
         {
             "service": lambda: bench.timed(lambda: decode(samplers)),
             "one_adapter": lambda: bench.timed(lambda: decode(samplers[:1])),
-        }
+        },
     )
 
 
@@ -457,6 +462,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--peer-dtype", choices=("float32", "bfloat16"), help="skips the probe of both"
+    )
+    parser.add_argument(
+        "--one-way",
+        action="store_true",
+        help="measure each side once a round, not there and back: for peers that take very long",
     )
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument(
