@@ -61,6 +61,11 @@ class BaseModel(Protocol):
         model reads text only."""
         ...
 
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
+        ...
+
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         """The modules that a run of this shape trains."""
         ...
@@ -120,6 +125,10 @@ class NativeModel:
     @property
     def device(self) -> torch.device:
         return self.weights.device
+
+    @property
+    def ties_embeddings(self) -> bool:
+        return self.weights.ties_embeddings
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         return lora_targets(self.arch, spec)
