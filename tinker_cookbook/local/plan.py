@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.engine.config import ArchConfig, read_arch, read_config_json
+from tinker_cookbook.local.engine.config import (
+    ArchConfig,
+    dtype_from_environment,
+    read_arch,
+    read_config_json,
+)
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import find_compiler
 
@@ -96,7 +101,8 @@ def build_plan(
 
     Args:
         rank: LoRA rank of the runs, on attention and MLP.
-        dtype: `float32` or `bfloat16`; None is what the engine would choose on a CPU.
+        dtype: `float32` or `bfloat16`; None is what the environment asks for, or else what the
+            engine would choose on a CPU.
         free_bytes: memory that may be taken; None asks the system.
         rates: of the machine; None measures them, in half a second.
 
@@ -111,7 +117,7 @@ def build_plan(
             "transformers; a plan is made for llama, mistral, qwen2 and qwen3 without sliding "
             "window. Load it, and see `resident_bytes` in the service's status"
         )
-    chosen, reason = _choose_dtype(dtype)
+    chosen, reason = _choose_dtype(dtype or dtype_from_environment())
     size = 2 if chosen == "bfloat16" else 4
     free = available_bytes() if free_bytes is None else free_bytes
     blocks, embedding = (

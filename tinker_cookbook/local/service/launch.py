@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.local.engine.config import dtype_from_environment
 from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.lifecycle import bind, is_loopback, serve, write_ready_file
@@ -40,7 +41,7 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
         host=args.host,
         port=args.port,
         device=args.device,
-        dtype=args.dtype,
+        dtype=args.dtype or dtype_from_environment(),
         assets_dir=args.assets_dir and args.assets_dir.expanduser().resolve(),
         num_threads=args.num_threads,
         allowed_hosts=tuple(args.allowed_hosts or ()),
