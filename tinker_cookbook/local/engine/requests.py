@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.local.engine.csr import check_csr
 from tinker_cookbook.local.engine.drafts import Drafter
 from tinker_cookbook.local.engine.draws import fresh_seed
 from tinker_cookbook.local.engine.stops import StopRule
@@ -289,21 +290,4 @@ def _check_prompt_scores(spec: SampleSpec, info: ModelInfo) -> None:
             "or -1 for an empty cell"
         )
     if isinstance(targets, SparseRows):
-        _check_csr(targets)
-
-
-def _check_csr(targets: SparseRows) -> None:
-    crow, col = np.asarray(targets.crow_indices), np.asarray(targets.col_indices)
-    rows, columns = targets.shape
-    sound = (
-        crow.shape == (rows + 1,)
-        and crow[0] == 0
-        and crow[-1] == len(targets.values) == len(col)
-        and bool(np.all(np.diff(crow) >= 0))
-        and (not col.size or (int(col.min()) >= 0 and int(col.max()) < columns))
-    )
-    if not sound:
-        raise UserError(
-            f"target_prompt_logprobs is not a CSR matrix of shape [{rows}, {columns}]; "
-            f"it has {len(crow)} row pointers, {len(col)} columns and {len(targets.values)} values"
-        )
+        check_csr(targets, "target_prompt_logprobs")
