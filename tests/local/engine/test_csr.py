@@ -50,5 +50,5 @@ def test_a_matrix_in_full() -> None:
 )
 def test_anything_else_is_refused_by_name(matrix: SparseRows) -> None:
     for use in (check_csr, to_dense):
-        with pytest.raises(UserError, match="^the matrix"):
+        with pytest.raises(UserError, match=r"^the matrix"):
             use(matrix, "the matrix")

@@ -1,7 +1,7 @@
 """CSR matrices as clients send them: the one check that their indices pass, and the dense form.
 
-Everything that walks over a matrix trusts its indices, so they are compared with their bounds before
-they are subtracted from each other: differences of 64-bit numbers wrap around. No torch.
+Everything that walks over a matrix trusts its indices, so they are compared with their bounds
+before they are subtracted from each other: differences of 64-bit numbers wrap around. No torch.
 """
 
 from __future__ import annotations

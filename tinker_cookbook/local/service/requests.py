@@ -63,7 +63,8 @@ def refuse_other_optimizer(config: dict[str, Any] | None, *, field: str) -> None
     if kind != "adamw":
         reason = ": its update rule is not public" if kind == "dimuon" else ""
         raise UserError(
-            f"{field}.type={str(kind)[:40]!r} is not available here{reason}; use 'adamw' (AdamParams)"
+            f"{field}.type={str(kind)[:40]!r} is not available here{reason}; use 'adamw' "
+            "(AdamParams)"
         )
 
 

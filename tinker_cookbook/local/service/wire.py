@@ -69,8 +69,8 @@ class _Room:
         self._left -= cells
         if self._left < 0:
             raise UserError(
-                f"{name} takes {cells} values in memory, with which this request of few bytes takes "
-                "too many; send fewer columns or images at once"
+                f"{name} takes {cells} values in memory, which is too many for a request of few "
+                "bytes; send fewer columns or images at once"
             )
 
 
