@@ -35,6 +35,7 @@ If top-k logprobs were asked for, a fourth argument holds them: (ids int32 [k], 
 
 _MAX_SAMPLES = 4096
 _MAX_TOPK = 1024
+_MAX_TOPK_CELLS = 2**26
 
 
 class Sequence:
@@ -202,6 +203,12 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
     _check_counts(spec)
     _check_distribution(spec)
     _check_prompt_scores(spec, info)
+    max_new = _max_new_tokens(spec, info)
+    _check_answer_size(spec, max_new)
+    return max_new
+
+
+def _max_new_tokens(spec: SampleSpec, info: ModelInfo) -> int:
     room = info.max_context_length - len(spec.prompt)
     if spec.max_tokens is None:
         return room
@@ -215,6 +222,18 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
             f"use max_tokens={room} or less, or a shorter prompt"
         )
     return spec.max_tokens
+
+
+def _check_answer_size(spec: SampleSpec, max_new: int) -> None:
+    """A few bytes may ask for the most likely tokens at many places."""
+    of_prompt = max(spec.topk_prompt_logprobs, spec.prompt_alt_tokens_k) * len(spec.prompt)
+    of_samples = spec.topk_sample_logprobs * spec.num_samples * max_new
+    for name, cells in (("topk_prompt_logprobs", of_prompt), ("topk_sample_logprobs", of_samples)):
+        if cells > _MAX_TOPK_CELLS:
+            raise UserError(
+                f"{name} asks for {cells} logprobs in one answer; at most {_MAX_TOPK_CELLS} are "
+                "given. Use fewer of them, fewer samples or a smaller max_tokens"
+            )
 
 
 def _check_prompt(spec: SampleSpec, info: ModelInfo) -> None:

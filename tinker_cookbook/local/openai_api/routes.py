@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,10 +112,13 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         )
 
     def render() -> tuple[str, list[int]]:
+        given = (chat.messages, chat.tools, chat.template_options)
+        codec.check_length(_count_characters(given), info.max_context_length, "messages")
         text = template.render(chat.messages, tools=chat.tools, options=chat.template_options)
+        codec.check_length(len(template.reveal(text)), info.max_context_length, "messages")
         return text, template.encode(text)
 
-    text, prompt = await asyncio.to_thread(render)
+    text, prompt = await service.codecs.run(render)
     ends = end_token_ids(chat.sampling, info.eos_token_ids, template.turn_end_ids)
     spec = build_spec(chat.sampling, prompt, ends, codec)
     answer = ChatAnswer(
@@ -129,11 +132,27 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
     return _Job(target, chat.sampling, [spec], answer)
 
 
+def _count_characters(value: Any) -> int:
+    """Of all texts in objects and lists."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _count_characters(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_count_characters, value))
+    return 0
+
+
 async def _plan_completion(service: Service, asked: CompletionRequest, target: Target) -> _Job:
     info, codec = await _load(service, target)
-    prompts = await asyncio.to_thread(
-        lambda: [codec.encode_text(p) if isinstance(p, str) else p for p in asked.prompts]
-    )
+
+    def encode(prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        codec.check_length(len(prompt), info.max_context_length, "prompt")
+        return codec.encode_text(prompt)
+
+    prompts = await service.codecs.run(lambda: [encode(prompt) for prompt in asked.prompts])
     ends = end_token_ids(asked.sampling, info.eos_token_ids, ())
     specs = [build_spec(asked.sampling, prompt, ends, codec) for prompt in prompts]
     if asked.echo and asked.sampling.top_logprobs is not None:
@@ -174,7 +193,7 @@ async def _answer_whole(
     job = await plan(target)
     async with Sampling.start(service, target, job.specs, watch=False) as sampling:
         results = await sampling.results()
-    return JSONResponse(job.answer.whole(job.specs, results))
+    return await service.codecs.run(lambda: JSONResponse(job.answer.whole(job.specs, results)))
 
 
 async def _open(

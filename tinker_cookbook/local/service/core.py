@@ -325,6 +325,7 @@ class Service:
         except StorageError as error:
             logger.error("what was last used is not recorded: %s", error)
         await asyncio.to_thread(self.engine.close)
+        self.codecs.close()
         self.progress.save()
         self.store.close()
 
