@@ -38,6 +38,7 @@ from tinker_cookbook.local.openai_api.sampling import (
     with_prompt_scores,
 )
 from tinker_cookbook.local.service.http import HttpError, read_fields
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec
@@ -118,7 +119,7 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         codec.check_length(len(template.reveal(text)), info.max_context_length, "messages")
         return text, template.encode(text)
 
-    text, prompt = await service.codecs.run(render)
+    text, prompt = await TEXTS.run(render)
     ends = end_token_ids(chat.sampling, info.eos_token_ids, template.turn_end_ids)
     spec = build_spec(chat.sampling, prompt, ends, codec)
     answer = ChatAnswer(
@@ -152,7 +153,7 @@ async def _plan_completion(service: Service, asked: CompletionRequest, target: T
         codec.check_length(len(prompt), info.max_context_length, "prompt")
         return codec.encode_text(prompt)
 
-    prompts = await service.codecs.run(lambda: [encode(prompt) for prompt in asked.prompts])
+    prompts = await TEXTS.run(lambda: [encode(prompt) for prompt in asked.prompts])
     ends = end_token_ids(asked.sampling, info.eos_token_ids, ())
     specs = [build_spec(asked.sampling, prompt, ends, codec) for prompt in prompts]
     if asked.echo and asked.sampling.top_logprobs is not None:
@@ -193,7 +194,7 @@ async def _answer_whole(
     job = await plan(target)
     async with Sampling.start(service, target, job.specs, watch=False) as sampling:
         results = await sampling.results()
-    return await service.codecs.run(lambda: JSONResponse(job.answer.whole(job.specs, results)))
+    return await TEXTS.run(lambda: JSONResponse(job.answer.whole(job.specs, results)))
 
 
 async def _open(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.names import parse_tinker_path
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.service.core import Service
@@ -33,9 +33,6 @@ __all__ = [
     "find_target",
     "with_prompt_scores",
 ]
-
-NUM_TEXT_THREADS = 2
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,12 @@ class Codecs:
 
     def __init__(self) -> None:
         self._loading: dict[str, asyncio.Task[TextCodec]] = {}
-        self._threads = ThreadPoolExecutor(NUM_TEXT_THREADS, thread_name_prefix="text")
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do something with texts on a thread of their own kind, so that nothing else waits."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-    def close(self) -> None:
-        """Let the threads end; what they have begun they finish."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(self, folder: str) -> TextCodec:
         """The codec of a model folder; UserError if its tokenizer cannot be used."""
         task = self._loading.get(folder)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            loading = self.run(lambda: TextCodec(Path(folder)))
+            loading = TEXTS.run(TextCodec, Path(folder))
             task = self._loading[folder] = asyncio.create_task(loading)
         return await asyncio.shield(task)
 

@@ -25,6 +25,7 @@ from tinker_cookbook.local.service.requests import (
 )
 from tinker_cookbook.local.service.routes_losses import attach_graph
 from tinker_cookbook.local.service.runs import Run, SequenceGate
+from tinker_cookbook.local.service.threads import STORING
 from tinker_cookbook.local.service.wire import (
     TrainRequest,
     decode_data,
@@ -151,7 +152,7 @@ async def _record_run(service: Service, run: Run, user_metadata: dict[str, str] 
         is_trainable=True,
     )
     try:
-        await asyncio.to_thread(service.store.index.insert, row)
+        await STORING.run(service.store.index.insert, row)
     except NameTakenError as error:
         await asyncio.wrap_future(service.engine.worker.free_run(run.run_id))
         raise UserError(

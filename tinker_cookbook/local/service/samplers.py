@@ -25,6 +25,7 @@ from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.index import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.names import parse_tinker_path
 from tinker_cookbook.local.service.store import Store
+from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["SamplerSession", "SamplerTable", "SubmittedSample"]
 
@@ -138,7 +139,7 @@ class SamplerTable:
         """
         key = self._shared_key(row)
         await self._ensure(key, row)
-        await asyncio.to_thread(self._store.index.insert, row)
+        await STORING.run(self._store.index.insert, row)
         return self._add(row, key)
 
     async def adopt(self, row: SamplerRow, engine_key: str) -> list[str]:
@@ -148,7 +149,7 @@ class SamplerTable:
             The ids of the sampling sessions that were let go for it.
         """
         self._engine_samplers.setdefault(engine_key, _EngineSampler(None))
-        await asyncio.to_thread(self._store.index.insert, row)
+        await STORING.run(self._store.index.insert, row)
         session = self._add(row, engine_key)
         return self._drop_old_snapshots(session)
 

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ __all__ = ["NewCheckpoint", "Store"]
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
+SPARE_BYTES = 2**20
+"""A disk with less room than this counts as full."""
 
 
 @dataclass(frozen=True)
@@ -364,16 +366,39 @@ class Store:
                     self._remove_folder(row.folder)
 
     def delete(self, row: CheckpointRow) -> None:
-        """Forget a checkpoint, then remove its files."""
-        self.index.delete_checkpoint(row.folder)
-        self._remove_folder(row.folder)
+        """Forget a checkpoint, then remove its files.
+
+        Raises:
+            StorageError: the index does not take the change.
+        """
+        self._forget([row.folder], lambda: self.index.delete_checkpoint(row.folder))
 
     def remove_expired(self) -> int:
         """Delete checkpoints whose time is over; returns how many."""
-        expired = self.index.take_expired(time.time())
-        for folder in expired:
-            self._remove_folder(folder)
+        now = time.time()
+        expired = self.index.expired(now)
+        self._forget(expired, lambda: self.index.remove_expired(now))
         return len(expired)
+
+    def _forget(self, folders: Sequence[str], change_index: Callable[[], None]) -> None:
+        """Change the index and remove folders; where the disk is full the files go first.
+
+        A change takes some room too. Should it still fail then, the checkpoint is listed, refused
+        as damaged, and can be deleted again.
+        """
+        try:
+            change_index()
+        except StorageError:
+            if shutil.disk_usage(self.state_dir).free > SPARE_BYTES:
+                raise
+            logger.warning("the disk is full: deleted checkpoints make room before they are noted")
+            self._remove_folders(folders)
+            change_index()
+        self._remove_folders(folders)
+
+    def _remove_folders(self, folders: Sequence[str]) -> None:
+        for folder in folders:
+            self._remove_folder(folder)
 
     def _remove_folder(self, folder: str) -> None:
         if folder in self._pins:
