@@ -1,6 +1,5 @@
 """Checkpoints are on disk or not at all, and a new start finds them."""
 
-import contextlib
 import dataclasses
 import errno
 import itertools
@@ -9,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.local.service.disks import fill, small_disk
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.service.index import CheckpointRow, Index, RunRow, SessionRow
@@ -419,26 +418,6 @@ def test_a_damaged_row_is_passed_over(store: Store, caplog, table, column, value
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert f"a row of {table}" in errors[0].getMessage()
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of so many bytes at a folder; skipped where the user may not make one."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Leave no room at all."""
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"\0" * 4096)
 
 
 @pytest.mark.parametrize("how", ["delete", "expire"])

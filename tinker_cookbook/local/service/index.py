@@ -218,7 +218,8 @@ class Index:
             self._connection = self._open()
         except sqlite3.OperationalError as error:  # locked, no rights, no space
             raise ConfigurationError(
-                f"{self.path} cannot be used as the service's index: {error}"
+                f"{self.path} cannot be used as the service's index: {error}; free some space, or "
+                "choose another --state-dir"
             ) from error
         except sqlite3.DatabaseError as error:
             raise IndexDamagedError(f"{self.path} is damaged: {error}") from error

@@ -61,13 +61,22 @@ def write_ready_file(path: Path, values: dict[str, object]) -> None:
 
 
 def set_up_logging(settings: ServiceSettings) -> Path:
-    """Log to a file of this process in the state folder; warnings also go to stderr."""
+    """Log to a file of this process in the state folder; warnings also go to stderr.
+
+    Raises:
+        ConfigurationError: the state folder cannot be written.
+    """
     path = log_path(settings.state_dir, os.getpid())
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = settings.retention
-    prune_logs(path.parent, max_bytes=kept.log_bytes, before=time.time() - kept.keep_seconds)
     part_bytes = kept.log_bytes // LOG_PARTS
-    to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prune_logs(path.parent, max_bytes=kept.log_bytes, before=time.time() - kept.keep_seconds)
+        to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"state_dir={settings.state_dir} cannot be written: {error}; choose another --state-dir"
+        ) from error
     if settings.log_format == "json":
         to_file.setFormatter(JsonFormatter())
     else:

@@ -38,7 +38,7 @@ from tinker_cookbook.local.service.index import (
     RunRow,
 )
 
-__all__ = ["NewCheckpoint", "Store"]
+__all__ = ["SPARE_BYTES", "NewCheckpoint", "Store"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,13 @@ def _manifest_text(manifest: dict) -> str:
     return json.dumps(manifest, indent=1) + "\n"
 
 
+def _unusable(state_dir: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"state_dir={state_dir} cannot be used: {error}; free some space, or choose another "
+        "--state-dir"
+    )
+
+
 class Store:
     """The state folder of one or several service processes."""
 
@@ -109,10 +116,7 @@ class Store:
                 self._rebuild_index()
             self.remove_leftovers()
         except (OSError, StorageError) as error:
-            raise ConfigurationError(
-                f"state_dir={state_dir} cannot be used: {error}; free some space, or choose "
-                "another --state-dir"
-            ) from error
+            raise _unusable(state_dir, error) from error
 
     def _hold_lock(self) -> int:
         path = self._locks / self.instance
@@ -146,14 +150,22 @@ class Store:
         """Leave a note, readable by the owner only, that says how to reach this process.
 
         It is in `running/` until `close`; one whose instance holds no lock was left by a crash.
+
+        Raises:
+            ConfigurationError: the disk does not take it.
         """
         folder = self.state_dir / "running"
-        folder.mkdir(mode=0o700, exist_ok=True)
         temporary = folder / f".{self.instance}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(values, file)
-        temporary.replace(self._note)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(values, file)
+            temporary.replace(self._note)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise _unusable(self.state_dir, error) from error
 
     @property
     def _note(self) -> Path:
