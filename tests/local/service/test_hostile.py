@@ -5,13 +5,21 @@ The service is this module's own, as some of these could end it.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 import tinker
+import zstandard
+from tinker.proto.request_conv import forward_backward_request_to_proto
+from tinker.types.forward_backward_input import ForwardBackwardInput
+from tinker.types.forward_backward_request import ForwardBackwardRequest
 
 from tests.conftest import ServiceProcess, start_service
 from tests.e2e.sdk import datum, fails_as_user_error, is_alive, sample, tokens
@@ -106,3 +114,81 @@ def test_row_bounds_that_wrap_around_in_sampling(service, sampler, ask) -> None:
     assert answer["category"] == "user"
     assert "target_prompt_logprobs.crow_indices must begin at 0, never fall" in answer["error"]
     assert sample(sampler, tokens(4)).sequences
+
+
+def answers(http: httpx.Client) -> None:
+    """Others are served: the service's health, what is listed, what a program asks at its start."""
+    paths = ["healthz", "training_runs?limit=100", "checkpoints", "sessions", "local/status"]
+    for path in [*paths, "get_server_capabilities", "../../oai/api/v1/models"]:
+        assert http.get(f"/{path}", timeout=10).status_code == 200, path
+
+
+LARGE = {
+    "lists": b'{"session_id": [' + b"[]," * 2**20 + b"[]]}",
+    "objects": b'{"session_id": [' + b'{"a":{}},' * 2**19 + b"1]}",
+    "numbers": b'{"session_id": [' + b"0," * 2**22 + b"1]}",
+    "texts": b'{"session_id": [' + b'"",' * 2**22 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_bodies_of_many_values_are_not_read(http, kind: str) -> None:
+    """A list of two bytes takes 56 in memory, and building it holds up everything else."""
+    refused = http.post("/session_heartbeat", content=LARGE[kind])
+    assert refused.status_code == 400
+    assert "the request body holds up to" in refused.json()["detail"]
+    answers(http)
+
+
+def test_a_few_compressed_bytes_do_not_become_many(http) -> None:
+    body = zstandard.ZstdCompressor().compress(b"\0" * 2**28)
+    assert len(body) < 2**16
+    refused = http.post(
+        "/forward_backward",
+        content=body,
+        headers={"content-encoding": "zstd", "content-type": "application/x-protobuf"},
+    )
+    assert refused.status_code == 413
+    assert "decompressed" in refused.json()["detail"]
+    answers(http)
+
+
+def test_batches_that_compress_well_are_still_read(http, run) -> None:
+    data = [datum([5] * 200)] * 64
+    body = forward_backward_request_to_proto(
+        ForwardBackwardRequest(
+            forward_backward_input=ForwardBackwardInput(data=data, loss_fn="cross_entropy"),
+            model_id=run.model_id,
+            seq_id=900,
+        )
+    )
+    packed = zstandard.ZstdCompressor().compress(body.SerializeToString())
+    headers = {"content-encoding": "zstd", "content-type": "application/x-protobuf"}
+    accepted = http.post("/forward_backward", content=packed, headers=headers)
+    assert accepted.status_code == 200, accepted.text
+
+
+def test_another_program_that_writes_to_the_index_holds_up_no_reading(service, http) -> None:
+    """Not even while more changes wait for it than there are threads."""
+    other = sqlite3.connect(service.state_dir / "index.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            create = functools.partial(http.post, "/create_session", json={"tags": []})
+            waiting = [pool.submit(create) for _ in range(12)]
+            time.sleep(0.5)
+            for _ in range(3):
+                answers(http)
+            assert not any(created.done() for created in waiting)
+            other.execute("ROLLBACK")
+            assert [created.result().status_code for created in waiting] == [200] * 12
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("optimizer", ["x", 3, [1], {"type": ["adamw"]}, {"type": "dimuon"}])
+def test_an_optimizer_that_is_none(run, ask, optimizer) -> None:
+    seq_id = 2_000 + len(str(optimizer))
+    answer = ask("/optim_step", model_id=run.model_id, seq_id=seq_id, optimizer_params=optimizer)
+    assert answer["category"] == "user", answer
+    assert "optimizer_params" in answer["error"]

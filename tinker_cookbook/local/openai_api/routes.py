@@ -37,7 +37,7 @@ from tinker_cookbook.local.openai_api.sampling import (
     find_target,
     with_prompt_scores,
 )
-from tinker_cookbook.local.service.http import HttpError, read_fields
+from tinker_cookbook.local.service.http import HttpError, decode, read_fields
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class _Job:
 async def list_models(service: Service, request: Request) -> Response:
     started = int(service.started_at)
     models = [_model(name, started) for name in service.engine.models]
-    rows, _ = service.store.index.checkpoints(limit=MAX_LISTED)
+    rows, _ = await asyncio.to_thread(service.store.index.checkpoints, limit=MAX_LISTED)
     models += [
         _model(row.tinker_path, int(row.created_at))
         for row in rows
@@ -86,13 +86,13 @@ def _model(name: str, created: int) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    chat = decode_chat_request(fields.values, service.limits)
+    chat = await decode(fields, decode_chat_request, fields.values, service.limits)
     return await _perform(service, request, chat.sampling, lambda t: _plan_chat(service, chat, t))
 
 
 async def completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    asked = decode_completion_request(fields.values, service.limits)
+    asked = await decode(fields, decode_completion_request, fields.values, service.limits)
     return await _perform(
         service, request, asked.sampling, lambda t: _plan_completion(service, asked, t)
     )

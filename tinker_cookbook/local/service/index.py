@@ -173,18 +173,15 @@ def _to_row(cls: type[_Row], record: sqlite3.Row) -> _Row:
 
 
 def _check_column(name: str, value: Any) -> None:
-    if value is None:
+    if value is None or name.startswith(("is_", "has_")):
         return
     if name.endswith("_at"):
         if not isinstance(value, int | float) or not math.fabs(value) <= LAST_SECOND:
             raise ValueError(f"{name}={value!r} is no time")
-    elif name.startswith(("is_", "has_")):
-        return
     elif not isinstance(value, _COLUMN_TYPES.get(name, str)):
         raise ValueError(f"{name} holds a {type(value).__name__}")
-    for key in _REQUIRED_KEYS.get(name, ()):
-        if key not in value:
-            raise ValueError(f"{name} lacks {key!r}")
+    elif isinstance(value, dict) and not set(_REQUIRED_KEYS.get(name, ())) <= set(value):
+        raise ValueError(f"{name} lacks {_REQUIRED_KEYS[name]}")
 
 
 def _to_record(row: Any) -> dict[str, Any]:

@@ -130,11 +130,23 @@ def decode_prompt(
 
 
 def _tokens(values: Sequence[Any], where: str) -> np.ndarray:
+    found = _as_integers(values)
+    if found is not None and (not found.size or (found.min() >= 0 and found.max() <= MAX_INT32)):
+        return found.astype(np.int32)
     for index, value in enumerate(values):
-        # bool is an int in Python, but not a token id
         if type(value) is not int or not 0 <= value <= MAX_INT32:
             raise UserError(f"{where}[{index}]={str(value)[:40]} is not a token id")
-    return np.array(values, dtype=np.int32)
+    raise AssertionError("one of them is no token id")
+
+
+def _as_integers(values: Sequence[Any]) -> np.ndarray | None:
+    """int64, or None if one of them is something else; bool is an int in Python but not here."""
+    if not set(map(type, values)) <= {int}:
+        return None
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        return None
 
 
 def _image(fields: Fields, position: int, assets_dir: Path | None) -> ImageInput:
@@ -273,7 +285,10 @@ def _targets(values: dict[str, Any] | None, prompt_length: int) -> np.ndarray | 
 
 def _integers(fields: Fields, name: str) -> np.ndarray:
     values = fields.array(name)
+    found = _as_integers(values)
+    if found is not None:
+        return found
     for value in values:
         if type(value) is not int or not -(2**63) <= value < 2**63:
             raise UserError(f"{fields.prefix}{name} holds {str(value)[:40]}; use whole numbers")
-    return np.array(values, dtype=np.int64)
+    raise AssertionError("one of them is no whole number of 64 bits")

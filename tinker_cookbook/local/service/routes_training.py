@@ -25,7 +25,7 @@ from tinker_cookbook.local.service.requests import (
 )
 from tinker_cookbook.local.service.routes_losses import attach_graph
 from tinker_cookbook.local.service.runs import Run, SequenceGate
-from tinker_cookbook.local.service.threads import STORING
+from tinker_cookbook.local.service.threads import READING, STORING
 from tinker_cookbook.local.service.wire import (
     TrainRequest,
     decode_data,
@@ -224,7 +224,7 @@ async def forward_backward(service: Service, request: Request) -> Response:
     body = await read_batch(request, service.limits.max_batch_bytes)
     is_large = len(body) > INLINE_BATCH_BYTES
     if is_large:
-        message = await asyncio.to_thread(decode_train_request, body)
+        message = await READING.run(decode_train_request, body)
     else:
         message = decode_train_request(body)
     run = service.get_run(message.model_id)
@@ -232,7 +232,7 @@ async def forward_backward(service: Service, request: Request) -> Response:
         raise UserError(f"seq_id={message.seq_id} is out of range; use 1 to {MAX_SEQ_ID}")
     data = _decode(message, service) if not is_large else None
     if data is None:
-        data = await asyncio.to_thread(_decode, message, service)
+        data = await READING.run(_decode, message, service)
     kind = "forward" if message.forward_only else "forward_backward"
     work = _train_work(service, run, message, data)
     return ack(service.submit(run, message.seq_id, kind, work))
