@@ -65,7 +65,7 @@ class _Job:
 
 async def list_models(service: Service, request: Request) -> Response:
     started = int(service.started_at)
-    models = [_model(name, started) for name in service.engine.models]
+    models = [_model(name, started) for name in await service.engine.offered()]
     rows, _ = await asyncio.to_thread(service.store.index.checkpoints, limit=MAX_LISTED)
     models += [
         _model(row.tinker_path, int(row.created_at))

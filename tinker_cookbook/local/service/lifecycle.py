@@ -24,11 +24,13 @@ import uvicorn
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.app import build_app
+from tinker_cookbook.local.service.connections import timed_protocol
 from tinker_cookbook.local.service.core import Service
-from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter
+from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter, TextFormatter
 from tinker_cookbook.local.service.retention import log_path, prune_logs
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.utils.processes import is_running
+from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["bind", "is_loopback", "serve", "write_ready_file"]
 
@@ -80,7 +82,7 @@ def set_up_logging(settings: ServiceSettings) -> Path:
     if settings.log_format == "json":
         to_file.setFormatter(JsonFormatter())
     else:
-        to_file.setFormatter(logging.Formatter(TEXT_FORMAT))
+        to_file.setFormatter(TextFormatter(TEXT_FORMAT))
     to_file.addFilter(RequestIdFilter())
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(_BriefFormatter())
@@ -91,13 +93,13 @@ def set_up_logging(settings: ServiceSettings) -> Path:
     return path
 
 
-class _BriefFormatter(logging.Formatter):
+class _BriefFormatter(TextFormatter):
     """On the terminal, what the user can mend comes without a traceback; the log file has it."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, TinkerCookbookError | UserError):
-            return f"{record.getMessage()}: {error}"
+            return escape_controls(f"{record.getMessage()}: {error}")
         return super().format(record)
 
 
@@ -190,6 +192,7 @@ async def _serve(
 ) -> int:
     config = uvicorn.Config(
         build_app(service),
+        http=timed_protocol(),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -203,6 +203,7 @@ async def get_info(service: Service, request: Request) -> Response:
     if row is None:
         raise HttpError(404, f"model_id={model_id[:200]!r} does not exist")
     info = await service.engine.describe(row.base_model)
+    loaded = service.engine.loaded_models().get(row.base_model)
     return JSONResponse(
         {
             "type": "get_info",
@@ -211,6 +212,7 @@ async def get_info(service: Service, request: Request) -> Response:
                 "arch": info.architecture,
                 "model_name": row.base_model,
                 "tokenizer_id": info.folder,
+                "dtype": None if loaded is None else loaded.dtype,
             },
             "optimizer_config": ADAMW,
             "is_lora": True,
