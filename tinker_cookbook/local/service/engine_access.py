@@ -6,6 +6,7 @@ The engine imports torch and loads weights for seconds while the service already
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -167,7 +168,13 @@ class EngineAccess:
         """The models that clients may name: those of the owner, then those in the folders."""
         found = await asyncio.to_thread(_list_folders, self._settings.model_dirs)
         known = {str(Path(name).resolve()) for name in self.models if Path(name).is_dir()}
-        return [*self.models, *(name for name in found if name not in known)]
+        offered = list(self.models)
+        for name in found:
+            if name not in known:
+                with contextlib.suppress(UserError):  # a folder that holds something else
+                    await self.describe(name)
+                    offered.append(name)
+        return offered
 
     def canonical_name(self, base_model: str, *, field: str = "base_model") -> str:
         """The served name of a model.

@@ -7,7 +7,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.http import HttpError, no_content, read_fields
@@ -69,12 +68,7 @@ async def forget_key(service: Service, request: Request) -> Response:
 async def capabilities(service: Service, request: Request) -> Response:
     models = []
     for name in await service.engine.offered():
-        try:
-            info = await service.engine.describe(name)
-        except UserError:
-            if name in service.engine.models:
-                raise
-            continue  # a folder that holds something else
+        info = await service.engine.describe(name)
         models.append(
             {
                 "model_name": name,
