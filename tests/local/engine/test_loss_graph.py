@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tinker_cookbook.local.engine import graph_ops
 from tinker_cookbook.local.engine.graph_loss import GraphPackLoss, run_graph
 from tinker_cookbook.local.engine.loss_graph import MAX_NODES, LossGraph, parse_loss_graph
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.service.losses import MAX_VALUES_PER_SESSION, LossTable
 
 N = 7
 
@@ -474,3 +476,26 @@ def test_a_loss_that_cannot_be_computed_names_the_node(loss, match: str) -> None
     inputs = [{name: values()[name] for name in graph.input_names}]
     with pytest.raises(UserError, match=match):
         GraphPackLoss(graph, inputs, [N]).see_all(values()["logprobs"][:, None])
+
+
+def test_what_uploaded_losses_hold_is_bounded() -> None:
+    """For a session, and for all of them together."""
+    handle, _ = traced(reinforce)
+    inputs, graph = uploaded(handle)
+    graph["nodes"][2]["args"].append([[]] * 4000)
+    large = parse_loss_graph("large", inputs, graph)
+    assert large.num_values > 4000
+    table = LossTable()
+
+    def fill(sessions: int, losses: int) -> None:
+        for session, seq in itertools.product(range(sessions), range(losses)):
+            table.add(str(session), seq, large, request_id="x")
+
+    fits = MAX_VALUES_PER_SESSION // large.num_values
+    fill(1, fits)
+    with pytest.raises(UserError, match="custom losses of this session would hold"):
+        fill(1, 1)
+    with pytest.raises(UserError, match="of all sessions"):
+        fill(20, fits)
+    table.drop_session("0")
+    table.add("new", 0, large, request_id="x")

@@ -222,6 +222,7 @@ class Service:
     async def free_run(self, run: Run) -> None:
         """Remove a run from memory; what it saved stays."""
         self.runs.pop(run.run_id, None)
+        await STORING.run(self.progress.save)
         self.progress.drop(run.run_id)
         await asyncio.wrap_future(self.engine.worker.free_run(run.run_id))
         seen = {run.run_id: run.last_request_at}
@@ -248,7 +249,7 @@ class Service:
         """
         self.futures.expire()
         self.samplers.forget_answered(lambda key: self.futures.get(key) is not None)
-        await asyncio.to_thread(self.progress.save)
+        await STORING.run(self.progress.save)
         steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
         for step in steps:
             try:

@@ -34,6 +34,7 @@ BODY_SECONDS = 600.0
 """How long a request's body may take to arrive."""
 
 
+MAX_DIGITS = 18
 FREE_BYTES = 8 * 2**20
 MAX_RATIO = 100
 """How often a compressed body may hold its own length, beyond `FREE_BYTES`."""
@@ -69,8 +70,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         HttpError: 413 as soon as it is too long, 408 if it has not arrived in BODY_SECONDS.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise HttpError(413, f"the body has {declared} bytes; at most {max_bytes} are accepted")
+    if declared.isdigit() and (len(declared) > MAX_DIGITS or int(declared) > max_bytes):
+        raise HttpError(
+            413, f"the body has {declared[:40]} bytes; at most {max_bytes} are accepted"
+        )
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await _gather_body(request, max_bytes)

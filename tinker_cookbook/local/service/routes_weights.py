@@ -284,7 +284,8 @@ async def download(service: Service, request: Request) -> Response:
     if link is None:
         raise HttpError(403, "this download link is not valid or has expired; ask for a new one")
     if link.file == TRACE:
-        return Response(service.trace.export(link.folder), media_type="application/octet-stream")
+        timeline = await asyncio.to_thread(service.trace.export, link.folder)
+        return Response(timeline, media_type="application/octet-stream")
     row = service.store.index.checkpoint_in(link.folder)
     if row is None:
         raise HttpError(404, "this checkpoint was deleted or has expired")
