@@ -28,6 +28,7 @@ from tinker_cookbook.local.engine.memory import (
     return_freed_memory,
 )
 from tinker_cookbook.local.engine.native.decoder import native_decoder
+from tinker_cookbook.local.engine.precision import lacks_products
 from tinker_cookbook.local.engine.requests import OnToken, Request, check_sample_spec, place_images
 from tinker_cookbook.local.engine.residency import ResidentRun, ResidentSampler, SpillFolder
 from tinker_cookbook.local.engine.stops import build_stop_rule, load_tokenizer
@@ -134,7 +135,10 @@ class EngineHost:
             max_context_length=base.max_positions,
             eos_token_ids=read_eos_token_ids(folder),
             supports_images=base.count_image_tokens is not None,
+            dtype=_computed_dtype(base, self.dtype, self.device),
+            device=str(self.device),
         )
+        logger.info("model %s computes in %s on %s", name, info.dtype, info.device)
         return LoadedModel(info, base, self.dtype, self._cache_bytes())
 
     def _cache_bytes(self) -> int:
@@ -434,6 +438,13 @@ class EngineHost:
         self._models.clear()
         self._runs.clear()
         self._samplers.clear()
+
+
+def _computed_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) -> str:
+    """The format in which matrices are multiplied, which need not be that of the weights."""
+    if isinstance(base, NativeModel) and lacks_products(torch.empty(0, dtype=dtype, device=device)):
+        dtype = torch.float32
+    return str(dtype).removeprefix("torch.")
 
 
 def _size(num_bytes: int) -> str:

@@ -145,7 +145,13 @@ def decode_completion_request(body: dict[str, Any], limits: Limits) -> Completio
         raise UserError(f"best_of={best_of} is not available here; leave it out, or equal to n")
     if echo and sampling.stream:
         raise UserError("echo=true cannot be streamed; leave out echo or stream")
-    return CompletionRequest(sampling, _prompts(fields.values.get("prompt")), echo)
+    prompts = _prompts(fields.values.get("prompt"))
+    if len(prompts) * sampling.n > limits.max_num_samples:
+        raise UserError(
+            f"n={sampling.n} with {len(prompts)} prompts asks for {len(prompts) * sampling.n} "
+            f"completions; at most {limits.max_num_samples} fit a request"
+        )
+    return CompletionRequest(sampling, prompts, echo)
 
 
 def _check_names(fields: Fields, names: tuple[str, ...]) -> None:
