@@ -8,6 +8,7 @@ embedding as `unembed`, all others as `mlp`.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,8 @@ class HfModel:
         self._model.config.use_cache = False
         self.vision = VisionInputs(self._model, folder) if reads_images else None
         self.device = torch.device(device)
+        self.cache_argument = _cache_argument(self._model)
+        """What the model's forward pass calls the key-value cache that it goes on from."""
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         config = model.config.get_text_config()
         self.max_positions = int(
@@ -211,9 +214,8 @@ class HfSequence:
                     past + self._shift, len(tokens), tokens.device
                 )
         with torch.no_grad(), self._model._using(self._matrices, self._scale):
-            output = self._model.transformers_model(
-                **inputs, past_key_values=self._cache, use_cache=True
-            )
+            inputs[self._model.cache_argument] = self._cache
+            output = self._model.transformers_model(**inputs, use_cache=True)
         return output.logits[0].float()
 
 
@@ -221,6 +223,12 @@ def _matrices(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {
         target.path: (adapter.a(target.path), adapter.b(target.path)) for target in adapter.targets
     }
+
+
+def _cache_argument(model: Any) -> str:
+    """`past_key_values` until transformers 5.23 and in models of other authors, then `cache`."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 
 
 def _part_of(path: str) -> str:
