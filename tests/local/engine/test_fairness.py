@@ -136,9 +136,9 @@ def test_a_full_memory_makes_room_for_a_client_that_has_nothing():
 def test_models_of_transformers_are_shared_too():
     alone = of_transformers().cost_of("b", short())
     busy = of_transformers()
-    for number in range(40):
-        busy.start("a", SampleSpec(prompt_of(8, number), 2, 60, seed=number, stop=[]))
-    busy.steps(8)
+    for number in range(35):
+        busy.start("a", SampleSpec(prompt_of(8, number), 2, 30, seed=number, stop=[]))
+    busy.steps(4)
     assert busy.cost_of("b", short()) < 2.5 * alone + 2 * 80
 
 
