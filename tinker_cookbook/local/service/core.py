@@ -19,6 +19,7 @@ from tinker_cookbook.local.service.futures import Entry, FutureTable, Payload
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.losses import LossTable
 from tinker_cookbook.local.service.metrics import Metrics
+from tinker_cookbook.local.service.presence import Presence
 from tinker_cookbook.local.service.progress import ProgressLog
 from tinker_cookbook.local.service.retention import Retention
 from tinker_cookbook.local.service.runs import Run
@@ -39,6 +40,7 @@ It gives work to the engine before it first awaits, or is submitted `alone`, to 
 """
 
 HOUSEKEEPING_SECONDS = 20.0
+WATCH_SECONDS = 1.0
 FETCH_SECONDS = 2.0
 """How long a shutdown leaves clients to fetch what has just been finished."""
 
@@ -55,7 +57,7 @@ class Service:
         self.futures = FutureTable(
             keep_seconds=self.limits.result_keep_seconds, keep_bytes=self.limits.result_keep_bytes
         )
-        self.sessions = SessionTable(self.store.index)
+        self.sessions = SessionTable(self.store.index, Presence(self.limits))
         self.samplers = SamplerTable(self.engine, self.store)
         self.losses = LossTable()
         self.runs: dict[str, Run] = {}
@@ -69,11 +71,13 @@ class Service:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._freeing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self.engine.start()
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._watching = asyncio.create_task(self._watch_clients())
 
     def require_open(self) -> None:
         """Refuse new work while shutting down; the SDK sends it again to the next service."""
@@ -226,6 +230,30 @@ class Service:
         seen = {run.run_id: run.last_request_at}
         await asyncio.to_thread(self.store.index.touch_runs, seen)
 
+    async def _watch_clients(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                self.drop_unwanted()
+            except Exception:
+                logger.exception("samples of clients that are gone could not be dropped")
+
+    def drop_unwanted(self) -> None:
+        """Cancel the samples of clients that are gone; training that was accepted is finished.
+
+        A client that comes back finds them gone, upon which the SDK asks for them anew.
+        """
+        entries = [self.futures.get(request_id) for request_id in self._tasks]
+        samples = [entry for entry in entries if entry is not None and entry.kind == "sample"]
+        sessions = {entry.session_id for entry in samples}
+        lost = {session for session in sessions if self.sessions.presence.is_lost(session)}
+        unwanted = [entry for entry in samples if entry.session_id in lost]
+        for entry in unwanted:
+            entry.is_unwanted = True
+            self.cancel(entry.request_id)
+        for session_id in lost:
+            logger.info("session %s: its client is gone, its samples are dropped", session_id)
+
     async def _record_use(self) -> None:
         """Note in the index when sessions and runs were last used."""
         await self.sessions.record_seen()
@@ -247,6 +275,7 @@ class Service:
         """
         self.futures.expire()
         self.samplers.forget_answered(lambda key: self.futures.get(key) is not None)
+        self.sessions.presence.forget_silent(self.limits.session_idle_seconds)
         await asyncio.to_thread(self.progress.save)
         steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
         for step in steps:
@@ -316,8 +345,9 @@ class Service:
 
     async def close(self) -> None:
         """Stop the engine and close the store. `drain` comes first."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        for task in (self._housekeeping, self._watching):
+            if task is not None:
+                task.cancel()
         for task in list(self._tasks.values()):
             task.cancel()
         try:

@@ -64,6 +64,8 @@ class Entry:
     """When it was last read; until then, when it was finished."""
     was_read: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    is_unwanted: bool = False
+    """Its client is gone: the result is not kept, so that its id answers "gone"."""
 
 
 class _Group:
@@ -118,6 +120,9 @@ class FutureTable:
         entry.payload = payload
         entry.finished_at = entry.read_at = time.time()
         entry.done.set()
+        if entry.is_unwanted:
+            self._entries.pop(entry.request_id, None)
+            return
         self._finished[entry.request_id] = entry
         self._finished_bytes += len(payload.body)
         if entry.group is not None:

@@ -34,6 +34,13 @@ class Limits:
     download_link_seconds: float = 3600.0
     spill_seconds: float = 600.0
     """A run or sampler not used for this long moves from memory to the state folder."""
+    cut_seconds: float = 5.0
+    """Samples are dropped when the connections over which a client waited for results ended, and
+    nothing was heard of its session for so long."""
+    silent_seconds: float = 60.0
+    """The same where no connection ended: as when a client stopped before it asked for results."""
+    ended_seconds: float = 2.0
+    """Samples are dropped so long after their client has closed its session."""
     drain_seconds: float = 60.0
     """How long a shutdown waits for what is in flight."""
 
