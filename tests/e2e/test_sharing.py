@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -219,3 +221,34 @@ def test_a_service_stops_while_a_stream_is_not_read(service_factory, tiny_model_
         time.sleep(1)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(50) == 0
+
+
+def resident_bytes(service: ServiceProcess) -> int:
+    pages = Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_memory_of_uploads_that_never_end_is_given_back(service_factory, tiny_model_folder):
+    service = service_factory(tiny_model_folder, "--spill-after", "1")  # looks after it each second
+    wait_until(lambda: httpx.get(f"{service.base_url}/api/v1/healthz").status_code == 200)
+    with service.connect() as client:
+        sampler = client.create_sampling_client(base_model=service.model).result()
+        sampler.sample(text(tokens(8)), 1, SHORT).result()
+    before = resident_bytes(service)
+    address = urlsplit(service.base_url)
+    uploads = []
+    piece = b"x" * 2**20
+    for _ in range(4):
+        connection = socket.create_connection((address.hostname, address.port))
+        connection.sendall(
+            b"POST /api/v1/forward_backward HTTP/1.1\r\nhost: localhost\r\n"
+            + f"x-api-key: {service.api_key}\r\ncontent-length: {2**30}\r\n\r\n".encode()
+        )
+        for _ in range(60):
+            connection.sendall(piece)
+        uploads.append(connection)
+    wait_until(lambda: resident_bytes(service) > before + 200 * 2**20)
+    for connection in uploads:
+        connection.close()
+    wait_until(lambda: resident_bytes(service) < before + 60 * 2**20)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-from tinker_cookbook.local.engine.memory import resident_bytes
+from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.openai_api.sampling import Codecs
 from tinker_cookbook.local.service.auth import Authenticator
@@ -41,6 +41,9 @@ It gives work to the engine before it first awaits, or is submitted `alone`, to 
 
 HOUSEKEEPING_SECONDS = 20.0
 WATCH_SECONDS = 1.0
+IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
+"""Freed memory is given back to the system once the process has grown by so much. While it works,
+that costs time, as the work takes most of it again."""
 FETCH_SECONDS = 2.0
 """How long a shutdown leaves clients to fetch what has just been finished."""
 
@@ -55,7 +58,9 @@ class Service:
         self.store = Store(settings.state_dir)
         self.engine = EngineAccess(settings, spill_dir=self.store.spill_dir)
         self.futures = FutureTable(
-            keep_seconds=self.limits.result_keep_seconds, keep_bytes=self.limits.result_keep_bytes
+            keep_seconds=self.limits.result_keep_seconds,
+            keep_bytes=self.limits.result_keep_bytes,
+            read_keep_seconds=self.limits.read_keep_seconds,
         )
         self.sessions = SessionTable(self.store.index, Presence(self.limits))
         self.samplers = SamplerTable(self.engine, self.store)
@@ -72,6 +77,8 @@ class Service:
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._settled_bytes = 0
+        """Memory of this process after freed memory was last given back."""
         self._freeing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -175,6 +182,10 @@ class Service:
         known = run.gate.request_id_of(seq_id)
         if known is not None:
             return known
+        if run.gate.has_forgotten(seq_id):
+            raise HttpError(
+                410, f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
+            )
         self.require_open()
         self.sessions.get_active(run.session_id)
         if run.is_closed:
@@ -274,7 +285,7 @@ class Service:
         A disk that takes nothing keeps none of it from freeing memory.
         """
         self.futures.expire()
-        self.samplers.forget_answered(lambda key: self.futures.get(key) is not None)
+        self._forget_answered()
         self.sessions.presence.forget_silent(self.limits.session_idle_seconds)
         await asyncio.to_thread(self.progress.save)
         steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
@@ -283,9 +294,28 @@ class Service:
                 await step()
             except StorageError as error:
                 logger.error("housekeeping: %s", error)
+        await self._return_memory()
         if self.engine.is_ready:
             idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
             await asyncio.wrap_future(idle)
+
+    async def _return_memory(self) -> None:
+        """Give back what large requests took and no longer use."""
+        grown = resident_bytes() - self._settled_bytes
+        is_idle = not self._tasks and not self._streams
+        if grown > (IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES):
+            await asyncio.to_thread(return_freed_memory, collect=is_idle)
+            self._settled_bytes = resident_bytes()
+
+    def _forget_answered(self) -> None:
+        """Keep no numbers of requests whose results are not kept any more."""
+
+        def is_kept(request_id: str) -> bool:
+            return self.futures.get(request_id) is not None
+
+        self.samplers.forget_answered(is_kept)
+        for run in self.runs.values():
+            run.gate.forget_answered(is_kept)
 
     async def _remove_expired(self) -> None:
         await asyncio.to_thread(self.store.remove_expired)

@@ -26,7 +26,9 @@ class Limits:
     gap_grace_seconds: float = 5.0
     """How long a request waits for a lower seq_id that has not arrived."""
     result_keep_seconds: float = 900.0
-    """How long a result stays after it was finished or last read."""
+    """How long a result stays that nobody has read."""
+    read_keep_seconds: float = 300.0
+    """How long one stays after it was last read: an answer that was lost is asked for again."""
     result_keep_bytes: int = 2**30
     """Finished results kept in memory; the oldest go first."""
     session_idle_seconds: float = 900.0
