@@ -25,6 +25,8 @@ Category = Literal["user", "server", "unknown"]
 _REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{32}")
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
+_DONE = asyncio.Event()
+_DONE.set()
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class FutureTable:
         entry.payload = payload
         entry.finished_at = entry.read_at = time.time()
         entry.done.set()
+        entry.done = _DONE  # an event takes more memory than many results
         if entry.is_unwanted:
             self._entries.pop(entry.request_id, None)
             return

@@ -13,8 +13,8 @@ from tinker_cookbook.local.service.futures import Entry
 
 __all__ = ["TraceLog"]
 
-MAX_EVENTS_PER_SESSION = 50_000
-MAX_EVENTS = 200_000
+MAX_EVENTS_PER_SESSION = 20_000
+MAX_EVENTS = 60_000
 """Of all sessions; beyond it the session that was quiet for longest is forgotten."""
 
 _PACKED = struct.Struct("<3I3d")
