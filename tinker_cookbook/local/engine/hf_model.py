@@ -1,8 +1,8 @@
 """Any other causal language model that transformers loads, behind the engine's interface.
 
 Slower than the native path: one sequence at a time, gradients by autograd, LoRA a second product.
-LoRA goes on every nn.Linear; modules whose path speaks of attention count as `attn`, the output
-embedding as `unembed`, all others as `mlp`.
+LoRA goes on every nn.Linear and gpt2's Conv1D; modules whose path speaks of attention count as
+`attn`, the output embedding as `unembed`, all others as `mlp`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class HfModel:
         self._in_use: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
         self._linears = self._attach()
         if not self._linears:
-            raise WeightsError(f"{folder} has no nn.Linear modules, so LoRA has nowhere to go")
+            raise WeightsError(f"{folder} has no linear modules, so LoRA has nowhere to go")
 
     @property
     def transformers_model(self) -> Any:
@@ -178,16 +178,22 @@ class HfModel:
 
 
 def find_linears(model: Any, *, reads_images: bool) -> tuple[LoraTarget, ...]:
-    """Every nn.Linear that can take an adapter, in order; those of the vision side cannot."""
+    """Every linear module that can take an adapter, in order; those of the vision side cannot."""
+    from transformers.pytorch_utils import Conv1D
+
     head = model.get_output_embeddings()
     targets = []
     for path, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear):
+            out_features, in_features = module.weight.shape
+        elif isinstance(module, Conv1D):  # gpt2 keeps its matrices the other way round
+            in_features, out_features = module.weight.shape
+        else:
             continue
         if reads_images and any(word in path for word in VISION_PATH_WORDS):
             continue
         part = "unembed" if module is head else _part_of(path)
-        targets.append(LoraTarget(path, module.out_features, module.in_features, path, part))
+        targets.append(LoraTarget(path, out_features, in_features, path, part))
     return tuple(targets)
 
 
