@@ -348,6 +348,27 @@ def test_timelines_are_bounded_over_all_sessions(monkeypatch) -> None:
     assert log._num_spans == 2
 
 
+def test_a_timeline_of_many_operations_is_small_and_complete() -> None:
+    import tracemalloc
+
+    log, ids = trace.TraceLog(), [f"req-00000000-{number:032x}" for number in range(5000)]
+    tracemalloc.start()
+    for request_id in ids:
+        entry = Entry(request_id, "optim_step", "s", None)
+        entry.finished_at = entry.created_at + 2.0
+        log.add(entry, "run-1", entry.created_at + 0.5)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 5000 * 200
+    events = json.loads(log.export("s"))["traceEvents"]
+    assert [event["args"].get("request_id") for event in events[:-1]] == ids
+    assert {(event["name"], event["args"]["outcome"]) for event in events[:-1]} == {
+        ("optim_step", "done")
+    }
+    assert events[0]["dur"] == pytest.approx(1.5e6, abs=1)
+    assert events[-1]["args"] == {"name": "run-1"}
+
+
 async def test_an_answer_that_waits_for_its_model_is_in_flight(service, http) -> None:
     body = {"model": "some/model", "prompt": "x"}  # nothing starts the engine here
     asking = asyncio.create_task(http.post("http://localhost/oai/api/v1/completions", json=body))

@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
-from tinker_cookbook.local.service.connections import timed_protocol
+from tinker_cookbook.local.service.connections import HttpProtocol
 
 pytestmark = pytest.mark.anyio
 
 HEAD_SECONDS = 0.5
 PATIENCE = 30.0
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+class _Hurried(HttpProtocol):
+    head_seconds = HEAD_SECONDS
 
 
 async def answer_slowly(scope, receive, send) -> None:
@@ -32,9 +36,7 @@ async def answer_slowly(scope, receive, send) -> None:
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    config = uvicorn.Config(
-        answer_slowly, port=0, http=timed_protocol(HEAD_SECONDS), lifespan="off", log_config=None
-    )
+    config = uvicorn.Config(answer_slowly, port=0, http=_Hurried, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     running = asyncio.create_task(server.serve())

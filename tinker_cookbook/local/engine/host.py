@@ -355,6 +355,7 @@ class EngineHost:
         spec: SampleSpec,
         future: Future[SampleResult],
         on_token: OnToken | None,
+        client: str = "",
     ) -> None:
         """Check a request and queue it; the future is resolved by `sampling_step`."""
         sampler = self._samplers.get(sampler_id)
@@ -375,7 +376,9 @@ class EngineHost:
             vocab_size=info.vocab_size,
             get_tokenizer=model.tokenizer,
         )
-        model.generator.add(Request(spec, sampler.adapter, future, rule, max_new, on_token))
+        model.generator.add(
+            Request(spec, sampler.adapter, future, rule, max_new, on_token, client=client)
+        )
 
     def free_sampler(self, sampler_id: str) -> None:
         """Drop a sampler; requests that it is serving are finished."""

@@ -119,6 +119,8 @@ class Request:
     max_new: int
     on_token: OnToken | None = None
     seed: int = 0
+    client: str = ""
+    """Whose it is: clients share the machine."""
     prompt: np.ndarray = field(init=False)
     """int32 [P]."""
     prompt_scores: Any = None

@@ -19,7 +19,18 @@ from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix, spare_columns
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks, holds_bfloat16
 
-__all__ = ["BLOCKS", "FUSED", "LayerWeights", "ModelWeights", "load_weights", "module_shapes"]
+__all__ = [
+    "BLOCKS",
+    "FUSED",
+    "LORA_ROOM",
+    "LayerWeights",
+    "ModelWeights",
+    "load_weights",
+    "module_shapes",
+]
+
+LORA_ROOM = 32
+"""Rank for which a loaded model has room from the start."""
 
 FUSED: dict[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -128,7 +139,7 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    lora_room: int = 32,
+    lora_room: int = LORA_ROOM,
     blocks: MatrixBlocks | None = None,
 ) -> ModelWeights:
     """Read a model folder into the engine's layout.

@@ -176,10 +176,13 @@ class EngineWorker:
         spec: SampleSpec,
         *,
         on_token: OnToken | None = None,
+        client: str = "",
     ) -> Future[SampleResult]:
         """Sample completions of a prompt. Cancelling the future stops it.
 
         Args:
+            client: whose request it is. Clients with work share the machine evenly, whatever each
+                of them has outstanding.
             on_token: called in the engine thread with (sequence index, token, logprob), and the
                 top-k logprobs if the request asks for them, as each token is drawn; it must
                 return quickly.
@@ -188,7 +191,7 @@ class EngineWorker:
         return self._submit(
             "sample",
             f"sampler:{sampler_id}",
-            lambda host: host.sample(sampler_id, spec, future, on_token),
+            lambda host: host.sample(sampler_id, spec, future, on_token, client),
             future=future,
             after=self._new_samplers.get(sampler_id),
             deferred=True,

@@ -30,7 +30,8 @@ MAX_PROMPTS = 1024
 COMPLETION_TOKENS = 16
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Accepted because clients send them, and without effect on what is sampled here.
+# Accepted because clients send them, and without effect on what is sampled here; `user` tells
+# clients apart that share the engine.
 _INERT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity"),

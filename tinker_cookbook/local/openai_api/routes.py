@@ -37,11 +37,13 @@ from tinker_cookbook.local.openai_api.sampling import (
     find_target,
     with_prompt_scores,
 )
+from tinker_cookbook.local.service.connections import wait_until_gone
+from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.http import HttpError, decode, read_fields
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
-    from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec
+    from tinker_cookbook.local.engine.types import ModelInfo, SampleResult, SampleSpec
     from tinker_cookbook.local.service.core import Service
 
 __all__ = ["PREFIX", "ROUTES"]
@@ -87,15 +89,27 @@ def _model(name: str, created: int) -> dict[str, Any]:
 async def chat_completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
     chat = await decode(fields, decode_chat_request, fields.values, service.limits)
-    return await _perform(service, request, chat.sampling, lambda t: _plan_chat(service, chat, t))
+    client = _client_of(request, fields)
+    return await _perform(
+        service, request, chat.sampling, lambda t: _plan_chat(service, chat, t), client
+    )
 
 
 async def completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
     asked = await decode(fields, decode_completion_request, fields.values, service.limits)
+    client = _client_of(request, fields)
     return await _perform(
-        service, request, asked.sampling, lambda t: _plan_completion(service, asked, t)
+        service, request, asked.sampling, lambda t: _plan_completion(service, asked, t), client
     )
+
+
+def _client_of(request: Request, fields: Fields) -> str:
+    """Who shares the engine with others: the request's `user`, else the address it came from."""
+    user = fields.values.get("user")
+    if isinstance(user, str) and user:
+        return f"user:{user[:200]}"
+    return f"address:{request.client.host if request.client is not None else ''}"
 
 
 async def _load(service: Service, target: Target) -> tuple[ModelInfo, TextCodec]:
@@ -173,14 +187,15 @@ async def _perform(
     request: Request,
     choice: SamplingChoice,
     plan: Callable[[Target], Awaitable[_Job]],
+    client: str,
 ) -> Response:
     service.require_open()
     target = find_target(service, choice.model)
     if not choice.stream:
-        return await _unless_gone(service, request, _answer_whole(service, target, plan))
+        return await _unless_gone(service, request, _answer_whole(service, target, plan, client))
     stack = contextlib.AsyncExitStack()
     try:
-        opening = _open(service, target, plan, stack)
+        opening = _open(service, target, plan, stack, client)
         job, sampling, first = await _unless_gone(service, request, opening)
     except BaseException:
         await stack.aclose()
@@ -189,12 +204,21 @@ async def _perform(
 
 
 async def _answer_whole(
-    service: Service, target: Target, plan: Callable[[Target], Awaitable[_Job]]
+    service: Service, target: Target, plan: Callable[[Target], Awaitable[_Job]], client: str
 ) -> Response:
     job = await plan(target)
-    async with Sampling.start(service, target, job.specs, watch=False) as sampling:
+    started = Sampling.start(service, target, job.specs, watch=False, client=client)
+    async with started as sampling:
         results = await sampling.results()
-    return await TEXTS.run(lambda: JSONResponse(job.answer.whole(job.specs, results)))
+    body = await TEXTS.run(_whole_body, job, results)
+    return Response(body, media_type="application/json")
+
+
+def _whole_body(job: _Job, results: list[SampleResult]) -> bytes:
+    """The answer as JSON, choice by choice: each holds the interpreter while it is written."""
+    shown = job.answer.whole(job.specs, results)
+    choices = ",".join(_json(choice, allow_nan=False) for choice in shown.pop("choices"))
+    return f'{_json(shown)[:-1]},"choices":[{choices}]}}'.encode()
 
 
 async def _open(
@@ -202,23 +226,25 @@ async def _open(
     target: Target,
     plan: Callable[[Target], Awaitable[_Job]],
     stack: contextlib.AsyncExitStack,
-) -> tuple[_Job, Sampling, Drawn | None]:
+    client: str,
+) -> tuple[_Job, Sampling, list[Drawn]]:
     """Begin to sample, and wait for the first token: until then a refusal is a plain error."""
     job = await plan(target)
-    started = Sampling.start(service, target, job.specs, watch=True)
+    started = Sampling.start(service, target, job.specs, watch=True, client=client)
     sampling = await stack.enter_async_context(started)
-    return job, sampling, await sampling.next_draw()
+    return job, sampling, await sampling.next_draws()
 
 
-async def _events(job: _Job, sampling: Sampling, first: Drawn | None) -> AsyncIterator[bytes]:
+async def _events(job: _Job, sampling: Sampling, first: list[Drawn]) -> AsyncIterator[bytes]:
     """Server-sent events, closed by `[DONE]`; a failure on the way is an event of its own."""
     answer = job.answer
     try:
         for chunk in answer.opening(len(job.specs) * job.choice.n):
             yield _event(chunk)
         async for drawn in sampling.draws(first):
-            for chunk in answer.take(drawn):
-                yield _event(chunk)
+            chunks = [chunk for one in drawn for chunk in answer.take(one)]
+            if chunks:
+                yield b"".join(map(_event, chunks))
         for chunk in answer.closing(job.specs, await sampling.results()):
             yield _event(chunk)
     except HttpError as error:
@@ -234,7 +260,11 @@ async def _events(job: _Job, sampling: Sampling, first: Drawn | None) -> AsyncIt
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _json(value).encode() + b"\n\n"
+
+
+def _json(value: dict[str, Any], *, allow_nan: bool = True) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan)
 
 
 class _EventStream(StreamingResponse):
@@ -262,7 +292,7 @@ async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
         HttpError: 503 if the service stopped first.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_wait_until_gone(request))
+    gone = asyncio.create_task(wait_until_gone(request))
     try:
         with service.in_flight(task):
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -277,11 +307,6 @@ async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 ROUTES = [

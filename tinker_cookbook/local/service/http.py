@@ -32,6 +32,8 @@ __all__ = [
 
 BODY_SECONDS = 600.0
 """How long a request's body may take to arrive."""
+BODY_PAUSE_SECONDS = 60.0
+"""How long nothing of it may arrive."""
 
 
 MAX_DIGITS = 18
@@ -67,7 +69,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read the body.
 
     Raises:
-        HttpError: 413 as soon as it is too long, 408 if it has not arrived in BODY_SECONDS.
+        HttpError: 413 as soon as it is too long, 408 if it has not arrived in BODY_SECONDS, or
+            nothing of it in BODY_PAUSE_SECONDS.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and (len(declared) > MAX_DIGITS or int(declared) > max_bytes):
@@ -78,13 +81,22 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await _gather_body(request, max_bytes)
     except TimeoutError as error:
-        raise HttpError(408, f"the body did not arrive within {BODY_SECONDS:g} s") from error
+        raise HttpError(
+            408,
+            f"the body did not arrive within {BODY_SECONDS:g} s, or nothing of it for "
+            f"{BODY_PAUSE_SECONDS:g} s",
+        ) from error
 
 
 async def _gather_body(request: Request, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    stream = request.stream()
+    while True:
+        async with asyncio.timeout(BODY_PAUSE_SECONDS):
+            part = await anext(stream, None)
+        if part is None:
+            break
         size += len(part)
         if size > max_bytes:
             raise HttpError(413, f"the body has more than the {max_bytes} bytes that are accepted")

@@ -24,7 +24,7 @@ import uvicorn
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.app import build_app
-from tinker_cookbook.local.service.connections import timed_protocol
+from tinker_cookbook.local.service.connections import HttpProtocol
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter, TextFormatter
 from tinker_cookbook.local.service.retention import log_path, prune_logs
@@ -192,7 +192,7 @@ async def _serve(
 ) -> int:
     config = uvicorn.Config(
         build_app(service),
-        http=timed_protocol(),
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -137,7 +137,8 @@ def _submit(
             service.samplers.begin(sampler)
             try:
                 key = await service.samplers.use(sampler)
-                result = await asyncio.wrap_future(service.engine.worker.sample(key, spec))
+                sampled = service.engine.worker.sample(key, spec, client=session_id)
+                result = await asyncio.wrap_future(sampled)
             finally:
                 service.samplers.finish(sampler)
             return Payload.of_proto(encode_sample_result(result))

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.index import Index, SessionRow
+from tinker_cookbook.local.service.presence import Presence
 from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ACTIVE", "DEFAULT_PROJECT", "Session", "SessionTable"]
@@ -39,8 +40,9 @@ class Session:
 class SessionTable:
     """Sessions in use here, backed by the index. Used on the event loop's thread only."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, presence: Presence) -> None:
         self._index = index
+        self.presence = presence
         self._sessions: dict[str, Session] = {}
 
     async def create(
@@ -96,6 +98,7 @@ class SessionTable:
         """Note a sign of the client; HttpError 404 if there is no such session."""
         session = self.get(session_id)
         session.touch()
+        self.presence.hear(session_id)
         if session.is_active:
             self._sessions[session_id] = session
         return session
@@ -105,6 +108,7 @@ class SessionTable:
         if not session.is_active:
             return False
         session.row.status = status
+        self.presence.end(session.session_id)
         self._sessions.pop(session.session_id, None)
         await STORING.run(self._index.update_session, session.session_id, status=status)
         return True
