@@ -52,7 +52,11 @@ from tinker_cookbook.renderers.template_text import (
     fill,
     mark_spans,
 )
-from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, tool_declaration
+from tinker_cookbook.renderers.tool_calls import (
+    bare_calls_as_text,
+    call_name_and_arguments,
+    tool_declaration,
+)
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
 from tinker_cookbook.renderers.xml_calls import fit_calls
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -397,7 +401,9 @@ class HFTemplateRenderer(Renderer):
         return sorted(self._facts.stops)
 
     def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
-        words = self._facts.xml_words
+        words, whole = self._facts.xml_words, self._facts.grammar.whole_calls
+        if whole is not None:
+            return bare_calls_as_text(message, tools, "parameters")
         return message if words is None else fit_calls(message, tools, words)
 
     def grammar(self) -> Grammar:

@@ -17,6 +17,8 @@ from tinker_cookbook.renderers.template_text import TemplateError, fill, mark_sp
 from tinker_cookbook.renderers.tool_calls import parse_call_json
 from tinker_cookbook.renderers.types import Message, ToolCall
 from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, parse_xml_call
+from tinker_cookbook.replies.grammar import WholeCalls
+from tinker_cookbook.replies.json_calls import read_whole_reply
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
@@ -208,7 +210,8 @@ class _Probe:
         if opened is None or closed is None:
             facts.parses_calls = is_json
             if is_json:
-                facts.grammar = Grammar(stop=old.stop, eos=old.eos, bare_call_key=key)
+                whole = WholeCalls(partial(read_whole_reply, keys=(key,), is_exact=True))
+                facts.grammar = Grammar(stop=old.stop, eos=old.eos, whole_calls=whole)
             return
         parse_call: CallParser = parse_json_call
         if not is_json:
