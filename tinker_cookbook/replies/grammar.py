@@ -49,6 +49,8 @@ class Tolerance:
     """The opening of reasoning counts at the start of a reply only; elsewhere it is text."""
     bad_calls_are_text: bool = False
     """A call that cannot be read is text, to the letter."""
+    other_calls: tuple[tuple[Mark, Mark | None], ...] = ()
+    """Further pairs around calls, as `Grammar.call` is one."""
     unclosed_calls_count: bool = False
     """The end of a reply closes a call."""
     call_is_open: Callable[[str], bool] | None = None

@@ -43,9 +43,11 @@ class ReplyReader:
         self._grammar = grammar
         self._tolerance = grammar.tolerance
         self._mark_text = mark_text
-        think, call = grammar.think or (None, None), grammar.call or (None, None)
-        self._think_open, self._think_close = think
-        self._call_open, self._call_close = call
+        self._think_open, self._think_close = grammar.think or (None, None)
+        calls = [*([grammar.call] if grammar.call else []), *self._tolerance.other_calls]
+        self._closings: dict[Mark, Mark | None] = dict(calls)
+        self._call_open: Mark | None = None
+        self._call_close: Mark | None = None
         self._section = grammar.call_section or ()
         self._state = ReadState.THINK if grammar.starts_in_thinking else ReadState.TEXT
         self._queue: deque[str | Mark] = deque()
@@ -111,9 +113,9 @@ class ReplyReader:
             self._lead = None
             yield from self._release_newlines()
             self._state, self._newlines_to_drop = ReadState.THINK, grammar.think_newlines[0]
-        elif self._state is ReadState.TEXT and mark == self._call_open:
+        elif self._state is ReadState.TEXT and mark in self._closings:
             yield from self._before_call()
-            self._state, self._call_parts = ReadState.CALL, []
+            self._open_call(mark)
         elif self._state is ReadState.TEXT and mark in self._section:
             yield from self._before_call()
             self._newlines_to_drop = 0
@@ -152,13 +154,18 @@ class ReplyReader:
                 self._add_to_call(self._mark_text(mark))
                 return
             yield from self._end_call()
-            self._state, self._call_parts = ReadState.CALL, []
+            self._dropped_newlines = ""
+            self._open_call(mark)
         elif mark in self._grammar.call_marks or self._first_close is not None:
             self._call_parts.append(mark)
         else:
             self._add_to_call(self._mark_text(mark))
 
     # ---- calls ----
+
+    def _open_call(self, mark: Mark) -> None:
+        self._call_open, self._call_close = mark, self._closings[mark]
+        self._state, self._call_parts = ReadState.CALL, []
 
     def _before_call(self) -> Iterator[Any]:
         if self._whole is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
@@ -164,15 +164,19 @@ class ChatAnswer(_Answer):
         *,
         choice: SamplingChoice,
         end_ids: frozenset[int],
-        tool_names: Sequence[str],
+        tools: Sequence[Mapping[str, Any]],
         starts_in_thinking: bool,
     ) -> None:
         super().__init__(model, codec, choice=choice, end_ids=end_ids)
-        self._tool_names = tool_names
+        self._tools = tools
         self._starts_in_thinking = starts_in_thinking
 
     def _reader(self) -> ReplyReader:
-        return ReplyReader(starts_in_thinking=self._starts_in_thinking, tool_names=self._tool_names)
+        return ReplyReader(
+            starts_in_thinking=self._starts_in_thinking,
+            tools=self._tools,
+            token_marks=self._codec.mark_texts.values(),
+        )
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int

@@ -9,12 +9,12 @@ from typing import Any
 
 from tinker_cookbook.local.engine.stops import load_tokenizer
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder
+from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS
 
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
 # Control tokens that structure an answer; all others are left out of its text.
-SHOWN_MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")
-SHOWN_MARKERS += ("<|python_tag|>",)
+SHOWN_MARKERS = frozenset((*MARKS, *INNER_MARKS))
 
 
 class TextCodec:
@@ -32,6 +32,8 @@ class TextCodec:
         self.template = ChatTemplate.load(folder, self._encoder)
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
+        self.mark_texts = {i: t.content for i, t in added.items() if t.content in MARKS}
+        """Tokens that a reader of replies takes as marks."""
         self.hidden_ids = frozenset(
             i for i, t in added.items() if t.special and t.content not in SHOWN_MARKERS
         )

@@ -1,27 +1,40 @@
-"""What a sampled text says: reasoning, content and tool calls, read while it grows.
+"""What a sampled text says to an OpenAI client: reasoning, content and tool calls, while it grows.
 
-Conventions that open models use are recognised: `<think>` blocks, `<tool_call>` blocks holding JSON
-or the function/parameter tags of Qwen's coder models, `[TOOL_CALLS]` of Mistral, and Llama's bare
-JSON object that names a declared tool. A call that cannot be read stays text.
+The reading is that of `tinker_cookbook.replies`, with what clients of many models need: all marks
+that open models use are known, line breaks around them do not count, calls that cannot be read or
+name no declared tool stay text, and arguments have the types that their tool declares.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Piece", "ReplyReader", "split_reasoning"]
+from tinker_cookbook.replies.grammar import Grammar, TextMark, Tolerance, WholeCalls
+from tinker_cookbook.replies.json_calls import build_call, read_json_calls, read_whole_reply
+from tinker_cookbook.replies.json_source import ends_in_string
+from tinker_cookbook.replies.pair_calls import PAIR_MARKS, read_pair_text
+from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall, TextPiece, ThoughtPiece
+from tinker_cookbook.replies.reader import ReplyReader as MarkReader
+from tinker_cookbook.replies.scanner import MarkScanner
+from tinker_cookbook.replies.schema import fit_arguments, parameters_of
+from tinker_cookbook.replies.tag_calls import PYTHON_WORDS, read_tag_calls, tags_are_open
 
-THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
-MISTRAL_CALLS, MISTRAL_ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
-PYTHON_TAG = "<|python_tag|>"
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+__all__ = ["INNER_MARKS", "MARKS", "Piece", "ReplyReader", "split_reasoning"]
+
+THINK, END_THINK = TextMark("<think>"), TextMark("</think>")
+CALL, END_CALL = TextMark("<tool_call>"), TextMark("</tool_call>")
+MISTRAL_CALLS, MISTRAL_ID, MISTRAL_ARGUMENTS = TextMark("[TOOL_CALLS]"), "[CALL_ID]", "[ARGS]"
+PYTHON_TAG = TextMark("<|python_tag|>")
+MARKS = (THINK, END_THINK, CALL, END_CALL, MISTRAL_CALLS, PYTHON_TAG)
+"""What structures a reply, by token or by text."""
+INNER_MARKS = (MISTRAL_ID, MISTRAL_ARGUMENTS, *PAIR_MARKS)
+"""What structures a call from within; read from its text."""
+
+_ARGUMENT_KEYS = ("arguments", "parameters")
+_ANY_NUMBER = 2**31
 
 
 @dataclass(frozen=True)
@@ -43,171 +56,133 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 
 class ReplyReader:
-    """Takes text in pieces of any size and yields what it is made of."""
+    """Takes a reply in pieces of any size and yields what it is made of."""
 
-    def __init__(self, *, starts_in_thinking: bool, tool_names: Collection[str]) -> None:
-        self._state: Literal["start", "thinking", "content", "call"] = (
-            "thinking" if starts_in_thinking else "start"
-        )
-        self._tool_names = frozenset(tool_names)
-        self._held = ""
-        self._said_content = False
-        self._after_marker = starts_in_thinking
-        """Newlines that follow a marker belong to it."""
+    def __init__(
+        self,
+        *,
+        starts_in_thinking: bool,
+        tool_names: Collection[str] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        token_marks: Collection[str] = (),
+    ) -> None:
+        """Begin empty.
+
+        Args:
+            starts_in_thinking: the prompt has opened the reasoning.
+            tool_names: tools that may be called, besides those of `tools`.
+            tools: declarations as in the OpenAI API; their schemas give arguments their types.
+            token_marks: of `MARKS`, those that are tokens of the vocabulary. They come by `mark`
+                alone; the same letters in a text are text.
+        """
+        self._tools = tools
+        declared = (tool.get("function", tool).get("name") for tool in tools)
+        self._tool_names = frozenset(tool_names) | frozenset(declared)
+        known = MARKS if self._tool_names else (THINK, END_THINK)
+        in_text = [mark for mark in known if mark not in token_marks]
+        self._reader = MarkScanner(MarkReader(self._grammar(starts_in_thinking)), in_text)
 
     def push(self, text: str) -> Iterator[Piece]:
         """Take more text."""
-        self._held += text
-        yield from self._read(at_end=False)
+        return self._show(self._reader.text(text))
+
+    def mark(self, mark: str) -> Iterator[Piece]:
+        """Take a token that is one of `MARKS`."""
+        return self._show(self._reader.mark(TextMark(mark)))
 
     def finish(self) -> Iterator[Piece]:
-        """Take the end of the text."""
-        yield from self._read(at_end=True)
+        """Take the end of the reply."""
+        return self._show(self._reader.end(is_cut=False))
 
-    def _read(self, *, at_end: bool) -> Iterator[Piece]:
-        before = None
-        while before != (self._state, len(self._held)):
-            before = (self._state, len(self._held))
-            step = {
-                "start": self._read_start,
-                "thinking": self._read_thinking,
-                "content": self._read_content,
-                "call": self._read_call,
-            }[self._state]
-            yield from step(at_end)
+    def _grammar(self, starts_in_thinking: bool) -> Grammar:
+        has_tools = bool(self._tool_names)
+        tolerance = Tolerance(
+            thinks_first=True,
+            bad_calls_are_text=True,
+            other_calls=((MISTRAL_CALLS, None),) if has_tools else (),
+            unclosed_calls_count=True,
+            call_is_open=_is_open,
+        )
+        return Grammar(
+            think=(THINK, END_THINK),
+            starts_in_thinking=starts_in_thinking,
+            call=(CALL, END_CALL) if has_tools else None,
+            parse_call=self._parse_call,
+            think_newlines=(_ANY_NUMBER, _ANY_NUMBER, _ANY_NUMBER),
+            newlines_before_call=_ANY_NUMBER if has_tools else 0,
+            calls_on_lines=True,
+            newlines_after_call=_ANY_NUMBER,
+            newlines_at_start=_ANY_NUMBER if starts_in_thinking else 0,
+            whole_calls=WholeCalls(self._parse_whole, ("{",), PYTHON_TAG) if has_tools else None,
+            tolerance=tolerance,
+        )
 
-    def _read_start(self, at_end: bool) -> Iterator[Piece]:
-        text = self._held.lstrip()
-        if not at_end and (not text or (THINK.startswith(text) and text != THINK)):
-            return
-        if text.startswith(THINK):
-            self._held = text.removeprefix(THINK)
-            self._state, self._after_marker = "thinking", True
+    # ---- calls ----
+
+    def _parse_call(self, parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
+        """Read what stands between marks in whatever notation it is; all of it or nothing."""
+        body = "".join(map(str, parts))
+        if raw_text.startswith(MISTRAL_CALLS):
+            calls = _read_mistral(body, raw_text)
+        elif body.lstrip().startswith(("{", "[")):
+            calls = _read_json(body, raw_text)
+        elif body.lstrip().startswith("<function="):
+            tagged = read_tag_calls(body, raw_text, PYTHON_WORDS, is_strict=False)
+            calls = [self._typed(call) for call in tagged]
         else:
-            self._state = "content"
-        yield from ()
+            calls = [self._typed(read_pair_text(body, raw_text))]
+        return self._declared(calls) or [BadCall(raw_text, "no call of a declared tool")]
 
-    def _read_thinking(self, at_end: bool) -> Iterator[Piece]:
-        self._drop_newlines()
-        head, found, rest = self._held.partition(END_THINK)
-        if found:
-            self._held, self._state, self._after_marker = rest, "content", True
-            text = head.rstrip("\n")
-        elif at_end:
-            text, self._held = self._held, ""
-        else:
-            text = self._release(_safe_length(self._held, (END_THINK,), hold_newlines=True))
-        if text:
-            yield Piece("reasoning", text)
+    def _parse_whole(self, text: str) -> Sequence[ReadCall] | None:
+        return self._declared(read_whole_reply(text, keys=_ARGUMENT_KEYS, may_hold_more=True) or ())
 
-    def _read_content(self, at_end: bool) -> Iterator[Piece]:
-        self._drop_newlines()
-        markers = (CALL, MISTRAL_CALLS, PYTHON_TAG) if self._tool_names else ()
-        found = [(at, marker) for marker in markers if (at := self._held.find(marker)) >= 0]
-        if found:
-            at, _ = min(found)
-            text = self._release(at).rstrip("\n")
-            self._state = "call"
-        elif self._may_be_bare_call():
-            text, self._state = "", "call"
-        elif at_end:
-            text, self._held = self._held, ""
-        else:
-            hold = bool(markers)
-            text = self._release(_safe_length(self._held, markers, hold_newlines=hold))
-        if text:
-            self._said_content = True
-            yield Piece("content", text)
+    def _declared(self, calls: Iterable[ReadCall]) -> list[ReadCall]:
+        """Return the calls if all are of declared tools; else none."""
+        found = list(calls)
+        names = {call.name if isinstance(call, Call) else None for call in found}
+        return found if names <= self._tool_names else []
 
-    def _may_be_bare_call(self) -> bool:
-        is_first = bool(self._tool_names) and not self._said_content
-        return is_first and self._held.lstrip().startswith("{")
+    def _typed(self, call: ReadCall) -> ReadCall:
+        """Return a call in a notation without types, with the types that its tool declares."""
+        if isinstance(call, BadCall):
+            return call
+        parameters = parameters_of(self._tools, call.name)
+        fitted = fit_arguments(call.arguments, parameters, PYTHON_WORDS, reads_texts=True)
+        return Call(call.name, fitted)
 
-    def _read_call(self, at_end: bool) -> Iterator[Piece]:
-        if self._held.startswith(CALL):
-            body, found, rest = self._held.removeprefix(CALL).partition(END_CALL)
-            if not found and not at_end:
-                return
-            raw = self._held[: len(self._held) - len(rest)]
-        elif at_end:
-            raw, rest = self._held, ""
-            body = raw.strip().removeprefix(PYTHON_TAG)
-        else:
-            return
-        self._held = rest
-        self._state, self._after_marker = "content", True
-        calls = list(self._parse_calls(body))
-        if calls:
-            for call in calls:
-                yield Piece("tool_call", call=call)
-        elif raw:
-            self._said_content = True
-            yield Piece("content", raw)
-
-    def _parse_calls(self, body: str) -> Iterator[dict[str, Any]]:
-        if body.startswith(MISTRAL_CALLS):
-            for part in body.split(MISTRAL_CALLS)[1:]:
-                yield from self._parse_mistral(part)
-            return
-        tagged = _FUNCTION.search(body)
-        if tagged is not None:
-            arguments = {name: _value(text) for name, text in _PARAMETER.findall(tagged[2])}
-            yield from self._call(tagged[1].strip(), arguments)
-            return
-        yield from self._calls_of(_parse_json(body))
-
-    def _parse_mistral(self, part: str) -> Iterator[dict[str, Any]]:
-        name, found, arguments = part.partition(MISTRAL_ARGUMENTS)
-        if found:
-            yield from self._call(name.strip(), _parse_json(arguments))
-        else:
-            yield from self._calls_of(_parse_json(part))
-
-    def _calls_of(self, value: Any) -> Iterator[dict[str, Any]]:
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict):
-                yield from self._call(
-                    item.get("name"), item.get("arguments", item.get("parameters"))
-                )
-
-    def _call(self, name: Any, arguments: Any) -> Iterator[dict[str, Any]]:
-        if name in self._tool_names and isinstance(arguments, dict):
-            text = json.dumps(arguments, ensure_ascii=False)
-            yield {
-                "id": f"call_{secrets.token_hex(12)}",
-                "type": "function",
-                "function": {"name": name, "arguments": text},
-            }
-
-    def _drop_newlines(self) -> None:
-        if self._after_marker and self._held:
-            self._held = self._held.lstrip("\n")
-            self._after_marker = not self._held
-
-    def _release(self, length: int) -> str:
-        text, self._held = self._held[:length], self._held[length:]
-        return text
+    def _show(self, pieces: Iterable[Any]) -> Iterator[Piece]:
+        for piece in pieces:
+            if isinstance(piece, ThoughtPiece):
+                yield Piece("reasoning", piece.text)
+            elif isinstance(piece, TextPiece):
+                yield Piece("content", piece.text)
+            elif isinstance(piece, Call):
+                yield Piece("tool_call", call=_shown(piece))
 
 
-def _safe_length(text: str, markers: tuple[str, ...], *, hold_newlines: bool) -> int:
-    """How much of a text can be given out: not what may begin a marker, nor newlines before it."""
-    end = len(text)
-    longest = max(map(len, markers), default=0) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-length:]) for marker in markers):
-            end -= length
-            break
-    return len(text[:end].rstrip("\n")) if hold_newlines else end
+def _shown(call: Call) -> dict[str, Any]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text.strip())
-    except (ValueError, RecursionError):
-        return None
+def _read_json(body: str, raw_text: str) -> Sequence[ReadCall]:
+    return read_json_calls(body, raw_text, keys=_ARGUMENT_KEYS, may_hold_more=True)
 
 
-def _value(text: str) -> Any:
-    """A tagged parameter: JSON where it is JSON, else the text itself."""
-    value = _parse_json(text)
-    return text if value is None and text.strip() != "null" else value
+def _read_mistral(body: str, raw_text: str) -> Sequence[ReadCall]:
+    """Read a list of calls in JSON, or a name, maybe an id, and arguments."""
+    name, found, arguments = body.partition(MISTRAL_ARGUMENTS)
+    if not found:
+        return _read_json(body, raw_text)
+    return [build_call(name.partition(MISTRAL_ID)[0].strip(), arguments.strip(), raw_text)]
+
+
+def _is_open(body: str) -> bool:
+    """Whether the beginning of a call ends within a value, in any notation."""
+    if body.lstrip().startswith("<function="):
+        return tags_are_open(body)
+    last_key, last_end = (body.rfind(mark) for mark in PAIR_MARKS[2:])
+    return last_key > last_end if last_key >= 0 else ends_in_string(body)

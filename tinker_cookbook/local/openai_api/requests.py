@@ -87,10 +87,6 @@ class ChatRequest:
     tools: list[dict[str, Any]]
     template_options: dict[str, Any]
 
-    @property
-    def tool_names(self) -> list[str]:
-        return [tool["function"]["name"] for tool in self.tools]
-
 
 @dataclass(frozen=True)
 class CompletionRequest:

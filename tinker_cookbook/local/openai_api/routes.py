@@ -123,7 +123,7 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         codec,
         choice=chat.sampling,
         end_ids=ends,
-        tool_names=chat.tool_names,
+        tools=chat.tools,
         starts_in_thinking=text.rstrip().endswith("<think>"),
     )
     return _Job(target, chat.sampling, [spec], answer)
