@@ -86,7 +86,9 @@ def test_call_arguments() -> None:
     call: Any = {"function": {"name": "f", "arguments": {"é": [1, None]}}}
     assert call_name_and_arguments(call) == ("f", '{"é": [1, null]}')
     assert call_name_and_arguments({"name": "f"}) == ("f", "{}")
-    for arguments in ("[1]", "{", 3):
+    for nothing in (None, "null", "", " null\n"):
+        assert call_name_and_arguments({"name": "f", "arguments": nothing}) == ("f", "{}")
+    for arguments in ("[1]", "{", 3, '{"a": NaN}'):
         with pytest.raises(RendererError, match="no JSON object"):
             call_name_and_arguments({"name": "f", "arguments": arguments})
     with pytest.raises(RendererError, match="not a name"):

@@ -65,7 +65,12 @@ def call_name_and_arguments(call: ToolCall | Mapping[str, Any]) -> tuple[str, st
 
 
 def arguments_text(arguments: object, name: str) -> str:
-    """Return arguments as JSON text; text stays as it is once proved to be a JSON object."""
+    """Return arguments as JSON text; text stays as it is once proved to be a JSON object.
+
+    Null and empty text, which some servers give a call without arguments, are an empty object.
+    """
+    if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
+        return "{}"
     if isinstance(arguments, Mapping):
         return json_text(arguments)
     try:

@@ -35,14 +35,23 @@ class Choice:
         end_ids: frozenset[int],
         stops: Sequence[str],
         reader: ReplyReader | None = None,
+        after: Sequence[int] = (),
     ) -> None:
-        """Begin empty; with a `reader` the text is split into reasoning, content and calls."""
+        """Begin empty.
+
+        Args:
+            codec: of the model.
+            end_ids: tokens that end the completion and are not shown.
+            stops: texts that end it.
+            reader: splits the text into reasoning, content and calls.
+            after: tokens whose text this one continues.
+        """
         self.codec = codec
         self.token_ids: list[int] = []
         self.entries: list[LogprobEntry] = []
         self.num_calls = 0
         self._end_ids = end_ids
-        self._stream = TextStream(codec)
+        self._stream = TextStream(codec, after=after)
         self._cutter = StopCutter(stops)
         self._reader = reader
         self._pending: list[tuple[str, bool]] = []

@@ -143,7 +143,8 @@ async def _plan_completion(service: Service, asked: CompletionRequest, target: T
         codec,
         choice=asked.sampling,
         end_ids=ends,
-        prompts=prompts if asked.echo else None,
+        prompts=prompts,
+        echo=asked.echo,
     )
     return _Job(target, asked.sampling, specs, answer)
 
