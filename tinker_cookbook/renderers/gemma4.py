@@ -54,6 +54,8 @@ _WRITTEN = {"system": "system", "user": "user", "assistant": "model"}
 class Gemma4Renderer(Renderer):
     """Gemma 4, text only."""
 
+    takes_text_arguments = False
+
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -64,6 +64,8 @@ _TOOLS_AFTER = (
 class GlmRenderer(Renderer):
     """GLM 4.5 and later."""
 
+    takes_text_arguments = False
+
     def __init__(
         self,
         tokenizer: Tokenizer,

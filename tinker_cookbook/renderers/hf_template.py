@@ -116,6 +116,10 @@ class HFTemplateRenderer(Renderer):
         self.bos_ids = self._facts.bos_ids
 
     @property
+    def takes_text_arguments(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._facts.arguments != "object"
+
+    @property
     def facts(self) -> TemplateFacts:
         """What was learnt about the template."""
         return self._facts

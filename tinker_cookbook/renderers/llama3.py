@@ -77,6 +77,7 @@ class SystemBlock:
 class Llama3Renderer(Renderer):
     """Llama 3 format; with a system block, the format of 3.1 and later, tools included."""
 
+    takes_text_arguments = False
     roles = ("system", "user", "assistant", "tool", "ipython")
 
     def __init__(self, tokenizer: Tokenizer, *, system_block: SystemBlock | None = None) -> None:

@@ -105,6 +105,8 @@ _SMALL_MARKS = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[CALL_
 class MistralRenderer(Renderer):
     """Mistral Nemo, or Mistral Small 3.2."""
 
+    takes_text_arguments = False
+
     def __init__(
         self, tokenizer: Tokenizer, *, is_small: bool = False, date_string: str = "2025-06-20"
     ) -> None:
