@@ -160,6 +160,52 @@ def test_text_that_reads_as_a_number_is_fitted_to_the_tools_schema() -> None:
     assert fitted.get("tool_calls", [])[0].function.arguments == '{"zip": "8001"}'
 
 
+@pytest.mark.parametrize(
+    ("name", "markup", "content"),
+    [
+        ("gpt_oss", "<|channel|>final<|message|>4<|return|>", "4"),
+        (
+            "gpt_oss",
+            "<|channel|>analysis<|message|>add<|end|><|start|>assistant"
+            "<|channel|>final<|message|>4<|return|>",
+            ["add", "4"],
+        ),
+        ("kimi_k2_thinking", "<think></think>4<|im_end|>", "4"),
+        ("kimi_k2_thinking", "<think>add\n</think>\n4<|im_end|>", ["add\n", "\n4"]),
+        ("gemma4", "4<turn|>", "4"),
+        ("gemma4", "<|channel>thought\nadd\n<channel|>4<turn|>", ["add", "4"]),
+        ("gemma4", "<|channel>thoughtful<channel|>\n4<turn|>", ["thoughtful", "\n4"]),
+    ],
+)
+def test_replies_are_read_without_the_formats_own_words(
+    name: str, markup: str, content: Any
+) -> None:
+    renderer = renderer_of(name)
+    tokens = renderer.encoder.encode_markup(markup)
+    message, end = renderer.parse_response(tokens)
+    assert end is ParseTermination.STOP_SEQUENCE
+    if isinstance(content, list):
+        kinds = ("thinking", "text")
+        content = [{"type": k, k: text} for k, text in zip(kinds, content, strict=True)]
+    assert message["content"] == content
+    parser = renderer.response_parser()
+    for token in tokens:
+        list(parser.feed([token]))
+    list(parser.finish())
+    assert parser.result() == (message, end)
+
+
+def test_gpt_oss_calls_are_read() -> None:
+    renderer = renderer_of("gpt_oss")
+    call: Any = {"function": {"name": "f", "arguments": '{"a": "<|end|>"}'}}
+    _, tokens = example_and_reply(
+        renderer, [TALK[0], {**TALK[1], "content": "", "tool_calls": [call]}]
+    )
+    message, _ = renderer.parse_response(tokens)
+    (read,) = message.get("tool_calls", [])
+    assert (read.function.name, read.function.arguments) == ("f", '{"a": "<|end|>"}')
+
+
 def test_calls_in_another_notation_stay_text() -> None:
     template = load_tokenizer("qwen3_5").chat_template.replace("<function=", "<function:")
     renderer = renderer_of("qwen3_5", template)

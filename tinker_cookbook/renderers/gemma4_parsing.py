@@ -1,4 +1,4 @@
-"""Parsing Gemma 4's replies; see `tinker_cookbook.replies.labelled`."""
+"""Parsing replies whose reasoning has a label, as of Gemma 4; see replies.labelled."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from tinker_cookbook.renderers.parsing import ResponseParser
 from tinker_cookbook.replies.grammar import Grammar
 from tinker_cookbook.replies.labelled import THOUGHT_LABEL, LabelledReader
 
-__all__ = ["THOUGHT_LABEL", "Gemma4Parser"]
+__all__ = ["THOUGHT_LABEL", "LabelledParser"]
 
 
-class Gemma4Parser(ResponseParser):
-    """Leaves out the label of the thinking channel, and tells whether the prompt had opened it."""
+class LabelledParser(ResponseParser):
+    """Leaves out the label of the reasoning, and tells whether the prompt had opened it."""
 
-    def __init__(self, encoder: TextEncoder, grammar: Grammar, *, may_be_open: bool) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        grammar: Grammar,
+        *,
+        may_be_open: bool,
+        label: str = THOUGHT_LABEL,
+    ) -> None:
         super().__init__(encoder, grammar)
-        self._reader = LabelledReader(grammar, self.mark_text, may_be_open=may_be_open)
+        self._reader = LabelledReader(grammar, self.mark_text, may_be_open=may_be_open, label=label)

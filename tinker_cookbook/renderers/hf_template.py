@@ -33,7 +33,9 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.content import split_reasoning
-from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.gemma4_parsing import LabelledParser
+from tinker_cookbook.renderers.harmony_parsing import HARMONY_MARKS, HarmonyParser, HarmonyTokens
+from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.template_facts import TemplateFacts, learn
 from tinker_cookbook.renderers.template_plan import (
@@ -412,6 +414,20 @@ class HFTemplateRenderer(Renderer):
 
     def grammar(self) -> Grammar:
         return self._facts.grammar
+
+    def response_parser(self) -> ReplyParser:
+        facts = self._facts
+        if facts.is_harmony:
+            ids = self._control.ids
+            return HarmonyParser(self.encoder, HarmonyTokens(*(ids[m] for m in HARMONY_MARKS)))
+        if facts.thought_label:
+            return LabelledParser(
+                self.encoder,
+                facts.grammar,
+                may_be_open=facts.may_open_thinking,
+                label=facts.thought_label,
+            )
+        return super().response_parser()
 
 
 def _template_source(tokenizer: Any, chat_template: str | None) -> str:

@@ -21,9 +21,23 @@ class LabelledReader(ReplyReader):
     """
 
     def __init__(
-        self, grammar: Grammar, mark_text: Callable[[Mark], str] = str, *, may_be_open: bool
+        self,
+        grammar: Grammar,
+        mark_text: Callable[[Mark], str] = str,
+        *,
+        may_be_open: bool,
+        label: str = THOUGHT_LABEL,
     ) -> None:
+        """Prepare for a reply.
+
+        Args:
+            grammar: of the format.
+            mark_text: gives a mark as text.
+            may_be_open: whether a prompt may have opened the reasoning.
+            label: what stands between the opening of reasoning and the reasoning.
+        """
         super().__init__(grammar, mark_text)
+        self._full_label = label
         self._start: str | None = "" if may_be_open else None
         self._label: str | None = "" if grammar.starts_in_thinking else None
 
@@ -46,15 +60,15 @@ class LabelledReader(ReplyReader):
             return
         if self._label is not None:
             held = self._label + text
-            if len(held) < len(THOUGHT_LABEL) and THOUGHT_LABEL.startswith(held):
+            if len(held) < len(self._full_label) and self._full_label.startswith(held):
                 self._label = held
                 return
-            self._label, text = None, held.removeprefix(THOUGHT_LABEL)
+            self._label, text = None, held.removeprefix(self._full_label)
         yield from super()._take_text(text)
 
     def _release(self) -> Iterator[Any]:
         """Take what was held back for what it is: the reply's start, or an unfinished label."""
-        label = "" if self._label == THOUGHT_LABEL.rstrip() else self._label
+        label = "" if self._label == self._full_label.rstrip() else self._label
         held = (self._start or "") + (label or "")
         self._start = self._label = None
         yield from super()._take_text(held)
