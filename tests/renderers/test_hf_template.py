@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from tests.assets import load_tokenizer, tokenizer_folder, trl_template
 from tinker_cookbook import model_info
 from tinker_cookbook.exceptions import ConfigurationError, RendererError
 from tinker_cookbook.renderers import Message, ParseTermination, TrainOnWhat, get_renderer
-from tinker_cookbook.renderers.battery.verify import verify
+from tinker_cookbook.renderers.battery.verify import verify, verify_renderer
 from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
+from tinker_cookbook.renderers.parsing import Grammar
 
 from .families import PLAIN_CHATML
 
@@ -268,6 +270,19 @@ def test_the_fitting_renderers_are_found() -> None:
     assert reports["smollm2"].counts["trained = sampled: good"] > 100
     assert "the template" in reports["chatml"].problems["differs"]
     assert "has no token" in reports["llama3"].problems["cannot be made"]
+
+
+class _KeepsMarkup(HFTemplateRenderer):
+    def grammar(self) -> Grammar:
+        return replace(super().grammar(), think=None)
+
+
+def test_a_renderer_that_keeps_the_formats_words_does_not_fit() -> None:
+    tokenizer = load_tokenizer("kimi_k2_thinking")
+    report = verify_renderer("keeps_markup", _KeepsMarkup(tokenizer), tokenizer)
+    assert not report.fits
+    assert not report.is_near
+    assert "<think></think>" in report.problems["parses back"]
 
 
 def test_unknown_models_in_a_folder_get_it_with_a_warning(
