@@ -10,6 +10,8 @@ and make their own messages of the pieces. So a reply means the same wherever it
 | grammar     | which marks structure a reply                                                 |
 | reader      | marks and text in, pieces out                                                 |
 | scanner     | finds marks in text, for vocabularies that have no token for them             |
+| loose       | all marks and notations at once, for readers that do not know the format      |
+| labelled    | the reader of Gemma 4, whose reasoning has a label                            |
 | harmony     | the reader of gpt-oss, whose replies are several messages                     |
 | json_source | JSON to the letter: strict, and with the source of each member                |
 | json_calls, tag_calls, pair_calls, mistral_calls | the notations of calls                   |
