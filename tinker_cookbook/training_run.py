@@ -126,7 +126,8 @@ async def create_training_client(
 
     Args:
         service_client: The session.
-        config: Settings with `model_name`, `lora_rank`, `seed` and `load_checkpoint_path`.
+        config: Settings with `model_name`, `lora_rank`, `seed`, `load_checkpoint_path` and, if it
+            has it, `train_unembed`.
         checkpoint: Where an interrupted run goes on, with its optimizer; None if there is none.
         renderer_name: Stored with the run, and compared with that of the given weights.
 
@@ -153,12 +154,15 @@ async def create_training_client(
             service_client, start_path, renderer_name
         )
         return client
+    wanted = getattr(config, "train_unembed", None)
+    layers = {} if wanted is None else {"train_unembed": wanted}
     return await _create(
         service_client.create_lora_training_client,
         config.model_name,
         rank=config.lora_rank,
         seed=config.seed,
         user_metadata=metadata,
+        **layers,
     )
 
 

@@ -58,7 +58,7 @@ def common_config(**options) -> ChatDatasetBuilderCommonConfig:
 
 
 def build(path: Path, **options):
-    names = ("test_size", "shuffle_seed", "num_workers")
+    names = ("test_size", "shuffle_seed", "num_workers", "drop_last", "markup", "mix_until")
     own = {name: options.pop(name) for name in names if name in options}
     return FromConversationFileBuilder(
         common_config=common_config(**options), file_path=str(path), **own
@@ -140,7 +140,19 @@ def test_epochs_differ_and_the_same_seed_repeats(chat_file):
         train.set_epoch(seed)
         orders.append(epoch_replies(train))
     assert orders[0] == orders[2] != orders[1]
-    assert len(set(orders[1])) == 28, "30 rows make 7 batches of 4; no row comes twice"
+    assert sorted(orders[1]) == sorted(f"reply {i}" for i in range(30)), "every row comes once"
+
+
+def test_rows_that_do_not_fill_the_last_batch_are_trained_or_named(chat_file):
+    train = build_train(chat_file)
+    train.set_epoch(3)
+    assert [len(train.get_batch(i)) for i in range(len(train))] == [4] * 7 + [2]
+    assert train.summary[-1] == "last batch of an epoch: 2 of 4 rows"
+    whole = build_train(chat_file, drop_last=True)
+    whole.set_epoch(3)
+    assert epoch_replies(whole) == epoch_replies(train)[:28]
+    assert whole.summary[-1] == "2 of 30 rows left out in an epoch: no full batch of 4"
+    assert not any("batch" in line for line in build_train(chat_file, batch_size=5).summary)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -150,7 +162,7 @@ def test_any_batch_is_the_same_after_a_resume_and_from_workers(chat_file, num_wo
     expected = [list(map(content, reference.get_batch(i))) for i in range(len(reference))]
     resumed = build_train(chat_file, num_workers=num_workers)
     resumed.set_epoch(5)
-    assert [list(map(content, resumed.get_batch(i))) for i in range(4, 7)] == expected[4:]
+    assert [list(map(content, resumed.get_batch(i))) for i in range(4, 8)] == expected[4:]
     assert list(map(content, resumed.get_batch(1))) == expected[1]
     resumed.close()
 
@@ -254,9 +266,9 @@ def test_settings_that_do_not_fit_are_refused(chat_file, options, message):
         build(chat_file, **options)
 
 
-@pytest.mark.parametrize("index", [-1, 7, 1000])
+@pytest.mark.parametrize("index", [-1, 8, 1000])
 def test_batches_outside_the_epoch_are_refused(chat_file, index):
-    with pytest.raises(DataValidationError, match="has 7 batches of 4 rows"):
+    with pytest.raises(DataValidationError, match="has 8 batches of 4 rows"):
         build_train(chat_file).get_batch(index)
 
 
@@ -386,6 +398,7 @@ def numbers(batch: list[tinker.Datum]) -> list[int]:
 def test_hf_dataset_in_order_then_shuffled_from_the_original():
     dataset = SupervisedDatasetFromHFDataset(hf_rows(7), batch_size=3, map_fn=number_datum)
     assert len(dataset) == 2
+    assert dataset.summary == ["1 of 7 rows left out in an epoch: no full batch of 3"]
     assert numbers(dataset.get_batch(0)) == [1, 2, 3]
     dataset.set_epoch(1)
     expected = hf_rows(7).shuffle(seed=1)["number"][:3]

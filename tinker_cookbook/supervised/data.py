@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import chz
@@ -13,15 +12,21 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised.conversation_file import ConversationFile
-from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.lazy_dataset import LazyDataset, RowSource, shuffled
+from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow
+from tinker_cookbook.supervised.lazy_dataset import (
+    LazyDataset,
+    RowSource,
+    last_batch_lines,
+    shuffled,
+)
 from tinker_cookbook.supervised.rendering import (
     ConversationRenderer,
     RenderedRow,
     conversation_to_datum,
     conversation_to_datums,
 )
+from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
+from tinker_cookbook.supervised.sources.several import Mix, MixUntil, OpenedPart, open_parts
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 
 if TYPE_CHECKING:
@@ -173,27 +178,32 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         rows = [SourceRow(f"row {first + i} of the stream", row) for i, row in enumerate(values)]
         return [datum for mapped in self._map(rows) for datum in mapped.datums]
 
+    @property
+    def summary(self) -> list[str]:
+        return last_batch_lines(self.length, self.batch_size, drop_last=True)
+
     def __len__(self) -> int:
         return self.length // self.batch_size
 
 
-def _conversation_renderer(builder: ChatDatasetBuilder) -> ConversationRenderer:
+def _conversation_renderer(builder: ChatDatasetBuilder, markup: MarkupMode) -> ConversationRenderer:
     config = builder.common_config
     return ConversationRenderer(
         builder.renderer,
         config.max_length,
         train_on_what=TrainOnWhat(config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES),
+        markup=markup,
     )
 
 
 def _split(
-    builder: ChatDatasetBuilder,
+    builder: FromConversationFileBuilder | InterleavedChatDatasetBuilder,
     source: RowSource,
     *,
     name: str,
     test_rows: np.ndarray,
-    train_rows: np.ndarray,
-    num_workers: int | None,
+    train_rows: np.ndarray | Mix,
+    summary: Sequence[str] = (),
 ) -> tuple[SupervisedDataset, SupervisedDataset | None]:
     """The train dataset and, if it has rows, the held-out one, which is a single batch."""
     batch_size = builder.common_config.batch_size
@@ -203,9 +213,15 @@ def _split(
             f"batch_size={batch_size} is more than the {len(train_rows)} training rows of {name}"
             f"{held_out}; use at most {len(train_rows)}."
         )
-    render = _conversation_renderer(builder)
+    render = _conversation_renderer(builder, builder.markup)
     train = LazyDataset(
-        source, render, batch_size=batch_size, order=train_rows, num_workers=num_workers
+        source,
+        render,
+        batch_size=batch_size,
+        order=train_rows,
+        num_workers=builder.num_workers,
+        drop_last=builder.drop_last,
+        summary=summary,
     )
     if not len(test_rows):
         return train, None
@@ -213,34 +229,87 @@ def _split(
     return train, test
 
 
+_MARKUP_DOC = (
+    "What to do with <think> and <tool_call> in the text of replies: convert them to reasoning and "
+    "calls, refuse the row, or keep them as text."
+)
+_DROP_LAST_DOC = (
+    "Leave out the rows that do not fill the last batch of an epoch; else they make a smaller one."
+)
+
+
 @chz.chz
 class FromConversationFileBuilder(ChatDatasetBuilder):
-    """Conversations from a JSONL file (see `conversations` for the rows).
+    """Rows from a data file, a folder, a glob, or several with weights (see docs/data.md).
 
     Rows are shuffled by `shuffle_seed`; the first `test_size` are held out, the rest is trained.
+    Of a weighted mix, every part is split so, in proportion to the weights.
     """
 
-    file_path: str = chz.field(doc="JSONL file, plain or gzip, one conversation a line.")
+    file_path: str = chz.field(
+        doc="File, folder, glob, or several: a.jsonl,b.parquet, with weights a.jsonl:0.7,b.csv:0.3."
+    )
     test_size: int = chz.field(default=0, doc="Conversations held out for evaluation.")
     shuffle_seed: int = chz.field(default=0, doc="Decides which rows are held out, and the order.")
+    markup: MarkupMode = chz.field(default="convert", doc=_MARKUP_DOC)
+    mix_until: MixUntil = chz.field(
+        default="first_exhausted",
+        doc="With weights: an epoch ends when the first file is through, or when all are, which "
+        "repeats the rows of the others.",
+    )
+    drop_last: bool = chz.field(default=False, doc=_DROP_LAST_DOC)
     num_workers: int | None = chz.field(
         default=None,
         doc="Processes that render ahead of the loop; 0 renders in the loop, None decides by size.",
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        file = ConversationFile(Path(self.file_path))
-        file.check_rows()
-        test_size = _checked_test_size(self.test_size, len(file), self.file_path)
-        order = shuffled(len(file), self.shuffle_seed)
+        source, parts = open_parts(self.file_path)
+        counts = source.check_rows(self.markup)
+        test_size = _checked_test_size(self.test_size, len(source), self.file_path)
+        summary = _data_lines(source, counts)
+        if parts[0].weight is None:
+            order = shuffled(len(source), self.shuffle_seed)
+            test_rows, train_rows = order[:test_size], order[test_size:]
+        else:
+            test_rows, train_rows = self._mixed(parts, test_size)
+            summary += train_rows.describe([part.path for part in parts])
         return _split(
             self,
-            file,
+            source,
             name=self.file_path,
-            test_rows=order[:test_size],
-            train_rows=order[test_size:],
-            num_workers=self.num_workers,
+            test_rows=test_rows,
+            train_rows=train_rows,
+            summary=summary,
         )
+
+    def _mixed(self, parts: list[OpenedPart], test_size: int) -> tuple[np.ndarray, Mix]:
+        weights = [part.weight or 0.0 for part in parts]
+        sizes = [part.stop - part.start for part in parts]
+        shares = [weight / sum(weights) for weight in weights]
+        held_out = _apportioned(test_size, shares, sizes)
+        orders = [
+            shuffled(size, self.shuffle_seed) + np.uint32(part.start)
+            for size, part in zip(sizes, parts, strict=True)
+        ]
+        both = list(zip(orders, held_out, strict=True))
+        mix = Mix.by_weights(
+            [order[count:] for order, count in both],
+            weights,
+            until=self.mix_until,
+            seed=self.shuffle_seed,
+        )
+        return np.concatenate([order[:count] for order, count in both]), mix
+
+
+def _data_lines(source: DataSource, counts: ReadCounts) -> list[str]:
+    """What a run says about its data before it begins."""
+    seen = "" if counts.num_rows == len(source) else f" (of {counts.num_rows:,} rows read so far)"
+    return [
+        f"{source.name}: {len(source):,} rows, {source.container}, read as "
+        f"{counts.shape_text()}{seen}",
+        *counts.note_lines(),
+    ]
 
 
 def _checked_test_size(test_size: int, num_rows: int, name: str) -> int:
@@ -316,6 +385,8 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         doc="When the mix ends: with the shortest source, after repeating short ones until the "
         "longest ends, or when every row was taken once.",
     )
+    markup: MarkupMode = chz.field(default="convert", doc=_MARKUP_DOC)
+    drop_last: bool = chz.field(default=False, doc=_DROP_LAST_DOC)
     num_workers: int | None = chz.field(
         default=None,
         doc="Processes that render ahead of the loop; 0 renders in the loop, None decides by size.",
@@ -342,7 +413,6 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
             name=name,
             test_rows=np.concatenate([order[:count] for order, count in parts]),
             train_rows=self._interleaved([order[count:] for order, count in parts], probabilities),
-            num_workers=self.num_workers,
         )
 
     def _probabilities(self) -> list[float] | None:

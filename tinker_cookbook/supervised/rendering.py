@@ -26,10 +26,12 @@ from tinker_cookbook.renderers import (
     get_text_content,
     is_renderer_registered,
 )
+from tinker_cookbook.renderers.train_on_what import trained_messages
 from tinker_cookbook.supervised.common import Reduction, datum_from_model_input_weights
 from tinker_cookbook.supervised.conversations import (
     Conversation,
     ConversationError,
+    MarkupMode,
     SourceRow,
     parse_row,
 )
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 Example = tuple["tinker.ModelInput", np.ndarray]
 
+_REPLY_MODES = (
+    TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    TrainOnWhat.LAST_ASSISTANT_TURN,
+    TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+)
 _RENDER_ERRORS = (RendererError, DataError, NotImplementedError, OSError)
 
 __all__ = ["ConversationRenderer", "RenderedRow", "conversation_to_datum", "conversation_to_datums"]
@@ -150,6 +157,7 @@ class ConversationRenderer:
     max_length: int | None
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES
     reduction: Reduction = "mean"
+    markup: MarkupMode = "convert"
 
     def __getstate__(self) -> dict[str, Any]:
         renderer_name, model_name, _ = self.renderer.registry_key or ("", "", False)
@@ -161,7 +169,7 @@ class ConversationRenderer:
         return self.__dict__
 
     def __call__(self, rows: Sequence[SourceRow]) -> list[RenderedRow]:
-        parsed = [(row.where, parse_row(row)) for row in rows]
+        parsed = [(row.where, parse_row(row, self.markup)) for row in rows]
         results = self.render(parsed)
         for result in results:
             if isinstance(result, ConversationError):
@@ -172,25 +180,91 @@ class ConversationRenderer:
         self, parsed: Sequence[tuple[str, Conversation]]
     ) -> list[RenderedRow | ConversationError]:
         """Render parsed rows, each with what errors call it; an error takes the row's place."""
+        plain = [i for i, (_, conversation) in enumerate(parsed) if self._is_plain(conversation)]
+        results: dict[int, RenderedRow | ConversationError] = {}
         try:
-            conversations = [self._messages(conversation) for _, conversation in parsed]
+            conversations = [self._messages(parsed[i][1]) for i in plain]
             batch = self.renderer.build_supervised_batch(conversations, self.train_on_what)
         except _RENDER_ERRORS:  # one of them, so each is rendered by itself
-            return [self._render_one(where, conversation) for where, conversation in parsed]
-        return [
-            self._result(where, conversation, examples)
-            for (where, conversation), examples in zip(parsed, batch, strict=True)
-        ]
+            pass
+        else:
+            for i, examples in zip(plain, batch, strict=True):
+                results[i] = self._result(*parsed[i], examples)
+        return [results.get(i) or self._render_one(*row) for i, row in enumerate(parsed)]
 
     def _render_one(
         self, where: str, conversation: Conversation
     ) -> RenderedRow | ConversationError:
         try:
-            messages = self._messages(conversation)
-            examples = self.renderer.build_supervised_examples(messages, self.train_on_what)
+            if conversation.text is not None:
+                examples = [self._text_example(conversation.text)]
+            else:
+                messages = self._messages(conversation)
+                mode = self.train_on_what
+                if not self._is_plain(conversation):
+                    messages, mode = self._with_weights(messages, conversation)
+                examples = self.renderer.build_supervised_examples(messages, mode)
         except _RENDER_ERRORS as error:
             return ConversationError(f"{where}: {error}", "cannot be rendered")
         return self._result(where, conversation, examples)
+
+    def _is_plain(self, conversation: Conversation) -> bool:
+        """Whether `train_on_what` alone decides what is trained of a row."""
+        if conversation.text is not None or conversation.weightless:
+            return False
+        if self.train_on_what not in _REPLY_MODES:
+            return True
+        return not any(
+            message["role"] == "assistant"
+            for message in conversation.messages[: conversation.num_context]
+        )
+
+    def _with_weights(
+        self, messages: list[Message], conversation: Conversation
+    ) -> tuple[list[Message], TrainOnWhat]:
+        """Mark what `train_on_what` trains, but for messages of weight 0 and replies of a prompt.
+
+        Raises:
+            RendererError: a mode that does not choose by messages.
+        """
+        mode = TrainOnWhat(self.train_on_what)
+        if mode in (TrainOnWhat.ALL_TOKENS, TrainOnWhat.CUSTOMIZED):
+            raise RendererError(
+                f"weight=0 of a message has no meaning with train_on_what={mode.value}; leave the "
+                "weights out, or use another train_on_what."
+            )
+        num_declared = len(messages) - len(conversation.messages)
+        context = conversation.num_context if mode in _REPLY_MODES else 0
+        trained = [
+            index
+            for index in trained_messages(messages, mode)
+            if index - num_declared not in conversation.weightless
+            and index - num_declared >= context
+        ]
+        marked: list[Any] = [
+            {**message, "trainable": index in trained} for index, message in enumerate(messages)
+        ]
+        return marked, TrainOnWhat.CUSTOMIZED
+
+    def _text_example(self, text: str) -> Example:
+        """A document: its start where the tokenizer writes one, its text and its end."""
+        import tinker
+
+        tokenizer: Any = self.renderer.tokenizer
+        bos, eos = (
+            getattr(tokenizer, "bos_token_id", None),
+            getattr(tokenizer, "eos_token_id", None),
+        )
+        ids = self.renderer.encoder.encode_markup(text)
+        with_start = tokenizer.encode("a", add_special_tokens=True)
+        starts = bos is not None and with_start[:1] == [bos] and len(with_start) > 1
+        if starts and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        if eos is not None and not text.rstrip().endswith(str(tokenizer.decode([eos]))):
+            ids = [*ids, eos]
+        weights = np.ones(len(ids), np.float32)
+        weights[: int(starts)] = 0
+        return tinker.ModelInput.from_ints(ids), weights
 
     def _result(
         self, where: str, conversation: Conversation, examples: Sequence[Example]
@@ -223,6 +297,11 @@ class ConversationRenderer:
     def _why_nothing_is_trained(self, conversation: Conversation) -> str:
         roles: list[Any] = [message["role"] for message in conversation.messages]
         mode = TrainOnWhat(self.train_on_what).value
+        if conversation.weightless or conversation.num_context:
+            return (
+                "every reply that train_on_what would train has weight 0 or belongs to the prompt, "
+                "so nothing is trained; leave the row out, or give one of them weight 1."
+            )
         if self.train_on_what == TrainOnWhat.CUSTOMIZED:
             return "no message has trainable=true; mark at least one, or use another train_on_what."
         if "assistant" not in roles:

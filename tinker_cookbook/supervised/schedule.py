@@ -25,6 +25,14 @@ class Schedule:
         """Whole steps; batches that do not fill one at an epoch's end are left out."""
         return self.batches_per_epoch // self.accumulation
 
+    def left_out(self) -> list[str]:
+        """A line on the batches that are left out at an epoch's end; none if there are none."""
+        rest = self.batches_per_epoch % self.accumulation
+        if not rest:
+            return []
+        batches = f"{rest} batch{'es' * (rest != 1)} of an epoch"
+        return [f"{batches} do not fill a step of {self.accumulation} and are left out"]
+
     @property
     def total_steps(self) -> int:
         """Steps of the run."""

@@ -70,6 +70,9 @@ class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOpti
     submit_ahead: int = chz.field(
         default=1, doc="Batches submitted before the result of the current one is awaited."
     )
+    train_unembed: bool | None = chz.field(
+        default=None, doc="Train the output layer (lm_head) too; None: the service's default."
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -174,6 +177,8 @@ async def _run(
     test_dataset: SupervisedDataset | None,
 ) -> RunResult:
     schedule = _build_schedule(config, len(dataset))
+    for line in [*dataset.summary, *schedule.left_out()]:
+        print(f"data     {line}", flush=True)
     checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
     start_step = 0 if checkpoint is None else schedule.step_of(checkpoint)
     if checkpoint is not None and start_step >= schedule.total_steps:
