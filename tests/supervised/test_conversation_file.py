@@ -108,7 +108,7 @@ def packed() -> bytes:
         ('{"messages": []}'.encode("utf-16"), ["UTF-16", "UTF-8"]),
         (b"PK\x03\x04....", ["zip archive"]),
         (b"\x28\xb5\x2f\xfd....", ["zstd", "damaged"]),
-        (b"\xfd7zXZ\x00....", ["xz", "damaged"]),
+        (b"\xfd7zXZ\x00....", ["xz", "cut off"]),
         (b"BZh....", ["bzip2", "damaged"]),
     ],
 )

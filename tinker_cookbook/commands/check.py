@@ -100,7 +100,7 @@ def _first_row(file: DataSource, report: FileReport, render: ConversationRendere
     text = describe_example(
         rendered.datums[0], render.renderer.tokenizer, title=title, stream=sys.stdout
     )
-    return f"\n{text}\n"
+    return f"\n{text.rstrip()}\n"
 
 
 def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationRenderer]:
@@ -135,7 +135,7 @@ def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -
         f"{figures['model']}, renderer {figures['renderer']}, trains {figures['train_on_what']}",
         "",
         _row("container", figures["container"]),
-        _row("shape", read.shape_text() if read.num_rows else "of no usable row"),
+        *(_row("shape", line) for line in read.shape_lines()),
         *(_row("converted", line) for line in read.note_lines()),
         *([_row("not used", f"keys {read.unused_text()}")] if read.unused else []),
         _row("usable", f"{figures['usable_rows']:,} rows, {figures['datums']:,} datums"),
@@ -148,7 +148,7 @@ def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -
     if batch_size is not None:
         rows = figures["usable_rows"]
         batches = last_batch_lines(rows, batch_size, drop_last=False)
-        lines += [_row("last batch", line) for line in batches]
+        lines += [_row("batches", line) for line in batches]
     return "\n".join(lines)
 
 

@@ -42,7 +42,8 @@ class RowReport:
     num_datums: int = 0
     digest: int = 0
     """64 bits over the messages."""
-    shape: str = "messages"
+    shape: str | None = None
+    """None if the row could not be read."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was read as something else than it says, and how often."""
     unused: tuple[str, ...] = ()
@@ -70,8 +71,13 @@ class _RowCheck:
 
 
 def _row_report(conversation: Conversation, result: RenderedRow | ConversationError) -> RowReport:
+    read: dict[str, Any] = {
+        "shape": conversation.shape,
+        "notes": conversation.notes,
+        "unused": conversation.unused,
+    }
     if isinstance(result, ConversationError):
-        return RowReport(problem=str(result), kind=result.kind)
+        return RowReport(problem=str(result), kind=result.kind, **read)
     return RowReport(
         counts=(
             result.num_tokens,
@@ -81,9 +87,7 @@ def _row_report(conversation: Conversation, result: RenderedRow | ConversationEr
         ),
         num_datums=len(result.datums),
         digest=_digest(conversation),
-        shape=conversation.shape,
-        notes=conversation.notes,
-        unused=conversation.unused,
+        **read,
     )
 
 
@@ -111,6 +115,8 @@ class FileReport:
 
     def add(self, index: int, row: RowReport) -> None:
         """Record row `index`; call it in the order of the rows."""
+        if row.shape is not None:
+            self.read.add(row)
         if row.problem is not None:
             self.problem_kinds[row.kind or "unusable"] += 1
             if len(self.problems) < MAX_PROBLEMS_KEPT:
@@ -120,7 +126,6 @@ class FileReport:
         self._counts[index] = row.counts
         self._digests[index] = row.digest
         self.num_datums += row.num_datums
-        self.read.add(row)
 
     @property
     def first_usable(self) -> int | None:

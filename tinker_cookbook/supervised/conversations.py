@@ -24,6 +24,7 @@ from tinker_cookbook.supervised.shapes import RowParts, fail_unknown_shape, shap
 from tinker_cookbook.supervised.tool_fields import ToolReader
 
 __all__ = [
+    "NOTE_CONVERTED",
     "ROLES",
     "Conversation",
     "ConversationError",
@@ -44,6 +45,8 @@ _MEANT_ROLES = {
 
 MarkupMode = Literal["convert", "refuse", "keep"]
 """What to do with `<think>` and `<tool_call>` that stand in the text of a reply."""
+
+NOTE_CONVERTED = "<think> or <tool_call> in a reply's text became reasoning or a call"
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MESSAGE_KEYS = (
@@ -206,7 +209,7 @@ class _RowParser(ToolReader):
         if self.markup == "convert":
             message, count = structure_reply_markup(message)
             if count:
-                self.notes["<think> or <tool_call> in a reply's text became its parts"] += count
+                self.notes[NOTE_CONVERTED] += count
         if remaining_markup(message):
             self.notes["<think> or <tool_call> stays text in a reply, trained as letters"] += 1
         return message

@@ -305,9 +305,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
 def _data_lines(source: DataSource, counts: ReadCounts) -> list[str]:
     """What a run says about its data before it begins."""
     seen = "" if counts.num_rows == len(source) else f" (of {counts.num_rows:,} rows read so far)"
+    shapes = "; ".join(counts.shape_lines())
     return [
-        f"{source.name}: {len(source):,} rows, {source.container}, read as "
-        f"{counts.shape_text()}{seen}",
+        f"{source.name}: {len(source):,} rows, {source.container}, read as {shapes}{seen}",
         *counts.note_lines(),
     ]
 

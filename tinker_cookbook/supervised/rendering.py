@@ -29,6 +29,7 @@ from tinker_cookbook.renderers import (
 from tinker_cookbook.renderers.train_on_what import trained_messages
 from tinker_cookbook.supervised.common import Reduction, datum_from_model_input_weights
 from tinker_cookbook.supervised.conversations import (
+    NOTE_CONVERTED,
     Conversation,
     ConversationError,
     MarkupMode,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Example = tuple["tinker.ModelInput", np.ndarray]
 
+_MARKUP_HINT = " (It stood as markup in the text of a reply; markup=keep trains it as text.)"
 _REPLY_MODES = (
     TrainOnWhat.LAST_ASSISTANT_MESSAGE,
     TrainOnWhat.LAST_ASSISTANT_TURN,
@@ -205,7 +207,8 @@ class ConversationRenderer:
                     messages, mode = self._with_weights(messages, conversation)
                 examples = self.renderer.build_supervised_examples(messages, mode)
         except _RENDER_ERRORS as error:
-            return ConversationError(f"{where}: {error}", "cannot be rendered")
+            hint = _MARKUP_HINT if NOTE_CONVERTED in conversation.notes else ""
+            return ConversationError(f"{where}: {error}{hint}", "cannot be rendered")
         return self._result(where, conversation, examples)
 
     def _is_plain(self, conversation: Conversation) -> bool:

@@ -22,16 +22,8 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps; batches that do not fill one at an epoch's end are left out."""
-        return self.batches_per_epoch // self.accumulation
-
-    def left_out(self) -> list[str]:
-        """A line on the batches that are left out at an epoch's end; none if there are none."""
-        rest = self.batches_per_epoch % self.accumulation
-        if not rest:
-            return []
-        batches = f"{rest} batch{'es' * (rest != 1)} of an epoch"
-        return [f"{batches} do not fill a step of {self.accumulation} and are left out"]
+        """Steps of an epoch; the last takes what is left of its batches."""
+        return -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def total_steps(self) -> int:
@@ -43,6 +35,11 @@ class Schedule:
         """Epoch and first batch of a step."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_in_epoch * self.accumulation
+
+    def batches(self, step: int) -> range:
+        """The batches of a step."""
+        _, first = self.position(step)
+        return range(first, min(first + self.accumulation, self.batches_per_epoch))
 
     def step_of(self, record: CheckpointRecord) -> int:
         """The first step that a checkpoint does not contain."""

@@ -46,7 +46,7 @@ class Readable(Protocol):
     """A row that was read, and what is known of it."""
 
     @property
-    def shape(self) -> str: ...
+    def shape(self) -> str | None: ...
 
     @property
     def notes(self) -> Counter[str]: ...
@@ -71,7 +71,7 @@ class ReadCounts:
     def add(self, row: Readable) -> None:
         """Count one row."""
         self.num_rows += 1
-        self.shapes[row.shape] += 1
+        self.shapes[row.shape or ""] += 1
         self.note_rows.update(row.notes.keys())
         self.notes.update(row.notes)
         self.unused.update(row.unused)
@@ -82,11 +82,11 @@ class ReadCounts:
             getattr(self, name).update(getattr(other, name))
         return self
 
-    def shape_text(self) -> str:
+    def shape_lines(self) -> list[str]:
         """The shapes by their titles, with their rows where there are several."""
         if len(self.shapes) == 1:
-            return _TITLES[next(iter(self.shapes))]
-        return ", ".join(f"{_TITLES[name]}: {n:,} rows" for name, n in self.shapes.most_common())
+            return [_TITLES[next(iter(self.shapes))]]
+        return [f"{_TITLES[name]}: {count:,} rows" for name, count in self.shapes.most_common()]
 
     def note_lines(self) -> list[str]:
         """A line for everything that was read as something else than it says."""
@@ -94,7 +94,7 @@ class ReadCounts:
         for note, rows in self.note_rows.most_common():
             times = self.notes[note]
             often = f"{times:,} times in " if times != rows else ""
-            lines.append(f"{note}: {often}{rows:,} row{'s' * (rows != 1)}")
+            lines.append(f"{often}{rows:,} row{'s' * (rows != 1)}: {note}")
         return lines
 
     def unused_text(self) -> str:
