@@ -142,6 +142,12 @@ def _rendered_row(
     )
 
 
+def _start_of_texts(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer itself puts before every text, if it does."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return [bos] if bos is not None and list(tokenizer.encode("a"))[:1] == [bos] else []
+
+
 def _weights(datum: tinker.Datum) -> np.ndarray:
     return datum.loss_fn_inputs["weights"].to_numpy()
 
@@ -250,23 +256,19 @@ class ConversationRenderer:
         return marked, TrainOnWhat.CUSTOMIZED
 
     def _text_example(self, text: str) -> Example:
-        """A document: its start where the tokenizer writes one, its text and its end."""
+        """A document: the start of a text where the format has one, the text, and its end."""
         import tinker
 
         tokenizer: Any = self.renderer.tokenizer
-        bos, eos = (
-            getattr(tokenizer, "bos_token_id", None),
-            getattr(tokenizer, "eos_token_id", None),
-        )
+        start = list(self.renderer.bos_ids) or _start_of_texts(tokenizer)
         ids = self.renderer.encoder.encode_markup(text)
-        with_start = tokenizer.encode("a", add_special_tokens=True)
-        starts = bos is not None and with_start[:1] == [bos] and len(with_start) > 1
-        if starts and ids[:1] != [bos]:
-            ids = [bos, *ids]
+        if ids[: len(start)] != start:
+            ids = [*start, *ids]
+        eos = getattr(tokenizer, "eos_token_id", None)
         if eos is not None and not text.rstrip().endswith(str(tokenizer.decode([eos]))):
             ids = [*ids, eos]
         weights = np.ones(len(ids), np.float32)
-        weights[: int(starts)] = 0
+        weights[: len(start)] = 0
         return tinker.ModelInput.from_ints(ids), weights
 
     def _result(

@@ -112,7 +112,7 @@ class FieldReader:
             return json.loads(value)
         except (ValueError, RecursionError):
             name = at.rpartition(".")[2]
-            python = value.lstrip()[:2] in ("[{", "{'", "['")
-            remedy = "write it with json.dumps" if python else "use a list, or JSON text of one"
+            is_python = "'" in value.lstrip()[:3]
+            remedy = "write it with json.dumps" if is_python else "use a list, or JSON text of one"
             problem = f"{name} is a string ({shown(value)}) that is not JSON"
             self.fail(problem, remedy, kind="not JSON", at=at)

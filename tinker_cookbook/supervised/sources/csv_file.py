@@ -8,7 +8,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.supervised.conversations import SourceRow
@@ -86,15 +86,19 @@ class _RecordScan:
 
     def _text_lines(self, file: BinaryIO) -> Iterator[str]:
         file.seek(0)
-        buffered = io.BufferedReader(cast(io.RawIOBase, file), 2**20)
-        try:
-            for line in buffered:
-                self.position += len(line)
-                self.num_lines += 1
-                self.crc32 = zlib.crc32(line, self.crc32)
-                yield self._decoded(line)
-        finally:
-            buffered.detach()  # closing it would close the file
+        rest = b""
+        while chunk := file.read(2**20):
+            self.crc32 = zlib.crc32(chunk, self.crc32)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield self._counted(line + b"\n")
+        if rest:
+            yield self._counted(rest)
+
+    def _counted(self, line: bytes) -> str:
+        self.position += len(line)
+        self.num_lines += 1
+        return self._decoded(line)
 
     def _decoded(self, line: bytes) -> str:
         try:
