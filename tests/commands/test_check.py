@@ -8,6 +8,7 @@ import pytest
 
 from tests.tiny_models import tiny_model
 from tinker_cookbook.cli import main
+from tinker_cookbook.supervised.shapes import SHAPES
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 SHORT, LONG = "fox", "the quick brown fox " * 30
@@ -72,6 +73,64 @@ def test_every_bad_line_is_listed_by_reason_and_the_status_is_1(tmp_path, capsys
     assert figures["unusable_by_reason"] == {
         "unknown role": 1, "not JSON": 1, "no messages": 1, "nothing to train": 1
     }  # fmt: skip
+
+
+FILES = {
+    "messages.jsonl": conversation("a", SHORT),
+    "sharegpt.json": json.dumps(
+        [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": SHORT}]}]
+    ),
+    "alpaca.csv": f"instruction,input,output\na,,{SHORT}\n",
+    "prompt_completion.jsonl": json.dumps({"prompt": "a", "completion": SHORT}),
+    "text.txt": f"a {SHORT}\n",
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_the_shape_and_a_row_as_it_is_trained_are_shown(tmp_path, capsys, name):
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    assert main(check(path)) == 0
+    text = capsys.readouterr().out
+    title = {shape.name: shape.title for shape in SHAPES}[path.stem]
+    assert f"shape       {title}\n" in text
+    line = 2 if name.endswith(".csv") else 1
+    assert f"{name}:{line} as it is trained («» is trained, the rest is context):\n" in text
+    assert f"{SHORT}<|im_end|>»" in text
+    figures = figures_of(capsys, path)
+    assert (figures["shapes"], figures["unusable_rows"]) == ({path.stem: 1}, 0)
+
+
+def test_what_is_converted_and_what_is_not_used_is_counted(tmp_path, capsys):
+    row = json.loads(conversation("a", SHORT))
+    row["messages"].insert(0, {"role": "developer", "content": "b"})
+    path = write(tmp_path / "chat.jsonl", json.dumps(row | {"id": 7}), conversation("a", SHORT))
+    main(check(path))
+    text = capsys.readouterr().out
+    assert "converted   1 row: role developer is read as system" in text
+    assert "not used    keys id (1 row)" in text
+    figures = figures_of(capsys, path)
+    assert list(figures["converted"].values()) == [{"rows": 1, "times": 1}]
+    assert figures["unused_keys"] == {"id": 1}
+
+
+def test_markup_can_be_refused_by_line(tmp_path, capsys):
+    path = write(tmp_path / "chat.jsonl", conversation("a", "<think>\nb\n</think>\n\nc"))
+    assert main(check(path, "--markup", "refuse")) == 1
+    assert "chat.jsonl:1: <think> stands in the text of a reply" in capsys.readouterr().out
+    assert main(check(path, "--markup", "keep")) == 0
+    assert "1 row: <think> or <tool_call> stays text" in capsys.readouterr().out
+
+
+def test_several_files_are_checked_with_their_own_lines(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", conversation("a", SHORT), "oops")
+    (tmp_path / "b.csv").write_text(f"prompt,completion\na,{SHORT}\n")
+    assert main(check(tmp_path, "--batch-size", "3")) == 1
+    text = capsys.readouterr().out
+    assert "container   2 files (1 JSONL, 1 CSV)" in text
+    assert f"{tmp_path}/a.jsonl:2: not JSON" in text
+    assert f"line {tmp_path}/b.csv:2 = line {tmp_path}/a.jsonl:1" in text
+    assert "batches     last batch of an epoch: 2 of 3 rows" in text
 
 
 def test_only_so_many_problems_are_shown(tmp_path, capsys):

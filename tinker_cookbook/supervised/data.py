@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,9 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import chz
 import numpy as np
 
-from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    DataError,
+    DataFormatError,
+    DataValidationError,
+)
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow
+from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
 from tinker_cookbook.supervised.lazy_dataset import (
     LazyDataset,
     RowSource,
@@ -25,7 +31,9 @@ from tinker_cookbook.supervised.rendering import (
     conversation_to_datum,
     conversation_to_datums,
 )
-from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
+from tinker_cookbook.supervised.shapes import shape_of
+from tinker_cookbook.supervised.shapes.sharegpt import LIST_KEYS as SHAREGPT_KEYS
+from tinker_cookbook.supervised.sources.row_file import ReadCounts
 from tinker_cookbook.supervised.sources.several import Mix, MixUntil, OpenedPart, open_parts
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 
@@ -42,6 +50,9 @@ __all__ = [
     "conversation_to_datum",
     "conversation_to_datums",
 ]
+
+GLANCE_ROWS = 200
+"""Rows of datasets that are read before a run, to say what they are read as."""
 
 MapFn = Callable[[dict], "tinker.Datum"]
 FlatMapFn = Callable[[dict], "list[tinker.Datum]"]
@@ -267,7 +278,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         source, parts = open_parts(self.file_path)
         counts = source.check_rows(self.markup)
         test_size = _checked_test_size(self.test_size, len(source), self.file_path)
-        summary = _data_lines(source, counts)
+        summary = counts.lines(
+            f"{source.name}: {len(source):,} rows, {source.container}", len(source)
+        )
         if parts[0].weight is None:
             order = shuffled(len(source), self.shuffle_seed)
             test_rows, train_rows = order[:test_size], order[test_size:]
@@ -302,16 +315,6 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         return np.concatenate([order[:count] for order, count in both]), mix
 
 
-def _data_lines(source: DataSource, counts: ReadCounts) -> list[str]:
-    """What a run says about its data before it begins."""
-    seen = "" if counts.num_rows == len(source) else f" (of {counts.num_rows:,} rows read so far)"
-    shapes = "; ".join(counts.shape_lines())
-    return [
-        f"{source.name}: {len(source):,} rows, {source.container}, read as {shapes}{seen}",
-        *counts.note_lines(),
-    ]
-
-
 def _checked_test_size(test_size: int, num_rows: int, name: str) -> int:
     if not 0 <= test_size < num_rows:
         raise ConfigurationError(
@@ -331,7 +334,10 @@ class HFDatasetSource:
     weight: float | None = chz.field(
         default=None, doc="Share of the mix; None for all sources takes rows in turn."
     )
-    message_field: str = chz.field(default="messages", doc="Column that holds the messages.")
+    message_field: str = chz.field(
+        default="messages",
+        doc="Column that holds the messages; columns of another shape are found without it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -361,7 +367,9 @@ class _MixedRows:
     def _row(self, which: int, index: int) -> SourceRow:
         source = self.sources[which]
         value = dict(self.tables[which][index])
-        value["messages"] = value.pop(source.message_field)
+        field = source.message_field
+        if field in value and field not in SHAREGPT_KEYS:
+            value["messages"] = value.pop(field)
         return SourceRow(f"{source.path}[{source.split}] row {index}", value)
 
 
@@ -410,6 +418,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return _split(
             self,
             rows,
+            summary=_glance(rows, name, self.markup),
             name=name,
             test_rows=np.concatenate([order[:count] for order, count in parts]),
             train_rows=self._interleaved([order[count:] for order, count in parts], probabilities),
@@ -442,6 +451,16 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return np.asarray(mixed.with_format("numpy")["row"][:], dtype=np.uint32)
 
 
+def _glance(rows: _MixedRows, name: str, markup: MarkupMode) -> list[str]:
+    """What a run says about rows of datasets, from some of them; batches meet the bad ones."""
+    counts = ReadCounts()
+    picked = np.linspace(0, len(rows) - 1, min(len(rows), GLANCE_ROWS)).astype(np.int64)
+    for row in rows.rows(picked):
+        with contextlib.suppress(DataError):
+            counts.add(parse_row(row, markup))
+    return counts.lines(f"{name}: {len(rows):,} rows", len(rows))
+
+
 def _load_table(source: HFDatasetSource) -> datasets.Dataset:
     import datasets
 
@@ -450,10 +469,12 @@ def _load_table(source: HFDatasetSource) -> datasets.Dataset:
         raise ConfigurationError(
             f"split={source.split!r} of {source.path} is a {type(table).__name__}; name one split."
         )
-    if source.message_field not in table.column_names:
+    field, columns = source.message_field, table.column_names
+    another_shape = field == "messages" and shape_of(dict.fromkeys(columns, "")) is not None
+    if field not in columns and not another_shape:
         raise DataFormatError(
-            f"message_field={source.message_field!r} is no column of {source.path}; use one of "
-            f"{', '.join(table.column_names)}."
+            f"message_field={field!r} is no column of {source.path}; use one of "
+            f"{', '.join(columns)}."
         )
     return table
 

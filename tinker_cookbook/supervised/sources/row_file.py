@@ -82,6 +82,16 @@ class ReadCounts:
             getattr(self, name).update(getattr(other, name))
         return self
 
+    def lines(self, name: str, num_rows: int) -> list[str]:
+        """What a run says about its data before it begins.
+
+        Args:
+            name: the data's name and size.
+            num_rows: rows of the data, of which those counted here may be a part.
+        """
+        seen = "" if self.num_rows == num_rows else f" (of {self.num_rows:,} rows read so far)"
+        return [f"{name}, read as {'; '.join(self.shape_lines())}{seen}", *self.note_lines()]
+
     def shape_lines(self) -> list[str]:
         """The shapes by their titles, with their rows where there are several."""
         if len(self.shapes) == 1:
@@ -100,7 +110,7 @@ class ReadCounts:
     def unused_text(self) -> str:
         """The keys that are not used, those of most rows first."""
         listed = [
-            key if rows == self.num_rows else f"{key} ({rows:,} rows)"
+            key if rows == self.num_rows else f"{key} ({rows:,} row{'s' * (rows != 1)})"
             for key, rows in self.unused.most_common(12)
         ]
         return ", ".join([*listed, "..."] if len(self.unused) > 12 else listed)
