@@ -207,15 +207,22 @@ class ConversationRenderer:
             if conversation.text is not None:
                 examples = [self._text_example(conversation.text)]
             else:
-                messages = self._messages(conversation)
-                mode = self.train_on_what
-                if not self._is_plain(conversation):
-                    messages, mode = self._with_weights(messages, conversation)
-                examples = self.renderer.build_supervised_examples(messages, mode)
+                examples = self.renderer.build_supervised_examples(*self.marked(conversation))
         except _RENDER_ERRORS as error:
             hint = _MARKUP_HINT if NOTE_CONVERTED in conversation.notes else ""
             return ConversationError(f"{where}: {error}{hint}", "cannot be rendered")
         return self._result(where, conversation, examples)
+
+    def marked(self, conversation: Conversation) -> tuple[list[Message], TrainOnWhat]:
+        """The messages as they are rendered, with declared tools, and what is trained of them.
+
+        Raises:
+            RendererError: a format without tools, or weights that the mode has no use for.
+        """
+        messages = self._messages(conversation)
+        if self._is_plain(conversation):
+            return messages, self.train_on_what
+        return self._with_weights(messages, conversation)
 
     def _is_plain(self, conversation: Conversation) -> bool:
         """Whether `train_on_what` alone decides what is trained of a row."""

@@ -21,8 +21,10 @@ from tinker_cookbook.supervised.sources.row_file import ByteRows
 __all__ = ["JsonValues"]
 
 _QUOTE, _BACKSLASH, _NEWLINE = b'"\\\n'
-_OPENING = np.frombuffer(b"[{", np.uint8)
-_CLOSING = np.frombuffer(b"]}", np.uint8)
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
+"""By how much a byte outside of strings changes the depth."""
 _MAX_GAP_BYTES = 2**16
 
 
@@ -66,12 +68,13 @@ class _ObjectScan:
         self.crc32 = zlib.crc32(chunk, self.crc32)
         newlines = np.flatnonzero(data == _NEWLINE)
         cursor = 0
-        for place in self._borders(data):
+        borders = self._borders(data)
+        lines = np.searchsorted(newlines, borders) + self._line
+        for place, line in zip(borders.tolist(), lines.tolist(), strict=True):
             if self._inside:
                 self.ends.append(self.position + place + 1)
                 cursor = place + 1
             else:
-                line = self._line + int(np.searchsorted(newlines, place))
                 self._close_gap(chunk[cursor:place], line)
                 self.starts.append(self.position + place)
                 self.lines.append(line)
@@ -83,21 +86,21 @@ class _ObjectScan:
         self._line += len(newlines)
         self.position += len(chunk)
 
-    def _borders(self, data: np.ndarray) -> list[int]:
+    def _borders(self, data: np.ndarray) -> np.ndarray:
         """Positions where an object of the outermost level starts or ends, alternating."""
         quotes = self._real_quotes(data)
-        brackets = np.flatnonzero(np.isin(data, _OPENING) | np.isin(data, _CLOSING))
+        brackets = np.flatnonzero(_STEPS[data])
         before = np.searchsorted(quotes, brackets) + int(self._in_string)
         brackets = brackets[before % 2 == 0]
         self._in_string = bool((len(quotes) + int(self._in_string)) % 2)
         if not len(brackets):
-            return []
-        step = np.where(np.isin(data[brackets], _OPENING), 1, -1)
-        depth = self._depth + np.cumsum(step)
+            return brackets
+        step = _STEPS[data[brackets]]
+        depth = self._depth + np.cumsum(step, dtype=np.int64)
         self._depth = int(depth[-1])
         starts = (step == 1) & (depth == self._base + 1)
         ends = (step == -1) & (depth == self._base)
-        return brackets[starts | ends].tolist()
+        return brackets[starts | ends]
 
     def _real_quotes(self, data: np.ndarray) -> np.ndarray:
         """Quotes that no backslash takes the meaning of; a pair of backslashes is a character."""
