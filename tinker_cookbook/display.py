@@ -64,6 +64,8 @@ def describe_example(
 
 
 def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer) -> str:
+    from tinker_cookbook.renderers.picture import printable
+
     pieces: list[str] = []
     start = 0
     while start < len(tokens):
@@ -71,7 +73,7 @@ def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer)
         end = start
         while end < len(tokens) and (weights[end] > 0) == trained:
             end += 1
-        text = str(tokenizer.decode(tokens[start:end]))
+        text = printable(str(tokenizer.decode(tokens[start:end])))
         pieces.append(f"«{text}»" if trained else text)
         start = end
     return "".join(pieces)

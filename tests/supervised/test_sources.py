@@ -272,6 +272,14 @@ def test_hugging_face_tables_keep_calls_and_schemas_as_written(tmp_path):
         assert conversation.tools[0]["parameters"] == expected["tools"][0]["function"]["parameters"]
 
 
+def test_tables_may_keep_a_list_for_each_key_of_the_messages(tmp_path):
+    by_key = [
+        {key: [m[key] for m in row["messages"]] for key in ("role", "content")} for row in ROWS
+    ]
+    path = write(tmp_path / "f.parquet", parquet([{"messages": columns} for columns in by_key]))
+    assert contents(path) == EXPECTED
+
+
 def test_rows_of_tables_are_named_by_their_number(tmp_path):
     path = write(tmp_path / "f.parquet", parquet([{"text": "a"}, {"text": " "}]))
     with pytest.raises(DataError, match=r"f\.parquet row 2: text is empty"):
@@ -334,6 +342,18 @@ def test_texts_of_a_folder_count_only_where_there_is_nothing_else(tmp_path):
     assert len(open_data(str(tmp_path))) == 1
     write(tmp_path / "b.jsonl", lines(ROWS))
     assert len(open_data(str(tmp_path))) == 40
+
+
+def test_a_folder_of_several_splits_is_refused(tmp_path):
+    write(tmp_path / "train-00000-of-00001.parquet", parquet(ROWS))
+    write(tmp_path / "test-00000-of-00001.parquet", parquet(ROWS))
+    with pytest.raises(
+        DataError, match=r"several splits \(test-.*, train-.*\); name one .*train\*"
+    ):
+        open_data(str(tmp_path))
+    assert contents(f"{tmp_path}/**/train*") == EXPECTED
+    (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "testimony.parquet")
+    assert len(open_data(str(tmp_path))) == 80
 
 
 def test_names_with_commas_and_colons_are_files_if_they_exist(tmp_path, monkeypatch):

@@ -20,11 +20,21 @@ def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, Any
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = reader.from_json_text(value, at)
+    if isinstance(value, dict):
+        value = _by_message(value)
     if not isinstance(value, list):
         reader.fail_type(value, "a list of messages", at)
     if not value:
         reader.fail(f"{at} is empty", "give at least one message", kind="no messages")
     return [(f"{at}[{i}]", message) for i, message in enumerate(value)]
+
+
+def _by_message(columns: dict[str, Any]) -> object:
+    """Messages from a table that keeps a list for each of their keys (a `Sequence` of datasets)."""
+    lengths = {len(items) if isinstance(items, list) else -1 for items in columns.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        return columns
+    return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
 def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:

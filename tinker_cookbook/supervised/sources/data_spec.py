@@ -24,6 +24,7 @@ MAX_FILES = 500
 """Every file stays open during a run, and a process may have about a thousand of them."""
 
 _WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
+_SPLIT = re.compile(r"(train|test|valid|validation|eval|dev)(?![a-z])", re.IGNORECASE)
 # What Hugging Face `save_to_disk` writes beside the rows.
 _NO_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
 
@@ -123,9 +124,25 @@ def _files_of_folder(folder: Path) -> list[Path]:
     for suffixes in (DATA_SUFFIXES, TEXT_SUFFIXES):
         files = [p for p in everything if data_suffix(p) in suffixes and p.name not in _NO_DATA]
         if files:
+            _refuse_several_splits(files, folder)
             return files
     listed = ", ".join(path.name for path in everything[:5]) or "nothing"
     raise DataFormatError(
         f"{folder} is a folder without data files (it has {listed}); they end with "
         f"{', '.join((*DATA_SUFFIXES, *TEXT_SUFFIXES))}, also with .gz or .zst behind."
     )
+
+
+def _refuse_several_splits(files: list[Path], folder: Path) -> None:
+    """A downloaded dataset has its test rows beside the rest; nobody wants to train on them."""
+    found: dict[str, Path] = {}
+    for path in files:
+        for name in path.relative_to(folder).parts:
+            if match := _SPLIT.match(name):
+                found.setdefault(match.group(1).lower(), path)
+    if "train" in found and len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found.values())
+        raise DataFormatError(
+            f"{folder} has files of several splits ({names}); name one with a glob, as "
+            f"'{folder}/**/train*'."
+        )
