@@ -217,3 +217,14 @@ def test_what_cannot_be_checked_at_all_ends_with_status_2(
     write(tmp_path / "chat.jsonl", conversation("a", SHORT))
     assert main(["check", *arguments, "--model", str(tiny_model()), "--renderer", "chatml"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "chat.jsonl", conversation("a", SHORT))
+    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(path / "home"))  # below a file
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["check", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert "TINKER_COOKBOOK_HOME" in line

@@ -210,7 +210,7 @@ class _RowParser(ToolReader):
             message, count = structure_reply_markup(message)
             if count:
                 self.notes[NOTE_CONVERTED] += count
-        if remaining_markup(message):
+        if _has_markup(message) and remaining_markup(message):
             self.notes["<think> or <tool_call> stays text in a reply, trained as letters"] += 1
         return message
 
