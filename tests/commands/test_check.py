@@ -107,10 +107,10 @@ def test_what_is_converted_and_what_is_not_used_is_counted(tmp_path, capsys):
     path = write(tmp_path / "chat.jsonl", json.dumps(row | {"id": 7}), conversation("a", SHORT))
     main(check(path))
     text = capsys.readouterr().out
-    assert "converted   1 row: role developer is read as system" in text
+    assert "converted   1 row: role developer is read as system (line 1)\n" in text
     assert "not used    keys id (1 row)" in text
     figures = figures_of(capsys, path)
-    assert list(figures["converted"].values()) == [{"rows": 1, "times": 1}]
+    assert list(figures["converted"].values()) == [{"rows": 1, "times": 1, "first_lines": [1]}]
     assert figures["unused_keys"] == {"id": 1}
 
 
@@ -131,6 +131,8 @@ def test_several_files_are_checked_with_their_own_lines(tmp_path, capsys):
     assert f"{tmp_path}/a.jsonl:2: not JSON" in text
     assert f"line {tmp_path}/b.csv:2 = line {tmp_path}/a.jsonl:1" in text
     assert "batches     last batch of an epoch: 2 of 3 rows" in text
+    main(check(f"{tmp_path}/a.jsonl:1,{tmp_path}/b.csv:1"))  # type: ignore[arg-type]
+    assert f"mix         {tmp_path}/a.jsonl: 1 rows an epoch of its 2\n" in capsys.readouterr().out
 
 
 def test_only_so_many_problems_are_shown(tmp_path, capsys):
@@ -154,8 +156,9 @@ def test_truncation_is_counted_and_lost_rows_are_named(tmp_path, capsys):
     assert figures["rows"] == 2
     assert figures["tokens_cut"] == whole["total"] - 2 * 60 - whole["min"]
     assert figures["first_lines_without_trained_tokens"] == [3]
+    assert figures["first_lines"] == [2, 3]
     assert main(check(path, "--max-length", "60")) == 0
-    assert "1 rows train nothing any more (lines 3)" in capsys.readouterr().out
+    assert "1 rows train nothing any more (line 3)" in capsys.readouterr().out
 
 
 def test_duplicates_are_found_by_content_not_by_bytes(tmp_path, capsys):

@@ -207,6 +207,13 @@ def test_csv_fields_may_hold_delimiters_quotes_and_line_ends(tmp_path):
         ]
 
 
+def test_compressed_csv_is_known_by_its_name_and_content(tmp_path):
+    cells = [{"prompt": "a", "completion": f"b {i}"} for i in range(5)]
+    for suffix, pack in PACKERS.items():
+        file = open_rows(write(tmp_path / f"f.CSV.{suffix}", pack(csv_text(cells))))
+        assert [row.value for row in file.rows(range(5))] == cells
+
+
 def test_csv_cells_hold_messages_as_json(tmp_path):
     cells = [{"messages": json.dumps(row["messages"]), "tools": ""} for row in ROWS]
     assert contents(write(tmp_path / "f.csv", csv_text(cells))) == EXPECTED

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check and print; 1 if a row is unusable, else 0."""
     from tinker_cookbook.supervised.check import check_file
-    from tinker_cookbook.supervised.sources.several import open_data
+    from tinker_cookbook.supervised.sources.several import mix_lines, open_parts
 
     for option, value, least in (
         ("--max-length", args.max_length, 2),
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if value is not None and value < least:
             raise ConfigurationError(f"{option}={value} is too small; use {least} or more.")
-    file = open_data(args.file)
+    file, parts = open_parts(args.file)
     renderer_name, render = _conversation_renderer(args)
     with _progress_bar(len(file)) as bar:
         report = check_file(file, render, num_workers=args.workers, on_progress=bar.update)
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(figures, indent=2))
     else:
         print(_format(figures, report.read, args.batch_size))
+        print("".join(f"{_row('mix', line)}\n" for line in mix_lines(parts)), end="")
         print(_first_row(file, report, render), end="")
         print(_problems(figures, args.max_problems), end="")
     return 1 if report.num_unusable else 0
@@ -136,7 +137,7 @@ def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -
         "",
         _row("container", figures["container"]),
         *(_row("shape", line) for line in read.shape_lines()),
-        *(_row("converted", line) for line in read.note_lines()),
+        *(_row("converted", line) for line in _converted(figures, read)),
         *([_row("not used", f"keys {read.unused_text()}")] if read.unused else []),
         _row("usable", f"{figures['usable_rows']:,} rows, {figures['datums']:,} datums"),
         _row("unusable", _unusable(figures)),
@@ -185,11 +186,28 @@ def _truncated(figures: dict[str, Any]) -> str:
         f"{figures['rows']:,} rows at max_length={figures['max_length']}; "
         f"{figures['tokens_cut']:,} tokens cut, {figures['trained_tokens_cut']:,} of them trained"
     )
+    text += _listed(figures["first_lines"], figures["rows"])
     if lost := figures["rows_without_trained_tokens"]:
-        lines = ", ".join(map(str, figures["first_lines_without_trained_tokens"]))
-        more = ", ..." if lost > 10 else ""
-        text += f"; {lost:,} rows train nothing any more (lines {lines}{more})"
+        lines = _listed(figures["first_lines_without_trained_tokens"], lost)
+        text += f"; {lost:,} rows train nothing any more{lines}"
     return text
+
+
+def _converted(figures: dict[str, Any], read: ReadCounts) -> list[str]:
+    """What was read as something else, with the first lines of each."""
+    found = figures["converted"].values()
+    return [
+        line + _listed(figure["first_lines"], figure["rows"])
+        for line, figure in zip(read.note_lines(), found, strict=True)
+    ]
+
+
+def _listed(lines: list[int | str], num_rows: int) -> str:
+    """The first lines of some rows, in brackets; nothing for none."""
+    if not lines:
+        return ""
+    more = ", ..." if num_rows > len(lines) else ""
+    return f" (line{'s' * (num_rows != 1)} {', '.join(map(str, lines))}{more})"
 
 
 def _duplicates(figures: dict[str, Any]) -> str:

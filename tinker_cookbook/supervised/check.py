@@ -27,6 +27,7 @@ __all__ = ["FileReport", "RowReport", "check_file"]
 ROWS_PER_TASK = 512
 MAX_PROBLEMS_KEPT = 1000
 MAX_PAIRS_KEPT = 100
+MAX_LINES_KEPT = 10
 PERCENTILES = (0, 50, 90, 99, 100)
 
 
@@ -109,6 +110,8 @@ class FileReport:
         self.problem_kinds: Counter[str] = Counter()
         self.num_datums = 0
         self.read = ReadCounts()
+        self._note_rows: dict[str, list[int]] = {}
+        """By what was done to them, the first `MAX_LINES_KEPT` rows."""
         self._counts = np.zeros((self.num_rows, 4), np.uint32)
         self._digests = np.zeros(self.num_rows, np.uint64)
         self._usable = np.zeros(self.num_rows, bool)
@@ -117,6 +120,10 @@ class FileReport:
         """Record row `index`; call it in the order of the rows."""
         if row.shape is not None:
             self.read.add(row)
+            for note in row.notes:
+                rows = self._note_rows.setdefault(note, [])
+                if len(rows) < MAX_LINES_KEPT:
+                    rows.append(index)
         if row.problem is not None:
             self.problem_kinds[row.kind or "unusable"] += 1
             if len(self.problems) < MAX_PROBLEMS_KEPT:
@@ -141,12 +148,17 @@ class FileReport:
         counts = self._counts[self._usable].astype(np.int64)
         tokens, trained, kept, kept_trained = counts.T
         lost = np.flatnonzero(self._usable & (self._counts[:, 3] == 0))
+        cut = np.flatnonzero(self._usable & (self._counts[:, 2] < self._counts[:, 0]))
         return {
             "file": self._file.name,
             "container": self._file.container,
             "shapes": dict(self.read.shapes.most_common()),
             "converted": {
-                note: {"rows": rows, "times": self.read.notes[note]}
+                note: {
+                    "rows": rows,
+                    "times": self.read.notes[note],
+                    "first_lines": self._lines(self._note_rows[note]),
+                }
                 for note, rows in self.read.note_rows.most_common()
             },
             "unused_keys": dict(self.read.unused.most_common()),
@@ -160,11 +172,12 @@ class FileReport:
             "trained_tokens": {"total": int(trained.sum()), **_percentiles(trained)},
             "truncated": {
                 "max_length": self.max_length,
-                "rows": int((kept < tokens).sum()),
+                "rows": len(cut),
+                "first_lines": self._lines(cut[:MAX_LINES_KEPT]),
                 "tokens_cut": int((tokens - kept).sum()),
                 "trained_tokens_cut": int((trained - kept_trained).sum()),
                 "rows_without_trained_tokens": len(lost),
-                "first_lines_without_trained_tokens": self._lines(lost[:10]),
+                "first_lines_without_trained_tokens": self._lines(lost[:MAX_LINES_KEPT]),
             },
             "duplicates": self._duplicates(),
             "problems": self.problems,

@@ -7,6 +7,7 @@ shuffled batch. Memory is one such portion; the disk holds the table unpacked.
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.sources.opening import OpenedFile
+from tinker_cookbook.supervised.sources.opening import OpenedFile, no_room
 from tinker_cookbook.supervised.sources.row_file import MAX_ROW_BYTES, RowFile
 
 __all__ = ["ARROW_MAGIC", "PARQUET_MAGIC", "ArrowRows"]
@@ -41,6 +42,8 @@ class ArrowRows(RowFile):
         try:
             self._first_rows = self._unpack(opened)
         except (pyarrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise no_room(self.path, error) from error  # pyright: ignore[reportArgumentType]
             problem = " ".join(str(error).split())
             raise DataFormatError(
                 f"{self.path}: the {self.container} file cannot be read ({problem}); copy or "

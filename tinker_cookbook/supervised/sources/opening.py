@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from tinker_cookbook.exceptions import DataFormatError
 
-__all__ = ["BOM", "OpenedFile", "open_unpacked"]
+__all__ = ["BOM", "OpenedFile", "no_room", "open_unpacked"]
 
 BOM = b"\xef\xbb\xbf"
 
@@ -118,7 +118,10 @@ def _unpacked(source: BinaryIO, path: Path, name: str, unpack: Callable[[Any], A
     try:
         with source, unpack(source) as packed:
             while chunk := packed.read(2**20):
-                target.write(chunk)
+                _store(target, chunk, path)
+    except DataFormatError:
+        target.close()
+        raise
     except EOFError:
         target.close()
         raise DataFormatError(
@@ -128,3 +131,20 @@ def _unpacked(source: BinaryIO, path: Path, name: str, unpack: Callable[[Any], A
         target.close()
         raise DataFormatError(f"{path}: the {name} file is damaged ({error}).") from error
     return target  # pyright: ignore[reportReturnType]
+
+
+def _store(target: Any, chunk: bytes, path: Path) -> None:
+    try:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[target.write(rest) :]  # an unbuffered file may take a part only
+    except OSError as error:
+        raise no_room(path, error) from error
+
+
+def no_room(path: Path, error: OSError) -> DataFormatError:
+    """What to say where a file cannot be unpacked for want of disk."""
+    return DataFormatError(
+        f"{path} cannot be unpacked into {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to "
+        "a folder with more room."
+    )

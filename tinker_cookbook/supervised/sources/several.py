@@ -21,7 +21,7 @@ from tinker_cookbook.supervised.sources.row_file import (
     RowFile,
 )
 
-__all__ = ["Mix", "MixUntil", "OpenedPart", "SeveralFiles", "open_data", "open_parts"]
+__all__ = ["Mix", "MixUntil", "OpenedPart", "SeveralFiles", "mix_lines", "open_data", "open_parts"]
 
 MixUntil = Literal["first_exhausted", "all_exhausted"]
 """When an epoch of a weighted mix ends: with the file that is through first, or last."""
@@ -179,3 +179,13 @@ class Mix:
             + (f", so each comes about {count / len(part):.1f} times" if count > len(part) else "")
             for name, part, count in zip(names, self.rows, self.counts, strict=True)
         ]
+
+
+def mix_lines(parts: Sequence[OpenedPart]) -> list[str]:
+    """What the weights make of an epoch that ends with the first part; nothing without weights."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        return []
+    rows = [np.arange(part.start, part.stop) for part in parts]
+    mix = Mix.by_weights(rows, weights, until="first_exhausted", seed=0)
+    return mix.describe([part.path for part in parts])
