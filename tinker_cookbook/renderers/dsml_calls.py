@@ -235,7 +235,8 @@ class DsmlParser(TokenParser):
         elif token == self._dsml and self._state is _State.CALLS:
             self._parts.append(token)
         elif token == self._dsml and self._state is _State.TEXT and self._held.endswith("<"):
-            self._state, self._held, self._parts = _State.CALLS, "", [token]
+            self._state, self._held = _State.CALLS, ""
+            self._parts = [token]
         elif token == self._think_close and self._state is _State.THINK:
             self._state = _State.TEXT
         elif token == self._think_open and self._state is _State.TEXT:
