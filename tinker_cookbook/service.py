@@ -8,7 +8,6 @@ without any of them a service of its own on this machine, stopped with this proc
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import os
 import urllib.error
@@ -26,6 +25,7 @@ from tinker_cookbook.exceptions import (
     TinkerCookbookError,
     TrainingError,
 )
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 if TYPE_CHECKING:
     import tinker
@@ -357,11 +357,9 @@ class Connection:
                 f"model_name is not set and {self.base_url} has no default; its models are "
                 f"{listed}. Add model_name=NAME (a recipe) or --model NAME (a command)."
             )
-        nearest = difflib.get_close_matches(model_name, models, n=1)
-        hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise ConfigurationError(
-            f"model_name={model_name} is not offered by {self.base_url}; its models are "
-            f"{listed}.{hint}"
+            f"model_name={model_name} is not offered by {self.base_url}."
+            f"{did_you_mean(model_name, models)} Its models are {listed}."
         )
 
     def close(self, *, at_once: bool = False) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, train_step
+from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook import cli, model_files
 from tinker_cookbook.embedded_service import find_saved_model
 from tinker_cookbook.local.service.index import RunRow
@@ -85,3 +86,35 @@ def test_a_checkpoint_on_this_machine_tells_its_model(tmp_path, monkeypatch, cap
     assert find_saved_model(path) == "some/model"
     assert cli.main(["sample", f"{path}2", "--base-url", "local"]) == 2
     assert f"{path}2 does not exist" in capsys.readouterr().err
+
+
+def test_a_text_model_reads_no_images(sample, local_service) -> None:
+    status, _, problem = sample("--image", "x.png")
+    assert status == 2
+    assert f"model={local_service.model} reads no images; leave out --image" in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (
+            "qwen2_5_vl",
+            "renderer=chatml writes no images. For {} use --renderer qwen3_vl_instruct.",
+        ),
+        ("llava", "model={} reads images, and no renderer here writes them in its format"),
+    ],
+)
+def test_a_vision_folder_names_the_renderer_of_images(
+    service_factory, monkeypatch, capsys, tmp_path, kind: str, problem: str
+) -> None:
+    folder = tiny_vision_model(kind)
+    served = service_factory(folder)
+    monkeypatch.setenv("TINKER_BASE_URL", served.base_url)
+    monkeypatch.setenv("TINKER_API_KEY", served.api_key)
+    file = tmp_path / "picture.png"
+    file.write_bytes(picture(28, 28))
+    words = ["sample", "--image", str(file), "--max-tokens", "2", "--renderer"]
+    assert cli.main([*words, "chatml"]) == 2
+    assert problem.format(folder) in capsys.readouterr().err
+    if kind == "qwen2_5_vl":
+        assert cli.main([*words, "qwen3_vl_instruct"]) == 0

@@ -268,6 +268,10 @@ class ChatMLRenderer(Renderer):
     def get_stop_sequences(self) -> list[int]:
         return [self._end]
 
+    @property
+    def writes_images(self) -> bool:
+        return self._images is not None
+
     def grammar(self) -> Grammar:
         call = (self._marker_ids[_MARKERS[0]], self._marker_ids[_MARKERS[1]])
         document_end = self.encoder.control_id("<|endoftext|>")
