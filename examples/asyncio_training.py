@@ -6,14 +6,17 @@ Each run awaits only its own results, so the service can interleave them. At the
 likely they find each other's sentence: each has learnt its own.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
-
-import tinker
+from typing import TYPE_CHECKING
 
 from tinker_cookbook import service
-from tinker_cookbook.supervised import datum_from_model_input_weights
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+if TYPE_CHECKING:
+    import tinker  # takes a second, so it is imported where it is used
 
 SENTENCES = ("The harbour was full of grey ships.", "Seven cats slept on the warm stove.")
 
@@ -22,6 +25,8 @@ async def train_run(
     client: tinker.TrainingClient, datum: tinker.Datum, num_steps: int
 ) -> tinker.SamplingClient:
     """Overfit one run on one datum and return a sampler of the result."""
+    import tinker
+
     for _ in range(num_steps):
         gradient = client.forward_backward([datum], "cross_entropy")
         update = client.optim_step(tinker.AdamParams(learning_rate=2e-3))
@@ -33,6 +38,9 @@ async def train_run(
 async def main(model: str | None, num_steps: int, base_url: str | None) -> list[list[float]]:
     """Train both; returns mean logprobs, one row a run, one column a sentence."""
     import numpy as np
+    import tinker
+
+    from tinker_cookbook.supervised import datum_from_model_input_weights
 
     with service.connect(base_url, model) as connection:
         print(connection.describe())

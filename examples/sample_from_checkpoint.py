@@ -9,8 +9,6 @@ that --base-url (or the environment) names.
 
 import argparse
 
-import tinker
-
 from tinker_cookbook import model_info, service
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -27,6 +25,8 @@ def main(
     temperature: float = 0.7,
 ) -> str:
     """Print and return one answer."""
+    import tinker  # takes a second, so --help does without it
+
     checkpoint = target if target is not None and target.startswith("tinker://") else None
     model_name = model if checkpoint else target
     with service.connect(base_url, model_name, checkpoint=checkpoint) as connection:

@@ -6,13 +6,18 @@ One datum pairs the tokens that the model reads with the tokens it should say ne
 for each: 0 for the prompt, 1 for the answer. The loss falls because it is the same one each time.
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tinker
 
 from tinker_cookbook import service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+if TYPE_CHECKING:
+    import tinker  # takes a second, so it is imported where it is used
 
 PROMPT = "The keeper looked at the glass and said:"
 ANSWER = " steady, wind in the west."
@@ -20,6 +25,8 @@ ANSWER = " steady, wind in the west."
 
 def build_datum(prompt_tokens: list[int], answer_tokens: list[int]) -> tinker.Datum:
     """Targets are the tokens shifted by one; the last token is only a target."""
+    import tinker
+
     tokens = np.array(prompt_tokens + answer_tokens)
     weights = np.zeros(len(tokens), np.float32)
     weights[len(prompt_tokens) :] = 1.0
@@ -34,6 +41,8 @@ def build_datum(prompt_tokens: list[int], answer_tokens: list[int]) -> tinker.Da
 
 def main(model: str | None, num_steps: int, base_url: str | None) -> list[float]:
     """Train a few steps; returns the loss per answer token before each."""
+    import tinker
+
     losses = []
     with service.connect(base_url, model) as connection:
         print(connection.describe())

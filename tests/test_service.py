@@ -16,9 +16,10 @@ import tinker
 
 from tests.conftest import TEST_KEY, ServiceProcess
 from tests.e2e.sdk import text, tokens
-from tinker_cookbook import embedded_service, service
-from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook import embedded_service, service, tokenizer_utils
+from tinker_cookbook.exceptions import ConfigurationError, TrainingError, WeightsDownloadError
 from tinker_cookbook.model_files import DEFAULT_MODEL
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +135,34 @@ def test_a_remote_service_answers_for_its_models(monkeypatch, local_service: Ser
     assert service.default_model(local_service.base_url) == local_service.model
     with pytest.raises(ConfigurationError, match="Did you mean"):
         service.connect(local_service.base_url, local_service.model[:-1])
+
+
+def test_the_services_tokenizer_where_no_hub_is(
+    monkeypatch, tmp_path: Path, service_factory, tiny_model_folder: Path
+):
+    """The service found the model in a cache of its own; the client has neither that nor a hub."""
+    name = "meta-llama/Tiny-for-tests"
+    cache = tmp_path / "cache"
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / "abc").symlink_to(tiny_model_folder)
+    served = service_factory(name, environment={"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"})
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsDownloadError, match="is not on this machine"):
+        get_tokenizer(name)
+    monkeypatch.setenv("TINKER_API_KEY", served.api_key)
+    with service.connect(served.base_url, name):
+        tokenizer = get_tokenizer(name)
+        with pytest.raises(WeightsDownloadError, match="is not on this machine"):
+            get_tokenizer("meta-llama/Another-for-tests")
+    assert tokenizer.get_vocab() == get_tokenizer(str(tiny_model_folder)).get_vocab()
+    assert tokenizer.name_or_path == name
+    monkeypatch.setattr(tokenizer_utils, "_loaded", {})
+    monkeypatch.setenv("TINKER_BASE_URL", served.base_url)  # a program with clients of its own
+    assert get_tokenizer(name).get_vocab() == tokenizer.get_vocab()
 
 
 def test_of_several_models_one_must_be_named():

@@ -12,6 +12,7 @@ from tests.assets import load_tokenizer, tokenizer_folder
 from tinker_cookbook import tokenizer_utils
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.model_files import DEFAULT_MODEL
+from tinker_cookbook.renderers import load_renderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer, strip_variant
 
 
@@ -90,6 +91,34 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"tokenizer\.json"):
         get_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_model(tmp_path: Path) -> None:
+    """Repositories of a tokenizer alone have no config.json."""
+    origin = tokenizer_folder("qwen3")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).symlink_to(origin / name)
+    tokenizer = get_tokenizer(str(tmp_path))
+    expected = load_tokenizer("qwen3")
+    assert tokenizer.encode("Hi\n<think>") == expected.encode("Hi\n<think>")
+    assert tokenizer.chat_template == expected.chat_template
+    renderer = load_renderer("qwen3", str(tmp_path))
+    assert renderer.get_stop_sequences() == [expected.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_a_cached_repository_of_a_tokenizer_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--someone--only-a-tokenizer"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").symlink_to(tokenizer_folder("qwen3") / "tokenizer.json")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert get_tokenizer("someone/only-a-tokenizer").encode("Hi") == [13048]
 
 
 def test_a_missing_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ first line is its help line. Only the module asked for is imported, so `--help` 
 
 import argparse
 import ast
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tinker_cookbook import __version__
 from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = ["main"]
 
@@ -80,9 +80,7 @@ def format_help(commands: dict[str, str]) -> str:
 
 def unknown_command_message(name: str, known: list[str]) -> str:
     """Say that `name` is no command, which ones there are, and the nearest."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"COMMAND={name} is unknown; use one of {', '.join(known)}.{hint}"
+    return f"COMMAND={name} is unknown.{did_you_mean(name, known)} Use one of {', '.join(known)}."
 
 
 def _help_line(path: Path) -> str:

@@ -52,7 +52,7 @@ def cookbook_home() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".tinker-cookbook"
 
 
-def resolve_model_folder(model_name: str, *, weights: bool = True) -> Path:
+def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool = True) -> Path:
     """Folder with config.json, tokenizer files and, if wanted, weights of a model.
 
     Looks at a local folder of that name, the Hugging Face cache, what was converted before, the
@@ -61,6 +61,7 @@ def resolve_model_folder(model_name: str, *, weights: bool = True) -> Path:
     Args:
         model_name: a folder, or a hub id such as `Qwen/Qwen3-0.6B`.
         weights: False if config and tokenizer are enough; less is downloaded then.
+        config: False if the tokenizer alone is enough, as some folders and repositories hold it.
 
     Raises:
         ConfigurationError: if the name is neither a folder nor a hub id, or a folder is no model.
@@ -68,13 +69,13 @@ def resolve_model_folder(model_name: str, *, weights: bool = True) -> Path:
     """
     path = Path(model_name).expanduser()
     if path.is_dir():
-        return _check_local(path, weights=weights)
+        return _check_local(path, weights=weights, config=config)
     if not _HUB_ID.fullmatch(model_name):
         raise ConfigurationError(
             f"model_name={model_name!r} is not a folder here and not a hub id; "
             f"use a folder with config.json or an id such as {DEFAULT_MODEL}"
         )
-    cached = _find_cached(model_name, weights=weights)
+    cached = _find_cached(model_name, weights=weights, config=config)
     if cached is not None:
         return cached
     converted = _converted_folder() if model_name == DEFAULT_MODEL else None
@@ -83,7 +84,7 @@ def resolve_model_folder(model_name: str, *, weights: bool = True) -> Path:
     problem = _hub_problem(model_name)
     if problem is None:
         try:
-            return _download(model_name, weights=weights)
+            return _download(model_name, weights=weights, config=config)
         except WeightsDownloadError as error:
             problem = str(error)
     if converted is not None:
@@ -94,8 +95,10 @@ def resolve_model_folder(model_name: str, *, weights: bool = True) -> Path:
     )
 
 
-def _check_local(folder: Path, *, weights: bool) -> Path:
+def _check_local(folder: Path, *, weights: bool, config: bool) -> Path:
     if not (folder / "config.json").exists():
+        if not config and _has_tokenizer(folder):
+            return folder.resolve()
         raise ConfigurationError(
             f"model_name={str(folder)!r} has no config.json; use a Hugging Face model folder"
         )
@@ -107,12 +110,16 @@ def _check_local(folder: Path, *, weights: bool) -> Path:
     return folder.resolve()
 
 
-def _is_complete(folder: Path, *, weights: bool) -> bool:
-    if not (folder / "config.json").exists():
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    return any((folder / name).exists() for name in names)
+
+
+def _is_complete(folder: Path, *, weights: bool, config: bool = True) -> bool:
+    if config and not (folder / "config.json").exists():
         return False
     if not weights:
-        has_tokenizer = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-        return any((folder / name).exists() for name in has_tokenizer)
+        return _has_tokenizer(folder)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -120,7 +127,7 @@ def _is_complete(folder: Path, *, weights: bool) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _find_cached(model_name: str, *, weights: bool) -> Path | None:
+def _find_cached(model_name: str, *, weights: bool, config: bool) -> Path | None:
     if not (_hub_cache() / f"models--{model_name.replace('/', '--')}").is_dir():
         return None  # known without importing the hub's client
     from huggingface_hub import snapshot_download
@@ -130,7 +137,7 @@ def _find_cached(model_name: str, *, weights: bool) -> Path | None:
         folder = Path(snapshot_download(model_name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return folder if _is_complete(folder, weights=weights) else None
+    return folder if _is_complete(folder, weights=weights, config=config) else None
 
 
 def _hub_cache() -> Path:
@@ -200,7 +207,7 @@ def _ask(url: str) -> int | str:
         return str(getattr(error, "reason", error))
 
 
-def _download(model_name: str, *, weights: bool) -> Path:
+def _download(model_name: str, *, weights: bool, config: bool) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -211,8 +218,9 @@ def _download(model_name: str, *, weights: bool) -> Path:
         folder = Path(snapshot_download(model_name, allow_patterns=patterns, etag_timeout=5))
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise WeightsDownloadError(f"the download from the hub failed: {error}") from error
-    if not _is_complete(folder, weights=weights):
-        raise WeightsDownloadError("the hub has no safetensors weights of it")
+    if not _is_complete(folder, weights=weights, config=config):
+        what = "safetensors weights" if weights else "tokenizer"
+        raise WeightsDownloadError(f"the hub has no {what} of it")
     return folder
 
 

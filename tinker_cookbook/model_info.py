@@ -178,8 +178,11 @@ def get_google_info() -> dict[str, ModelAttributes]:
 
 @cache
 def get_deepseek_info() -> dict[str, ModelAttributes]:
-    """Return DeepSeek V3, R1 and V3.1, all of one size."""
+    """Return DeepSeek V3, R1 and V3.1, all of one size, and V4."""
     org, size = "deepseek-ai", ("671B-A37B",)
+    flash, pro = ("284B-A13B",), ("1.6T-A49B",)
+    suffixes = ("", "_thinking", "_high_reasoning", "_max_reasoning", "_preserve_thinking")
+    v4 = tuple(f"deepseekv4{suffix}" for suffix in suffixes)
     return {
         **_family(org, "3", size, "DeepSeek-V3", ("deepseekv3_chat",)),
         **_family(org, "3", size, "DeepSeek-V3-0324", ("deepseekv3_chat",)),
@@ -189,6 +192,10 @@ def get_deepseek_info() -> dict[str, ModelAttributes]:
         **_family(
             org, "3.1", ("671B-A37B",), "DeepSeek-V3.1", ("deepseekv3", "deepseekv3_thinking")
         ),
+        **_family(org, "4", flash, "DeepSeek-V4-Flash-Base", _BASE),
+        **_family(org, "4", flash, "DeepSeek-V4-Flash", v4),
+        **_family(org, "4", pro, "DeepSeek-V4-Pro-Base", _BASE),
+        **_family(org, "4", pro, "DeepSeek-V4-Pro", v4),
     }
 
 
@@ -233,9 +240,22 @@ def get_moonshot_info() -> dict[str, ModelAttributes]:
 
 @cache
 def get_nvidia_info() -> dict[str, ModelAttributes]:
-    """Return Nemotron 3."""
-    renderers = ("nemotron3", "nemotron3_disable_thinking", "nemotron3_preserve_thinking")
-    return _family("nvidia", "3", ("30B-A3B",), "NVIDIA-Nemotron-3-Nano-{}-BF16", renderers)
+    """Return Nemotron 3 and 3.5 Lightning, whose format is that of 3 Nano."""
+    org = "nvidia"
+    nano = _variants("nemotron3")
+    ultra = (*_variants("nemotron3_ultra"), "nemotron3_ultra_medium_thinking")
+    return {
+        **_family(org, "3", ("30B-A3B",), "NVIDIA-Nemotron-3-Nano-{}-BF16", nano),
+        **_family(
+            org,
+            "3",
+            ("120B-A12B",),
+            "NVIDIA-Nemotron-3-Super-{}-BF16",
+            (*nano, "nemotron3_low_thinking"),
+        ),
+        **_family(org, "3", ("550B-A55B",), "NVIDIA-Nemotron-3-Ultra-{}-BF16", ultra),
+        **_family(org, "3.5", ("30B-A3B",), "NVIDIA-Nemotron-3.5-Lightning-{}-BF16", nano),
+    }
 
 
 _ORGANIZATIONS: dict[str, Callable[[], dict[str, ModelAttributes]]] = {

@@ -8,7 +8,6 @@ without any of them a service of its own on this machine, stopped with this proc
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import os
 import urllib.error
@@ -22,7 +21,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinker_cookbook.embedded_service import EmbeddedService, add_to_no_proxy, find_saved_model
-from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    TinkerCookbookError,
+    TrainingError,
+)
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 if TYPE_CHECKING:
     import tinker
@@ -35,6 +39,7 @@ __all__ = [
     "current_connection",
     "default_model",
     "find_api_key",
+    "find_served_tokenizer",
 ]
 
 ServiceKind = Literal["local", "remote", "hosted"]
@@ -180,6 +185,31 @@ def current_connection() -> Connection:
     return _entered[-1]
 
 
+def find_served_tokenizer(model_name: str) -> Path | None:
+    """The folder on this machine from which a service takes a model's tokenizer.
+
+    Asks the connections that are open in this process, innermost first; without any, the service
+    that `TINKER_BASE_URL` names.
+
+    Returns:
+        None if no service is at hand, offers the model, or names a folder that is here.
+    """
+    try:
+        connections = list(reversed(_entered)) or _connections_of_environment()
+    except TinkerCookbookError:
+        return None
+    found = (connection.tokenizer_folder(model_name) for connection in connections)
+    return next((folder for folder in found if folder is not None), None)
+
+
+def _connections_of_environment() -> list[Connection]:
+    choice = choose_service()
+    if choice.kind != "remote":
+        return []
+    _avoid_proxy_for_loopback(choice)
+    return [Connection(choice, find_api_key(), model_name="")]
+
+
 class Connection:
     """A service, the key for it, and the model to train there.
 
@@ -264,6 +294,18 @@ class Connection:
             models = [model.get("model_name") for model in answer.get("supported_models") or []]
         return sorted(name for name in models if name)
 
+    def tokenizer_folder(self, model_name: str) -> Path | None:
+        """The folder of a model's tokenizer, if the service names one that is on this machine."""
+        try:
+            answer = self._get_json("get_server_capabilities") or {}
+        except TinkerCookbookError:
+            return None
+        for model in answer.get("supported_models") or []:
+            folder = model.get("tokenizer_id")
+            if model.get("model_name") == model_name and folder and Path(folder).is_dir():
+                return Path(folder)
+        return None
+
     def model_of(self, checkpoint: str) -> str:
         """The base model of a checkpoint.
 
@@ -319,11 +361,9 @@ class Connection:
                 f"model_name is not set and {self.base_url} has no default; its models are "
                 f"{listed}. Add model_name=NAME (a recipe) or --model NAME (a command)."
             )
-        nearest = difflib.get_close_matches(model_name, models, n=1)
-        hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise ConfigurationError(
-            f"model_name={model_name} is not offered by {self.base_url}; its models are "
-            f"{listed}.{hint}"
+            f"model_name={model_name} is not offered by {self.base_url}."
+            f"{did_you_mean(model_name, models)} Its models are {listed}."
         )
 
     def close(self, *, at_once: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,6 +80,9 @@ def strip_variant(model_name: str) -> str:
 def get_tokenizer(model_name: str) -> Tokenizer:
     """Return the tokenizer of a model, the same object on every call.
 
+    A model that is not on this machine, nor to be had from the hub, has the tokenizer that the
+    connected service names, if that lies on this machine.
+
     Args:
         model_name: a registered name, a local folder, or a Hugging Face model id, which may carry
             a `:variant` suffix.
@@ -109,13 +112,24 @@ def _load(model_name: str) -> Tokenizer:
     factory = _registered.get(model_name) or _registered.get(strip_variant(model_name))
     if factory is not None:
         return factory()
-    from tinker_cookbook.model_files import resolve_model_folder
-
     name = strip_variant(model_name)
-    folder = resolve_model_folder(name, weights=False)
-    tokenizer = _load_folder(folder)
+    tokenizer = _load_folder(_find_folder(name))
     tokenizer.name_or_path = name
     return tokenizer
+
+
+def _find_folder(name: str) -> Path:
+    from tinker_cookbook.model_files import resolve_model_folder
+
+    try:
+        return resolve_model_folder(name, weights=False, config=False)
+    except WeightsDownloadError:
+        from tinker_cookbook.service import find_served_tokenizer
+
+        folder = find_served_tokenizer(name)
+        if folder is None:
+            raise
+        return folder
 
 
 def _load_folder(folder: Path) -> Tokenizer:

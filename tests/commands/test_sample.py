@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ServiceProcess, start_service
 from tests.e2e.sdk import batch, train_step
 from tests.tiny_models import tiny_model
+from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook import cli, model_files, service
 from tinker_cookbook.embedded_service import find_saved_model
 from tinker_cookbook.local.service.index import RunRow
@@ -135,3 +136,35 @@ def test_models_of_a_folder_can_be_sampled(folder_service, monkeypatch, capsys, 
     assert f"model    {models}/" in shown
     assert cli.main(["sample", "--model", "absent", *words]) != 0
     assert "is not offered" in capsys.readouterr().err
+
+
+def test_a_text_model_reads_no_images(sample, local_service) -> None:
+    status, _, problem = sample("--image", "x.png")
+    assert status == 2
+    assert f"model={local_service.model} reads no images; leave out --image" in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (
+            "qwen2_5_vl",
+            "renderer=chatml writes no images. For {} use --renderer qwen3_vl_instruct.",
+        ),
+        ("llava", "model={} reads images, and no renderer here writes them in its format"),
+    ],
+)
+def test_a_vision_folder_names_the_renderer_of_images(
+    service_factory, monkeypatch, capsys, tmp_path, kind: str, problem: str
+) -> None:
+    folder = tiny_vision_model(kind)
+    served = service_factory(folder)
+    monkeypatch.setenv("TINKER_BASE_URL", served.base_url)
+    monkeypatch.setenv("TINKER_API_KEY", served.api_key)
+    file = tmp_path / "picture.png"
+    file.write_bytes(picture(28, 28))
+    words = ["sample", "--image", str(file), "--max-tokens", "2", "--renderer"]
+    assert cli.main([*words, "chatml"]) == 2
+    assert problem.format(folder) in capsys.readouterr().err
+    if kind == "qwen2_5_vl":
+        assert cli.main([*words, "qwen3_vl_instruct"]) == 0

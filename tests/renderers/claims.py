@@ -10,7 +10,8 @@ _CLAIMS = """
     qwen3_6_preserve_thinking qwen3_vl_instruct qwen3_8_disable_thinking
     qwen3_8_low_reasoning qwen3_8_medium_reasoning qwen3_8_xhigh_reasoning
     glm4_5_disable_thinking glm4_7_disable_thinking glm4_7_preserve_thinking gemma3 gemma4
-    deepseekv3 deepseekv3_chat kimi_k2_instruct kimi_k25_disable_thinking kimi_k26_preserve_thinking
+    deepseekv3 deepseekv3_chat deepseekv4
+    kimi_k2_instruct kimi_k25_disable_thinking kimi_k26_preserve_thinking
     nemotron3_disable_thinking nemotron3_preserve_thinking
 """.split()
 EXTENDING = [name for name in _CLAIMS if name in FAMILIES]

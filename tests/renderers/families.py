@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .dsml_families import DSML_FAMILIES, DSML_VARIANTS
 from .family import Family
 from .gemma_families import GEMMA_FAMILIES, GEMMA_VARIANTS
 from .glm_families import GLM_FAMILIES
@@ -60,7 +61,8 @@ FAMILIES = {
         *GEMMA_FAMILIES,
         *OTHER_FAMILIES,
         *MARKER_FAMILIES,
+        *DSML_FAMILIES,
     )
 }
-VARIANTS = {family.name: family for family in (*MARKER_VARIANTS, *GEMMA_VARIANTS)}
+VARIANTS = {family.name: family for family in (*MARKER_VARIANTS, *GEMMA_VARIANTS, *DSML_VARIANTS)}
 """Formats so near to one of FAMILIES that equality with their template is test enough."""

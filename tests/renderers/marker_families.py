@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tests.assets_readback import stored_template
 from tinker_cookbook.renderers.battery.subject import Case
 from tinker_cookbook.renderers.content import split_reasoning
 
@@ -147,6 +148,24 @@ _FENCED_CALL = (
 )
 _DEEPSEEK = {"text_arguments": True}
 _V3 = {**_DEEPSEEK, "is_v3_1": False}
+# V3's template closes a reply at its second call, and knows calls by content that is none, which
+# transformers drops. Here every reply with calls is closed and its text is written, as R1's is.
+_V3_CALLS_END = "{{'<｜tool▁calls▁end｜><｜end▁of▁sentence｜>'}}"
+_V3_REPAIRS = (
+    (_V3_CALLS_END + "{%- endif %}{%- endfor %}", "{%- endif %}{%- endfor %}" + _V3_CALLS_END),
+    ("message['content'] is none", "message['tool_calls'] is defined"),
+    ("message['content'] is not none", "message['tool_calls'] is not defined"),
+    ("'<｜Assistant｜><｜tool", "'<｜Assistant｜>' + message['content'] + '<｜tool"),
+)
+
+
+def _v3_template() -> str:
+    template = stored_template("deepseek_v3")
+    for before, after in _V3_REPAIRS:
+        assert template.count(before) == 1, before
+        template = template.replace(before, after)
+    return template
+
 
 _DEEPSEEK_FAMILIES = (
     DeepSeekFamily(
@@ -173,6 +192,7 @@ _DEEPSEEK_FAMILIES = (
         "deepseekv3_chat",
         "deepseekv3_chat",
         "deepseek_v3",
+        {"chat_template": _v3_template()},
         **_ALL,
         **_V3,
         keeps_newlines=True,
@@ -190,7 +210,7 @@ _DEEPSEEK_FAMILIES = (
     DeepSeekFamily(
         "deepseek_r1_0528",
         "deepseek_r1_0528",
-        "deepseek_v3",
+        "deepseek_r1_0528",
         **_THINKS,
         **_V3,
         reply="<think>\nwell 日本\n</think>\n\n" + _FENCED_CALL,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jinja2
 import pytest
 
+from tests.assets import load_tokenizer
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers import Message, ToolCall
+from tinker_cookbook.renderers import Message, ToolCall, get_renderer
 from tinker_cookbook.renderers.gpt_oss import GptOssRenderer
 from tinker_cookbook.renderers.harmony_tools import namespace_text
 from tinker_cookbook.renderers.kimi_tools import typescript_text
@@ -81,6 +83,50 @@ def test_deepseek_opens_and_closes_every_run_of_calls_and_results() -> None:
     for marker in ("calls▁begin", "calls▁end", "outputs▁begin", "outputs▁end"):
         assert text.count(f"<｜tool▁{marker}｜>") == 2
     assert text.endswith("<｜tool▁outputs▁end｜>")
+
+
+def test_v3_needs_no_think_tokens() -> None:
+    tokenizer = load_tokenizer("deepseek_v3")
+    assert tokenizer.convert_ids_to_tokens([128798, 128799]) == [
+        "<｜place▁holder▁no▁798｜>",
+        "<｜place▁holder▁no▁799｜>",
+    ]
+    reply = parse("deepseekv3_chat", "<think>4<｜end▁of▁sentence｜>")[0]
+    assert reply == {"role": "assistant", "content": "<think>4"}
+    later = get_renderer("deepseekv3_chat", load_tokenizer("deepseek_r1_0528"))
+    assert later.render([QUESTION]) is not None  # a vocabulary with them does as well
+    for name in ("deepseek_r1", "deepseek_r1_0528", "deepseekv3", "deepseekv3_thinking"):
+        with pytest.raises(RendererError, match="has no token '<think>'"):
+            get_renderer(name, tokenizer)
+
+
+@pytest.mark.parametrize(("name", "gap"), [("deepseekv3_chat", "\n"), ("deepseek_r1_0528", "")])
+def test_what_stands_between_two_results(name: str, gap: str) -> None:
+    """V3's template has a line break there, R1-0528's has none; both to the letter."""
+    calls: Any = called("f", '{"a": 1}')
+    calls["tool_calls"] *= 2
+    talk: list[Any] = [
+        QUESTION,
+        calls,
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "A"},
+    ]
+    text = text_of(name, talk)
+    between = f"1<｜tool▁output▁end｜>{gap}<｜tool▁output▁begin｜>2<｜tool▁output▁end｜>"
+    assert between in text
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call, call]}
+    template = load_tokenizer(FAMILIES[name].tokenizer_name).chat_template
+    written = (
+        jinja2.Environment()
+        .from_string(template)
+        .render(messages=[QUESTION, asked, *talk[2:]], bos_token="<｜begin▁of▁sentence｜>")
+    )
+    if name == "deepseekv3_chat":
+        assert text == written
+    else:  # the renderer writes the last reply as it is sampled, with its reasoning
+        assert text.replace("<think>\n\n</think>\n\n", "") == written
 
 
 @pytest.mark.parametrize("name", ["deepseekv3_thinking", "deepseek_r1"])

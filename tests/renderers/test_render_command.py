@@ -9,7 +9,7 @@ import pytest
 
 from tests.assets import tokenizer_folder
 from tinker_cookbook.cli import main
-from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers import get_renderer, register_renderer, unregister_renderer
 from tinker_cookbook.renderers.battery.differences import DifferenceKind, differences
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -166,11 +166,30 @@ def test_a_border_that_nothing_explains_is_a_difference() -> None:
 def test_verify_says_which_renderer_fits(capsys) -> None:
     folder = str(tokenizer_folder("qwen3"))
     out = render(capsys, "--verify", folder, "--renderer", "qwen3")
-    assert out.splitlines()[-1] == "use qwen3"
+    lines = out.splitlines()
+    assert lines[2] == "use qwen3"  # the verdict comes first
+    name, *numbers = next(line for line in lines if line.startswith("qwen3 ")).split()
+    assert len(numbers) == 7
     assert main(["render", "--verify", folder, "--renderer", "chatml"]) == 1
     out = capsys.readouterr().out
     assert "no renderer fits" in out
     assert "chatml: differs: after" in out
+
+
+def test_the_columns_of_verify_stand_under_their_names_however_long_these_are(capsys) -> None:
+    name = "a_renderer_whose_name_is_longer_than_any_that_is_built_in"
+    register_renderer(name, lambda tokenizer, _: get_renderer("smollm2", tokenizer))
+    try:
+        out = render(capsys, "--verify", str(tokenizer_folder("smollm2")), "--renderer", name)
+    finally:
+        unregister_renderer(name)
+    lines = out.splitlines()
+    header, row = (next(x for x in lines if x.startswith(w)) for w in ("renderer ", name))
+    assert len(header) == len(row)
+    for column in ("tokens", "refused", "injection"):
+        end = header.index(column) + len(column)
+        assert row[end - 1].isdigit()
+        assert row[end : end + 1].strip() == ""
 
 
 def test_verify_names_the_nearest_where_none_fits(capsys) -> None:
@@ -178,7 +197,7 @@ def test_verify_names_the_nearest_where_none_fits(capsys) -> None:
     folder = str(tokenizer_folder("glm4_5"))
     assert main(["render", "--verify", folder, "--renderer", "glm4_5"]) == 1
     out = capsys.readouterr().out
-    assert "nearest: glm4_5\n" in out
+    assert out.splitlines()[2].endswith("nearest: glm4_5")  # the verdict comes first
     assert "the renderer writes '<|user|>', the template ''" in out
     assert main(["render", "--verify", folder, "--renderer", "role_colon"]) == 1
     assert "nearest" not in capsys.readouterr().out

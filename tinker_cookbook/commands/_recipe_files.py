@@ -1,14 +1,15 @@
 """Where the recipes lie, and which files belong to each. They are read as files, never imported."""
 
 import ast
-import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tinker_cookbook
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
-__all__ = ["Recipe", "find_recipe", "find_recipes", "recipes_folder"]
+__all__ = ["Recipe", "find_recipe", "find_recipes", "recipes_folder", "unknown_recipe_message"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ def find_recipe(name: str) -> Recipe:
     wanted = name.removesuffix(".py").removeprefix("recipes.")
     if wanted in recipes:
         return recipes[wanted]
-    nearest = difflib.get_close_matches(wanted, recipes, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise ConfigurationError(f"NAME={name} is no recipe; use one of {', '.join(recipes)}.{hint}")
+    raise ConfigurationError(unknown_recipe_message(wanted, recipes))
+
+
+def unknown_recipe_message(name: str, known: Iterable[str]) -> str:
+    """Say that `name` is no recipe, the nearest one, and which there are."""
+    names = list(known)
+    return f"NAME={name} is no recipe.{did_you_mean(name, names)} Use one of {', '.join(names)}."

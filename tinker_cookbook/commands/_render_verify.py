@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,19 +38,32 @@ def run_verify(args: argparse.Namespace) -> int:
     names = None if args.renderer is None else [args.renderer]
     if args.renderer is not None:
         get_renderer(args.renderer, tokenizer)  # an unknown name, or another model's, is an error
-    print(f"{args.verify}: renderers against the model's own chat template\n")
-    print(_row(_COLUMNS))
+    print(f"{args.verify}: renderers against the model's own chat template", flush=True)
     reports = []
     for report in verify(tokenizer, names):
         reports.append(report)
-        if "cannot be made" not in report.problems:
-            print(_row(_cells(report)), flush=True)
+        _show_progress(f"{len(reports)} renderers checked, last {report.renderer_name}")
+    _show_progress("")
+    status = _print_verdict(reports)
+    _print_table([report for report in reports if "cannot be made" not in report.problems])
     _print_problems(reports)
-    return _print_verdict(reports)
+    return status
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"{cells[0]:<28}" + "".join(f"{cell:>11}" for cell in cells[1:])
+def _show_progress(text: str) -> None:
+    """Write over the last line of a terminal; the results come all at once, verdict first."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _print_table(reports: Sequence[Report]) -> None:
+    """Print a row for each renderer, every column as wide as its widest cell."""
+    rows = [_COLUMNS, *(tuple(_cells(report)) for report in reports)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for name, *cells in rows:
+        numbers = "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths[1:], strict=True))
+        print(f"{name:<{widths[0]}}{numbers}")
 
 
 def _cells(report: Report) -> list[str]:
@@ -127,7 +141,7 @@ def _print_nearest(near: list[Report]) -> int:
         + (f"  (then {others})" if others else "")
         + "\n"
         f"{counts['same prompts']} of {total} prompts are the template's, and replies hold "
-        "together; conversations differ as shown above. If docs/renderers.md lists that as a "
+        "together; conversations differ as shown below. If docs/renderers.md lists that as a "
         f"difference on purpose, use {name}."
     )
     return 1

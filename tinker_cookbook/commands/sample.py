@@ -52,12 +52,42 @@ def _question(args: argparse.Namespace) -> Message:
     return {"role": "user", "content": [*parts, {"type": "text", "text": args.prompt}]}
 
 
+def _check_reads_images(opened: OpenSampler) -> None:
+    """Say which renderer writes images, or that the model reads none.
+
+    Raises:
+        ConfigurationError: if the renderer in use writes no images.
+    """
+    if opened.renderer.writes_images:
+        return
+    from tinker_cookbook.renderers import find_image_renderer_names
+
+    assert opened.renderer.registry_key is not None, "it was made by name"
+    used, model, reads_images = opened.renderer.registry_key
+    names = find_image_renderer_names(model) if model and reads_images else []
+    if names:
+        others = f" (also {', '.join(names[1:])})" if names[1:] else ""
+        raise ConfigurationError(
+            f"renderer={used} writes no images. For {model} use --renderer {names[0]}{others}."
+        )
+    if reads_images:
+        raise ConfigurationError(
+            f"model={model} reads images, and no renderer here writes them in its format; leave "
+            "out --image."
+        )
+    raise ConfigurationError(
+        f"model={model} reads no images; leave out --image, or name a vision model."
+    )
+
+
 def _sample(opened: OpenSampler, args: argparse.Namespace) -> list[str]:
     import tinker
 
     from tinker_cookbook.renderers import get_text_content
     from tinker_cookbook.training_run import service_message
 
+    if args.image:
+        _check_reads_images(opened)
     renderer = opened.renderer
     params = tinker.SamplingParams(
         max_tokens=args.max_tokens,

@@ -8,7 +8,6 @@ message, termination = renderer.parse_response(tokens)
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,7 @@ from tinker_cookbook.renderers.types import (
     TrainOnWhat,
     UnparsedToolCall,
 )
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -70,6 +70,7 @@ __all__ = [
     "Utf8TokenDecoder",
     "classify_parse_failure",
     "ensure_text",
+    "find_image_renderer_names",
     "format_content_as_string",
     "get_registered_renderer_names",
     "get_renderer",
@@ -179,13 +180,48 @@ def load_renderer(name: str, model_name: str) -> Renderer:
     return get_renderer(name, get_tokenizer(model_name), images, model_name=model_name)
 
 
+def find_image_renderer_names(model_name: str) -> list[str]:
+    """Return the renderers that write images for a model, those of its own chat template first.
+
+    Args:
+        model_name: a model folder or hub id. A model without images has none.
+    """
+    from tinker_cookbook.image_processing_utils import deferred_image_processor
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+    images = deferred_image_processor(model_name)
+    if images is None or getattr(images, "merge_size", None) is None:
+        return []  # a text model, or one whose images take positions in another way
+    tokenizer = get_tokenizer(model_name)
+    fitting: list[str] = []
+    others: list[str] = []
+    for name in get_renderer_names():
+        try:
+            renderer = get_renderer(name, tokenizer, images, model_name=model_name)
+        except RendererError:
+            continue  # made for another vocabulary
+        if renderer.writes_images:
+            (fitting if _prompts_like_template(renderer) else others).append(name)
+    return fitting + others
+
+
+def _prompts_like_template(renderer: Renderer) -> bool:
+    tokenizer = renderer.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    talk: list[Message] = [Message(role="user", content="Hi")]
+    theirs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
+    )
+    return renderer.render_prompt(talk).tokens() == theirs
+
+
 def _unknown_name_error(name: str) -> RendererError:
     known = get_renderer_names()
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(str(name), known, cutoff=0.5)
     return RendererError(
-        f"renderer name={name!r} is unknown; use one of {', '.join(known)}, or add it with "
-        f"register_renderer.{hint}"
+        f"renderer name={name!r} is unknown.{hint} Use one of {', '.join(known)}, or add it with "
+        "register_renderer."
     )
 
 

@@ -224,6 +224,11 @@ class Renderer(ABC):
         del messages, index
 
     @property
+    def writes_images(self) -> bool:
+        """Whether messages may hold images: in a format with images, given an image processor."""
+        return False
+
+    @property
     def has_extension_property(self) -> bool:
         """Whether each prompt starts with the previous prompt and the reply sampled from it."""
         return True

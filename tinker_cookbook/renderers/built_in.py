@@ -11,6 +11,7 @@ from tinker_cookbook.renderers.deepseek_v3 import (
     DeepSeekV3DisableThinkingRenderer,
     DeepSeekV3ThinkingRenderer,
 )
+from tinker_cookbook.renderers.deepseek_v4 import DeepSeekV4Renderer
 from tinker_cookbook.renderers.gemma3 import Gemma3Renderer
 from tinker_cookbook.renderers.gemma4 import Gemma4Renderer
 from tinker_cookbook.renderers.glm import GlmRenderer
@@ -51,6 +52,10 @@ def _kimi_k25(thinking: Literal["opened", "disabled"], *, strip: bool = True) ->
     )
 
 
+def _deepseek_v4(strip: bool = True, **options: Any) -> RendererFactory:
+    return lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, strip, **options)
+
+
 def _nemotron3(strip: bool = True, **options: Any) -> RendererFactory:
     return lambda tokenizer, _: Nemotron3Renderer(tokenizer, strip, **options)
 
@@ -65,6 +70,12 @@ BUILT_IN: dict[str, RendererFactory] = {
         tokenizer
     ),
     "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
+    "deepseekv4": _deepseek_v4(thinking="disabled"),
+    "deepseekv4_disable_thinking": _deepseek_v4(thinking="disabled"),
+    "deepseekv4_high_reasoning": _deepseek_v4(effort="high"),
+    "deepseekv4_max_reasoning": _deepseek_v4(effort="max"),
+    "deepseekv4_preserve_thinking": _deepseek_v4(strip=False),
+    "deepseekv4_thinking": _deepseek_v4(),
     "gpt_oss_high_reasoning": _gpt_oss("high"),
     "gpt_oss_low_reasoning": _gpt_oss("low"),
     "gpt_oss_medium_reasoning": _gpt_oss("medium"),

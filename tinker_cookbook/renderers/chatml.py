@@ -176,7 +176,6 @@ class ChatMLRenderer(Renderer):
         if reasoning:
             raise _no_thinking_error(self, index)
         layout.frame(self._frames["assistant"], index)
-        layout.cut()
         layout.text(text, SegmentKind.CONTENT, index, sampled=True)
         self._lay_out_calls(layout, message, index, after_text=bool(text))
         self._end_turn(layout, index, sampled=True)
@@ -212,7 +211,13 @@ class ChatMLRenderer(Renderer):
             layout.ids((token,), SegmentKind.TOOL, index, sampled=sampled)
 
     def _lay_out_calls(
-        self, layout: Layout, message: Message, index: int, *, after_text: bool
+        self,
+        layout: Layout,
+        message: Message,
+        index: int,
+        *,
+        after_text: bool,
+        sampled: bool = True,
     ) -> None:
         bodies = [f"\n{self._call_text(call)}\n" for call in message.get("tool_calls") or ()]
         for call in message.get("unparsed_tool_calls") or ():
@@ -225,10 +230,10 @@ class ChatMLRenderer(Renderer):
         for number, body in enumerate(bodies):
             if after_text or number:
                 gap = "\n" if number else "\n" * self.newlines_before_call
-                layout.text(gap, SegmentKind.TOOL, index, sampled=True)
-            self._marker(layout, _MARKERS[0], index, sampled=True)
-            layout.text(body, SegmentKind.TOOL, index, sampled=True)
-            self._marker(layout, _MARKERS[1], index, sampled=True)
+                layout.text(gap, SegmentKind.TOOL, index, sampled=sampled)
+            self._marker(layout, _MARKERS[0], index, sampled=sampled)
+            layout.text(body, SegmentKind.TOOL, index, sampled=sampled)
+            self._marker(layout, _MARKERS[1], index, sampled=sampled)
 
     def _call_text(self, call: Any) -> str:
         """Return what stands between the markers of a call, on lines of its own."""
@@ -264,6 +269,10 @@ class ChatMLRenderer(Renderer):
 
     def get_stop_sequences(self) -> list[int]:
         return [self._end]
+
+    @property
+    def writes_images(self) -> bool:
+        return self._images is not None
 
     def grammar(self) -> Grammar:
         call = (self._marker_ids[_MARKERS[0]], self._marker_ids[_MARKERS[1]])

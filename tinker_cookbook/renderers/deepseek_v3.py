@@ -11,8 +11,9 @@
 `deepseekv3_disable_thinking` is another name of `deepseekv3`. R1-0528 writes `<think>` itself.
 
 Text follows its marker at once. System messages stand first, without a marker. A reply to a tool
-result has no marker of its own, in V3.1 neither has a reply right after another. Old reasoning is
-dropped, so thinking formats do not extend and train one example per reply.
+result has no marker of its own, in V3.1 only a reply to a user has one. Between two results V3
+writes a line break, the others write nothing. Old reasoning is dropped, so thinking formats do not
+extend and train one example per reply.
 
 Differences from the templates, all on purpose:
  1. Typed control tokens stay text, `</think>` among them, where templates cut the text.
@@ -22,8 +23,10 @@ Differences from the templates, all on purpose:
  4. A system message after another role is refused: the templates move it to the front of the
     conversation, which rewrites prompts that were already answered.
  5. V3 and R1: every turn of calls and every run of results is opened and closed. The templates do
-    so once in a conversation, and close results only before a text.
- 6. Where a prompt opens the think block, no reply is sampled after tool results: the templates open
+    so once in a conversation, and close results only before a text. V3's closes a turn of calls at
+    its second call, so never one of a single call, and leaves out text beside calls.
+ 6. V3.1: a reply right after system text is encoded apart from it, as it is sampled.
+ 7. Where a prompt opens the think block, no reply is sampled after tool results: the templates open
     nothing there. V3.1 calls tools without thinking, says its model card.
 """
 
@@ -66,9 +69,8 @@ _MARKERS = {
     "outputs_end": "<｜tool▁outputs▁end｜>",
     "output": "<｜tool▁output▁begin｜>",
     "output_end": "<｜tool▁output▁end｜>",
-    "think": "<think>",
-    "think_end": "</think>",
 }
+_THINK_MARKERS = {"think": "<think>", "think_end": "</think>"}
 _MARKER = re.compile("(<｜[^｜]*｜>)")
 _TOOLS_BEFORE = "## Tools\nYou have access to the following tools:\n"
 _TOOLS_AFTER = (
@@ -90,6 +92,9 @@ class _DeepSeekRenderer(Renderer):
     """The call in the words that declare tools."""
     marks_outputs: ClassVar[bool] = False
     """Results stand between markers of their own, and replies end with such a run."""
+    between_results: ClassVar[str] = ""
+    has_think_markers: ClassVar[bool] = True
+    """Whether the tokenizer has `<think>`: V3's has placeholders in these places."""
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: Thinking) -> None:
         super().__init__(tokenizer)
@@ -97,7 +102,8 @@ class _DeepSeekRenderer(Renderer):
         self.disables_thinking = thinking == "none"
         self.bos_ids = (self.control_token("<｜begin▁of▁sentence｜>"),)
         self._eos_ids = (self.control_token("<｜end▁of▁sentence｜>"),)
-        self._ids = {key: (self.control_token(name),) for key, name in _MARKERS.items()}
+        markers = _MARKERS | (_THINK_MARKERS if self.has_think_markers else {})
+        self._ids = {key: (self.control_token(name),) for key, name in markers.items()}
         self._history_ids = self._sampled_ids = self._ids["assistant"]
 
     @property
@@ -204,8 +210,11 @@ class _DeepSeekRenderer(Renderer):
                 layout.ids((token,), SegmentKind.TOOL, index)
 
     def _lay_out_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        if self.marks_outputs and (index == 0 or messages[index - 1]["role"] != "tool"):
+        is_first = index == 0 or messages[index - 1]["role"] != "tool"
+        if self.marks_outputs and is_first:
             layout.ids(self._ids["outputs"], SegmentKind.TOOL, index)
+        if not is_first:
+            layout.text(self.between_results, SegmentKind.TOOL, index)
         layout.ids(self._ids["output"], SegmentKind.TOOL, index)
         layout.text(self._text(messages[index], index), SegmentKind.TOOL, index)
         layout.ids(self._ids["output_end"], SegmentKind.TOOL, index)
@@ -370,6 +379,9 @@ _FENCED = re.compile(r"(?P<name>[^\n]*)\n```json\n(?P<arguments>.*)\n```\n?", re
 
 class DeepSeekV3ChatRenderer(_V3Renderer):
     """V3 and V3-0324, which do not think."""
+
+    between_results = "\n"
+    has_think_markers = False
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer, thinking="none")

@@ -20,6 +20,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.first_space import (
+    FirstSpace,
+    TextPlace,
+    first_space,
+    without_first_space,
+)
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.fast_encoding import FastEncoding
@@ -35,13 +41,21 @@ class TextEncoder(Protocol):
 
     newline_is_boundary: bool
     """Whether text ending in a newline and text starting with a non-space may be encoded apart."""
+    first_space: FirstSpace
+    """Where the tokenizer writes a space before a text; if anywhere, `encode_placed` is needed."""
+    replies_follow_text: bool
+    """Whether a prompt ends in text: the first space of a reply is then its own."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts; no control token and no begin-of-sequence token comes out."""
+        """Encode texts that follow a control token each; none comes out, nor begin-of-sequence."""
         ...
 
     def encode_spans(self, spans: Sequence[str]) -> list[list[int]]:
         """Encode the joined spans as one text; a token belongs to the span it starts in."""
+        ...
+
+    def encode_placed(self, spans: Sequence[str], place: TextPlace) -> list[list[int]]:
+        """As `encode_spans`, for a text that stands somewhere else than after a control token."""
         ...
 
     def encode_markup(self, text: str) -> list[int]:
@@ -87,7 +101,14 @@ class _BackendEncoder:
             if is_byte_level or not _is_text_token(added)
         }
         self._control_names = {token: name for name, token in self._control_ids.items()}
-        self._plain = _without_added_tokens(backend, self._control_ids)
+        self._plain = self._at_start = _without_added_tokens(backend, self._control_ids)
+        self._inside = self._plain
+        self.first_space = first_space(backend)
+        self.replies_follow_text = True
+        if self.first_space is not FirstSpace.NEVER:
+            self._inside = without_first_space(backend, self._plain)
+        if self.first_space is FirstSpace.AT_START:
+            self._plain = self._inside
         self._byte_of = _byte_alphabet() if is_byte_level else None
         self._has_byte_tokens = is_byte_level or _falls_back_to_bytes(backend)
         self._bytes_cache: dict[int, bytes | None] = {}
@@ -107,9 +128,19 @@ class _BackendEncoder:
         return [encoding.ids for encoding in batch]
 
     def encode_spans(self, spans: Sequence[str]) -> list[list[int]]:
+        return self._encode_spans(self._plain, spans)
+
+    def encode_placed(self, spans: Sequence[str], place: TextPlace) -> list[list[int]]:
+        if place is TextPlace.AFTER_CONTROL:
+            return self.encode_spans(spans)
+        tokenizer = self._at_start if place is TextPlace.START else self._inside
+        return self._encode_spans(tokenizer, spans)
+
+    @staticmethod
+    def _encode_spans(tokenizer: Any, spans: Sequence[str]) -> list[list[int]]:
         text = "".join(spans)
         try:
-            encoding = self._plain.encode(text, add_special_tokens=False)
+            encoding = tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise _text_error([text]) from error
         ends = _running_ends(spans)
@@ -266,6 +297,7 @@ _BYTE_FALLBACK_DECODER = [
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
+_STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
 def _is_text_token(added: Any) -> bool:
@@ -279,8 +311,8 @@ def _falls_back_to_bytes(backend: Any) -> bool:
 
     if type(backend.decoder).__name__ != "Sequence":
         return False
-    state = json.loads(backend.decoder.__getstate__())
-    return state.get("decoders") == _BYTE_FALLBACK_DECODER
+    steps = json.loads(backend.decoder.__getstate__()).get("decoders")
+    return steps in (_BYTE_FALLBACK_DECODER, [*_BYTE_FALLBACK_DECODER, _STRIP_FIRST_SPACE])
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -321,6 +353,8 @@ class _GenericEncoder:
     """Encoder over any object with `encode` and `decode`: slower, and spans are encoded apart."""
 
     newline_is_boundary = True
+    first_space = FirstSpace.NEVER
+    replies_follow_text = True
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -342,6 +376,10 @@ class _GenericEncoder:
 
     def encode_spans(self, spans: Sequence[str]) -> list[list[int]]:
         return [self._encode(span) for span in spans]
+
+    def encode_placed(self, spans: Sequence[str], place: TextPlace) -> list[list[int]]:
+        del place
+        return self.encode_spans(spans)
 
     def encode_markup(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -380,7 +418,10 @@ class Utf8TokenDecoder:
     def __init__(self, tokenizer: Any) -> None:
         is_encoder = hasattr(tokenizer, "token_bytes")
         self._encoder: TextEncoder = tokenizer if is_encoder else build_text_encoder(tokenizer)
+        writes_space = self._encoder.first_space is FirstSpace.AFTER_CONTROL
+        self._drops_first_space = writes_space
         self.reset()
+        self._is_at_start = writes_space and not (is_encoder and tokenizer.replies_follow_text)
 
     def decode(self, tokens: Sequence[int]) -> str | None:
         """Return the text that the tokens complete, None if they complete none."""
@@ -392,7 +433,11 @@ class Utf8TokenDecoder:
         pieces = [self._encoder.token_bytes(token) for token in tokens]
         if self._held or any(piece is None for piece in pieces):
             return self._decode_whole(tokens)
-        return self._bytes.decode(b"".join(piece for piece in pieces if piece is not None))
+        text = self._bytes.decode(b"".join(piece for piece in pieces if piece is not None))
+        if self._is_at_start and text:
+            self._is_at_start = False
+            return text.removeprefix(" ")
+        return text
 
     def _decode_whole(self, tokens: Sequence[int]) -> str:
         """Decode everything again and return what is new: for tokenizers without byte tokens."""
@@ -417,6 +462,7 @@ class Utf8TokenDecoder:
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held: list[int] = []
         self._given = ""
+        self._is_at_start = self._drops_first_space  # a control token stands before
 
     def has_pending(self) -> bool:
         """Whether bytes of an unfinished character are held back."""

@@ -241,7 +241,6 @@ class Gemma4Renderer(Renderer):
         written = f"{reasoning}\n" if reasoning else ""
         if is_opened:
             layout.frame(self._opened, index)
-            layout.cut()
             layout.text(written, kind, index, sampled=True)
         else:
             layout.ids(self._channel[:1], kind, index, sampled=True)

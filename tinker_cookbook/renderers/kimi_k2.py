@@ -140,6 +140,10 @@ class KimiRenderer(Renderer):
         return ImageWriter(image_processor, before=before, after=[end], gap="\n")
 
     @property
+    def writes_images(self) -> bool:
+        return self._images is not None
+
+    @property
     def has_extension_property(self) -> bool:
         return self.disables_thinking or not self.strip_thinking_from_history
 

@@ -221,11 +221,17 @@ class Nemotron3Renderer(ChatMLRenderer):
         layout.ids((self._think_end,), SegmentKind.THINK, index, sampled=True)
 
     def _lay_out_calls(
-        self, layout: Layout, message: Message, index: int, *, after_text: bool
+        self,
+        layout: Layout,
+        message: Message,
+        index: int,
+        *,
+        after_text: bool,
+        sampled: bool = True,
     ) -> None:
-        super()._lay_out_calls(layout, message, index, after_text=after_text)
+        super()._lay_out_calls(layout, message, index, after_text=after_text, sampled=sampled)
         if message.get("tool_calls") or message.get("unparsed_tool_calls"):
-            layout.text("\n", SegmentKind.TOOL, index, sampled=True)
+            layout.text("\n", SegmentKind.TOOL, index, sampled=sampled)
 
     def _call_text(self, call: Any) -> str:
         return xml_call_text(call, PYTHON_WORDS)

@@ -113,7 +113,7 @@ class Qwen3Renderer(ChatMLRenderer):
             text_written = text
         sampled = form is not _Form.HISTORY
         layout.text(text_written, SegmentKind.CONTENT, index, sampled=sampled)
-        self._lay_out_calls(layout, message, index, after_text=bool(text))
+        self._lay_out_calls(layout, message, index, after_text=bool(text), sampled=sampled)
         self._end_turn(layout, index, sampled=sampled)
 
     def _lay_out_thinking(self, layout: Layout, reasoning: str, index: int) -> None:

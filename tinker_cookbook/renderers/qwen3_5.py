@@ -209,9 +209,10 @@ class Qwen3_5Renderer(ChatMLRenderer):
         layout.frame(self._frames["assistant"], index)
         if form:
             self._lay_out_thinking(layout, reasoning, index)
-        layout.text(text, SegmentKind.CONTENT, index, sampled=bool(form))
-        self._lay_out_calls(layout, message, index, after_text=bool(text))
-        self._end_turn(layout, index, sampled=bool(form))
+        sampled = bool(form)
+        layout.text(text, SegmentKind.CONTENT, index, sampled=sampled)
+        self._lay_out_calls(layout, message, index, after_text=bool(text), sampled=sampled)
+        self._end_turn(layout, index, sampled=sampled)
 
     def _lay_out_thinking(self, layout: Layout, reasoning: str, index: int) -> None:
         """Append the think block; what the generation prompt has of it is frame."""

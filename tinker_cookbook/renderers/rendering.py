@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.first_space import FirstSpace, TextPlace
 
 if TYPE_CHECKING:
     import tinker
@@ -103,13 +104,18 @@ class Layout:
         self._frame = None
 
     def text(self, text: str, kind: SegmentKind, message: int, *, sampled: bool = False) -> None:
-        """Append text; it is encoded together with text or a frame's tail right before it."""
+        """Append text; it is encoded together with text or a frame's tail right before it.
+
+        Sampled text is never encoded with text that is not: sampling starts between the two.
+        """
         if not text:
             return
         pieces = self.pieces
-        joined = bool(pieces) and pieces[-1].__class__ is Piece
+        before = pieces[-1] if pieces else _CUT
+        starts_sampling = sampled and not before.sampled
+        joined = before.__class__ is Piece and not starts_sampling
         frame = self._frame
-        if frame is not None and (not frame.is_separate or text[0].isspace()):
+        if frame is not None and not starts_sampling and _touches(frame, text):
             opened = pieces.pop()
             if frame.control:
                 pieces.append(Segment(frame.control, opened.kind, opened.message, False))
@@ -119,7 +125,7 @@ class Layout:
         self._frame = None
 
     def cut(self) -> None:
-        """Encode what follows apart from the text before: sampling starts here."""
+        """Encode what follows apart from the text before it."""
         self._frame = None
         self.pieces.append(_CUT)
 
@@ -130,6 +136,11 @@ class Layout:
 
 
 _CUT = Segment((), SegmentKind.FRAME, -1, False)
+
+
+def _touches(frame: Frame, text: str) -> bool:
+    """Whether a text must be encoded together with the tail of the frame before it."""
+    return not frame.is_separate or text[0].isspace()
 
 
 class Rendering:
@@ -203,6 +214,8 @@ def encode_layouts(layouts: Sequence[Layout], encoder: TextEncoder) -> list[Rend
     """Encode the texts of all layouts in one batch."""
     is_boundary = encoder.newline_is_boundary
     plans = [_plan(layout.pieces, is_boundary) for layout in layouts]
+    if encoder.first_space is not FirstSpace.NEVER:
+        return [Rendering(_placed_segments(plan, encoder)) for plan in plans]
     texts = [run.text for plan in plans for run in plan if isinstance(run, Piece)]
     encoded = iter(encoder.encode_batch(texts)) if texts else iter(())
     return [Rendering(_segments(plan, encoded, encoder)) for plan in plans]
@@ -254,4 +267,25 @@ def _segments(
                 for piece, tokens in zip(run, ids, strict=True)
                 if tokens
             ]
+    return segments
+
+
+def _placed_segments(plan: list[_Run], encoder: TextEncoder) -> list[Segment]:
+    """As `_segments`, for tokenizers that write a text by what stands before it."""
+    segments: list[Segment] = []
+    place = TextPlace.START
+    for run in plan:
+        if isinstance(run, Segment):
+            segments.append(run)
+            ends_in_text = bool(run.tokens) and not encoder.is_control(run.tokens[-1])
+            place = TextPlace.INSIDE if ends_in_text else TextPlace.AFTER_CONTROL
+            continue
+        pieces = [run] if isinstance(run, Piece) else run
+        ids = encoder.encode_placed([piece.text for piece in pieces], place)
+        segments += [
+            Segment(tokens, piece.kind, piece.message, piece.sampled)
+            for piece, tokens in zip(pieces, ids, strict=True)
+            if tokens
+        ]
+        place = TextPlace.INSIDE
     return segments

@@ -72,8 +72,6 @@ class RoleColonRenderer(Renderer):
 
     def _lay_out_header(self, layout: Layout, role: Role, index: int) -> None:
         layout.text(f"{role.capitalize()}:", SegmentKind.FRAME, index)
-        if role == "assistant":
-            layout.cut()
 
     @staticmethod
     def _user_is_next(messages: Sequence[Message], index: int) -> bool:

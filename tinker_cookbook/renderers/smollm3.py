@@ -118,7 +118,6 @@ class SmolLM3Renderer(ChatMLRenderer):
         reasoning, text = split_reasoning(message)
         reasoning, text = reasoning.strip("\n"), text.lstrip("\n")
         layout.frame(self._frames["assistant"], index)
-        layout.cut()
         if self.disables_thinking:
             layout.ids(self._empty_block, SegmentKind.FRAME, index)
         elif reasoning:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.parsing import CallParser, Grammar, parse_json_call
 from tinker_cookbook.renderers.rendering import Layout, encode_layouts
-from tinker_cookbook.renderers.template_plan import ControlTokens, build_atoms, lay_out_atoms
+from tinker_cookbook.renderers.template_plan import (
+    Atom,
+    ControlTokens,
+    build_atoms,
+    lay_out_atoms,
+)
 from tinker_cookbook.renderers.template_text import TemplateError, fill, mark_spans
 from tinker_cookbook.renderers.tool_calls import parse_call_json
 from tinker_cookbook.renderers.types import Message, ToolCall
@@ -151,6 +156,8 @@ class _Probe:
         if reply.problem is not None:
             raise self._refusal(reply.problem)
         before = whole[len(prompt) : marks[1].start]
+        last = max((m.end() for m in self._control.pattern.finditer(prompt)), default=0)
+        self._renderer.encoder.replies_follow_text = last < len(prompt)
         if prompt == silent and before.strip():
             raise self._refusal(
                 f"it has no generation prompt, and writes {before!r} before a reply, which would "
@@ -400,9 +407,7 @@ class _Probe:
             cuts=frozenset(),
             stops=self._facts.stops,
         )
-        layout = Layout()
-        lay_out_atoms(layout, atoms, talk.values, self._facts.call_markers)
-        ours = encode_layouts([layout], renderer.encoder)[0].tokens()
+        ours = self._encoded(atoms, talk)
         text = fill(written, talk.values)
         theirs = renderer.tokenizer.encode(text, add_special_tokens=False)
         if ours != theirs:
@@ -413,6 +418,18 @@ class _Probe:
                 "the tokenizer encodes text beside control tokens in another way: "
                 f"{theirs[place : place + 6]}, expected {ours[place : place + 6]}"
             )
+        decode = renderer.encoder.decode
+        apart = decode(self._encoded(renderer._plan(talk, prompt=False).atoms, talk))
+        if apart != decode(theirs):
+            raise self._refusal(
+                "the tokenizer encodes a reply by itself in another way than after its prompt: "
+                f"the text becomes {apart!r}, expected {decode(theirs)!r}"
+            )
+
+    def _encoded(self, atoms: Sequence[Atom], talk: Any) -> list[int]:
+        layout = Layout()
+        lay_out_atoms(layout, atoms, talk.values, self._facts.call_markers)
+        return encode_layouts([layout], self._renderer.encoder)[0].tokens()
 
     def _refusal(self, reason: str) -> RendererError:
         name = getattr(self._renderer.tokenizer, "name_or_path", "") or "this tokenizer"

@@ -75,6 +75,7 @@ async def capabilities(service: Service, request: Request) -> Response:
                 "max_context_length": info.max_context_length,
                 "trainable": True,
                 "sampleable": True,
+                "tokenizer_id": info.folder,
             }
         )
     return JSONResponse({"supported_models": models})
