@@ -32,7 +32,9 @@ from tinker_cookbook.training_run import (
     create_training_client,
     open_loggers,
     open_service_client,
+    snapshot_weights,
 )
+from tinker_cookbook.utils.misc_utils import timed
 
 if TYPE_CHECKING:
     import tinker
@@ -47,6 +49,7 @@ __all__ = [
     "RunResult",
     "StreamMinibatchConfig",
     "main",
+    "save_checkpoint_and_get_sampling_client",
     "train_step",
 ]
 
@@ -89,6 +92,34 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         if config.num_epochs > 1:
             dataset = EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
         return await _run(config, connection, dataset, test_dataset)
+
+
+async def save_checkpoint_and_get_sampling_client(
+    training_client: tinker.TrainingClient,
+    checkpoint_mgr: checkpoint_utils.CheckpointManager,
+    i_batch: int,
+    start_batch: int = 0,
+    record_stability_info: bool = False,
+) -> tuple[tinker.SamplingClient, dict[str, Any]]:
+    """Save what is due after `i_batch` steps, and return the weights to sample from: for own loops.
+
+    Args:
+        training_client: The run.
+        checkpoint_mgr: Decides what is due, and writes the record with `i_batch` as next batch.
+        i_batch: Steps done.
+        start_batch: Where this process began; at that step nothing is saved again.
+        record_stability_info: Ask the service to name what it sampled, for losses that need it.
+
+    Returns:
+        The client, and the seconds that saving took as a metric.
+    """
+    metrics: dict[str, Any] = {}
+    with timed("save_checkpoint", metrics):
+        if i_batch > start_batch:
+            await checkpoint_mgr.maybe_save_async(i_batch, {"batch": i_batch})
+        options = {"record_stability_info": True} if record_stability_info else {}
+        client = await snapshot_weights(training_client, **options)
+    return client, metrics
 
 
 async def _run(
