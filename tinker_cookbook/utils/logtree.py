@@ -38,6 +38,7 @@ __all__ = [
     "Node",
     "Theme",
     "Trace",
+    "current_trace",
     "details",
     "flush_trace",
     "header",
@@ -57,6 +58,7 @@ __all__ = [
     "table_from_dict",
     "table_from_dict_of_lists",
     "write_html_with_default_style",
+    "write_trace",
     "write_trace_json",
 ]
 
@@ -115,9 +117,9 @@ def init_trace(
     except BaseException as error:
         trace.root.children.append(_describe_exception(error))
         if write_on_error:
-            _write_trace(trace)
+            write_trace(trace)
         raise
-    _write_trace(trace)
+    write_trace(trace)
 
 
 @contextmanager
@@ -344,12 +346,18 @@ def render_with_jinja(
     return page
 
 
+def current_trace() -> Trace | None:
+    """The report that is written to here; None where logging does nothing."""
+    place = _place.get()
+    return None if place is None else place.trace
+
+
 def flush_trace() -> bool:
     """Write the report so far; False if there is none, or it has no file."""
     place = _place.get()
     if place is None or place.trace.path is None:
         return False
-    _write_trace(place.trace)
+    write_trace(place.trace)
     return True
 
 
@@ -432,6 +440,7 @@ def _describe_exception(error: BaseException) -> Node:
     return Node("section", {"class": "lt-exception"}, [heading, Node("pre", children=[text])])
 
 
-def _write_trace(trace: Trace) -> None:
+def write_trace(trace: Trace) -> None:
+    """Write a report as a page, if it has a file."""
     if trace.path is not None:
         write_text(trace.path, trace.get_html())

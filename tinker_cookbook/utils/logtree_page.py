@@ -89,6 +89,10 @@ class Trace:
         if css:
             self._styles[css] = None
 
+    def add_styles_of(self, other: Trace) -> None:
+        """Add the styles of another report whose elements are shown here."""
+        self._styles |= other._styles
+
     def body_html(self, wrap_body: bool = True) -> str:
         """The body; without `wrap_body` only what is in it."""
         if wrap_body:
