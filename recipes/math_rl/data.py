@@ -110,8 +110,8 @@ def load_hub_problems(env: str, split: str) -> list[Problem]:
 
 
 def _to_problem(row: dict, where: str) -> Problem:
-    question = row.get("question") or row.get("problem")
-    answer = row.get("answer") or row.get("solution")
+    question = _first_of(row, "question", "problem")
+    answer = _first_of(row, "answer", "solution")
     if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
         raise DataFormatError(
             f"{where}: has the keys {sorted(row)}; needs question (or problem) and answer (or "
@@ -124,6 +124,12 @@ def _to_problem(row: dict, where: str) -> Problem:
         except AnswerNotFound:
             continue
     return Problem(question, text)
+
+
+def _first_of(row: dict, *keys: str) -> object:
+    """The first value that is there; 0 is a value, an empty text is none."""
+    found = (row.get(key) for key in keys)
+    return next((value for value in found if value is not None and value != ""), None)
 
 
 class MathDataset(RLDataset):

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,61 @@ def test_long_digits_neither_hang_nor_round():
     assert not safe_grade(huge, huge[:-1])
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted", "same"),
+    [
+        ("1e10000000", "5", False),
+        ("1e-10000000", "0", False),
+        ("5", "-1E+99999999999", False),
+        ("1e10000000%", "5", False),
+        ("1e10000000", "1e10000000", True),  # the same text
+        ("1e400", "1" + 400 * "0", True),
+    ],
+)
+def test_huge_exponents_are_not_written_out(given: str, wanted: str, same: bool):
+    tracemalloc.start()
+    assert safe_grade(given, wanted) is same
+    assert safe_grade(given, wanted, "math_verify") is same
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "same"),
+    [
+        ("1 + x", "x + 1", True),
+        (r"\frac{1}{2} + y", "y + 0.5", True),
+        ("x^2", "x^3", False),
+        ("9^{9^{9^9}}", "5 + x", False),  # takes its time, or its memory
+        ("100000!", "5", False),
+        ("5", "10^{1,000,000}", False),
+        ("x + 2", "2 + x", True),  # after one that was ended
+    ],
+)
+def test_expressions_are_compared_in_bounds(given: str, wanted: str, same: bool):
+    assert safe_grade(given, wanted, "math_verify") is same
+
+
+WITHOUT_GUARD = """
+print("the script runs")
+from recipes.math_rl.grading import safe_grade
+print(safe_grade("1 + x", "x + 1", "math_verify"))
+print(safe_grade("9^{9^{9^9}}", "x", "math_verify"))
+print(safe_grade("y + x", "x + y", "math_verify"))
+"""
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path):
+    script = tmp_path / "grade.py"
+    script.write_text(WITHOUT_GUARD)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["the script runs", "True", "False", "True", ""]
+
+
 def test_graders_are_named():
     with pytest.raises(ConfigurationError, match="'sympy2' is unknown"):
         safe_grade("x", "y", grader="sympy2")
@@ -71,10 +130,20 @@ def test_files_of_both_kinds_are_read(tmp_path: Path):
         {"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"},
         {"problem": "half?", "solution": r"it is \boxed{\frac12}"},
         {"question": "plain?", "answer": 7},
+        {"question": "5-5?", "answer": 0},
+        {"problem": "none?", "answer": None, "solution": 0.0},
+        {"question": "empty?", "answer": "", "solution": "3"},
     ]
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert [problem.answer for problem in read_problems(str(path))] == ["2", r"\frac12", "7"]
+    assert [problem.answer for problem in read_problems(str(path))] == [
+        "2",
+        r"\frac12",
+        "7",
+        "0",
+        "0.0",
+        "3",
+    ]
     path.write_text('{"q": 1}\n', encoding="utf-8")
     with pytest.raises(DataFormatError, match=r"p.jsonl:1: has the keys \['q'\]"):
         read_problems(str(path))
