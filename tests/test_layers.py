@@ -16,6 +16,7 @@ LAYERS = {
     "tinker_cookbook.exceptions": 0,
     "tinker_cookbook.utils": 1,
     "tinker_cookbook.model_files": 1,
+    "tinker_cookbook.hub_datasets": 2,
     "tinker_cookbook.tokenizer_utils": 2,
     "tinker_cookbook.model_info": 2,
     "tinker_cookbook.hyperparam_utils": 2,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +17,7 @@ from recipes.math_rl.grading import (
     parse_number,
     safe_grade,
 )
+from tests.recipes.recipe_process import recipe_environment, run_recipe
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 
 
@@ -117,6 +119,21 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path):
 def test_graders_are_named():
     with pytest.raises(ConfigurationError, match="'sympy2' is unknown"):
         safe_grade("x", "y", grader="sympy2")
+
+
+@pytest.mark.parametrize("env", ["gsm8k", "math"])
+def test_without_a_hub_there_is_one_line_at_once(env: str, tmp_path: Path):
+    environment = recipe_environment(None, tmp_path) | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # where nothing listens
+    }
+    done = run_recipe("recipes.math_rl", f"env={env}", env=environment)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert re.search(r"cannot be fetched: http://127.0.0.1:9 is not reachable .*file_path=", line)
+    assert f"env={env} needs it" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sums_are_right():
