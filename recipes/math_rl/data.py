@@ -95,7 +95,7 @@ def read_problems(file_path: str) -> list[Problem]:
     """
     from tinker_cookbook.utils.file_utils import read_jsonl
 
-    return [_to_problem(row, f"{file_path}:{i + 1}") for i, row in enumerate(read_jsonl(file_path))]
+    return [to_problem(row, f"{file_path}:{i + 1}") for i, row in enumerate(read_jsonl(file_path))]
 
 
 def check_source(env: str, file_path: str | None) -> None:
@@ -108,12 +108,17 @@ def load_hub_problems(env: str, split: str) -> list[Problem]:
     """GSM8K or MATH from the Hugging Face hub."""
     name, subset = HUB_SOURCES[env]
     rows = load_hub_table(name, subset, split, advice=ADVICE.format(env=env))
-    return [_to_problem(dict(row), f"{name} row {i}") for i, row in enumerate(rows)]
+    return [to_problem(dict(row), f"{name} row {i}") for i, row in enumerate(rows)]
 
 
-def _to_problem(row: dict, where: str) -> Problem:
+def to_problem(row: dict, where: str) -> Problem:
+    """The problem of a row.
+
+    Raises:
+        DataFormatError: if the row has no question or no answer.
+    """
     question = _first_of(row, "question", "problem")
-    answer = _first_of(row, "answer", "solution")
+    answer = _first_of(row, "answer", "final_answer", "solution")
     if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
         raise DataFormatError(
             f"{where}: has the keys {sorted(row)}; needs question (or problem) and answer (or "

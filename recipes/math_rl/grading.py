@@ -14,7 +14,7 @@ MAX_EXPONENT = 400
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
-class AnswerNotFound(EvalGradingError):
+class AnswerNotFound(EvalGradingError, ValueError):
     """A reply has no answer where one is expected."""
 
 
@@ -86,7 +86,8 @@ def safe_grade(
         given_answer: From the reply.
         ground_truth: The reference.
         grader: `numeric` compares numbers exactly and other answers as text; `math_verify` also
-            compares expressions, and needs the package math-verify.
+            compares expressions, and needs the package math-verify; `sympy` does so where that
+            package is installed, and overlooks typography.
         timeout: Seconds of processor time; a comparison of expressions that takes longer, or a
             lot of memory, counts as wrong. It runs in a process of its own, so nothing can hang.
     """
@@ -97,11 +98,31 @@ def safe_grade(
         return True
     if grader == "numeric":
         return False
+    if grader == "sympy":
+        from .math_grading import grade_answer
+
+        return grade_answer(given_answer, ground_truth, timeout)
     if grader != "math_verify":
-        raise ConfigurationError(f"grader={grader!r} is unknown; use numeric or math_verify.")
-    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigurationError(
+            f"grader={grader!r} is unknown; use numeric, math_verify or sympy."
+        )
+    require_math_verify()
+    return same_expression(given_answer, ground_truth, timeout)
+
+
+def has_math_verify() -> bool:
+    """Whether expressions can be compared here."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
+def require_math_verify() -> None:
+    """Say what is missing.
+
+    Raises:
+        ConfigurationError: without the package math-verify.
+    """
+    if not has_math_verify():
         raise ConfigurationError(
             "grader=math_verify needs the package math-verify, which is not installed; run "
             "`pip install math-verify`, or use grader=numeric."
         )
-    return same_expression(given_answer, ground_truth, timeout)
