@@ -128,6 +128,7 @@ async def _run(
     dataset: RLDataset,
     test_dataset: RLDataset | None,
 ) -> RunResult:
+    _check_loss(config, connection)
     total_steps = _count_steps(config, dataset)
     checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
     start_step = start_step_of(checkpoint, total_steps)
@@ -180,6 +181,15 @@ async def _train(loop: Loop, start_step: int) -> RunResult:
     finally:
         loop.close()
     return _result(loop.config, paths["state_path"], paths["sampler_path"], evaluated)
+
+
+def _check_loss(config: Config, connection: service.Connection) -> None:
+    """The service would refuse it too, but only after a batch has been sampled."""
+    if config.training_loss_fn() == "stable_reinforce" and connection.kind == "local":
+        raise ConfigurationError(
+            "loss_fn=stable_reinforce is not offered by the local service, since its formula is "
+            "not public; use importance_sampling, ppo, cispo, gspo or dro, or another service."
+        )
 
 
 def _result(
