@@ -219,7 +219,7 @@ NAMES = {
     "tinker_cookbook.display": "colorize_example format_trajectory to_ints",
     "tinker_cookbook.model_info": "get_deepseek_info get_gpt_oss_info get_llama_info "
     "get_model_attributes get_moonshot_info get_nvidia_info get_qwen_info "
-    "get_recommended_renderer_name get_recommended_renderer_names "
+    "get_recommended_renderer_name get_recommended_renderer_names get_zai_info "
     "warn_if_renderer_not_recommended",
     "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
     "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
@@ -246,7 +246,7 @@ NAMES = {
     "tinker_cookbook.rl.rollouts": "do_group_rollout do_single_rollout set_rollout_executor "
     "do_group_rollout_and_filter_constant_reward",
     "tinker_cookbook.rl.train": "AsyncConfig Config KLReferenceConfig StreamMinibatchConfig main "
-    "save_checkpoint_and_get_sampling_client train_step",
+    "gather_with_progress print_group save_checkpoint_and_get_sampling_client train_step",
     "tinker_cookbook.utils.logtree": "Formatter Node Theme Trace details flush_trace header "
     "init_trace jinja_context log_formatter log_html log_text optional_enable_logging "
     "render_with_jinja scope_details scope_disable scope_div scope_header "

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.assets import load_tokenizer
 from tests.rl.envs import EchoEnv, EnvsBuilder, ScriptedPolicy
 from tinker_cookbook.display import format_trajectory
+from tinker_cookbook.rl import train
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.transcript_page import write_transcripts
@@ -67,6 +68,23 @@ def test_in_a_report_of_the_programs_own_groups_are_sections_of_it():
     [_, section] = trace.to_dict()["root"]["children"]
     assert section["children"][0]["children"] == ["Group Rollout"]
     assert len(section["children"]) == 3
+
+
+def test_a_group_is_printed(capsys):
+    group = roll_out()
+    train.print_group(group, load_tokenizer("qwen3"))
+    printed = capsys.readouterr().out
+    assert printed.count("total reward 1") == 2
+    assert printed.count("==== completed") == 2
+
+
+def test_coroutines_are_gathered_in_their_order(capsys):
+    async def work(number: int) -> int:
+        await asyncio.sleep(0.01 / (number + 1))
+        return number
+
+    assert asyncio.run(train.gather_with_progress(map(work, range(3)), "work")) == [0, 1, 2]
+    assert "work: 100%" in capsys.readouterr().err
 
 
 def test_a_trajectory_as_text():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinker_cookbook import checkpoint_utils, service
+from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.async_training import do_async_training
 from tinker_cookbook.rl.config import (
@@ -22,10 +24,11 @@ from tinker_cookbook.rl.config import (
 from tinker_cookbook.rl.dataset_utils import EpochCycledRLDataset
 from tinker_cookbook.rl.loop import Loop, start_step_of
 from tinker_cookbook.rl.optimize import train_step
+from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
-from tinker_cookbook.rl.types import RLDataset
+from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
 from tinker_cookbook.run_directory import prepare_log_dir
 from tinker_cookbook.training_run import (
     TrainingRun,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.checkpoint_utils import CheckpointRecord
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
     "AsyncConfig",
@@ -48,12 +52,15 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "StreamMinibatchConfig",
+    "gather_with_progress",
     "main",
+    "print_group",
     "save_checkpoint_and_get_sampling_client",
     "train_step",
 ]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,31 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         if config.num_epochs > 1:
             dataset = EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
         return await _run(config, connection, dataset, test_dataset)
+
+
+async def gather_with_progress(coroutines: Iterable[Coroutine[Any, Any, T]], desc: str) -> list[T]:
+    """Run coroutines at once with a progress bar; an error of one cancels the others."""
+    from tqdm import tqdm
+
+    waiting = list(coroutines)
+    with tqdm(total=len(waiting), desc=desc) as bar:
+
+        async def follow(coroutine: Coroutine[Any, Any, T]) -> T:
+            result = await coroutine
+            bar.update(1)
+            return result
+
+        return await gather_or_cancel(follow(coroutine) for coroutine in waiting)
+
+
+def print_group(traj_group: TrajectoryGroup, tokenizer: Tokenizer) -> None:
+    """Print the trajectories of a group with their total rewards."""
+    totals = traj_group.get_total_rewards()
+    for index, (trajectory, total) in enumerate(
+        zip(traj_group.trajectories_G, totals, strict=True)
+    ):
+        print(f"trajectory {index}: total reward {total:g}")
+        print(format_trajectory(trajectory, tokenizer))
 
 
 async def save_checkpoint_and_get_sampling_client(
