@@ -143,7 +143,8 @@ async def run_rollout(
         config: Gives `limits` and `parse_errors` where they are not given.
 
     Raises:
-        DataValidationError: if the environment returns something that cannot be trained on.
+        DataValidationError: if the environment returns something that cannot be trained on, or a
+            first prompt that fills the model's context.
         SamplingTurnTimeoutError: if one reply takes longer than allowed.
     """
     config = config or RolloutConfig()
@@ -231,6 +232,8 @@ class _Episode:
         try:
             action = await self._sample(observation, stop)
         except ContextOverflowError:
+            if not self._state.transitions:
+                raise  # no limit of the run: such a prompt can never be sampled from
             return observation, stop, StopReason.CONTEXT_OVERFLOW
         except TimeoutError:
             if not self._state.transitions and not self._out_of_time():
