@@ -42,7 +42,7 @@ def test_values_are_parsed_by_type():
         ("zzz=1", "no setting of this recipe"),
         ("num_epochs=two", "num_epochs=two has the wrong type; it must be int"),
         ("max_steps=many", "it must be int | None"),
-        ("lr_schedule=lin", "it must be one of linear, cosine"),
+        ("lr_schedule=lin", "it must be one of linear, cosine. Did you mean linear? lr_schedule: "),
         ("shuffle=maybe", "it must be bool"),
         ("learning_rate", "write key=value"),
         ("=3", "write key=value"),
@@ -119,3 +119,14 @@ def test_bundled_files_are_found_beside_a_recipe_or_in_the_package(tmp_path: Pat
     assert cli_utils.bundled_file("conversations.jsonl", beside=recipe) == own
     with pytest.raises(ConfigurationError, match="data="):
         cli_utils.bundled_file("nothing.jsonl", beside=recipe)
+
+
+def test_a_loss_that_not_every_service_has_is_marked():
+    from recipes.rl_basic import Config as RLConfig
+
+    with pytest.raises(ConfigurationError) as caught:
+        cli_utils.parse_config(RLConfig, ["loss_fn=ppoo"])
+    message = str(caught.value)
+    assert "it must be one of importance_sampling, ppo, cispo" in message
+    assert "Did you mean ppo?" in message
+    assert "Not every service has stable_reinforce; the local one has all others." in message

@@ -2,6 +2,7 @@ import asyncio
 import http.server
 import json
 import threading
+from typing import Any
 
 import pytest
 import tinker
@@ -17,6 +18,7 @@ from tinker_cookbook.completers import (
 )
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.renderers.types import Message
+from tinker_cookbook.rl.metrics import score_sequences
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = tinker.ModelInput.from_ints([5, 6, 7, 8])
@@ -37,6 +39,45 @@ def test_a_reply_has_tokens_logprobs_and_a_reason(sampling_client):
     assert all(logprob <= 0 for logprob in reply.logprobs)
     assert reply.stop_reason == "length"
     assert reply.sequence_id
+
+
+class HalfAClient:
+    """As tests of programs make it: one method, by the name that ends in `_async`."""
+
+    def __init__(self, inner: tinker.SamplingClient) -> None:
+        self._inner = inner
+
+    async def sample_async(self, **kwargs) -> tinker.SampleResponse:
+        return await self._inner.sample(**kwargs)
+
+
+class Recorder:
+    """Passes everything on to a client, and notes what is sampled."""
+
+    def __init__(self, inner: tinker.SamplingClient) -> None:
+        self._inner = inner
+        self.num_samples = 0
+
+    def sample(self, **kwargs):
+        self.num_samples += 1
+        return self._inner.sample(**kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(self._inner, name)
+
+
+def test_clients_of_ones_own_may_have_half_of_the_methods(sampling_client):
+    half: Any = HalfAClient(sampling_client)
+    expected = sample(TinkerTokenCompleter(sampling_client, max_tokens=6, seed=3)).tokens
+    assert sample(TinkerTokenCompleter(half, max_tokens=6, seed=3)).tokens == expected
+    [scores] = asyncio.run(score_sequences(half, [PROMPT]))
+    assert len(scores) == 4
+    recorder: Any = Recorder(sampling_client)
+    assert sample(TinkerTokenCompleter(recorder, max_tokens=6, seed=3)).tokens == expected
+    assert recorder.num_samples == 1
+    nothing: Any = object()
+    with pytest.raises(AttributeError, match="object has neither sample nor sample_async"):
+        sample(TinkerTokenCompleter(nothing, max_tokens=6))
 
 
 def test_the_smaller_limit_holds(sampling_client):

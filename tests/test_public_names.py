@@ -119,6 +119,24 @@ SIGNATURES = {
     "tinker_cookbook.utils.format_colorized:format_colorized": (
         "tokens, weights, tokenizer, draw_newline_arrow=False"
     ),
+    "tinker_cookbook.display:format_trajectory": (
+        "trajectory, tokenizer, only_last_transition=False"
+    ),
+    "tinker_cookbook.rl.train:save_checkpoint_and_get_sampling_client": (
+        "training_client, checkpoint_mgr, i_batch, start_batch=0, record_stability_info=False"
+    ),
+    "tinker_cookbook.utils.logtree:init_trace": "title, path=None, write_on_error=True",
+    "tinker_cookbook.utils.logtree:details": "text, summary='Details', pre=True",
+    "tinker_cookbook.utils.logtree:table_from_dict": (
+        "data, caption=None, key_header='key', value_header='value', sort_by=None"
+    ),
+    "tinker_cookbook.utils.trace:update_scope_context": "values",
+    "recipes.math_rl.math_env:get_math_dataset_builder": (
+        "dataset_name, batch_size, model_name_for_tokenizer, renderer_name, group_size, seed=0"
+    ),
+    "recipes.math_rl.math_env:safe_grade": (
+        "given_answer, ground_truth, grader='sympy', timeout=1.0"
+    ),
     "recipes.sl_basic:build_config_blueprint": "",
 }
 
@@ -165,6 +183,21 @@ FIELDS = {
         "test_size": 0,
         "shuffle_seed": 0,
     },
+    "recipes.math_rl.math_env:Gsm8kDatasetBuilder": {
+        "batch_size": None,
+        "model_name_for_tokenizer": None,
+        "renderer_name": None,
+        "group_size": None,
+        "seed": 0,
+    },
+    "recipes.math_rl.arithmetic_env:ArithmeticDatasetBuilder": {
+        "batch_size": None,
+        "model_name_for_tokenizer": None,
+        "renderer_name": None,
+        "n_batches": None,
+        "group_size": None,
+        "include_fewshot": True,
+    },
     "tinker_cookbook.checkpoint_utils:CheckpointRecord": {
         "name": None,
         "batch": None,
@@ -174,6 +207,74 @@ FIELDS = {
         "sampler_path": None,
         "extra": None,
     },
+}
+
+
+# Module: names that outside programs import from it.
+NAMES = {
+    "tinker_cookbook.checkpoint_utils": "CheckpointManager CheckpointRecord get_last_checkpoint "
+    "load_checkpoints_file save_checkpoint save_checkpoint_async",
+    "tinker_cookbook.completers": "MessageCompleter StopCondition TinkerMessageCompleter "
+    "TinkerTokenCompleter TokenCompleter TokensWithLogprobs",
+    "tinker_cookbook.display": "colorize_example format_trajectory to_ints",
+    "tinker_cookbook.model_info": "get_deepseek_info get_gpt_oss_info get_llama_info "
+    "get_model_attributes get_moonshot_info get_nvidia_info get_qwen_info "
+    "get_recommended_renderer_name get_recommended_renderer_names get_zai_info "
+    "warn_if_renderer_not_recommended",
+    "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
+    "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
+    "ensure_text image_to_chunk message_to_jsonable parse_content_blocks "
+    "parse_response_for_stop_token remove_thinking tokens_weights_from_strings_weights",
+    "tinker_cookbook.renderers.deepseek_v3": "DeepSeekV3DisableThinkingRenderer "
+    "DeepSeekV3ThinkingRenderer",
+    "tinker_cookbook.renderers.gpt_oss": "GptOssRenderer",
+    "tinker_cookbook.renderers.kimi_k2": "KimiK2Renderer",
+    "tinker_cookbook.renderers.kimi_k25": "KimiK25DisableThinkingRenderer KimiK25Renderer",
+    "tinker_cookbook.renderers.kimi_k26": "KimiK26PreserveThinkingRenderer",
+    "tinker_cookbook.renderers.llama3": "Llama3Renderer",
+    "tinker_cookbook.renderers.nemotron3": "Nemotron3DisableThinkingRenderer "
+    "Nemotron3LowThinkingRenderer Nemotron3PreserveThinkingRenderer Nemotron3Renderer "
+    "Nemotron3UltraDisableThinkingRenderer Nemotron3UltraMediumThinkingRenderer "
+    "Nemotron3UltraPreserveThinkingRenderer Nemotron3UltraRenderer",
+    "tinker_cookbook.renderers.qwen3": "Qwen3DisableThinkingRenderer Qwen3InstructRenderer "
+    "Qwen3Renderer Qwen3VLInstructRenderer Qwen3VLRenderer",
+    "tinker_cookbook.renderers.qwen3_5": "Qwen3_5DisableThinkingRenderer Qwen3_5Renderer",
+    "tinker_cookbook.renderers.qwen3_8": "Qwen3_8DisableThinkingRenderer Qwen3_8Renderer "
+    "REASONING_EFFORT_INSTRUCTIONS",
+    "tinker_cookbook.renderers.role_colon": "RoleColonRenderer",
+    "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder logger",
+    "tinker_cookbook.rl.rollouts": "do_group_rollout do_single_rollout set_rollout_executor "
+    "do_group_rollout_and_filter_constant_reward",
+    "tinker_cookbook.rl.train": "AsyncConfig Config KLReferenceConfig StreamMinibatchConfig main "
+    "gather_with_progress print_group save_checkpoint_and_get_sampling_client train_step",
+    "tinker_cookbook.utils.logtree": "Formatter Node Theme Trace details flush_trace header "
+    "init_trace jinja_context log_formatter log_html log_text optional_enable_logging "
+    "render_with_jinja scope_details scope_disable scope_div scope_header "
+    "scope_header_decorator table table_from_dict table_from_dict_of_lists "
+    "write_html_with_default_style write_trace_json",
+    "tinker_cookbook.utils.logtree_formatters": "CONVERSATION_CSS ConversationFormatter",
+    "tinker_cookbook.utils.trace": "IterationWindow ScopeContext get_scope_context scope "
+    "scope_span scope_span_sync trace_init trace_iteration trace_shutdown update_scope_context",
+}
+# Recipe: names that outside programs import, from `recipes` and from `tinker_cookbook.recipes`.
+RECIPE_NAMES = {
+    "chat_sl.chat_datasets": "NoRobotsBuilder Tulu3Builder",
+    "code_rl.code_env": "DeepcoderDatasetBuilder DeepcoderEnvGroupBuilder DeepcoderTask",
+    "code_rl.code_grading": "extract_code_from_model postprocess_lcb_sample "
+    "sandbox_check_correctness taco_to_lcb_format",
+    "math_rl.arithmetic_env": "ArithmeticDatasetBuilder ArithmeticEnv",
+    "math_rl.math_env": "DeepMathDatasetBuilder Gsm8kDatasetBuilder MathDatasetBuilder MathEnv "
+    "PolarisDatasetBuilder ProblemGroupBuilder extract_gsm8k_final_answer "
+    "get_math_dataset_builder safe_grade",
+    "math_rl.math_grading": "extract_boxed grade_answer grade_answer_math_verify "
+    "normalize_answer run_with_timeout_signal",
+    "multiplayer_rl.guess_number.env": "GuessNumberDataset GuessNumberDatasetBuilder "
+    "GuessNumberEnv GuessNumberEnvGroupBuilder",
+    "multiplayer_rl.text_arena.env": "TwoPlayerTextArenaDatasetBuilder",
+    "multiplayer_rl.twenty_questions.env": "TwentyQuestionsDatasetBuilder TwentyQuestionsEnv "
+    "TwentyQuestionsEnvGroupBuilder",
+    "rl_basic": "build_config_blueprint",
+    "sl_basic": "build_config_blueprint",
 }
 
 
@@ -188,6 +289,19 @@ def test_a_package_exports_exactly_these_names(package: str):
     assert set(module.__all__) == PACKAGES[package]
     for name in module.__all__:
         assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("module", list(NAMES))
+def test_modules_have_the_names_that_programs_import(module: str):
+    found = vars(importlib.import_module(module))
+    assert [name for name in NAMES[module].split() if name not in found] == []
+
+
+@pytest.mark.parametrize("package", ["recipes", "tinker_cookbook.recipes"])
+@pytest.mark.parametrize("recipe", list(RECIPE_NAMES))
+def test_recipes_have_the_names_that_programs_import(package: str, recipe: str):
+    found = vars(importlib.import_module(f"{package}.{recipe}"))
+    assert [name for name in RECIPE_NAMES[recipe].split() if name not in found] == []
 
 
 @pytest.mark.parametrize("path", list(SIGNATURES))

@@ -48,6 +48,7 @@ def test_equal_to_what_transformers_loads(name: str) -> None:
     ("name", "stripped"),
     [
         ("Qwen/Qwen3-8B:beta", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3.6-35B-A3B:peft:262144", "Qwen/Qwen3.6-35B-A3B"),
         ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("C:\\models\\x", "C:\\models\\x"),
         ("a:b/c", "a:b/c"),

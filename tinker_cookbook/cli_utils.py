@@ -178,8 +178,14 @@ def _wrong_type(message: str, settings: dict[str, str], rows: dict[str, list[str
     key = found.group(1) if found else ""
     if key not in settings:
         return message.strip().splitlines()[0]
-    wanted = _readable_type(rows[key][0]) if key in rows else "of another type"
-    return f"{key}={settings[key]} has the wrong type; it must be {wanted}."
+    wanted, _, doc = rows.get(key, ["of another type", "", ""])
+    problem = f"{key}={settings[key]} has the wrong type; it must be {_readable_type(wanted)}."
+    choices = _choices(wanted)
+    if not choices:
+        return problem
+    nearest = difflib.get_close_matches(settings[key], choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"{problem}{hint} {key}: {doc}"
 
 
 def _help_rows(blueprint: Any) -> dict[str, list[str]]:
@@ -190,8 +196,14 @@ def _help_rows(blueprint: Any) -> dict[str, list[str]]:
 
 
 def _readable_type(text: str) -> str:
-    choices = re.fullmatch(r"Literal\[(.*)\]", text)
-    return "one of " + choices.group(1).replace("'", "") if choices else text
+    choices = _choices(text)
+    return f"one of {', '.join(choices)}" if choices else text
+
+
+def _choices(type_text: str) -> list[str]:
+    """The values of a `Literal`; empty for other types."""
+    found = re.fullmatch(r"Literal\[(.*)\]", type_text)
+    return [value.strip(" '") for value in found.group(1).split(",")] if found else []
 
 
 def _help_text(main: Callable[[Any], object]) -> str:

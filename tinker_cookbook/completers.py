@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.renderers.tool_calls import declared_tools
 from tinker_cookbook.renderers.types import Message, ToolCall
-from tinker_cookbook.utils.sdk_futures import awaitable
+from tinker_cookbook.utils.sdk_futures import call
 
 if TYPE_CHECKING:
     import tinker
@@ -139,10 +139,12 @@ class TinkerTokenCompleter(TokenCompleter):
             seed=self._next_seed(),
         )
         try:
-            response = await awaitable(
-                self.sampling_client.sample(
-                    prompt=model_input, num_samples=1, sampling_params=params
-                )
+            response = await call(
+                self.sampling_client,
+                "sample",
+                prompt=model_input,
+                num_samples=1,
+                sampling_params=params,
             )
         except (tinker.TinkerError, ValueError) as error:
             raise TrainingError(f"the service could not sample: {error}") from error

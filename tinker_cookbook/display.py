@@ -1,4 +1,4 @@
-"""Datums as text for the eye."""
+"""Datums and trajectories as text for the eye."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tinker_cookbook.utils.format_colorized import format_colorized
 if TYPE_CHECKING:
     import tinker
 
+    from tinker_cookbook.rl.types import Trajectory
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["colorize_example", "describe_example", "to_ints"]
+__all__ = ["colorize_example", "describe_example", "format_trajectory", "to_ints"]
 
 MAX_SHOWN_TOKENS = 400
 
@@ -61,6 +62,34 @@ def describe_example(
         text = _mark_trained(*shown, tokenizer)
         legend = "«» is trained, the rest is context"
     return f"{title} ({legend}):\n{text}{rest}"
+
+
+def format_trajectory(
+    trajectory: Trajectory, tokenizer: Tokenizer, only_last_transition: bool = False
+) -> str:
+    """The turns of a trajectory as plain text: prompt, reply, reward, metrics and logs.
+
+    Args:
+        trajectory: Of a rollout.
+        tokenizer: Of its model.
+        only_last_transition: Show the last turn only; its prompt holds most of the earlier ones.
+    """
+    count = len(trajectory.transitions)
+    shown = range(count - 1, count) if only_last_transition and count else range(count)
+    lines: list[str] = []
+    for index in shown:
+        turn = trajectory.transitions[index]
+        prompt = [token for chunk in turn.ob.chunks for token in to_ints(chunk, tokenizer)]
+        lines += [
+            f"==== turn {index + 1} of {count}: {len(prompt)} tokens of prompt",
+            str(tokenizer.decode(prompt)),
+            f"---- reply: {len(turn.ac.tokens)} tokens, stop reason {turn.ac.stop_reason}",
+            str(tokenizer.decode(turn.ac.tokens)),
+            f"---- reward {turn.reward:g}" + (", episode done" if turn.episode_done else ""),
+        ]
+        found = {**turn.metrics, **turn.logs}
+        lines += [f"{name}: {value}" for name, value in found.items()]
+    return "\n".join([*lines, f"==== {trajectory.stop_reason or 'no stop reason'}"])
 
 
 def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer) -> str:

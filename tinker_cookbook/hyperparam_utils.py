@@ -3,17 +3,21 @@
 The learning-rate rule is the one published with the Tinker cookbook (0.6): 5e-5 for full
 fine-tuning of a model of hidden size 2000, ten times that for LoRA, times (2000 / hidden) to a
 power fitted per family. That LoRA wants ten times the rate of full fine-tuning, whatever the rank,
-is measured in https://thinkingmachines.ai/blog/lora. Dimensions are those of the models' published
-config.json files; models that are not in the table are looked up in their own.
+is measured in https://thinkingmachines.ai/blog/lora. Families without a fit of their own get the
+lower of the two fits, as a start. Dimensions are those of the models' published config.json files;
+models that are not in a table are looked up in their own.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
+from tinker_cookbook.model_shapes import AdapterShapes, hidden_size, known_config, read_shapes
 
 __all__ = [
     "ModelDimensions",
@@ -23,15 +27,20 @@ __all__ = [
     "get_lora_lr_over_full_finetune_lr",
     "get_lora_param_count",
     "get_lr",
+    "get_lr_with_reason",
     "get_model_dimensions",
 ]
+
+logger = logging.getLogger(__name__)
 
 BASE_LR = 5e-5
 REFERENCE_HIDDEN_SIZE = 2000
 LORA_LR_FACTOR = 10.0
 # Fitted exponents; SmolLM2 and others of the Llama architecture take Llama's.
 FAMILY_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
-NOT_FITTED = ("gpt-oss", "deepseek", "kimi", "nemotron", "inkling", "glm")
+# By the start of `model_type`. The fits were made on dense models; the published rule takes Qwen's
+# for every model with that name.
+FITTED_TYPES = {"llama": "llama", "mistral": "llama", "smollm3": "llama", "qwen": "qwen"}
 
 
 @dataclass(frozen=True)
@@ -92,22 +101,34 @@ def get_model_dimensions(model_name: str) -> ModelDimensions:
         ConfigurationError: if the model is unknown, cannot be had, or is not a dense decoder of
             the Llama or Qwen family.
     """
+    short = _short_name(model_name)
+    if short in _DIMENSIONS:
+        return _DIMENSIONS[short]
+    return _parse_config(model_name, _config_of(model_name))
+
+
+def _short_name(model_name: str) -> str:
     short = model_name.partition(":")[0].rstrip("/").rpartition("/")[2]
     for suffix in _SUFFIXES:
         short = short.removesuffix(suffix)
-    if short in _DIMENSIONS:
-        return _DIMENSIONS[short]
+    return short
+
+
+def _config_of(model_name: str) -> dict[str, Any]:
+    """From the table, else the model's config.json."""
+    known = known_config(model_name)
+    if known is not None:
+        return dict(known)
     from tinker_cookbook.model_files import resolve_model_folder
 
     try:
         folder = resolve_model_folder(model_name, weights=False)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (WeightsDownloadError, ConfigurationError, OSError, ValueError) as error:
         raise ConfigurationError(
             f"model_name={model_name} has unknown dimensions, so no learning rate follows from "
             f"them: {error} Or set learning_rate yourself."
         ) from error
-    return _parse_config(model_name, config)
 
 
 def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> float:
@@ -126,21 +147,52 @@ def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
     """A learning rate that is a good first guess for a model.
 
-    Source: see the module's docstring. Below hidden size 2000 it extrapolates the fit.
+    Source: see the module's docstring. Below hidden size 2000 it extrapolates the fit. For a
+    family without a fit of its own the reason is logged; `get_lr_with_reason` returns it.
 
     Raises:
-        NotImplementedError: for families that the rule was not fitted for.
-        ConfigurationError: for models whose dimensions or family are unknown.
+        ConfigurationError: for models whose dimensions are unknown.
     """
-    if any(name in model_name.lower() for name in NOT_FITTED):
-        raise NotImplementedError(
-            f"model_name={model_name} has no fitted learning rate; the rule covers Llama and Qwen. "
-            "Set learning_rate yourself (1e-4 is a common start for LoRA)."
-        )
-    dimensions = get_model_dimensions(model_name)
-    factor = (REFERENCE_HIDDEN_SIZE / dimensions.hidden) ** FAMILY_EXPONENTS[dimensions.family]
+    rate, reason = get_lr_with_reason(model_name, is_lora)
+    if not reason.startswith("the published rule"):
+        logger.warning("learning rate %.3g for %s: %s", rate, model_name, reason)
+    return rate
+
+
+def get_lr_with_reason(model_name: str, is_lora: bool = True) -> tuple[float, str]:
+    """`get_lr`, and where it comes from, in words.
+
+    Raises:
+        ConfigurationError: for models whose dimensions are unknown.
+    """
+    hidden, family, kind = _hidden_and_family(model_name)
     lora = get_lora_lr_over_full_finetune_lr(model_name) if is_lora else 1.0
-    return BASE_LR * lora * factor
+    rates = {
+        name: BASE_LR * lora * (REFERENCE_HIDDEN_SIZE / hidden) ** exponent
+        for name, exponent in FAMILY_EXPONENTS.items()
+    }
+    if family is not None:
+        reason = f"the published rule, fitted for {family.capitalize()}, at hidden size {hidden}"
+        return rates[family], reason
+    lower = min(rates, key=lambda name: rates[name])
+    return rates[lower], (
+        f"no fit is published for {kind or 'this family'}; this is the lower of the fits for Llama "
+        f"and Qwen ({lower.capitalize()}'s) at hidden size {hidden}. It is a start: try half and "
+        "twice of it too"
+    )
+
+
+def _hidden_and_family(model_name: str) -> tuple[int, str | None, str]:
+    """Hidden size, the family whose fit holds (None: none does), and the type of model."""
+    short = _short_name(model_name)
+    if short in _DIMENSIONS:
+        known = _DIMENSIONS[short]
+        return known.hidden, known.family, known.family
+    config = _config_of(model_name)
+    kind = str(config.get("model_type", ""))
+    named = kind if kind else short.lower()
+    families = (family for start, family in FITTED_TYPES.items() if named.startswith(start))
+    return hidden_size(model_name, config), next(families, None), kind
 
 
 def get_lora_param_count(
@@ -152,6 +204,9 @@ def get_lora_param_count(
 ) -> int:
     """Number of trained parameters of an adapter: rank * (inputs + outputs) of every matrix.
 
+    `model_shapes` says which matrices count; every expert's do. A service that shares adapters
+    between experts, or leaves them out, trains fewer.
+
     Raises:
         ConfigurationError: if nothing is trained, or the model is unknown.
     """
@@ -159,12 +214,20 @@ def get_lora_param_count(
         raise ConfigurationError(
             "train_mlp, train_attn and train_unembed are all False; train at least one."
         )
-    d = get_model_dimensions(model_name)
+    shapes = _adapter_shapes(model_name)
+    return lora_rank * (
+        shapes.attention * train_attn + shapes.mlp * train_mlp + shapes.unembedding * train_unembed
+    )
+
+
+def _adapter_shapes(model_name: str) -> AdapterShapes:
+    d = _DIMENSIONS.get(_short_name(model_name))
+    if d is None:
+        return read_shapes(model_name, _config_of(model_name))
     q_size, kv_size = d.heads * d.head_dim, d.kv_heads * d.head_dim
     attention = (d.hidden + q_size) * 2 + (d.hidden + kv_size) * 2
     mlp = 3 * (d.hidden + d.intermediate)
-    per_layer = attention * train_attn + mlp * train_mlp
-    return lora_rank * (d.layers * per_layer + (d.hidden + d.vocab) * train_unembed)
+    return AdapterShapes(d.layers * attention, d.layers * mlp, d.hidden + d.vocab, d.hidden)
 
 
 def get_full_finetune_param_count(model_name: str) -> float:
@@ -197,6 +260,13 @@ def _parse_config(model_name: str, config: dict) -> ModelDimensions:
         raise ConfigurationError(
             f"model_name={model_name} is of type {model_type!r}; the formulas cover "
             f"{', '.join(families)}. Set learning_rate yourself."
+        )
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    missing = [name for name in (*needed, "vocab_size") if config.get(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"model_name={model_name}: its config.json has no {', '.join(missing)}; take the file "
+            "that came with the weights, or set learning_rate yourself."
         )
     heads = config["num_attention_heads"]
     return ModelDimensions(

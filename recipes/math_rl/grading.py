@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import re
 from fractions import Fraction
 
 from tinker_cookbook.exceptions import ConfigurationError, EvalGradingError
 
+from .expressions import same_expression
+
+MAX_EXPONENT = 400
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
-class AnswerNotFound(EvalGradingError):
+class AnswerNotFound(EvalGradingError, ValueError):
     """A reply has no answer where one is expected."""
 
 
@@ -58,9 +60,15 @@ def last_number(text: str) -> str:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """`1,234`, `$3.50`, `50%`, `3/4` or `1e3` as an exact number; None if it is something else."""
+    """`1,234`, `$3.50`, `50%`, `3/4` or `1e3` as an exact number; None if it is something else.
+
+    Exponents beyond `MAX_EXPONENT` count as something else: such numbers fill the memory.
+    """
     plain = re.sub(r"[\s,$]|\\[$%!,;]|\\text\{[^}]*\}", "", text).rstrip(".")
     plain = re.sub(r"\\d?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", plain)
+    exponent = re.search(r"e([-+]?\d+)%?$", plain, re.IGNORECASE)
+    if exponent and (len(exponent[1]) > 5 or abs(int(exponent[1])) > MAX_EXPONENT):
+        return None
     percent = plain.endswith("%")
     try:
         value = Fraction(plain.removesuffix("%"))
@@ -78,9 +86,10 @@ def safe_grade(
         given_answer: From the reply.
         ground_truth: The reference.
         grader: `numeric` compares numbers exactly and other answers as text; `math_verify` also
-            compares expressions, and needs the package math-verify.
-        timeout: Seconds; a comparison that takes longer counts as wrong. It runs in a process of
-            its own, so nothing can hang.
+            compares expressions, and needs the package math-verify; `sympy` does so where that
+            package is installed, and overlooks typography.
+        timeout: Seconds of processor time; a comparison of expressions that takes longer, or a
+            lot of memory, counts as wrong. It runs in a process of its own, so nothing can hang.
     """
     given, wanted = parse_number(given_answer), parse_number(ground_truth)
     if given is not None and wanted is not None:
@@ -89,32 +98,31 @@ def safe_grade(
         return True
     if grader == "numeric":
         return False
+    if grader == "sympy":
+        from .math_grading import grade_answer
+
+        return grade_answer(given_answer, ground_truth, timeout)
     if grader != "math_verify":
-        raise ConfigurationError(f"grader={grader!r} is unknown; use numeric or math_verify.")
-    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigurationError(
+            f"grader={grader!r} is unknown; use numeric, math_verify or sympy."
+        )
+    require_math_verify()
+    return same_expression(given_answer, ground_truth, timeout)
+
+
+def has_math_verify() -> bool:
+    """Whether expressions can be compared here."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
+def require_math_verify() -> None:
+    """Say what is missing.
+
+    Raises:
+        ConfigurationError: without the package math-verify.
+    """
+    if not has_math_verify():
         raise ConfigurationError(
             "grader=math_verify needs the package math-verify, which is not installed; run "
             "`pip install math-verify`, or use grader=numeric."
         )
-    return _verify_in_time(given_answer, ground_truth, timeout)
-
-
-def _verify_in_time(given: str, wanted: str, timeout: float) -> bool:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_verify, args=(given, wanted, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() if receiver.poll(timeout + 10.0) else False
-    except EOFError:
-        return False
-    finally:
-        process.kill()
-        process.join()
-
-
-def _verify(given: str, wanted: str, sender) -> None:
-    from math_verify import parse, verify  # pyright: ignore[reportMissingImports] - optional
-
-    sender.send(bool(verify(parse(f"${wanted}$"), parse(f"${given}$"))))

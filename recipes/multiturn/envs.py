@@ -33,6 +33,7 @@ THINGS: dict[str, frozenset[str]] = {
 }
 PROPERTIES = sorted(frozenset.union(*THINGS.values()))
 UNREADABLE_REWARD = -1.0
+MAX_DIGITS = 20
 """For a guess that is no number, and a reply that does not end."""
 MISUNDERSTOOD_REWARD = -0.1
 
@@ -140,7 +141,7 @@ def _conversation(rules: str, *turns: str) -> list[Message]:
 def read_guess(text: str) -> int | None:
     """The only number of a reply; None if there is none or more than one."""
     found = re.findall(r"-?\d+", text)
-    return int(found[0]) if len(found) == 1 else None
+    return int(found[0]) if len(found) == 1 and len(found[0]) <= MAX_DIGITS else None
 
 
 @dataclass(frozen=True)

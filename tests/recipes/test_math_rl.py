@@ -1,4 +1,9 @@
 import json
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from recipes.math_rl.grading import (
     parse_number,
     safe_grade,
 )
+from tests.recipes.recipe_process import recipe_environment, run_recipe
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 
 
@@ -55,9 +61,79 @@ def test_long_digits_neither_hang_nor_round():
     assert not safe_grade(huge, huge[:-1])
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted", "same"),
+    [
+        ("1e10000000", "5", False),
+        ("1e-10000000", "0", False),
+        ("5", "-1E+99999999999", False),
+        ("1e10000000%", "5", False),
+        ("1e10000000", "1e10000000", True),  # the same text
+        ("1e400", "1" + 400 * "0", True),
+    ],
+)
+def test_huge_exponents_are_not_written_out(given: str, wanted: str, same: bool):
+    tracemalloc.start()
+    assert safe_grade(given, wanted) is same
+    assert safe_grade(given, wanted, "math_verify") is same
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "same"),
+    [
+        ("1 + x", "x + 1", True),
+        (r"\frac{1}{2} + y", "y + 0.5", True),
+        ("x^2", "x^3", False),
+        ("9^{9^{9^9}}", "5 + x", False),  # takes its time, or its memory
+        ("100000!", "5", False),
+        ("5", "10^{1,000,000}", False),
+        ("x + 2", "2 + x", True),  # after one that was ended
+    ],
+)
+def test_expressions_are_compared_in_bounds(given: str, wanted: str, same: bool):
+    assert safe_grade(given, wanted, "math_verify") is same
+
+
+WITHOUT_GUARD = """
+print("the script runs")
+from recipes.math_rl.grading import safe_grade
+print(safe_grade("1 + x", "x + 1", "math_verify"))
+print(safe_grade("9^{9^{9^9}}", "x", "math_verify"))
+print(safe_grade("y + x", "x + y", "math_verify"))
+"""
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path):
+    script = tmp_path / "grade.py"
+    script.write_text(WITHOUT_GUARD)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["the script runs", "True", "False", "True", ""]
+
+
 def test_graders_are_named():
     with pytest.raises(ConfigurationError, match="'sympy2' is unknown"):
         safe_grade("x", "y", grader="sympy2")
+
+
+@pytest.mark.parametrize("env", ["gsm8k", "math"])
+def test_without_a_hub_there_is_one_line_at_once(env: str, tmp_path: Path):
+    environment = recipe_environment(None, tmp_path) | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # where nothing listens
+    }
+    done = run_recipe("recipes.math_rl", f"env={env}", env=environment)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert re.search(r"cannot be fetched: http://127.0.0.1:9 is not reachable .*file_path=", line)
+    assert f"env={env} needs it" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_sums_are_right():
@@ -71,10 +147,20 @@ def test_files_of_both_kinds_are_read(tmp_path: Path):
         {"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"},
         {"problem": "half?", "solution": r"it is \boxed{\frac12}"},
         {"question": "plain?", "answer": 7},
+        {"question": "5-5?", "answer": 0},
+        {"problem": "none?", "answer": None, "solution": 0.0},
+        {"question": "empty?", "answer": "", "solution": "3"},
     ]
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert [problem.answer for problem in read_problems(str(path))] == ["2", r"\frac12", "7"]
+    assert [problem.answer for problem in read_problems(str(path))] == [
+        "2",
+        r"\frac12",
+        "7",
+        "0",
+        "0.0",
+        "3",
+    ]
     path.write_text('{"q": 1}\n', encoding="utf-8")
     with pytest.raises(DataFormatError, match=r"p.jsonl:1: has the keys \['q'\]"):
         read_problems(str(path))

@@ -1,5 +1,6 @@
 import asyncio
 import pickle
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from tinker_cookbook.exceptions import (
     ConfigurationError,
     DataValidationError,
 )
+from tinker_cookbook.rl.data_processing import trajectory_to_data
 from tinker_cookbook.rl.rollout_limits import RolloutLimits, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_presets import RolloutConfig
 from tinker_cookbook.rl.rollout_runner import (
-    RolloutTimeoutError,
     SamplingTurnTimeoutError,
     run_rollout,
 )
@@ -101,16 +102,37 @@ async def test_a_hanging_env_is_cut_off_and_keeps_its_turns():
 
 
 @pytest.mark.anyio
-async def test_a_hang_before_the_first_reply_is_an_error_that_names_the_env():
+@pytest.mark.parametrize("where", ["initial_observation", "sampling"])
+async def test_a_hang_before_the_first_reply_is_recorded_as_that(where: str):
     class Stuck(EchoEnv):
         async def initial_observation(self):
-            await asyncio.sleep(60)
+            await asyncio.sleep(60 if where == "initial_observation" else 0)
             return await super().initial_observation()
 
-    with pytest.raises(RolloutTimeoutError, match=r"Stuck was cut off in initial_observation"):
-        await run_rollout(
-            ScriptedPolicy(), Stuck(), limits=RolloutLimits(rollout_timeout_seconds=0.1)
-        )
+    policy = ScriptedPolicy(delay_seconds=60 if where == "sampling" else 0)
+    limits = RolloutLimits(rollout_timeout_seconds=0.1)
+    group = await do_group_rollout(
+        EnvsBuilder(lambda _: Stuck(), group_size=2, group_rewards=[0.0, 0.25]),
+        policy,
+        config=RolloutConfig(limits=limits),
+    )
+    assert [done.stop_reason for done in group.trajectories_G] == ["rollout_timeout"] * 2
+    [turn] = group.trajectories_G[0].transitions
+    assert (turn.ac.tokens, turn.reward, turn.episode_done) == ([], 0.0, True)
+    assert turn.metrics == {"stop/rollout_timeout": 1}
+    assert group.get_total_rewards() == [0.0, 0.25]
+    assert trajectory_to_data(group.trajectories_G[0], 1.0) == []
+
+
+@pytest.mark.anyio
+async def test_a_timeout_of_the_environments_own_is_an_error():
+    class Slow(EchoEnv):
+        async def initial_observation(self):
+            raise TimeoutError("the database did not answer")
+
+    limits = RolloutLimits(rollout_timeout_seconds=60.0)
+    with pytest.raises(TimeoutError, match="the database did not answer"):
+        await run_rollout(ScriptedPolicy(), Slow(), limits=limits)
 
 
 @pytest.mark.anyio
@@ -129,11 +151,19 @@ async def test_rewards_are_finite_numbers(reward):
 
 
 @pytest.mark.anyio
-async def test_a_first_prompt_over_the_limit_is_refused():
-    with pytest.raises(ContextOverflowError, match="has 3 tokens, max_trajectory_tokens is 2"):
-        await run_rollout(
-            ScriptedPolicy(), EchoEnv(), limits=RolloutLimits(max_trajectory_tokens=2)
-        )
+async def test_a_first_prompt_over_the_limit_is_recorded_as_that():
+    class Full(ScriptedPolicy):
+        async def __call__(self, model_input, stop, *, max_tokens=None):
+            raise ContextOverflowError("prompt of 3 tokens leaves no room")
+
+    limits = RolloutLimits(max_trajectory_tokens=2)
+    over_limit = await run_rollout(ScriptedPolicy(), EchoEnv(), limits=limits)
+    assert over_limit.stop_reason == "context_overflow"
+    assert over_limit.final_ob.to_ints() == [1, 2, 3]
+    [turn] = over_limit.transitions
+    assert (turn.ac.tokens, turn.metrics) == ([], {"stop/context_overflow": 1})
+    with pytest.raises(ContextOverflowError, match="leaves no room"):
+        await run_rollout(Full(), EchoEnv())
 
 
 @pytest.mark.anyio
@@ -191,6 +221,44 @@ async def test_retry_completes_the_group_and_records_the_cause():
     assert "EchoEnv" in group.rollout_errors[0].error_message
     assert "test_rollouts.py:" in group.rollout_errors[0].error_message
     assert builder.num_cleanups == 1
+
+
+class OnceOnly(EnvsBuilder):
+    """Cannot make a second set of environments, or makes a smaller one."""
+
+    again: str = "raises"
+
+    async def make_envs(self):
+        if self.num_made and self.again == "raises":
+            raise OSError("the seats are taken")
+        envs = await super().make_envs()
+        return envs if self.num_made == self.group_size else envs[:1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("again", "cause"),
+    [
+        ("raises", "OnceOnly: OSError .*the seats are taken"),
+        ("fewer", "make_envs returned 1 environments for a retry and 4 before"),
+    ],
+)
+async def test_a_retry_that_cannot_be_made_costs_one_member(again: str, cause: str):
+    def make(index: int) -> Env:
+        return EchoEnv(on_step=raise_in if index == 2 else do_nothing)
+
+    builder = OnceOnly(make)
+    builder.again = again
+    group = await do_group_rollout(builder, ScriptedPolicy(), MinViableGroup(max_retries=2))
+    assert len(group.trajectories_G) == 3
+    messages = [error.error_message for error in group.rollout_errors]
+    assert len(messages) == 3  # the rollout, and each of the two retries
+    assert "reward is 1/0" in messages[0]
+    assert all(re.search(cause, message) for message in messages[1:])
+    builder = OnceOnly(make)
+    builder.again = again
+    with pytest.raises(AllTrajectoriesFailedError, match=cause):
+        await do_group_rollout(builder, ScriptedPolicy(), RetryOnFailure(max_retries=1))
 
 
 @pytest.mark.anyio

@@ -14,9 +14,10 @@ from typing import Any
 
 import chz
 import pytest
+import tinker
 
 from tests.rl.token_task import TokenDatasetBuilder
-from tinker_cookbook.checkpoint_utils import load_checkpoints_file
+from tinker_cookbook.checkpoint_utils import CheckpointManager, load_checkpoints_file
 from tinker_cookbook.exceptions import (
     AllTrajectoriesFailedError,
     ConfigurationError,
@@ -140,6 +141,38 @@ def test_a_killed_run_equals_an_unbroken_one(build, tmp_path: Path):
     process.wait()
     run(killed)
     assert_same_runs(killed, unbroken)
+
+
+def test_a_loss_that_the_local_service_lacks_is_refused_before_sampling(
+    build, monkeypatch: pytest.MonkeyPatch
+):
+    config = build(base_url="local", loss_fn="stable_reinforce")
+    with pytest.raises(ConfigurationError, match="not offered by the local service"):
+        run(config)
+
+
+def test_a_loop_of_ones_own_saves_and_samples(build, shared_client, tmp_path: Path):
+    config = build()
+
+    async def work() -> tuple[list[str], dict, int]:
+        training = shared_client.create_lora_training_client(config.model_name, rank=4).result()
+        manager = CheckpointManager(training, shared_client, str(tmp_path), save_every=2)
+        seen: dict = {}
+        for step in range(3):
+            client, metrics = await train.save_checkpoint_and_get_sampling_client(
+                training, manager, step, start_batch=0
+            )
+            seen |= metrics
+        prompt = tinker.ModelInput.from_ints([5, 6])
+        sampled = await client.sample(prompt, 1, tinker.SamplingParams(max_tokens=3))
+        names = [record.name for record in load_checkpoints_file(str(tmp_path))]
+        return names, seen, len(sampled.sequences[0].tokens)
+
+    names, metrics, num_tokens = asyncio.run(work())
+    assert names == ["000002"]
+    assert load_checkpoints_file(str(tmp_path))[0].batch == 2
+    assert metrics.keys() == {"time/save_checkpoint"}
+    assert num_tokens == 3
 
 
 @pytest.mark.parametrize("loss_fn", ["ppo", "cispo", "gspo", "dro"])

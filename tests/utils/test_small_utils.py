@@ -205,6 +205,30 @@ def test_spans_go_to_a_trace_and_a_chart(tmp_path: Path):
     assert "Step 1" in page
 
 
+def test_spans_carry_attributes(tmp_path: Path):
+    @trace.scope
+    async def work(number: int) -> None:
+        trace.update_scope_context({"number": number})
+        await asyncio.sleep(0)
+        with trace.scope_span_sync("inner"):
+            trace.update_scope_context({"path": tmp_path})
+        assert trace.get_scope_context().attributes == {"number": number}
+
+    async def work_twice() -> None:
+        await asyncio.gather(work(1), work(2))
+
+    trace.update_scope_context({"nowhere": 1})
+    assert trace.get_scope_context().attributes == {}
+    trace.trace_init(output_file=str(tmp_path / "events.jsonl"))
+    asyncio.run(work_twice())
+    trace.trace_shutdown()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    outer = [event["args"] for event in events if event["name"] == "work"]
+    inner = [event["args"] for event in events if event["name"] == "inner"]
+    assert outer == [{"number": 1}, {"number": 2}]
+    assert inner == [{"path": str(tmp_path)}] * 2
+
+
 def test_progress_in_a_pipe_is_plain_lines():
     stream = io.StringIO()
     progress = ProgressReporter(3, stream=stream)

@@ -62,8 +62,8 @@ def _check_reads_images(opened: OpenSampler) -> None:
         return
     from tinker_cookbook.renderers import find_image_renderer_names
 
-    assert opened.renderer.registry_key is not None, "it was made by name"
-    used, model, reads_images = opened.renderer.registry_key
+    used, model = opened.renderer._renderer_name, opened.renderer._model_name
+    reads_images = opened.renderer._has_image_processor
     names = find_image_renderer_names(model) if model and reads_images else []
     if names:
         others = f" (also {', '.join(names[1:])})" if names[1:] else ""

@@ -10,7 +10,7 @@ import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.utils.jsonl_log import append_row, read_rows
-from tinker_cookbook.utils.sdk_futures import awaitable
+from tinker_cookbook.utils.sdk_futures import call
 
 if TYPE_CHECKING:
     import tinker
@@ -56,7 +56,9 @@ class SampleEvaluator(SamplingClientEvaluator):
             stop=self.renderer.get_stop_sequences(),
         )
         futures = [
-            sampling_client.sample(
+            call(
+                sampling_client,
+                "sample",
                 prompt=self.renderer.build_generation_prompt([{"role": "user", "content": prompt}]),
                 num_samples=1,
                 sampling_params=params,
@@ -64,7 +66,7 @@ class SampleEvaluator(SamplingClientEvaluator):
             for prompt in self.prompts
         ]
         for prompt, future in zip(self.prompts, futures, strict=True):
-            tokens = list((await awaitable(future)).sequences[0].tokens)
+            tokens = list((await future).sequences[0].tokens)
             answer = self._text(tokens)
             append_row(self.path, {"prompt": prompt, "answer": answer})
             logger.info("prompt: %s\nanswer: %s", prompt, answer)

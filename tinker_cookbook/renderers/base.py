@@ -107,9 +107,11 @@ __all__ = [
     "image_to_chunk",
     "message_to_jsonable",
     "parse_content_blocks",
+    "parse_response_for_stop_token",
     "parse_think_blocks",
     "remove_thinking",
     "split_reasoning",
+    "tokens_weights_from_strings_weights",
 ]
 
 
@@ -152,8 +154,10 @@ class Renderer(ABC):
     supports_streaming: bool = True
     takes_text_arguments: bool = True
     """Whether the model's own chat template takes the arguments of a call as JSON text."""
-    registry_key: tuple[str, str | None, bool] | None = None
-    """(renderer name, model name, has image processor), set by `get_renderer` for pickling."""
+    _renderer_name: str | None = None
+    """Set by `get_renderer` for pickling, with the next two; programs read them too."""
+    _model_name: str | None = None
+    _has_image_processor: bool = False
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -523,14 +527,56 @@ class Renderer(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a name: some hundred bytes instead of megabytes of tokenizer."""
-        if self.registry_key is None or not self.registry_key[1]:
+        if not self._renderer_name or not self._model_name:
             raise pickle.PicklingError(
                 f"{type(self).__name__} was not made by name, so it cannot be pickled; make it "
                 "with get_renderer(name, tokenizer, model_name=...)."
             )
         from tinker_cookbook.renderers import _rebuild_renderer
 
-        return _rebuild_renderer, self.registry_key
+        key = (self._renderer_name, self._model_name, self._has_image_processor)
+        return _rebuild_renderer, key
+
+
+def parse_response_for_stop_token(
+    response: Sequence[int], tokenizer: Tokenizer, stop_token: int
+) -> tuple[Message, ParseTermination]:
+    """Parse a sampled reply of a format in which one token ends a turn: for renderers of your own.
+
+    Returns:
+        The text before the stop token, and how the reply ended: MALFORMED without one.
+
+    Raises:
+        RendererError: if the stop token stands there more than once, so that stopping failed.
+    """
+    tokens = list(response)
+    count = tokens.count(stop_token)
+    if count > 1:
+        raise RendererError(
+            f"the reply has stop token {stop_token} {count} times; give it as the stop sequence "
+            "when sampling, so that a reply ends there."
+        )
+    text = tokens[: tokens.index(stop_token)] if count else tokens
+    message = Message(role="assistant", content=str(tokenizer.decode(text)))
+    return message, ParseTermination.STOP_SEQUENCE if count else ParseTermination.MALFORMED
+
+
+def tokens_weights_from_strings_weights(
+    strings_weights: Sequence[tuple[str, float]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encode texts one by one, each with one weight for all its tokens.
+
+    Returns:
+        Tokens, int64 [T], and weights, float32 [T].
+    """
+    tokens: list[int] = []
+    weights: list[float] = []
+    for text, weight in strings_weights:
+        # Only the first text may bring what the tokenizer writes before a document.
+        encoded = tokenizer.encode(text, add_special_tokens=not tokens)
+        tokens += encoded
+        weights += [weight] * len(encoded)
+    return np.array(tokens, dtype=np.int64), np.array(weights, dtype=np.float32)
 
 
 def context_of(messages: Sequence[Message], index: int) -> RenderContext:

@@ -266,13 +266,13 @@ class DeepSeekV4Renderer(Renderer):
         )
 
     def response_parser(self) -> ReplyParser:
-        grammar = self.grammar()
+        (think,), (think_end,) = self._think, self._think_end
         return DsmlParser(
             self.encoder,
             stop=self._eos,
             dsml=self._markers[DSML][0],
-            think=grammar.think,
-            starts_in_thinking=grammar.starts_in_thinking,
+            think=None if self.disables_thinking else (think, think_end),
+            starts_in_thinking=not self.disables_thinking,
         )
 
 

@@ -53,7 +53,7 @@ from tinker_cookbook.renderers.tool_calls import (
 from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["KIMI_INSTRUCT_SYSTEM", "KIMI_SYSTEM", "KimiRenderer"]
+__all__ = ["KIMI_INSTRUCT_SYSTEM", "KIMI_SYSTEM", "KimiK2Renderer", "KimiRenderer"]
 
 KIMI_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 KIMI_INSTRUCT_SYSTEM = "You are a helpful assistant"
@@ -308,6 +308,15 @@ class KimiRenderer(Renderer):
             parse_call=_parse_call,
             newlines_before_call=0,
         )
+
+
+class KimiK2Renderer(KimiRenderer):
+    """`kimi_k2`."""
+
+    DEFAULT_SYSTEM_PROMPT = KIMI_SYSTEM
+
+    def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True) -> None:
+        super().__init__(tokenizer, strip_thinking_from_history, default_system=KIMI_SYSTEM)
 
 
 class _CallIds:

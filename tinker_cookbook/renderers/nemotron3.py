@@ -49,7 +49,16 @@ from tinker_cookbook.renderers.xml_calls import (
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Nemotron3Renderer"]
+__all__ = [
+    "Nemotron3DisableThinkingRenderer",
+    "Nemotron3LowThinkingRenderer",
+    "Nemotron3PreserveThinkingRenderer",
+    "Nemotron3Renderer",
+    "Nemotron3UltraDisableThinkingRenderer",
+    "Nemotron3UltraMediumThinkingRenderer",
+    "Nemotron3UltraPreserveThinkingRenderer",
+    "Nemotron3UltraRenderer",
+]
 
 
 class _Form(Enum):
@@ -74,8 +83,9 @@ class Nemotron3Renderer(ChatMLRenderer):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        strip_thinking_from_history: bool = True,
+        image_processor: None = None,
         *,
+        strip_thinking_from_history: bool = True,
         thinking: Literal["opened", "disabled"] = "opened",
         is_ultra: bool = False,
         effort: str | None = None,
@@ -84,12 +94,13 @@ class Nemotron3Renderer(ChatMLRenderer):
 
         Args:
             tokenizer: Nemotron's.
+            image_processor: None; the models read no images.
             strip_thinking_from_history: drop the reasoning before the last user message.
             thinking: whether the prompt opens the think block, or has it, empty.
             is_ultra: no line breaks around `</think>`.
             effort: what the last user message says of it; None for nothing.
         """
-        super().__init__(tokenizer, tools=True)
+        super().__init__(tokenizer, tools=True, image_processor=image_processor)
         self.thinking = thinking
         self.disables_thinking = thinking == "disabled"
         self.strip_thinking_from_history = strip_thinking_from_history
@@ -264,6 +275,71 @@ class Nemotron3Renderer(ChatMLRenderer):
             newlines_after_call=1,
             parse_call=partial(parse_xml_call, words=PYTHON_WORDS),
         )
+
+
+class Nemotron3PreserveThinkingRenderer(Nemotron3Renderer):
+    """`nemotron3_preserve_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, strip_thinking_from_history=False)
+
+
+class Nemotron3LowThinkingRenderer(Nemotron3Renderer):
+    """`nemotron3_low_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, effort="low")
+
+
+class Nemotron3DisableThinkingRenderer(Nemotron3Renderer):
+    """`nemotron3_disable_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer, *, is_ultra: bool = False) -> None:
+        Nemotron3Renderer.__init__(self, tokenizer, thinking="disabled", is_ultra=is_ultra)
+
+
+class Nemotron3UltraRenderer(Nemotron3Renderer):
+    """`nemotron3_ultra`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_processor: None = None,
+        *,
+        strip_thinking_from_history: bool = True,
+        effort: str | None = None,
+    ) -> None:
+        Nemotron3Renderer.__init__(
+            self,
+            tokenizer,
+            image_processor,
+            strip_thinking_from_history=strip_thinking_from_history,
+            is_ultra=True,
+            effort=effort,
+        )
+
+
+class Nemotron3UltraPreserveThinkingRenderer(Nemotron3UltraRenderer):
+    """`nemotron3_ultra_preserve_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer, image_processor: None = None) -> None:
+        super().__init__(tokenizer, image_processor, strip_thinking_from_history=False)
+
+
+class Nemotron3UltraMediumThinkingRenderer(Nemotron3UltraRenderer):
+    """`nemotron3_ultra_medium_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, effort="efficient")
+
+
+class Nemotron3UltraDisableThinkingRenderer(
+    Nemotron3UltraRenderer, Nemotron3DisableThinkingRenderer
+):
+    """`nemotron3_ultra_disable_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        Nemotron3DisableThinkingRenderer.__init__(self, tokenizer, is_ultra=True)
 
 
 def _declaration(function: Mapping[str, Any]) -> str:

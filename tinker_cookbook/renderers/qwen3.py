@@ -38,7 +38,13 @@ from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.types import Message, Role
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Qwen3Renderer"]
+__all__ = [
+    "Qwen3DisableThinkingRenderer",
+    "Qwen3InstructRenderer",
+    "Qwen3Renderer",
+    "Qwen3VLInstructRenderer",
+    "Qwen3VLRenderer",
+]
 
 Thinking = Literal["sampled", "opened", "disabled"]
 
@@ -139,6 +145,46 @@ class Qwen3Renderer(ChatMLRenderer):
         think = (self._think, self._think_end)
         starts_in_thinking = self.thinking == "opened"
         return replace(super().grammar(), think=think, starts_in_thinking=starts_in_thinking)
+
+
+class Qwen3DisableThinkingRenderer(Qwen3Renderer):
+    """`qwen3_disable_thinking`."""
+
+    def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True) -> None:
+        super().__init__(tokenizer, strip_thinking_from_history, thinking="disabled")
+
+
+class Qwen3VLRenderer(Qwen3Renderer):
+    """`qwen3_vl`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessorProtocol | None = None,
+        strip_thinking_from_history: bool = True,
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            strip_thinking_from_history,
+            thinking="opened",
+            image_processor=image_processor,
+        )
+
+
+class Qwen3InstructRenderer(ChatMLRenderer):
+    """`qwen3_instruct`: no thinking, hence no `Qwen3Renderer`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, tools=True)
+
+
+class Qwen3VLInstructRenderer(ChatMLRenderer):
+    """`qwen3_vl_instruct`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, image_processor: ImageProcessorProtocol | None = None
+    ) -> None:
+        super().__init__(tokenizer, tools=True, image_processor=image_processor)
 
 
 class _Form(Enum):

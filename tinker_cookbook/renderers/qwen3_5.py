@@ -54,7 +54,12 @@ from tinker_cookbook.renderers.xml_calls import (
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["REASONING_EFFORT_INSTRUCTIONS", "XML_CALL_INSTRUCTIONS", "Qwen3_5Renderer"]
+__all__ = [
+    "REASONING_EFFORT_INSTRUCTIONS",
+    "XML_CALL_INSTRUCTIONS",
+    "Qwen3_5DisableThinkingRenderer",
+    "Qwen3_5Renderer",
+]
 
 REASONING_EFFORT_INSTRUCTIONS: Mapping[str, str] = {
     "xhigh": "Reasoning effort is set to xhigh. Please think carefully through the task, validate "
@@ -95,7 +100,7 @@ class Qwen3_5Renderer(ChatMLRenderer):
         thinking: Literal["opened", "disabled"] = "opened",
         strip_thinking_from_history: bool = True,
         reasoning_effort: str | None = None,
-        python_words: bool = False,
+        python_words: bool = True,
     ) -> None:
         """Prepare the format.
 
@@ -106,7 +111,8 @@ class Qwen3_5Renderer(ChatMLRenderer):
             strip_thinking_from_history: drop the think blocks before the last user message.
             reasoning_effort: of `REASONING_EFFORT_INSTRUCTIONS`, for Qwen3.8; written where
                 thinking is on. None for earlier models.
-            python_words: write `True`, `False` and `None` in arguments.
+            python_words: write `True`, `False` and `None` in arguments, as Qwen3.5 does; later
+                models write them as JSON does.
         """
         super().__init__(tokenizer, tools=True, image_processor=image_processor)
         if reasoning_effort is not None and reasoning_effort not in REASONING_EFFORT_INSTRUCTIONS:
@@ -244,4 +250,24 @@ class Qwen3_5Renderer(ChatMLRenderer):
             think=(self._think, self._think_end),
             starts_in_thinking=not self.disables_thinking,
             parse_call=partial(parse_xml_call, words=self._words),
+        )
+
+
+class Qwen3_5DisableThinkingRenderer(Qwen3_5Renderer):
+    """`qwen3_5_disable_thinking`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessorProtocol | None = None,
+        *,
+        strip_thinking_from_history: bool = True,
+        python_words: bool = True,
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            image_processor,
+            thinking="disabled",
+            strip_thinking_from_history=strip_thinking_from_history,
+            python_words=python_words,
         )

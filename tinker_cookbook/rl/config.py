@@ -78,7 +78,11 @@ class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOpti
     lr_schedule: LRSchedule = chz.field(default="constant", doc="linear, cosine or constant.")
     max_tokens: int = chz.field(default=256, doc="Limit of one sampled reply, in tokens.")
     temperature: float = chz.field(default=1.0, doc="Of sampling.")
-    loss_fn: RLLoss = chz.field(default="importance_sampling", doc="Loss, as the service names it.")
+    loss_fn: RLLoss = chz.field(
+        default="importance_sampling",
+        doc="Loss, as the service names it. Not every service has stable_reinforce; the local one "
+        "has all others.",
+    )
     loss_fn_config: dict[str, Any] | None = chz.field(
         default=None, doc="Its settings, e.g. clip_low_threshold and clip_high_threshold."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -318,7 +319,16 @@ class Loop:
                 DIVERGENCE_LIMIT,
             )
         if not update_has_data(step):
-            logger.warning("step %d has nothing to train on and is skipped", step.step)
+            ends = Counter(
+                trajectory.stop_reason
+                for sampled in step.sampled_P
+                for trajectory in sampled.group.trajectories_G
+            )
+            logger.warning(
+                "step %d has nothing to train on and is skipped (episodes by their end: %s)",
+                step.step,
+                ", ".join(f"{reason} {count}" for reason, count in ends.most_common()),
+            )
 
     def _write_transcripts(self, step: TrainingStep) -> None:
         if not self.config.rollout_json_export:

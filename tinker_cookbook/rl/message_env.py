@@ -58,6 +58,19 @@ class MessageEnv(ABC):
         """Take a reply that the token limit cut; the conversation to go on with, or None to end."""
         return None
 
+    async def observe_parse_error(self, message: Message, details: str) -> MessageStepResult | None:
+        """Answer a reply that cannot be read, where such a reply does not end the episode.
+
+        Args:
+            message: What could be read of it.
+            details: What is wrong.
+
+        Returns:
+            None: the reply goes to `step` as it is.
+        """
+        del message, details
+        return None
+
     async def add_messages(self, messages: list[Message]) -> list[Message] | None:
         """Take messages from outside; the whole conversation, or None if that is not possible."""
         return None
@@ -85,7 +98,8 @@ class EnvFromMessageEnv(types.Env):
             renderer: Writes the prompts and reads the replies.
             message_env: The environment.
             failed_parse_reward: Of a reply that cannot be read, without a `parse_error_policy`.
-            terminate_on_parse_error: Such a reply ends the episode; else it is passed on as it is.
+            terminate_on_parse_error: Such a reply ends the episode; else the environment answers
+                it (`observe_parse_error`), or takes it as it is.
             max_trajectory_tokens: A prompt may have this many tokens less the next.
             max_generation_tokens: Kept free for the reply.
             context_overflow_reward: When the next prompt is too long, or the reply was cut.
@@ -158,9 +172,11 @@ class EnvFromMessageEnv(types.Env):
         if take is not None:
             take(TokenMessageCompleter(policy, self.renderer))
 
-    async def _pass_on(self, message: Message, **metrics: float) -> types.StepResult:
-        result = await self.message_env.step(message)
-        found: types.Metrics = {"parse_error": 0, **metrics, **result.metrics}
+    async def _pass_on(self, message: Message) -> types.StepResult:
+        return await self._answer(await self.message_env.step(message), {"parse_error": 0})
+
+    async def _answer(self, result: MessageStepResult, metrics: types.Metrics) -> types.StepResult:
+        found: types.Metrics = {**metrics, **result.metrics}
         if result.episode_done:
             return self._end(result.reward, found, result.logs)
         observation = await self._render(result.next_messages)
@@ -194,7 +210,10 @@ class EnvFromMessageEnv(types.Env):
         logs: types.Logs = {"parse_error_details": details[:MAX_SHOWN_DETAIL]}
         if policy is None:
             if not self.terminate_on_parse_error:
-                return await self._pass_on(message, parse_error=1)
+                result = await self.message_env.observe_parse_error(message, details)
+                result = result or await self.message_env.step(message)
+                result.logs = {**logs, **result.logs}
+                return await self._answer(result, metrics)
             metrics[_stop(StopReason.PARSE_ERROR)] = 1
             return self._end(self.failed_parse_reward, metrics, logs)
         self._errors_in_a_row += 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinker_cookbook.rl.data_processing import flatten_chunks, unflatten_chunks
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.sdk_futures import awaitable
+from tinker_cookbook.utils.sdk_futures import call
 
 if TYPE_CHECKING:
     import tinker
@@ -34,13 +34,13 @@ async def score_sequences(
     params = tinker.SamplingParams(max_tokens=1)
     responses = await asyncio.gather(
         *(
-            awaitable(
-                sampling_client.sample(
-                    prompt=sequence,
-                    num_samples=1,
-                    sampling_params=params,
-                    include_prompt_logprobs=True,
-                )
+            call(
+                sampling_client,
+                "sample",
+                prompt=sequence,
+                num_samples=1,
+                sampling_params=params,
+                include_prompt_logprobs=True,
             )
             for sequence in sequence_inputs
         )

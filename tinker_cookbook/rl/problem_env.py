@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from tinker_cookbook.rl.types import (
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["ProblemEnv", "ProblemGroupBuilder"]
+__all__ = ["ProblemEnv", "ProblemGroupBuilder", "logger"]
+
+logger = logging.getLogger(__name__)
 
 
 class ProblemEnv(Env):

@@ -15,7 +15,7 @@ from tinker_cookbook.completers import (
     TokenCompleter,
     TokensWithLogprobs,
 )
-from tinker_cookbook.exceptions import DataValidationError, TrainingError
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, RolloutLimits
 from tinker_cookbook.rl.rollout_presets import RolloutConfig
@@ -35,7 +35,6 @@ __all__ = [
     "TRUNCATION_METRIC_KEY",
     "RolloutHooks",
     "RolloutState",
-    "RolloutTimeoutError",
     "SamplingTurnTimeoutError",
     "SupportsParseErrorPolicy",
     "SupportsPolicy",
@@ -44,16 +43,14 @@ __all__ = [
     "stop_reason_from_metrics",
 ]
 
+CLOCK_SLACK_SECONDS = 0.01
+"""An event loop's timer may ring this much early."""
 TRUNCATION_METRIC_KEY = "num_truncations_max_turn_tokens"
 T = TypeVar("T")
 
 
 class SamplingTurnTimeoutError(Exception):
     """Sampling one reply took longer than allowed."""
-
-
-class RolloutTimeoutError(TrainingError, TimeoutError):
-    """An episode ran out of time before it had anything to show."""
 
 
 @runtime_checkable
@@ -140,14 +137,14 @@ async def run_rollout(
     Args:
         policy: Samples the replies.
         env: A fresh environment.
-        limits: Limits on the episode; at one it ends with the turns it has.
+        limits: Limits on the episode; at one it ends with the turns it has, even none.
         hooks: Calls into the experiment.
         parse_errors: For environments that support it.
         config: Gives `limits` and `parse_errors` where they are not given.
 
     Raises:
-        DataValidationError: if the environment returns something that cannot be trained on.
-        RolloutTimeoutError: if time runs out before the first reply.
+        DataValidationError: if the environment returns something that cannot be trained on, or a
+            first prompt that fills the model's context.
         SamplingTurnTimeoutError: if one reply takes longer than allowed.
     """
     config = config or RolloutConfig()
@@ -174,12 +171,11 @@ class _Episode:
         self._state = RolloutState()
 
     async def run(self) -> Trajectory:
-        try:
-            first = await self._in_time(self._env.initial_observation())
-        except TimeoutError as error:
-            raise self._timeout("initial_observation") from error
+        first = await self._first_observation()
         if isinstance(first, InitialObservationOverflow):
-            return _overflowed(first)
+            return await self._end_without_turn(StopReason.CONTEXT_OVERFLOW, first)
+        if first is None:
+            return await self._end_without_turn(StopReason.ROLLOUT_TIMEOUT)
         observation, stop = first
         reason = None
         while reason is None:
@@ -188,6 +184,17 @@ class _Episode:
             if reason is None:
                 observation, stop, reason = await self._turn(observation, stop)
         return await self._end(observation, reason)
+
+    async def _first_observation(
+        self,
+    ) -> tuple[Observation, StopCondition] | InitialObservationOverflow | None:
+        """What the environment begins with; None if time runs out."""
+        try:
+            return await self._in_time(self._env.initial_observation())
+        except TimeoutError:
+            if not self._out_of_time():
+                raise  # of the environment's own
+            return None
 
     async def _begin_turn(
         self, observation: Observation, stop: StopCondition
@@ -215,18 +222,8 @@ class _Episode:
         if sampled is not None and state.sampled_tokens >= sampled:
             return StopReason.MAX_SAMPLED_TOKENS
         if whole is not None and observation.length >= whole:
-            return self._or_error(StopReason.CONTEXT_OVERFLOW, observation)
+            return StopReason.CONTEXT_OVERFLOW
         return None
-
-    def _or_error(self, reason: str, observation: Observation) -> str:
-        """A first prompt over the limit leaves nothing to train on, so it is an error."""
-        if self._state.transitions:
-            return reason
-        raise ContextOverflowError(
-            f"the first prompt of {type(self._env).__name__} has {observation.length} tokens, "
-            f"max_trajectory_tokens is {self._limits.max_trajectory_tokens}; shorten the prompt or "
-            "raise the limit."
-        )
 
     async def _turn(
         self, observation: Observation, stop: StopCondition
@@ -236,11 +233,11 @@ class _Episode:
             action = await self._sample(observation, stop)
         except ContextOverflowError:
             if not self._state.transitions:
-                raise
+                raise  # no limit of the run: such a prompt can never be sampled from
             return observation, stop, StopReason.CONTEXT_OVERFLOW
-        except TimeoutError as error:
-            if not self._state.transitions:
-                raise self._timeout("sampling") from error
+        except TimeoutError:
+            if not self._state.transitions and not self._out_of_time():
+                raise  # of the policy's own
             return observation, stop, StopReason.ROLLOUT_TIMEOUT
         _check_action(action, type(self._env).__name__)
         try:
@@ -302,17 +299,48 @@ class _Episode:
         state.sampled_tokens += len(action.tokens)
 
     async def _end(self, observation: Observation, reason: str) -> Trajectory:
-        state = self._state
-        state.elapsed_seconds = time.monotonic() - self._started
+        if not self._state.transitions:
+            return await self._end_without_turn(reason, final_ob=observation)
+        reason = await self._tell_hooks(reason)
+        last = self._state.transitions[-1]
+        last.episode_done = True
+        last.metrics.setdefault(f"{STOP_METRIC_PREFIX}{reason}", 1)
+        return Trajectory(self._state.transitions, observation, str(reason))
+
+    async def _end_without_turn(
+        self,
+        reason: str,
+        overflow: InitialObservationOverflow | None = None,
+        *,
+        final_ob: Observation | None = None,
+    ) -> Trajectory:
+        """Record an episode that ended before its first reply.
+
+        Its reward, metrics and logs stand on a transition without tokens, which nothing is trained
+        on; the group's grading sees it like any other.
+        """
+        import tinker
+
+        found = overflow or InitialObservationOverflow(0.0)
+        reason = await self._tell_hooks(reason)
+        empty = tinker.ModelInput.empty()
+        transition = Transition(
+            ob=empty,
+            ac=TokensWithLogprobs([], [], "length"),
+            reward=float(found.reward),
+            episode_done=True,
+            metrics={**found.metrics, f"{STOP_METRIC_PREFIX}{reason}": 1},
+            logs=found.logs,
+        )
+        return Trajectory([transition], empty if final_ob is None else final_ob, str(reason))
+
+    async def _tell_hooks(self, reason: str) -> str:
+        self._state.elapsed_seconds = time.monotonic() - self._started
         if self._hooks is not None:
-            reason = await self._hooks.on_stop_reason(reason, state) or reason
-            await self._hooks.on_grade(state)
-            await self._hooks.on_artifacts(state)
-        if state.transitions:
-            last = state.transitions[-1]
-            last.episode_done = True
-            last.metrics.setdefault(f"{STOP_METRIC_PREFIX}{reason}", 1)
-        return Trajectory(state.transitions, observation, str(reason))
+            reason = await self._hooks.on_stop_reason(reason, self._state) or reason
+            await self._hooks.on_grade(self._state)
+            await self._hooks.on_artifacts(self._state)
+        return reason
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         """Wait no longer than the episode may last."""
@@ -323,12 +351,9 @@ class _Episode:
         limit = self._limits.rollout_timeout_seconds
         return None if limit is None else limit - (time.monotonic() - self._started)
 
-    def _timeout(self, where: str) -> RolloutTimeoutError:
-        return RolloutTimeoutError(
-            f"{type(self._env).__name__} was cut off in {where} after "
-            f"rollout_timeout_seconds={self._limits.rollout_timeout_seconds}; nothing was sampled "
-            "yet. Look for what hangs there, or raise the limit."
-        )
+    def _out_of_time(self) -> bool:
+        left = self._seconds_left()
+        return left is not None and left <= CLOCK_SLACK_SECONDS
 
 
 def _cut_off() -> StepResult:
@@ -336,22 +361,6 @@ def _cut_off() -> StepResult:
 
     metrics: Metrics = {f"{STOP_METRIC_PREFIX}{StopReason.ROLLOUT_TIMEOUT}": 1}
     return StepResult(0.0, True, tinker.ModelInput.empty(), [], metrics)
-
-
-def _overflowed(overflow: InitialObservationOverflow) -> Trajectory:
-    """An episode without turns; its reward and metrics stand on an empty transition."""
-    import tinker
-
-    empty = tinker.ModelInput.empty()
-    transition = Transition(
-        ob=empty,
-        ac=TokensWithLogprobs([], [], "length"),
-        reward=float(overflow.reward),
-        episode_done=True,
-        metrics={**overflow.metrics, f"{STOP_METRIC_PREFIX}{StopReason.CONTEXT_OVERFLOW}": 1},
-        logs=overflow.logs,
-    )
-    return Trajectory([transition], empty, StopReason.CONTEXT_OVERFLOW)
 
 
 def _check_action(action: TokensWithLogprobs, env_name: str) -> None:

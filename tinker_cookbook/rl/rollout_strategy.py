@@ -195,21 +195,35 @@ class _GroupAttempt:
             [trajectory for _, trajectory in survivors], [env for env, _ in survivors], self.errors
         )
 
-    async def _member(self, index: int, env: Env) -> tuple[Env, Trajectory] | None:
+    async def _member(self, index: int, first: Env) -> tuple[Env, Trajectory] | None:
         attempt = 0
+        env: Env | None = first
         while True:
-            policy = self.policy.for_rollout(index, attempt)
             try:
-                rollout = run_rollout(policy, env, config=self.config)
+                env = env or await asyncio.wait_for(self._make_again(index), self.timeout)
+                rollout = run_rollout(
+                    self.policy.for_rollout(index, attempt), env, config=self.config
+                )
                 return env, await asyncio.wait_for(rollout, self.timeout)
             except Exception as error:  # whatever an environment raises costs one rollout only
-                self.errors.append(describe_error(error, env, self.timeout))
+                where = self.builder if env is None else env
+                self.errors.append(describe_error(error, where, self.timeout))
                 logger.warning("a rollout failed: %s", self.errors[-1].error_message)
             if self.retries_left == 0:
                 return None
             self.retries_left -= 1
             attempt += 1
-            env = (await make_envs(self.builder))[index]
+            env = None
+
+    async def _make_again(self, index: int) -> Env:
+        """A new environment for one member."""
+        envs = await make_envs(self.builder)
+        if index >= len(envs):
+            raise ConfigurationError(
+                f"{type(self.builder).__name__}.make_envs returned {len(envs)} environments for a "
+                f"retry and {self.group_size} before; return as many each time."
+            )
+        return envs[index]
 
 
 async def make_envs(builder: EnvGroupBuilder) -> list[Env]:

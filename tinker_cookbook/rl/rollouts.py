@@ -33,6 +33,7 @@ from tinker_cookbook.rl.types import (
     Trajectory,
     TrajectoryGroup,
 )
+from tinker_cookbook.utils import logtree
 from tinker_cookbook.utils.misc_utils import all_same
 
 if TYPE_CHECKING:
@@ -113,8 +114,28 @@ async def do_group_rollout(
         DataValidationError: if the group's rewards are not finite or not one per trajectory.
     """
     termination = termination or (config.termination if config else None)
-    termination = termination or TerminationRewardPolicy()
-    strategy = strategy or FailFast()
+    work = _run_group(
+        env_group_builder,
+        policy,
+        strategy or FailFast(),
+        termination or TerminationRewardPolicy(),
+        config,
+    )
+    if logtree.current_trace() is not None:  # of a loop of one's own
+        with logtree.scope_header("Group Rollout"):
+            return await work
+    with logtree.init_trace("Group Rollout") as report, logtree.scope_header("Group Rollout"):
+        group = await work
+    return replace(group, report=report)
+
+
+async def _run_group(
+    env_group_builder: EnvGroupBuilder,
+    policy: TokenCompleter,
+    strategy: RolloutStrategy,
+    termination: TerminationRewardPolicy,
+    config: RolloutConfig | None,
+) -> TrajectoryGroup:
     try:
         given = {} if config is None or not _takes_config(strategy) else {"config": config}
         result = await strategy.execute(env_group_builder, policy, **given)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinker_cookbook import checkpoint_utils, service
+from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.async_training import do_async_training
 from tinker_cookbook.rl.config import (
@@ -22,22 +24,26 @@ from tinker_cookbook.rl.config import (
 from tinker_cookbook.rl.dataset_utils import EpochCycledRLDataset
 from tinker_cookbook.rl.loop import Loop, start_step_of
 from tinker_cookbook.rl.optimize import train_step
+from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
-from tinker_cookbook.rl.types import RLDataset
+from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
 from tinker_cookbook.run_directory import prepare_log_dir
 from tinker_cookbook.training_run import (
     TrainingRun,
     create_training_client,
     open_loggers,
     open_service_client,
+    snapshot_weights,
 )
+from tinker_cookbook.utils.misc_utils import timed
 
 if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.checkpoint_utils import CheckpointRecord
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
     "AsyncConfig",
@@ -46,11 +52,15 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "StreamMinibatchConfig",
+    "gather_with_progress",
     "main",
+    "print_group",
+    "save_checkpoint_and_get_sampling_client",
     "train_step",
 ]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,12 +101,66 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         return await _run(config, connection, dataset, test_dataset)
 
 
+async def gather_with_progress(coroutines: Iterable[Coroutine[Any, Any, T]], desc: str) -> list[T]:
+    """Run coroutines at once with a progress bar; an error of one cancels the others."""
+    from tqdm import tqdm
+
+    waiting = list(coroutines)
+    with tqdm(total=len(waiting), desc=desc) as bar:
+
+        async def follow(coroutine: Coroutine[Any, Any, T]) -> T:
+            result = await coroutine
+            bar.update(1)
+            return result
+
+        return await gather_or_cancel(follow(coroutine) for coroutine in waiting)
+
+
+def print_group(traj_group: TrajectoryGroup, tokenizer: Tokenizer) -> None:
+    """Print the trajectories of a group with their total rewards."""
+    totals = traj_group.get_total_rewards()
+    for index, (trajectory, total) in enumerate(
+        zip(traj_group.trajectories_G, totals, strict=True)
+    ):
+        print(f"trajectory {index}: total reward {total:g}")
+        print(format_trajectory(trajectory, tokenizer))
+
+
+async def save_checkpoint_and_get_sampling_client(
+    training_client: tinker.TrainingClient,
+    checkpoint_mgr: checkpoint_utils.CheckpointManager,
+    i_batch: int,
+    start_batch: int = 0,
+    record_stability_info: bool = False,
+) -> tuple[tinker.SamplingClient, dict[str, Any]]:
+    """Save what is due after `i_batch` steps, and return the weights to sample from: for own loops.
+
+    Args:
+        training_client: The run.
+        checkpoint_mgr: Decides what is due, and writes the record with `i_batch` as next batch.
+        i_batch: Steps done.
+        start_batch: Where this process began; at that step nothing is saved again.
+        record_stability_info: Ask the service to name what it sampled, for losses that need it.
+
+    Returns:
+        The client, and the seconds that saving took as a metric.
+    """
+    metrics: dict[str, Any] = {}
+    with timed("save_checkpoint", metrics):
+        if i_batch > start_batch:
+            await checkpoint_mgr.maybe_save_async(i_batch, {"batch": i_batch})
+        options = {"record_stability_info": True} if record_stability_info else {}
+        client = await snapshot_weights(training_client, **options)
+    return client, metrics
+
+
 async def _run(
     config: Config,
     connection: service.Connection,
     dataset: RLDataset,
     test_dataset: RLDataset | None,
 ) -> RunResult:
+    _check_loss(config, connection)
     total_steps = _count_steps(config, dataset)
     checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
     start_step = start_step_of(checkpoint, total_steps)
@@ -149,6 +213,15 @@ async def _train(loop: Loop, start_step: int) -> RunResult:
     finally:
         loop.close()
     return _result(loop.config, paths["state_path"], paths["sampler_path"], evaluated)
+
+
+def _check_loss(config: Config, connection: service.Connection) -> None:
+    """The service would refuse it too, but only after a batch has been sampled."""
+    if config.training_loss_fn() == "stable_reinforce" and connection.kind == "local":
+        raise ConfigurationError(
+            "loss_fn=stable_reinforce is not offered by the local service, since its formula is "
+            "not public; use importance_sampling, ppo, cispo, gspo or dro, or another service."
+        )
 
 
 def _result(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.rl.advantages import AdvantageEstimator
 from tinker_cookbook.rl.data_processing import compute_advantages
+from tinker_cookbook.rl.logged_reports import write_logged_reports
 from tinker_cookbook.rl.rollout_logging import (
     RolloutSummaryExportConfig,
     RolloutSummaryGroup,
@@ -75,14 +76,17 @@ def write_transcripts(
         groups_P=groups_P,
         tokenizer=export.tokenizer,
     )
+    title = f"{export.split}, step {export.iteration}"
+    shown_P = groups_P[:num_groups_on_page]
+    logged = write_logged_reports(Path(export.folder), export.base_name, title, shown_P)
     if num_groups_on_page and export.tokenizer is not None:
-        title = f"{export.split}, step {export.iteration}"
         page = build_page(
             title,
-            groups_P[:num_groups_on_page],
+            shown_P,
             len(groups_P),
             export.tokenizer,
             estimator=estimator,
+            logged_page=logged,
         )
         (Path(export.folder) / f"{export.base_name}.html").write_text(page, encoding="utf-8")
 
@@ -94,6 +98,7 @@ def build_page(
     tokenizer: Tokenizer,
     *,
     estimator: AdvantageEstimator = "group_mean",
+    logged_page: str | None = None,
 ) -> str:
     """The page as text.
 
@@ -103,8 +108,11 @@ def build_page(
         num_groups: Groups of the whole batch.
         tokenizer: Turns tokens into text.
         estimator: Of the advantages, which are shown without KL penalty and length handling.
+        logged_page: File beside this one with what the environments logged.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
+    if logged_page is not None:
+        body.append(f'<p><a href="{html.escape(logged_page)}">What the environments logged</a></p>')
     body.append(
         f'<p class="note">{len(shown_P)} of {num_groups} groups, {_means(shown_P)}. A sampled '
         "token is the darker orange the less likely it was; point at it for its log probability. "

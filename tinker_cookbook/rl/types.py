@@ -15,6 +15,8 @@ from tinker_cookbook.completers import StopCondition, TokensWithLogprobs
 if TYPE_CHECKING:
     import tinker
 
+    from tinker_cookbook.utils import logtree
+
 __all__ = [
     "PARSE_ERROR_MASKED_METRIC_KEY",
     "STOP_METRIC_PREFIX",
@@ -172,6 +174,8 @@ class TrajectoryGroup:
     metrics_G: list[Metrics]
     rollout_errors: list[RolloutError] = field(default_factory=list)
     """Of members that were lost or had to be tried again."""
+    report: logtree.Trace | None = field(default=None, repr=False, compare=False)
+    """What the environments logged with `utils.logtree`; None in a report of the caller's own."""
 
     def get_total_rewards(self) -> list[float]:
         """Each trajectory's turn rewards plus its group reward."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
+from tinker_cookbook.utils.sdk_futures import call
 
 if TYPE_CHECKING:
     import tinker
@@ -115,5 +116,4 @@ def _whole_sequence(datum: tinker.Datum) -> tinker.ModelInput:
 async def _prompt_logprobs(
     client: tinker.SamplingClient, prompt: tinker.ModelInput
 ) -> list[float | None]:
-    logprobs = client.compute_logprobs(prompt)
-    return await logprobs
+    return await call(client, "compute_logprobs", prompt)

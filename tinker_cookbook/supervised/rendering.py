@@ -168,8 +168,9 @@ class ConversationRenderer:
     markup: MarkupMode = "convert"
 
     def __getstate__(self) -> dict[str, Any]:
-        renderer_name, model_name, _ = self.renderer.registry_key or ("", "", False)
-        if is_renderer_registered(renderer_name) or is_tokenizer_registered(model_name or ""):
+        renderer_name = self.renderer._renderer_name or ""
+        model_name = self.renderer._model_name or ""
+        if is_renderer_registered(renderer_name) or is_tokenizer_registered(model_name):
             raise pickle.PicklingError(
                 f"renderer {renderer_name!r} or the tokenizer of {model_name!r} is registered in "
                 "this process and unknown to others"

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.renderers.types import Message, ToolCall
+from tinker_cookbook.renderers.types import Message, ToolCall, UnparsedToolCall
 from tinker_cookbook.rl.message_env import EnvFromMessageEnv, MessageEnv, MessageStepResult
-from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, TerminationRewardPolicy
+from tinker_cookbook.rl.rollout_limits import (
+    DEFAULT_RETRY_MESSAGE_TEMPLATE,
+    ParseErrorPolicy,
+    TerminationRewardPolicy,
+)
 from tinker_cookbook.rl.rollout_presets import (
     RolloutConfig,
     ToolExecution,
     default_rollout_config_for_model,
 )
 from tinker_cookbook.rl.types import STOP_METRIC_PREFIX, StopReason
-from tinker_cookbook.tool_use.tools import handle_tool_call
+from tinker_cookbook.tool_use.tools import error_tool_result, handle_tool_call
 from tinker_cookbook.tool_use.types import Tool, ToolResult
 
 if TYPE_CHECKING:
@@ -44,7 +48,12 @@ RewardFn = Callable[[list[Message]], Awaitable[RewardResult]]
 
 @dataclass
 class AgentToolMessageEnv(MessageEnv):
-    """Runs the tools a reply calls; a reply without calls ends the episode and is graded."""
+    """Runs the tools a reply calls; a reply without calls ends the episode and is graded.
+
+    A reply with a call that cannot be read earns `failed_parse_reward`. It ends the episode, unless
+    `terminate_on_parse_error` is off: then the model is shown what is wrong, beside the results of
+    the calls that can be read.
+    """
 
     tools: list[Tool]
     initial_messages: list[Message]
@@ -75,8 +84,9 @@ class AgentToolMessageEnv(MessageEnv):
         return self.history
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
-        """Limit the calls of the episode."""
-        self.max_tool_calls = max_tool_calls
+        """Limit the calls of the episode; a tighter limit that is set already holds."""
+        known = self.max_tool_calls
+        self.max_tool_calls = max_tool_calls if known is None else min(known, max_tool_calls)
 
     def set_parse_error_policy(self, policy: ParseErrorPolicy) -> None:
         """Choose what follows an unreadable reply."""
@@ -92,28 +102,51 @@ class AgentToolMessageEnv(MessageEnv):
         self.history = [*self.history, *messages]
         return self.history
 
+    async def observe_parse_error(self, message: Message, details: str) -> MessageStepResult:
+        """Run what can be read of the reply, and show the model what is wrong with the rest."""
+        return await self._take(message, problem=details)
+
     async def step(self, message: Message) -> MessageStepResult:
         """Run the calls of a reply, or grade the conversation."""
+        return await self._take(message)
+
+    async def _take(self, message: Message, problem: str = "") -> MessageStepResult:
         self.history = [*self.history, message]
         self._num_turns += 1
         calls = message.get("tool_calls") or []
+        broken = message.get("unparsed_tool_calls") or []
         metrics = {"num_tool_calls": float(len(calls))}
-        if not calls:
-            return await self._end(StopReason.COMPLETED, metrics)
+        if broken and self.terminate_on_parse_error:
+            metrics[f"{STOP_METRIC_PREFIX}{StopReason.PARSE_ERROR}"] = 1.0
+            return MessageStepResult(self.failed_parse_reward, True, self.history, metrics)
+        reward = self.failed_parse_reward if broken or problem else 0.0
+        if not calls and not broken and not problem:
+            return await self._end(StopReason.COMPLETED, metrics, reward)
         limit = self.max_tool_calls
         if limit is not None and self._num_tool_calls + len(calls) > limit:
-            return await self._end(StopReason.MAX_TOOL_CALLS, metrics)
+            return await self._end(StopReason.MAX_TOOL_CALLS, metrics, reward)
         self._num_tool_calls += len(calls)
         results = await self._run_calls(calls)
+        results += [self._describe_broken_call(call) for call in broken]
         for result in results:
             self.history = [*self.history, *result.messages]
             for key, value in result.metrics.items():
                 metrics[key] = metrics.get(key, 0.0) + value
+        if problem and not broken:
+            request = DEFAULT_RETRY_MESSAGE_TEMPLATE.replace("{details}", problem)
+            self.history = [*self.history, {"role": "user", "content": request}]
         if any(result.should_stop for result in results):
-            return await self._end(StopReason.TOOL_STOPPED, metrics)
+            return await self._end(StopReason.TOOL_STOPPED, metrics, reward)
         if self._num_turns >= self.max_turns:
-            return await self._end(StopReason.MAX_TURNS, metrics)
-        return MessageStepResult(0.0, False, self.history, metrics)
+            return await self._end(StopReason.MAX_TURNS, metrics, reward)
+        return MessageStepResult(reward, False, self.history, metrics)
+
+    def _describe_broken_call(self, call: UnparsedToolCall) -> ToolResult:
+        """An error in the place of the call's result; some formats write whose result it is."""
+        name = next((name for name in self._tools if name in call.raw_text), "unknown")
+        return error_tool_result(
+            f"the call could not be read: {call.error}", name=name, error_type="invalid_call"
+        )
 
     async def _run_calls(self, calls: list[ToolCall]) -> list[ToolResult]:
         """The results in the order of the calls."""
@@ -137,7 +170,10 @@ class AgentToolMessageEnv(MessageEnv):
     async def _run_call(self, call: ToolCall) -> ToolResult:
         return await handle_tool_call(self._tools, call)
 
-    async def _end(self, reason: StopReason, metrics: dict[str, float]) -> MessageStepResult:
+    async def _end(
+        self, reason: StopReason, metrics: dict[str, float], turn_reward: float
+    ) -> MessageStepResult:
+        """Grade the conversation; what the last turn earned by itself is added."""
         policy = self.termination_policy or TerminationRewardPolicy()
         metrics = metrics | {f"{STOP_METRIC_PREFIX}{reason}": 1.0}
         if policy.zero_reward_on_limit and reason in policy.limit_stop_reasons:
@@ -148,7 +184,7 @@ class AgentToolMessageEnv(MessageEnv):
         reward, found = await asyncio.wait_for(
             self.reward_fn(graded), policy.grader_timeout_seconds
         )
-        return MessageStepResult(reward, True, self.history, metrics | found)
+        return MessageStepResult(reward + turn_reward, True, self.history, metrics | found)
 
 
 def build_agent_tool_env(
@@ -174,7 +210,7 @@ def build_agent_tool_env(
         rollout_config: Limits and rules; `max_trajectory_tokens` and `max_tool_calls` are used.
         model_name: Chooses a `rollout_config` where none is given.
         max_turns: Replies; None: that of the config, else 10.
-        failed_parse_reward: Of an unreadable reply that ends the episode.
+        failed_parse_reward: Of an unreadable reply.
         limits: `max_tool_calls` and `max_trajectory_tokens`, which go before those of the config;
             `max_generation_tokens`, `context_overflow_reward`, `terminate_on_parse_error` and
             `terminate_on_length` as `EnvFromMessageEnv` takes them.
@@ -203,6 +239,7 @@ def build_agent_tool_env(
         max_turns=max_turns or config.limits.max_turns or 10,
         reward_fn=reward_fn,
         failed_parse_reward=failed_parse_reward,
+        terminate_on_parse_error=limits.get("terminate_on_parse_error", True),
         max_tool_calls=limits.pop("max_tool_calls", None) or config.limits.max_tool_calls,
         parse_error_policy=config.parse_errors,
         tool_execution=config.tool_execution,

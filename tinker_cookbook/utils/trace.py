@@ -15,9 +15,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,15 +25,19 @@ from tinker_cookbook.utils.jsonl_log import append_row
 
 __all__ = [
     "IterationWindow",
+    "ScopeContext",
     "SpanRecord",
     "TraceCollector",
+    "get_scope_context",
     "save_gantt_chart_html",
     "scope",
     "scope_span",
     "scope_span_sync",
+    "trace_context",
     "trace_init",
     "trace_iteration",
     "trace_shutdown",
+    "update_scope_context",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,9 +115,15 @@ class TraceCollector:
         self._last_flush = time.perf_counter()
         self._lock = threading.Lock()
 
-    def add_span(self, name: str, start_time: float, end_time: float) -> None:
-        """Add a span given by two readings of `time.perf_counter`."""
-        event = {
+    def add_span(
+        self,
+        name: str,
+        start_time: float,
+        end_time: float,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a span given by two readings of `time.perf_counter`, with what is known of it."""
+        event: dict[str, Any] = {
             "name": name,
             "ph": "X",
             "ts": start_time * 1e6,
@@ -121,8 +131,10 @@ class TraceCollector:
             "pid": os.getpid(),
             "tid": threading.get_ident(),
         }
+        if attributes:
+            event["args"] = dict(attributes)
         with self._lock:
-            self._file.write(json.dumps(event) + "\n")
+            self._file.write(json.dumps(event, default=str) + "\n")
             if end_time - self._last_flush >= self._flush_interval:
                 self._file.flush()
                 self._last_flush = end_time
@@ -183,6 +195,28 @@ body{{font:13px sans-serif}}
 {rows}
 """
 
+
+@dataclass
+class ScopeContext:
+    """What a span carries beside its name: `args` in the trace file."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+trace_context: ContextVar[ScopeContext | None] = ContextVar("trace_context", default=None)
+"""That of the innermost open span; None where nothing is traced."""
+
+
+def get_scope_context() -> ScopeContext:
+    """The context of the innermost open span; outside of one, an empty one that goes nowhere."""
+    return trace_context.get() or ScopeContext()
+
+
+def update_scope_context(values: Mapping[str, Any]) -> None:
+    """Attach attributes to the innermost open span; without one this does nothing."""
+    get_scope_context().attributes.update(values)
+
+
 _window: ContextVar[IterationWindow | None] = ContextVar("iteration_window", default=None)
 
 
@@ -207,15 +241,18 @@ def scope_span_sync(name: str) -> Iterator[None]:
     if window is None and collector is None:
         yield
         return
+    context = ScopeContext()
+    token = trace_context.set(context)
     started = time.perf_counter()
     try:
         yield
     finally:
         ended = time.perf_counter()
+        trace_context.reset(token)
         if window is not None:
             window.record_span(name, started, ended)
         if collector is not None:
-            collector.add_span(name, started, ended)
+            collector.add_span(name, started, ended, context.attributes)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,1 @@
+"""Supervised data of chats."""

@@ -1,0 +1,62 @@
+"""Tables of the Hugging Face hub, with one line where there is no hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.model_files import hub_problem
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["check_hub_table", "load_hub_table"]
+
+
+def load_hub_table(
+    path: str, name: str | None = None, split: str = "train", *, advice: str
+) -> datasets.Dataset:
+    """Load one split of a data set, from a local folder, the cache, or the hub.
+
+    Args:
+        path: A folder, or a hub id.
+        name: Configuration of the data set.
+        split: Of the data set.
+        advice: Ends the error: what to do without this data set.
+
+    Raises:
+        ConfigurationError: if it cannot be had.
+    """
+    import datasets
+
+    check_hub_table(path, advice=advice)
+    try:
+        table = datasets.load_dataset(path, name, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _error(path, " ".join(str(error).split()), advice) from error
+    assert isinstance(table, datasets.Dataset), "one split is one table"
+    return table
+
+
+def check_hub_table(path: str, *, advice: str) -> None:
+    """Refuse a data set that is neither here nor on a hub that answers, within seconds.
+
+    The hub's own client retries for a minute where nothing answers.
+
+    Raises:
+        ConfigurationError: if it cannot be had; `advice` ends the message.
+    """
+    problem = None if Path(path).exists() or _is_cached(path) else hub_problem(path, "dataset")
+    if problem is not None:
+        raise _error(path, problem, advice)
+
+
+def _error(path: str, problem: str, advice: str) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be fetched: {problem}. {advice}")
+
+
+def _is_cached(path: str) -> bool:
+    from datasets import config
+
+    return (Path(config.HF_DATASETS_CACHE) / path.replace("/", "___").lower()).is_dir()

@@ -1,0 +1,9 @@
+"""The recipes, under the name that they have in an installed package.
+
+In a checkout they lie beside the package, so that `python -m recipes.NAME` runs them; this module
+stands for their folder. In a wheel they are a folder in the package, which goes before this file.
+"""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).parent.parent / "recipes")]

@@ -1,0 +1,42 @@
+"""Kimi K2.5: K2's format with an opened think block, tools in TypeScript, and images.
+
+What is written and how it differs from the template stands in kimi_k2.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tinker_cookbook.renderers.images import ImageProcessorProtocol
+from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer, KimiRenderer
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = ["KimiK25DisableThinkingRenderer", "KimiK25Renderer"]
+
+
+class KimiK25Renderer(KimiK2Renderer):
+    """`kimi_k25`, and `kimi_k26`, which is written alike."""
+
+    _thinking: Literal["opened", "disabled"] = "opened"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessorProtocol | None = None,
+        strip_thinking_from_history: bool = True,
+    ) -> None:
+        # Not by way of K2's, whose default system message K2.5 does not have.
+        KimiRenderer.__init__(
+            self,
+            tokenizer,
+            strip_thinking_from_history,
+            thinking=self._thinking,
+            typescript=True,
+            image_processor=image_processor,
+        )
+
+
+class KimiK25DisableThinkingRenderer(KimiK25Renderer):
+    """`kimi_k25_disable_thinking`, and `kimi_k26_disable_thinking`."""
+
+    _thinking = "disabled"

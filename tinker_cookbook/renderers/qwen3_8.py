@@ -1,0 +1,49 @@
+"""Qwen3.8: Qwen3.5's format with an effort in the system message; old reasoning is kept.
+
+What is written and how it differs from the template stands in qwen3_5.py.
+"""
+
+from __future__ import annotations
+
+from tinker_cookbook.renderers.images import ImageProcessorProtocol
+from tinker_cookbook.renderers.qwen3_5 import REASONING_EFFORT_INSTRUCTIONS, Qwen3_5Renderer
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = ["REASONING_EFFORT_INSTRUCTIONS", "Qwen3_8DisableThinkingRenderer", "Qwen3_8Renderer"]
+
+
+class Qwen3_8Renderer(Qwen3_5Renderer):
+    """`qwen3_8_xhigh_reasoning`, `_medium_` and `_low_`, by `reasoning_effort`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessorProtocol | None = None,
+        strip_thinking_from_history: bool = False,
+        *,
+        reasoning_effort: str = "xhigh",
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            image_processor,
+            strip_thinking_from_history=strip_thinking_from_history,
+            reasoning_effort=reasoning_effort,
+            python_words=False,
+        )
+
+
+class Qwen3_8DisableThinkingRenderer(Qwen3_8Renderer):
+    """`qwen3_8_disable_thinking`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, image_processor: ImageProcessorProtocol | None = None
+    ) -> None:
+        Qwen3_5Renderer.__init__(
+            self,
+            tokenizer,
+            image_processor,
+            thinking="disabled",
+            strip_thinking_from_history=False,
+            reasoning_effort="xhigh",
+            python_words=False,
+        )
