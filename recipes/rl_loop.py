@@ -23,8 +23,9 @@ import numpy as np
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, truncate_metrics
+from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
+from tinker_cookbook.run_report import report_complete
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
 
@@ -77,10 +78,11 @@ def main(config: Config) -> None:
     """Connect, train, and say what came out."""
     model_name = config.model_name or service.default_model(config.base_url)
     log_path = config.log_path or default_log_path("rl_loop", Path(model_name).name, config=config)
-    prepare_log_dir(log_path, config.behavior_if_log_dir_exists, config)
-    with service.connect(config.base_url, model_name) as connection:
-        print(f"{connection.describe()}\nrun      {log_path}", flush=True)
-        print(f"weights  {train(config, connection, log_path)}")
+    with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
+        print(f"run      {log_path}", flush=True)
+        with service.connect(config.base_url, model_name) as connection:
+            print(connection.describe(), flush=True)
+            print(f"weights  {train(config, connection, log_path)}")
 
 
 def train(config: Config, connection: service.Connection, log_path: str) -> str:
@@ -97,7 +99,7 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
     service_client = connection.service_client(user_metadata={"recipe_name": "rl_loop"})
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
-        print("Training was already complete; nothing to do.")
+        report_complete(log_path)
         return checkpoint.sampler_path or ""
     start_step = 0
     if checkpoint is not None:

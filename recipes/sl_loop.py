@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import chz
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
-from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, truncate_metrics
+from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
-from tinker_cookbook.run_report import report_run, sample_command
+from tinker_cookbook.run_report import report_complete, report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
@@ -62,11 +62,11 @@ def main(config: Config) -> None:
     file_path = config.file_path or cli_utils.bundled_file("conversations.jsonl", beside=__file__)
     names = ("sl_loop", Path(file_path).stem, Path(model_name).name)
     log_path = config.log_path or default_log_path(*names, config=config)
-    prepare_log_dir(log_path, config.behavior_if_log_dir_exists, config)
-    choice = service.choose_service(config.base_url)
-    print(f"{choice.describe(model_name)}\nrun      {log_path}", flush=True)
-    with service.connect(config.base_url, model_name) as connection:
-        sampler_path = train(config, connection, str(file_path), log_path)
+    with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
+        print(f"run      {log_path}", flush=True)
+        with service.connect(config.base_url, model_name) as connection:
+            print(connection.describe(), flush=True)
+            sampler_path = train(config, connection, str(file_path), log_path)
     command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
     report_run(log_path, sampler_path, [], command)
 
@@ -92,7 +92,7 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
     service_client = connection.service_client(user_metadata={"recipe_name": "sl_loop"})
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
-        print("Training was already complete; nothing to do.")
+        report_complete(log_path)
         return checkpoint.sampler_path or ""
     if checkpoint is not None:
         start_step = checkpoint.get("step")

@@ -23,6 +23,7 @@ LAYERS = {
     "tinker_cookbook.image_processing_utils": 2,
     "tinker_cookbook.embedded_service": 2,
     "tinker_cookbook.run_directory": 2,
+    "tinker_cookbook.run_lock": 2,
     "tinker_cookbook.run_options": 2,
     "tinker_cookbook.run_report": 2,
     "tinker_cookbook.service": 2,

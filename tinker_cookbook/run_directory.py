@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.run_options import LogdirBehavior
 from tinker_cookbook.utils.jsonl_log import keep_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, dump_config
+from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
@@ -21,6 +25,7 @@ __all__ = [
     "default_log_path",
     "delete_run",
     "holds_a_run",
+    "open_log_dir",
     "prepare_log_dir",
     "runs_path",
     "truncate_metrics",
@@ -35,6 +40,7 @@ RUN_PATTERNS = (
     CHECKPOINTS_FILE,
     f"{METRICS_FILE}*",
     CONFIG_FILE,
+    CODE_FILE,
     "code.diff",
     "logs.log",
     "samples.jsonl",
@@ -112,28 +118,92 @@ def config_differences(log_dir: str | Path, config: Any) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def open_log_dir(
+    log_dir: str | Path, behavior: LogdirBehavior, config: Any = None
+) -> Iterator[Path]:
+    """Have a run directory to oneself for the length of a block.
+
+    A run that fails before its first step leaves nothing behind.
+
+    Args:
+        log_dir: The run directory.
+        behavior: What happens to an old run there; see `prepare_log_dir`.
+        config: The settings of the run that is about to start.
+
+    Yields:
+        The folder, which exists.
+
+    Raises:
+        ConfigurationError: if another process uses the folder, or the run is refused.
+    """
+    folder = Path(log_dir).expanduser()
+    made = _make_folder(folder)
+    try:
+        with run_lock.hold(folder):
+            _prepare(folder, behavior, config)
+            with _forget_failed_start(folder):
+                yield folder
+    finally:
+        with contextlib.suppress(OSError):  # of one that is not empty
+            for new in made:
+                new.rmdir()
+
+
 def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any = None) -> None:
     """Decide what happens to a folder that may hold a run, and make it if it is missing.
+
+    The folder is not kept from other processes afterwards: `open_log_dir` does that too.
 
     Args:
         log_dir: The run directory.
         behavior: `resume` goes on; `delete` removes the old run; `raise` refuses any old run;
-            `ask` goes on if `config` is that of the old run, else asks on a terminal and refuses
-            elsewhere.
-        config: The settings of the run that is about to start, for `ask` and `resume`.
+            `ask` goes on if `config` and the recipe's code are those of the old run, else asks on
+            a terminal and refuses elsewhere.
+        config: The settings of the run that is about to start, for `ask`.
 
     Raises:
-        ConfigurationError: if the run is refused; the message shows the differences.
+        ConfigurationError: if the run is refused, with the differences, or the folder is in use.
     """
     folder = Path(log_dir).expanduser()
+    run_lock.refuse_if_held(folder)
+    _prepare(folder, behavior, config)
+    _make_folder(folder)
+
+
+def _prepare(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
     if holds_a_run(folder):
         _decide(folder, behavior, config)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder; returned is what did not exist before, the innermost first."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"log_path={folder} cannot be made: {error}.") from error
+    return missing
+
+
+@contextlib.contextmanager
+def _forget_failed_start(folder: Path) -> Iterator[None]:
+    is_new = not holds_a_run(folder)
+    try:
+        yield
+    except BaseException:
+        if is_new and not _has_results(folder):
+            delete_run(folder)
+        raise
+
+
+def _has_results(folder: Path) -> bool:
+    results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
+    return any(True for pattern in results for _ in folder.glob(pattern))
 
 
 def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
@@ -147,15 +217,18 @@ def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
             f"log_path={folder} already holds a run; use another folder, or "
             "behavior_if_log_dir_exists=resume or delete."
         )
-    differences = [] if config is None else config_differences(folder, config)
-    if config is not None and not differences:
-        return
+    differences = []
+    if config is not None:
+        differences = [*code_differences(folder), *config_differences(folder, config)]
+        if not differences:
+            return
     shown = "".join(f"\n  {line}" for line in differences)
-    told = f" with other settings:{shown}\n" if differences else "; "
+    told = f", and since it was begun{shown}\n" if differences else "; "
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            f"log_path={folder} already holds a run{told}Use another log_path, the old settings, "
-            "or behavior_if_log_dir_exists=delete (start anew) or resume (go on anyway)."
+            f"log_path={folder} already holds a run{told}Start anew "
+            "(behavior_if_log_dir_exists=delete, or another log_path), restore what it was begun "
+            "with, or go on from its weights anyway (behavior_if_log_dir_exists=resume)."
         )
     _ask(folder, told)
 
@@ -177,7 +250,7 @@ def delete_run(log_dir: str | Path) -> None:
     for pattern in RUN_PATTERNS:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not any(folder.iterdir()):
+    if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 

@@ -9,14 +9,25 @@ from typing import Any
 from tinker_cookbook.model_files import DEFAULT_MODEL
 from tinker_cookbook.utils.jsonl_log import read_rows
 from tinker_cookbook.utils.ml_log import METRICS_FILE
+from tinker_cookbook.utils.recipe_code import code_differences
 
-__all__ = ["describe_change", "report_run", "sample_command"]
+__all__ = ["describe_change", "report_complete", "report_run", "sample_command"]
 
 
 def describe_change(log_path: str | Path, key: str) -> tuple[float, float] | None:
     """The first and the last value of a metric; None if it was not measured twice."""
     values = [row[key] for row in read_rows(Path(log_path) / METRICS_FILE) if key in row]
     return (values[0], values[-1]) if len(values) > 1 else None
+
+
+def report_complete(log_path: str | Path) -> None:
+    """Say that a run has nothing left to do."""
+    changed = "".join(f"\n  {line}" for line in code_differences(Path(log_path)))
+    told = f" Since then{changed}\nThe weights are those of the old code." if changed else ""
+    print(
+        f"Training was already complete; nothing to do.{told} To train anew: "
+        "behavior_if_log_dir_exists=delete, or another log_path."
+    )
 
 
 def sample_command(

@@ -19,6 +19,7 @@ from typing import Any
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.jsonl_log import append_row, write_atomically
+from tinker_cookbook.utils.recipe_code import write_code
 
 __all__ = [
     "JsonLogger",
@@ -103,7 +104,7 @@ class Logger(ABC):
 
 
 class JsonLogger(Logger):
-    """Writes config.json, code.diff and metrics.jsonl into a run directory."""
+    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory."""
 
     def __init__(self, log_dir: str | Path) -> None:
         self.log_dir = Path(log_dir).expanduser()
@@ -113,6 +114,7 @@ class JsonLogger(Logger):
         text = json.dumps(dump_config(config), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.log_dir / CONFIG_FILE, text.encode("utf-8"))
         write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
+        write_code(self.log_dir)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = {} if step is None else {"step": step}
