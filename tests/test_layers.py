@@ -22,6 +22,7 @@ LAYERS = {
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
     "tinker_cookbook.embedded_service": 2,
+    "tinker_cookbook.interrupts": 2,
     "tinker_cookbook.run_directory": 2,
     "tinker_cookbook.run_lock": 2,
     "tinker_cookbook.run_options": 2,

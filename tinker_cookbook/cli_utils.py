@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tinker_cookbook
+from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.run_directory import (
     DEFAULT_RUNS_DIR,
     RUNS_DIR_ENV_VAR,
+    describe_interruption,
+    forget_failed_starts,
     prepare_log_dir,
     runs_path,
 )
@@ -35,6 +38,9 @@ __all__ = [
     "parse_config",
     "runs_path",
 ]
+
+# The first module of the toolkit that a recipe imports; the rest takes a moment.
+interrupts.hide_import_traceback()
 
 C = TypeVar("C")
 HELP_WIDTH = 100
@@ -114,15 +120,21 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
         if {"--help", "-h", "help"} & set(words):
             print(_help_text(main))
             return
-        main(parse_config(_config_class(main), words))
+        with interrupts.end_on_interrupt(describe_interruption, forget_failed_starts):
+            _run_or_tell(main, words)
     except (TinkerCookbookError, NotImplementedError) as error:
         raise SystemExit(_report(error)) from error
     except BrokenPipeError:
         # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
+    try:
+        main(parse_config(_config_class(main), words))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        interrupts.tell(describe_interruption())
+        raise SystemExit(interrupts.EXIT_INTERRUPTED) from None
 
 
 def parse_config(config_class: type[C], words: list[str]) -> C:

@@ -15,7 +15,7 @@ from typing import Any
 from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.run_options import LogdirBehavior
-from tinker_cookbook.utils.jsonl_log import keep_rows
+from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
@@ -24,6 +24,8 @@ __all__ = [
     "config_differences",
     "default_log_path",
     "delete_run",
+    "describe_interruption",
+    "forget_failed_starts",
     "holds_a_run",
     "open_log_dir",
     "prepare_log_dir",
@@ -137,17 +139,72 @@ def open_log_dir(
     Raises:
         ConfigurationError: if another process uses the folder, or the run is refused.
     """
-    folder = Path(log_dir).expanduser()
-    made = _make_folder(folder)
+    opened = _OpenFolder(Path(log_dir).expanduser())
+    _opened.append(opened)
     try:
-        with run_lock.hold(folder):
-            _prepare(folder, behavior, config)
-            with _forget_failed_start(folder):
-                yield folder
+        with run_lock.hold(opened.folder):
+            _prepare(opened.folder, behavior, config)
+            opened.is_new = not holds_a_run(opened.folder)
+            try:
+                yield opened.folder
+            except BaseException:
+                opened.forget_failed_start()
+                raise
     finally:
-        with contextlib.suppress(OSError):  # of one that is not empty
-            for new in made:
-                new.rmdir()
+        opened.remove_if_empty()
+        _opened.remove(opened)
+
+
+class _OpenFolder:
+    """A run directory in use by this process."""
+
+    def __init__(self, folder: Path) -> None:
+        global _last_opened
+        self.folder = folder
+        self.is_new = False
+        """Whether there was no run before."""
+        self._made = _make_folder(folder)
+        _last_opened = folder
+
+    def forget_failed_start(self) -> None:
+        """Remove what a run has written that came to no result."""
+        results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
+        if self.is_new and not any(list(self.folder.glob(pattern)) for pattern in results):
+            delete_run(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folders that were made for this run, if it has left nothing in them."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # of one that is gone, or not empty
+                folder.rmdir()
+
+
+_opened: list[_OpenFolder] = []
+_last_opened: Path | None = None
+
+
+def forget_failed_starts() -> None:
+    """Leave the open run directories as their blocks would; for a process that is ended now."""
+    for opened in _opened:
+        (opened.folder / run_lock.LOCK_FILE).unlink(missing_ok=True)
+        opened.forget_failed_start()
+        opened.remove_if_empty()
+
+
+def describe_interruption() -> str:
+    """What the same command would do after Ctrl-C."""
+    if _last_opened is None:
+        return "interrupted before the run began; the same command starts it"
+    try:
+        records = read_rows(_last_opened / CHECKPOINTS_FILE)
+    except (OSError, DataFormatError):
+        records = []
+    saved = [record for record in records if record.get("state_path")]
+    if not saved:
+        return "interrupted; nothing is saved yet: the same command starts over"
+    if saved[-1].get("final"):
+        return "interrupted; the run is complete"
+    return f"interrupted; the same command resumes from checkpoint {saved[-1].get('name')}"
 
 
 def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any = None) -> None:
@@ -188,22 +245,6 @@ def _make_folder(folder: Path) -> list[Path]:
     except OSError as error:
         raise ConfigurationError(f"log_path={folder} cannot be made: {error}.") from error
     return missing
-
-
-@contextlib.contextmanager
-def _forget_failed_start(folder: Path) -> Iterator[None]:
-    is_new = not holds_a_run(folder)
-    try:
-        yield
-    except BaseException:
-        if is_new and not _has_results(folder):
-            delete_run(folder)
-        raise
-
-
-def _has_results(folder: Path) -> bool:
-    results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
-    return any(True for pattern in results for _ in folder.glob(pattern))
 
 
 def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook import checkpoint_utils
+from tinker_cookbook import checkpoint_utils, interrupts
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.run_directory import truncate_metrics
 from tinker_cookbook.run_options import OptimizerOptions
@@ -134,6 +134,17 @@ async def create_training_client(
         CheckpointError: if the service no longer has the checkpoint of the run.
         ConfigurationError: if the service refuses the model, the rank or the given weights.
     """
+    client = await _open_training_client(service_client, config, checkpoint, renderer_name)
+    interrupts.mark_begun()
+    return client
+
+
+async def _open_training_client(
+    service_client: tinker.ServiceClient,
+    config: Any,
+    checkpoint: CheckpointRecord | None,
+    renderer_name: str | None,
+) -> tinker.TrainingClient:
     metadata: dict[str, str] = {}
     checkpoint_utils.add_renderer_name_to_user_metadata(metadata, renderer_name)
     if checkpoint is not None:
