@@ -21,11 +21,13 @@ from tinker_cookbook.run_directory import (
     DEFAULT_RUNS_DIR,
     RUNS_DIR_ENV_VAR,
     describe_interruption,
+    describe_next_start,
     forget_failed_starts,
     prepare_log_dir,
     runs_path,
 )
 from tinker_cookbook.run_options import LogdirBehavior
+from tinker_cookbook.utils.disk_errors import describe_disk_error
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -44,6 +46,7 @@ interrupts.hide_import_traceback()
 
 C = TypeVar("C")
 HELP_WIDTH = 100
+EXIT_DISK_ERROR = 1
 
 # What people type first, and the key that is meant.
 _COMMON_NAMES = {
@@ -111,7 +114,8 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
             of its module and the doc of every key.
         argv: Arguments; those of this process by default.
 
-    Exits with status 2 on what the user can mend, and 130 when interrupted.
+    Exits with status 2 on what the user can mend, 1 where the disk is full or broken, and 130 when
+    interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     # Without torch, transformers would print that it found none; recipes do not need it.
@@ -132,6 +136,12 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
 def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
     try:
         main(parse_config(_config_class(main), words))
+    except OSError as error:
+        problem = describe_disk_error(error)
+        if problem is None:
+            raise
+        print(f"OSError: {problem} Free some space; {describe_next_start()}.", file=sys.stderr)
+        raise SystemExit(EXIT_DISK_ERROR) from error
     except KeyboardInterrupt:
         interrupts.tell(describe_interruption())
         raise SystemExit(interrupts.EXIT_INTERRUPTED) from None

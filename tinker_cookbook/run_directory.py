@@ -15,6 +15,7 @@ from typing import Any
 from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.run_options import LogdirBehavior
+from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
@@ -25,6 +26,7 @@ __all__ = [
     "default_log_path",
     "delete_run",
     "describe_interruption",
+    "describe_next_start",
     "forget_failed_starts",
     "holds_a_run",
     "open_log_dir",
@@ -191,20 +193,26 @@ def forget_failed_starts() -> None:
         opened.remove_if_empty()
 
 
-def describe_interruption() -> str:
-    """What the same command would do after Ctrl-C."""
+def describe_next_start() -> str:
+    """What the same command would do now."""
     if _last_opened is None:
-        return "interrupted before the run began; the same command starts it"
+        return "the same command starts it"
     try:
         records = read_rows(_last_opened / CHECKPOINTS_FILE)
     except (OSError, DataFormatError):
         records = []
     saved = [record for record in records if record.get("state_path")]
     if not saved:
-        return "interrupted; nothing is saved yet: the same command starts over"
+        return "nothing is saved yet: the same command starts over"
     if saved[-1].get("final"):
-        return "interrupted; the run is complete"
-    return f"interrupted; the same command resumes from checkpoint {saved[-1].get('name')}"
+        return "the run is complete"
+    return f"the same command resumes from checkpoint {saved[-1].get('name')}"
+
+
+def describe_interruption() -> str:
+    """The line after Ctrl-C."""
+    begun = "interrupted" if _last_opened else "interrupted before the run began"
+    return f"{begun}; {describe_next_start()}"
 
 
 def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any = None) -> None:
@@ -309,7 +317,8 @@ def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
         return isinstance(row.get("step"), int) and row["step"] < next_step
 
     backup = folder / f"{METRICS_FILE}.pre_resume_{next_step:06d}"
-    keep_rows(folder / "timing_spans.jsonl", is_kept)
+    with optional_file(folder / "timing_spans.jsonl"):
+        keep_rows(folder / "timing_spans.jsonl", is_kept)
     return keep_rows(folder / METRICS_FILE, is_kept, backup=backup)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.code_state import code_state
+from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import append_row, write_atomically
 from tinker_cookbook.utils.recipe_code import write_code
 
@@ -113,7 +114,8 @@ class JsonLogger(Logger):
     def log_hparams(self, config: Any) -> None:
         text = json.dumps(dump_config(config), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.log_dir / CONFIG_FILE, text.encode("utf-8"))
-        write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
+        with optional_file(self.log_dir / "code.diff"):
+            write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
         write_code(self.log_dir)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -255,13 +257,16 @@ def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Lo
     """
     root = logging.getLogger()
     release_logging_module()
-    file_handler = logging.FileHandler(path, encoding="utf-8")
-    file_handler.setLevel(level)
-    file_handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(max(level, logging.WARNING))
     console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    for handler in (file_handler, console):
+    handlers: list[logging.Handler] = [console]
+    with optional_file(path):
+        file_handler = _LogFile(path, encoding="utf-8")
+        file_handler.setLevel(level)
+        file_handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        handlers.insert(0, file_handler)
+    for handler in handlers:
         handler.set_name(_HANDLER_NAME)
         root.addHandler(handler)
     root.setLevel(min(root.level or level, level))
@@ -271,6 +276,29 @@ def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Lo
 
 
 _HANDLER_NAME = "tinker_cookbook"
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a run can do without: on a full disk it says so once, and not with a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._say_once(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what could not be written is tried again, in vain
+            self._say_once(error)
+
+    def _say_once(self, error: OSError) -> None:
+        if not getattr(self, "_has_failed", False):
+            self._has_failed = True
+            reason = f"{error.strerror}; the run goes on"
+            print(f"WARNING: {self.baseFilename} cannot be written: {reason}", file=sys.stderr)
 
 
 def release_logging_module() -> None:
