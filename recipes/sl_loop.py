@@ -21,6 +21,7 @@ from tinker_cookbook.run_report import report_complete, report_run, sample_comma
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
+from tinker_cookbook.utils.session_naming import describe_session
 
 if TYPE_CHECKING:
     import tinker
@@ -84,12 +85,11 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
     renderer = renderers.get_renderer(name, tokenizer, model_name=model_name)
     train_data, test_data = load_datums(config, file_path, renderer)
     steps_per_epoch = len(train_data) // config.batch_size
-    total_steps = steps_per_epoch * config.num_epochs
-    total_steps = min(total_steps, config.max_steps or total_steps)
+    total_steps = min(steps_per_epoch * config.num_epochs, config.max_steps or 10**9)
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
 
     # A new run, or one that goes on where its last checkpoint was made.
-    service_client = connection.service_client(user_metadata={"recipe_name": "sl_loop"})
+    service_client = connection.service_client(**describe_session("sl_loop", log_path, peak_rate))
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
         report_complete(log_path)
@@ -125,15 +125,15 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
         metrics_log.log_metrics(metrics, step=step)
         print(f"step {step + 1}/{total_steps}  loss {metrics['train_mean_nll']:.4f}", flush=True)
         if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < total_steps:
-            loop_state = {"step": step + 1}
+            done = step + 1
             checkpoint_utils.save_checkpoint(
-                training_client, f"{step + 1:06d}", log_path, loop_state, "state", SEVEN_DAYS
+                training_client, f"{done:06d}", log_path, {"step": done}, ttl_seconds=SEVEN_DAYS
             )
 
-    # The end: the held-out loss again, then weights to go on from and weights to sample.
+    # The end: the held-out loss, then weights to go on from and weights to sample.
     metrics_log.log_metrics(evaluate(training_client, test_data, tokenizer), step=total_steps)
-    loop_state = {"step": total_steps, "final": True}
-    paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, loop_state, "both")
+    end = {"step": total_steps, "final": True}
+    paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, end, "both")
     return paths["sampler_path"]
 
 

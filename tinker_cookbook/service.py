@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import inspect
 import json
 import os
 import urllib.error
@@ -224,6 +225,9 @@ class Connection:
         """An SDK client of this service; keyword arguments go to `tinker.ServiceClient`."""
         import tinker
 
+        # SDKs that other Tinker servers need may not know names of sessions
+        if "display_name" not in inspect.signature(tinker.ServiceClient.__init__).parameters:
+            kwargs.pop("display_name", None)
         return tinker.ServiceClient(base_url=self.base_url, api_key=self._api_key, **kwargs)
 
     def rest_client(self) -> Any:

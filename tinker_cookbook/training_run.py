@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,8 +16,11 @@ from tinker_cookbook.run_directory import truncate_metrics
 from tinker_cookbook.run_options import OptimizerOptions
 from tinker_cookbook.service import Connection
 from tinker_cookbook.utils import ml_log, trace
-from tinker_cookbook.utils.git_rev import recipe_user_metadata
-from tinker_cookbook.utils.session_naming import resolve_session_display_name
+from tinker_cookbook.utils.session_naming import (
+    describe_session,
+    name_run,
+    resolve_session_display_name,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -38,6 +40,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+RUN_NAME_METADATA_KEY = "run_name"
+"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
 
 
 @dataclass
@@ -83,14 +88,11 @@ async def open_service_client(
     connection: Connection, config: Any, recipe_name: str
 ) -> AsyncIterator[tinker.ServiceClient]:
     """A session on the service, marked as finished with the outcome of the block."""
-    import tinker
-
-    options: dict[str, Any] = {"user_metadata": recipe_user_metadata(recipe_name)}
-    # SDKs that other Tinker servers need may know neither names nor ends of sessions
-    if "display_name" in inspect.signature(tinker.ServiceClient.__init__).parameters:
-        options["display_name"] = resolve_session_display_name(
-            session_name=config.session_name, wandb_name=config.wandb_name
-        )
+    options = describe_session(recipe_name, config.log_path, config.learning_rate)
+    chosen = resolve_session_display_name(
+        session_name=config.session_name, wandb_name=config.wandb_name
+    )
+    options["display_name"] = chosen or options["display_name"]
     client = await asyncio.to_thread(connection.service_client, **options)
     status = "interrupted"
     try:
@@ -145,7 +147,8 @@ async def _open_training_client(
     checkpoint: CheckpointRecord | None,
     renderer_name: str | None,
 ) -> tinker.TrainingClient:
-    metadata: dict[str, str] = {}
+    recipe_name, rate = getattr(config, "recipe_name", ""), getattr(config, "learning_rate", None)
+    metadata = {RUN_NAME_METADATA_KEY: name_run(recipe_name, config.log_path, rate)}
     checkpoint_utils.add_renderer_name_to_user_metadata(metadata, renderer_name)
     if checkpoint is not None:
         assert checkpoint.state_path is not None, "a run resumes from a record with a state"
