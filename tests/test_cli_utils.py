@@ -93,6 +93,20 @@ def test_help_shows_every_key_with_its_doc(capsys, word: str):
     assert max(map(len, out.splitlines())) <= 110
 
 
+def test_help_begins_with_the_keys_of_the_recipe(capsys):
+    from recipes import sl_basic
+
+    cli_utils.entrypoint(sl_basic.main, ["--help"])
+    out = capsys.readouterr().out
+    keys = [line.strip().partition("=")[0] for line in out.splitlines() if line.startswith("  ")]
+    keys = [key for key in keys if key.isidentifier()]
+    own = list(vars(sl_basic.Config)["__annotations__"])
+    assert keys[keys.index("file_path") :][: len(own)] == own
+    assert out.index("Keys of this recipe:") < out.index("  file_path=")
+    assert out.index("  learning_rate=") < out.index("  model_name=") < out.index("  adam_eps=")
+    assert len(keys) == len(set(keys))
+
+
 def test_model_name_from_argv():
     assert cli_utils.model_name_from_argv(["a=1"], "d") == "d"
     assert cli_utils.model_name_from_argv(["model_name=x", "--model-name=y"], "d") == "y"

@@ -28,6 +28,7 @@ LAYERS = {
     "tinker_cookbook.run_options": 2,
     "tinker_cookbook.run_report": 2,
     "tinker_cookbook.service": 2,
+    "tinker_cookbook.settings_file": 2,
     "tinker_cookbook.training_run": 2,
     "tinker_cookbook.renderers": 3,
     "tinker_cookbook.display": 4,

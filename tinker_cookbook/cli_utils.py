@@ -27,7 +27,9 @@ from tinker_cookbook.run_directory import (
     runs_path,
 )
 from tinker_cookbook.run_options import LogdirBehavior
+from tinker_cookbook.settings_file import read_settings
 from tinker_cookbook.utils.disk_errors import describe_disk_error
+from tinker_cookbook.utils.ml_log import recording_recipe_config
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -47,6 +49,10 @@ interrupts.hide_import_traceback()
 C = TypeVar("C")
 HELP_WIDTH = 100
 EXIT_DISK_ERROR = 1
+FILE_KEY = "config"
+HELP_INTRODUCTION = """Settings are given as key=value. config=FILE takes them from a YAML or JSON \
+file,
+or from the config.json of an earlier run; what is on the command line wins."""
 
 # What people type first, and the key that is meant.
 _COMMON_NAMES = {
@@ -135,7 +141,9 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
 
 def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
     try:
-        main(parse_config(_config_class(main), words))
+        config = parse_config(_config_class(main), words)
+        with recording_recipe_config(config):
+            main(config)
     except OSError as error:
         problem = describe_disk_error(error)
         if problem is None:
@@ -150,6 +158,9 @@ def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
 def parse_config(config_class: type[C], words: list[str]) -> C:
     """Make a chz config from `key=value` words; `--key=value` and `key-name=` work too.
 
+    `config=FILE` takes settings from a file (see `settings_file.read_settings`); those given as
+    words win over it.
+
     Raises:
         ConfigurationError: for an unknown key (with the nearest), a value of the wrong type (with
             the right one), or a missing key.
@@ -159,10 +170,7 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
 
     blueprint = chz.Blueprint(config_class)
     help_rows = _help_rows(blueprint)
-    settings = dict(_split_word(word) for word in words)
-    for key, value in settings.items():
-        if key not in help_rows and "." not in key:
-            raise ConfigurationError(_unknown_key(key, value, list(help_rows)))
+    settings = _read_words(words, list(help_rows))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return blueprint.make_from_argv([f"{key}={value}" for key, value in settings.items()])
@@ -175,6 +183,18 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
     except (chz_blueprint.ExtraneousBlueprintArg, ValueError) as error:
         nested = " ".join(f"{key}={value}" for key, value in settings.items() if "." in key)
         raise ConfigurationError(f"{nested} cannot be used: {_one_line(error)}") from error
+
+
+def _read_words(words: list[str], known: list[str]) -> dict[str, str]:
+    """Values by key: those of a file, under those of the words."""
+    given = dict(_split_word(word) for word in words)
+    path = None if FILE_KEY in known else given.pop(FILE_KEY, None)
+    stored = {} if path is None else read_settings(path)
+    for settings, where in ((stored, f"{path}: "), (given, "")):
+        for key, value in settings.items():
+            if key not in known and key.partition(".")[0] not in known:
+                raise ConfigurationError(where + _unknown_key(key, value, known))
+    return stored | given
 
 
 def _split_word(word: str) -> tuple[str, str]:
@@ -217,10 +237,37 @@ def _readable_type(text: str) -> str:
 def _help_text(main: Callable[[Any], object]) -> str:
     import chz
 
-    rows = _help_rows(chz.Blueprint(_config_class(main)))
-    doc = inspect.getdoc(inspect.getmodule(main)) or ""
-    entries = [_help_entry(name, *columns) for name, columns in rows.items()]
-    return "\n".join([doc, "", "Keys, as key=value:", *entries])
+    config_class = _config_class(main)
+    rows = _help_rows(chz.Blueprint(config_class))
+    lines = [inspect.getdoc(inspect.getmodule(main)) or "", "", HELP_INTRODUCTION]
+    for title, names in _help_groups(config_class, list(rows)):
+        lines += ["", f"{title}:", *(_help_entry(name, *rows[name]) for name in names)]
+    return "\n".join(lines)
+
+
+def _help_groups(config_class: type, names: list[str]) -> list[tuple[str, list[str]]]:
+    """The recipe's own keys first, then the shared ones, in the order in which they are declared.
+
+    Of the shared classes the outermost comes first: the model, and where it is trained.
+    """
+    own, *shared = config_class.__mro__[:-1]
+    parents = [*shared[-1:], *shared[:1], *reversed(shared[1:-1])]
+    seen: set[str] = set()
+    found: list[tuple[str, list[str]]] = []
+    for owner in dict.fromkeys([own, *parents]):
+        title = "Keys of this recipe" if owner is own else _first_sentence(owner)
+        declared = vars(owner).get("__annotations__", {})
+        members = [name for name in declared if name in names and name not in seen]
+        seen.update(members)
+        found.append((title, members))
+    rest = [name for name in names if name not in seen]
+    return [(title, members) for title, members in [*found, ("Other keys", rest)] if members]
+
+
+def _first_sentence(owner: type) -> str:
+    return (
+        (inspect.getdoc(owner) or owner.__name__).partition("\n")[0].partition(";")[0].rstrip(".")
+    )
 
 
 def _help_entry(name: str, type_text: str, default: str, doc: str) -> str:

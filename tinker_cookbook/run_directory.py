@@ -17,7 +17,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.run_options import LogdirBehavior
 from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, dump_config
+from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
 
@@ -56,6 +56,7 @@ RUN_PATTERNS = (
 # A run may go on with other values of these: they do not change what is computed.
 FREE_FIELDS = frozenset(
     {
+        RECIPE_SETTINGS,
         "log_path",
         "base_url",
         "behavior_if_log_dir_exists",

@@ -119,3 +119,19 @@ def test_failed_starts_leave_nothing(local_service: ServiceProcess, tmp_path: Pa
         done = run_recipe("recipes.sl_basic", *SL, "learning_rate=1e-3", *wrong, env=env)
         assert done.returncode == 2, done.stderr
         assert not (tmp_path / "home" / "runs").exists(), list((tmp_path / "home").rglob("*"))
+
+
+def test_the_config_of_a_run_starts_one_like_it(local_service: ServiceProcess, tmp_path: Path):
+    env = recipe_environment(local_service, tmp_path / "home")
+    model = f"model_name={local_service.model}"
+    first = tmp_path / "first"
+    settings = (*SL, model, "max_steps=2", "prompt=Is it day, or night?", f"log_path={first}")
+    done = run_recipe("recipes.sl_basic", *settings, env=env)
+    assert done.returncode == 0, done.stderr
+    again = (f"config={first / 'config.json'}", f"log_path={tmp_path / 'second'}", "max_steps=1")
+    done = run_recipe("recipes.sl_basic", *again, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Is it day, or night?\n  before: " in done.stdout
+    ours, theirs = metric_rows(tmp_path / "second"), metric_rows(first)
+    assert ours[0]["train_mean_nll"] == theirs[0]["train_mean_nll"]
+    assert [row["step"] for row in ours] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,7 +12,7 @@ import re
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,30 @@ __all__ = [
     "WandbLogger",
     "configure_logging_module",
     "dump_config",
+    "recording_recipe_config",
     "release_logging_module",
     "setup_logging",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+RECIPE_SETTINGS = "recipe_settings"
+"""Key of config.json with what the recipe was started with, beside what it made of that."""
 _LOG_FORMAT = "%(asctime)s %(name)s:%(lineno)d [%(levelname)s] %(message)s"
+
+
+_recipe_config: Any = None
+
+
+@contextlib.contextmanager
+def recording_recipe_config(config: Any) -> Iterator[None]:
+    """Record a recipe's own settings in every config.json that is written in the block."""
+    global _recipe_config
+    before, _recipe_config = _recipe_config, config
+    try:
+        yield
+    finally:
+        _recipe_config = before
 
 
 def dump_config(config: Any) -> Any:
@@ -112,7 +130,10 @@ class JsonLogger(Logger):
         self.log_dir.mkdir(parents=True, exist_ok=True)
 
     def log_hparams(self, config: Any) -> None:
-        text = json.dumps(dump_config(config), indent=2, ensure_ascii=False) + "\n"
+        dumped = dump_config(config)
+        if _recipe_config is not None and isinstance(dumped, dict):
+            dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
+        text = json.dumps(dumped, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.log_dir / CONFIG_FILE, text.encode("utf-8"))
         with optional_file(self.log_dir / "code.diff"):
             write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
