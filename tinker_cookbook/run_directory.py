@@ -69,6 +69,7 @@ FREE_FIELDS = frozenset(
         "save_every",
         "save_every_tokens",
         "save_every_seconds",
+        "keep_checkpoints",
         "ttl_seconds",
         "rolling_save_every",
         "rolling_ttl_seconds",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shlex
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,10 @@ __all__ = [
     "add_service_metrics",
     "build_checkpoint_manager",
     "create_training_client",
+    "format_bytes",
     "open_loggers",
     "open_service_client",
+    "report_saved",
     "service_message",
     "snapshot_weights",
 ]
@@ -224,7 +227,39 @@ def build_checkpoint_manager(config: Any, run: TrainingRun) -> checkpoint_utils.
         rolling_save_every=config.rolling_save_every,
         rolling_ttl_seconds=config.rolling_ttl_seconds,
         async_periodic_saves=config.async_periodic_saves,
+        keep_checkpoints=config.keep_checkpoints,
     )
+
+
+async def report_saved(service_client: tinker.ServiceClient, log_path: str) -> None:
+    """Print how many checkpoints of a run the service keeps, and how large they are."""
+    import tinker
+
+    records = checkpoint_utils.load_checkpoints_file(log_path)
+    paths = [path for record in records for path in (record.state_path, record.sampler_path)]
+    run_ids = {path.removeprefix("tinker://").partition("/")[0] for path in paths if path}
+    rest = checkpoint_utils.rest_client_of(service_client)
+    try:
+        answers = [await rest.list_checkpoints(run_id) for run_id in sorted(run_ids)]
+    except (tinker.TinkerError, ValueError) as error:
+        logger.info("the checkpoints could not be listed: %s", error)
+        return
+    sizes = [found.size_bytes or 0 for answer in answers for found in answer.checkpoints]
+    command = shlex.join(["tinker-cookbook", "clean", log_path])
+    print(
+        f"saved    {len(sizes)} checkpoints, {format_bytes(sum(sizes))} on the service "
+        f"({command} lists those that can go)",
+        flush=True,
+    )
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`1.2 GB`, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("the last unit takes any size")
 
 
 async def snapshot_weights(

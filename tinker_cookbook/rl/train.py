@@ -33,6 +33,7 @@ from tinker_cookbook.training_run import (
     create_training_client,
     open_loggers,
     open_service_client,
+    report_saved,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ async def _run(
                 kl_reference_client=await _create_reference(service_client, config),
             )
             loop.add_held_out(test_dataset)
-            return await _train(loop, start_step)
+            result = await _train(loop, start_step)
+            await report_saved(service_client, config.log_path)
+            return result
 
 
 async def _open_run(

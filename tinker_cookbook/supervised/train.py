@@ -42,6 +42,7 @@ from tinker_cookbook.training_run import (
     create_training_client,
     open_loggers,
     open_service_client,
+    report_saved,
     service_message,
     snapshot_weights,
 )
@@ -197,7 +198,9 @@ async def _run(
             run = TrainingRun(service_client, training_client, metrics)
             loop = _Loop(config, run, schedule, dataset, tokenizer)
             loop.add_held_out(test_dataset)
-            return await loop.train(start_step, checkpoint)
+            result = await loop.train(start_step, checkpoint)
+            await report_saved(service_client, config.log_path)
+            return result
 
 
 class _Loop:

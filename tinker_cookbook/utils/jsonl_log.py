@@ -16,7 +16,7 @@ from typing import Any
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.disk_errors import naming_file
 
-__all__ = ["append_row", "keep_rows", "read_rows", "write_atomically"]
+__all__ = ["append_row", "change_rows", "keep_rows", "read_rows", "write_atomically"]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -77,6 +77,11 @@ def keep_rows(
         write_atomically(backup, path.read_bytes())
     write_atomically(path, _encode(kept))
     return len(rows) - len(kept)
+
+
+def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite every row of a file that exists, in one atomic step."""
+    write_atomically(path, _encode(change(row) for row in read_rows(path)))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
