@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
@@ -43,6 +44,8 @@ class EmbeddedService:
         self._process = process
         self._folder = folder
         self._stopping = False
+        self._ready: dict[str, Any] = {}
+        self._reading = threading.Lock()
         self._interrupt = threading.Event()
         self._has_ended = interrupts.kill_with_process(self.kill)
         atexit.register(self.stop)
@@ -106,7 +109,17 @@ class EmbeddedService:
                 waited = f"{now - started:.0f} s"
                 print(f"waiting for the local service ({waited}) ...", file=sys.stderr, flush=True)
             time.sleep(0.02)
-        return json.loads(self._ready_file.read_text(encoding="utf-8"))["base_url"]
+        with self._reading:
+            if not self._ready:
+                self._ready = json.loads(self._ready_file.read_text(encoding="utf-8"))
+                for note in self._ready["notes"]:
+                    print(f"note: {note}", file=sys.stderr, flush=True)
+        return self._ready["base_url"]
+
+    def dashboard_link(self) -> str:
+        """The address of the dashboard; it signs in once, within an hour."""
+        base_url = self.wait_until_ready()
+        return f"{base_url}/#ticket={self._ready['ticket']}"
 
     def stop(self, *, at_once: bool = False) -> None:
         """Ask the service to stop, insist after a while, and remove its temporary files.

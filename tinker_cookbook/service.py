@@ -221,6 +221,14 @@ class Connection:
         """Which service, why, and the model."""
         return self._choice.describe(self.model_name)
 
+    def describe_dashboard(self) -> str | None:
+        """The address of the service's dashboard, and how it opens; None where it has none."""
+        if self._embedded is not None:
+            return f"{self._embedded.dashboard_link()} (signs in once, while this command runs)"
+        if self.kind == "hosted" or self._get_json("local/status?limit=0") is None:
+            return None
+        return f"{self.base_url}/ (asks for the service's key)"
+
     def service_client(self, **kwargs: Any) -> tinker.ServiceClient:
         """An SDK client of this service; keyword arguments go to `tinker.ServiceClient`."""
         import tinker

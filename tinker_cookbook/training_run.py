@@ -97,6 +97,9 @@ async def open_service_client(
     )
     options["display_name"] = chosen or options["display_name"]
     client = await asyncio.to_thread(connection.service_client, **options)
+    dashboard = await asyncio.to_thread(connection.describe_dashboard)
+    if dashboard is not None:
+        print(f"watch    {dashboard}", flush=True)
     status = "interrupted"
     try:
         yield client
