@@ -21,6 +21,7 @@ __all__ = [
     "end_on_interrupt",
     "hide_import_traceback",
     "kill_with_process",
+    "leave_to_program",
     "mark_begun",
     "tell",
 ]
@@ -75,6 +76,12 @@ def _kill_children() -> None:
         kill()
 
 
+def leave_to_program() -> None:
+    """From here on Ctrl-C means something to the program, and ends nothing by itself."""
+    if _guard is not None:
+        _guard.is_off = True
+
+
 @contextlib.contextmanager
 def end_on_interrupt(tell: Callable[[], str], clean_up: Callable[[], None]) -> Iterator[None]:
     """See that Ctrl-C in the block ends the process soon; a second one ends it at once.
@@ -104,6 +111,7 @@ class _Guard:
 
     def __init__(self, tell: Callable[[], str], clean_up: Callable[[], None]) -> None:
         self.has_begun = False
+        self.is_off = False
         self.has_told = False
         self._tell = tell
         self._clean_up = clean_up
@@ -128,7 +136,7 @@ class _Guard:
             if not heard:
                 os.close(self._reader)
                 return
-            if heard[0] != signal.SIGINT or _is_announced():
+            if heard[0] != signal.SIGINT or _is_announced() or self.is_off:
                 continue
             self._num_heard += 1
             if self._num_heard > 1:
@@ -167,7 +175,7 @@ def _report_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        if _guard is not None:
+        if _guard is not None and not _guard.is_off:
             _guard.leave()
         if _is_importing(traceback):
             os.write(2, f"\n{BEFORE_THE_RUN}\n".encode())

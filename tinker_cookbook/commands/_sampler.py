@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
         print(connection.describe(), flush=True)
         if connection.kind == "local":
             print(STARTS_A_SERVICE, flush=True)
-        yield _open(connection, checkpoint, args.renderer)
+        opened = _open(connection, checkpoint, args.renderer)
+        interrupts.mark_begun()
+        yield opened
 
 
 def _split_target(target: str | None, model: str | None) -> tuple[str | None, str | None]:
