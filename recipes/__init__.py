@@ -2,6 +2,8 @@
 
 import sys
 
+from tinker_cookbook import interrupts
+
 
 class _UnknownRecipe:
     """Asked after all other finders: `python -m` of a name that is no recipe says the nearest."""
@@ -19,3 +21,4 @@ class _UnknownRecipe:
 
 
 sys.meta_path.append(_UnknownRecipe)
+interrupts.hide_import_traceback()

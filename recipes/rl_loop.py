@@ -23,11 +23,13 @@ import numpy as np
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, truncate_metrics
+from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
+from tinker_cookbook.run_report import report_complete, report_run, sample_command
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
+from tinker_cookbook.utils.session_naming import describe_session
 
 if TYPE_CHECKING:
     import tinker
@@ -78,10 +80,13 @@ def main(config: Config) -> None:
     """Connect, train, and say what came out."""
     model_name = config.model_name or service.default_model(config.base_url)
     log_path = config.log_path or default_log_path("rl_loop", Path(model_name).name, config=config)
-    prepare_log_dir(log_path, config.behavior_if_log_dir_exists, config)
-    with service.connect(config.base_url, model_name) as connection:
-        print(f"{connection.describe()}\nrun      {log_path}", flush=True)
-        print(f"weights  {train(config, connection, log_path)}")
+    with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
+        print(f"run      {log_path}", flush=True)
+        with service.connect(config.base_url, model_name) as connection:
+            print(connection.describe(), flush=True)
+            sampler_path = train(config, connection, log_path)
+    command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
+    report_run(log_path, sampler_path, [], command)
 
 
 def train(config: Config, connection: service.Connection, log_path: str) -> str:
@@ -95,10 +100,11 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
     renderer = renderers.get_renderer(name, tokenizer_utils.get_tokenizer(model_name))
 
     # A new run, or one that goes on where its last checkpoint was made.
-    service_client = connection.service_client(user_metadata={"recipe_name": "rl_loop"})
+    session = describe_session("rl_loop", log_path, config.learning_rate)
+    service_client = connection.service_client(**session)
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
-        print("Training was already complete; nothing to do.")
+        report_complete(log_path)
         return checkpoint.sampler_path or ""
     start_step = 0
     if checkpoint is not None:

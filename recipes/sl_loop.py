@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 import chz
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
-from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, truncate_metrics
+from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
-from tinker_cookbook.run_report import report_run, sample_command
+from tinker_cookbook.run_report import report_complete, report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.sources.data_spec import data_name
 from tinker_cookbook.supervised.sources.options import DataOptions
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
+from tinker_cookbook.utils.session_naming import describe_session
 
 if TYPE_CHECKING:
     import tinker
@@ -64,11 +65,11 @@ def main(config: Config) -> None:
     bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
     names = ("sl_loop", data_name(config.data_or(bundled)), Path(model_name).name)
     log_path = config.log_path or default_log_path(*names, config=config)
-    prepare_log_dir(log_path, config.behavior_if_log_dir_exists, config)
-    choice = service.choose_service(config.base_url)
-    print(f"{choice.describe(model_name)}\nrun      {log_path}", flush=True)
-    with service.connect(config.base_url, model_name) as connection:
-        sampler_path = train(config, connection, config.data_or(bundled), log_path)
+    with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
+        print(f"run      {log_path}", flush=True)
+        with service.connect(config.base_url, model_name) as connection:
+            print(connection.describe(), flush=True)
+            sampler_path = train(config, connection, config.data_or(bundled), log_path)
     command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
     report_run(log_path, sampler_path, [], command)
 
@@ -84,15 +85,14 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
     tokenizer = tokenizer_utils.get_tokenizer(model_name)
     train_data, test_data = open_datasets(config, data, model_name)
     steps_per_epoch = len(train_data)
-    total_steps = steps_per_epoch * config.num_epochs
-    total_steps = min(total_steps, config.max_steps or total_steps)
+    total_steps = min(steps_per_epoch * config.num_epochs, config.max_steps or 10**9)
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
 
     # A new run, or one that goes on where its last checkpoint was made.
-    service_client = connection.service_client(user_metadata={"recipe_name": "sl_loop"})
+    service_client = connection.service_client(**describe_session("sl_loop", log_path, peak_rate))
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
-        print("Training was already complete; nothing to do.")
+        report_complete(log_path)
         return checkpoint.sampler_path or ""
     if checkpoint is not None:
         start_step = checkpoint.get("step")
@@ -132,16 +132,16 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
         metrics_log.log_metrics(metrics, step=step)
         print(f"step {step + 1}/{total_steps}  loss {metrics['train_mean_nll']:.4f}", flush=True)
         if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < total_steps:
-            loop_state = {"step": step + 1}
+            done = step + 1
             checkpoint_utils.save_checkpoint(
-                training_client, f"{step + 1:06d}", log_path, loop_state, "state", SEVEN_DAYS
+                training_client, f"{done:06d}", log_path, {"step": done}, ttl_seconds=SEVEN_DAYS
             )
 
-    # The end: the held-out loss again, then weights to go on from and weights to sample.
+    # The end: the held-out loss, then weights to go on from and weights to sample.
     train_data.close()
     metrics_log.log_metrics(evaluate(training_client, test_data, tokenizer), step=total_steps)
-    loop_state = {"step": total_steps, "final": True}
-    paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, loop_state, "both")
+    end = {"step": total_steps, "final": True}
+    paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, end, "both")
     return paths["sampler_path"]
 
 
@@ -154,16 +154,14 @@ def open_datasets(
     from tinker_cookbook.supervised import ChatDatasetBuilderCommonConfig
     from tinker_cookbook.supervised import FromConversationFileBuilder as Builder
 
-    default_format = model_info.get_recommended_renderer_name(model_name)
     common_config = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=model_name,
-        renderer_name=config.renderer_name or default_format,
+        renderer_name=config.renderer_name or model_info.get_recommended_renderer_name(model_name),
         max_length=config.max_length,
         batch_size=config.batch_size,
         train_on_what=TrainOnWhat(config.train_on_what),
     )
-    names = ("test_size", "markup", "mix_until")
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in ("test_size", "markup", "mix_until")}
     builder = Builder(file_path=data, common_config=common_config, **options)
     train_data, test_data = builder()
     for line in train_data.summary:

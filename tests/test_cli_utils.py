@@ -79,7 +79,7 @@ def test_entrypoint_runs_and_reports_in_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         cli_utils.entrypoint(run_it, ["num_epochs=8"])
     assert stop.value.code == 130
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "\ninterrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
@@ -91,6 +91,20 @@ def test_help_shows_every_key_with_its_doc(capsys, word: str):
         assert field.logical_name in out
         assert field._doc in out
     assert max(map(len, out.splitlines())) <= 110
+
+
+def test_help_begins_with_the_keys_of_the_recipe(capsys):
+    from recipes import sl_basic
+
+    cli_utils.entrypoint(sl_basic.main, ["--help"])
+    out = capsys.readouterr().out
+    keys = [line.strip().partition("=")[0] for line in out.splitlines() if line.startswith("  ")]
+    keys = [key for key in keys if key.isidentifier()]
+    own = list(vars(sl_basic.Config)["__annotations__"])
+    assert keys[keys.index("file_path") :][: len(own)] == own
+    assert out.index("Keys of this recipe:") < out.index("  file_path=")
+    assert out.index("  learning_rate=") < out.index("  model_name=") < out.index("  adam_eps=")
+    assert len(keys) == len(set(keys))
 
 
 def test_model_name_from_argv():

@@ -11,6 +11,8 @@ from tinker_cookbook.run_directory import (
     config_differences,
     default_log_path,
     delete_run,
+    describe_interruption,
+    open_log_dir,
     prepare_log_dir,
     runs_path,
     truncate_metrics,
@@ -89,6 +91,50 @@ def test_on_a_terminal_the_user_is_asked(tmp_path: Path, monkeypatch, answers: l
     prepare_log_dir(tmp_path, "ask", Config(learning_rate=1.0))
     assert (tmp_path / "metrics.jsonl").exists() is kept
     assert not answers
+
+
+@pytest.mark.parametrize(
+    ("records", "line"),
+    [
+        ([], "interrupted; nothing is saved yet: the same command starts over"),
+        ([{"name": "best_000004", "sampler_path": "tinker://s"}], "nothing is saved yet"),
+        (
+            [{"name": "000002", "state_path": "tinker://a"}, {"name": "best_000004"}],
+            "interrupted; the same command resumes from checkpoint 000002",
+        ),
+        ([{"name": "final", "state_path": "tinker://a", "final": True}], "the run is complete"),
+    ],
+)
+def test_what_an_interruption_means(tmp_path: Path, records: list[dict], line: str):
+    with open_log_dir(tmp_path / "run", "ask") as folder:
+        for record in records:
+            append_row(folder / "checkpoints.jsonl", record)
+        assert line in describe_interruption()
+
+
+def test_a_failed_start_leaves_no_folder_and_an_old_run_stays(tmp_path: Path):
+    def fail(folder: Path, *, steps: int) -> None:
+        with open_log_dir(folder, "ask", Config()):
+            JsonLogger(folder).log_hparams(Config())
+            for step in range(steps):
+                append_row(folder / "metrics.jsonl", {"step": step})
+            raise ConfigurationError("no")
+
+    with pytest.raises(ConfigurationError, match="no"):
+        fail(tmp_path / "a" / "b", steps=0)
+    assert list(tmp_path.iterdir()) == []
+    for steps in (1, 0):  # the second time it holds a run
+        with pytest.raises(ConfigurationError, match="no"):
+            fail(tmp_path / "run", steps=steps)
+        assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+            "config.json",
+            "metrics.jsonl",
+        }
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="no"):
+        fail(tmp_path / "mine", steps=0)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_the_user_may_leave(tmp_path: Path, monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,47 @@ def test_a_local_service_starts_answers_and_stops(tiny_model_folder: Path):
     assert embedded._process.returncode is not None
     assert not log.parent.exists()
     connection.close()
+
+
+def test_the_dashboard_opens_without_the_key_where_the_service_was_started_here(
+    tiny_model_folder: Path,
+):
+    with service.connect("local", str(tiny_model_folder)) as connection:
+        told = connection.describe_dashboard()
+        assert told is not None
+        link, _, how = told.partition(" ")
+        assert how == "(signs in once, while this command runs)"
+        address, _, ticket = link.partition("#ticket=")
+        assert address == f"{connection.base_url}/"
+        body = json.dumps({"ticket": ticket}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}dashboard/token", body, headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert json.loads(answer.read())["token"]
+
+
+def test_the_dashboard_of_another_service_asks_for_the_key(monkeypatch, local_service):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    with service.connect(local_service.base_url) as connection:
+        told = connection.describe_dashboard()
+    assert told == f"{local_service.base_url}/ (asks for the service's key)"
+
+
+def test_a_missing_compiler_is_told_with_what_it_costs(
+    monkeypatch, tiny_model_folder: Path, capsys
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    with service.connect("local", str(tiny_model_folder)) as connection:
+        assert connection.base_url
+        assert connection.base_url
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    if sys.platform != "linux" or Path("/dev/nvidia0").exists():
+        assert lines == []
+        return
+    [line] = lines
+    assert line.startswith("note: no C compiler (cc or gcc) is found: ")
+    assert "twice as long" in line
 
 
 def test_an_interrupted_program_does_not_wait_for_what_is_in_flight(tiny_model_folder: Path):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinker_cookbook.exceptions import CheckpointError
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.jsonl_log import append_row, read_rows
+from tinker_cookbook.utils.jsonl_log import append_row, change_rows, read_rows
 
 if TYPE_CHECKING:
     import tinker
@@ -30,12 +30,14 @@ __all__ = [
     "add_renderer_name_to_user_metadata",
     "check_renderer_name_for_checkpoint",
     "check_renderer_name_for_checkpoint_async",
+    "forget_path",
     "get_last_checkpoint",
     "get_renderer_name_from_checkpoint",
     "get_renderer_name_from_checkpoint_async",
     "load_checkpoints_file",
     "resolve_renderer_name_from_checkpoint_or_default",
     "resolve_renderer_name_from_checkpoint_or_default_async",
+    "rest_client_of",
     "save_checkpoint",
     "save_checkpoint_async",
     "submit_checkpoint",
@@ -110,6 +112,15 @@ def get_last_checkpoint(log_dir: str, required_key: str = "state_path") -> Check
     """The newest record that has `required_key`, or None."""
     records = [record for record in load_checkpoints_file(log_dir) if record.has(required_key)]
     return records[-1] if records else None
+
+
+def forget_path(log_path: str | Path, path: str) -> None:
+    """Take a `tinker://` path out of the records, before it is deleted on the service."""
+
+    def without(row: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if value != path}
+
+    change_rows(Path(log_path).expanduser() / CHECKPOINTS_BASE_NAME, without)
 
 
 class PendingCheckpoint:
@@ -223,11 +234,14 @@ class CheckpointManager:
     rolling_ttl_seconds: int = 7200
     async_periodic_saves: bool = False
     """Do not wait for a periodic checkpoint before going on."""
+    keep_checkpoints: int = 0
+    """Training states kept of those that this object has saved, the newest; 0 keeps all."""
 
     def __post_init__(self) -> None:
         self._tokens_at_last_save = 0
         self._time_of_last_save = time.monotonic()
         self._last_rolling_path: str | None = None
+        self._states: list[str] = []
         self._background: list[asyncio.Task[Any]] = []
 
     def restore_last_saved_tokens(self, last_saved_tokens: int) -> None:
@@ -268,7 +282,7 @@ class CheckpointManager:
 
     async def save_periodic_async(self, step: int, loop_state: dict[str, Any]) -> dict[str, str]:
         """Save weights, optimizer and sampler weights as `NNNNNN`, and wait."""
-        return await self._submit(step, loop_state, "both", self.ttl_seconds).finish()
+        return await self._finish_and_thin(self._submit(step, loop_state, "both", self.ttl_seconds))
 
     def save_periodic(self, step: int, loop_state: dict[str, Any]) -> dict[str, str]:
         """`save_periodic_async` for code without an event loop."""
@@ -311,7 +325,7 @@ class CheckpointManager:
             kind="both",
             ttl_seconds=None,
         )
-        paths = await pending.finish()
+        paths = await self._finish_and_thin(pending)
         await self.finalize_async()
         return paths
 
@@ -345,9 +359,23 @@ class CheckpointManager:
     async def _finish_periodic(self, pending: PendingCheckpoint) -> dict[str, str] | None:
         if not self.async_periodic_saves:
             await self._drain()  # records stay in the order of their steps
-            return await pending.finish()
-        await self._finish_in_background(pending.finish())
+            return await self._finish_and_thin(pending)
+        await self._finish_in_background(self._finish_and_thin(pending))
         return None
+
+    async def _finish_and_thin(self, pending: PendingCheckpoint) -> dict[str, str]:
+        """Once a checkpoint is safe, delete the training states that are too many.
+
+        Only states that this object has saved: records of an earlier start may be a copy's too.
+        The weights to sample from stay.
+        """
+        paths = await pending.finish()
+        self._states.append(paths["state_path"])
+        while self.keep_checkpoints and len(self._states) > self.keep_checkpoints:
+            oldest = self._states.pop(0)
+            forget_path(self.log_path, oldest)
+            await self._delete(oldest)
+        return paths
 
     async def _finish_rolling(self, pending: PendingCheckpoint) -> None:
         paths = await pending.finish()
@@ -371,11 +399,11 @@ class CheckpointManager:
         return result
 
     async def _delete(self, path: str) -> None:
-        rest = _rest_client_of(self.service_client)
+        rest = rest_client_of(self.service_client)
         try:
             await asyncio.wait_for(rest.delete_checkpoint_from_tinker_path(path), timeout=60)
         except (_sdk_errors(), TimeoutError, ValueError) as error:
-            logger.warning("rolling checkpoint %s could not be deleted: %s", path, error)
+            logger.warning("checkpoint %s could not be deleted: %s", path, error)
 
 
 def add_renderer_name_to_user_metadata(
@@ -391,7 +419,7 @@ async def get_renderer_name_from_checkpoint_async(
 ) -> str | None:
     """The renderer a checkpoint was trained with, or None (with a warning) if unknown."""
     try:
-        rest = _rest_client_of(service_client)
+        rest = rest_client_of(service_client)
         run = await rest.get_training_run_by_tinker_path(checkpoint_path)
     except (_sdk_errors(), ValueError) as error:
         logger.warning("no metadata of %s: %s", checkpoint_path, error)
@@ -471,7 +499,8 @@ def resolve_renderer_name_from_checkpoint_or_default(
     )
 
 
-def _rest_client_of(service_client: tinker.ServiceClient) -> Any:
+def rest_client_of(service_client: tinker.ServiceClient) -> Any:
+    """An SDK client for runs and checkpoints on the connections of another."""
     import tinker
 
     if hasattr(tinker, "RestClient"):  # SDK 0.36 and later; `create_rest_client` warns there

@@ -6,13 +6,14 @@ first line is its help line. Only the module asked for is imported, so `--help` 
 
 import argparse
 import ast
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinker_cookbook import __version__
+from tinker_cookbook import __version__, interrupts
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.utils.nearest_name import did_you_mean
 
@@ -20,9 +21,9 @@ __all__ = ["main"]
 
 PROGRAM = "tinker-cookbook"
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+INTERRUPTED = "interrupted"
 _COMMANDS_PACKAGE = "tinker_cookbook.commands"
-_FIRST_SHOWN = ("recipes", "copy", "serve", "status", "chat", "sample", "render", "check")
+_FIRST_SHOWN = ("recipes", "copy", "serve", "status", "chat", "sample", "render", "check", "clean")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,18 +90,30 @@ def _help_line(path: Path) -> str:
 
 
 def _run_command(name: str, words: list[str]) -> int:
+    # A service has its own ways to end.
+    guard = contextlib.nullcontext() if name == "serve" else _end_on_interrupt()
     try:
-        return _parse_and_run(name, words)
+        with guard:
+            return _run_or_tell(name, words)
     except TinkerCookbookError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _end_on_interrupt() -> contextlib.AbstractContextManager[None]:
+    return interrupts.end_on_interrupt(lambda: INTERRUPTED, lambda: None)
+
+
+def _run_or_tell(name: str, words: list[str]) -> int:
+    try:
+        return _parse_and_run(name, words)
+    except KeyboardInterrupt:
+        interrupts.tell(INTERRUPTED)
+        return interrupts.EXIT_INTERRUPTED
 
 
 def _parse_and_run(name: str, words: list[str]) -> int:

@@ -15,14 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tinker_cookbook
+from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.run_directory import (
     DEFAULT_RUNS_DIR,
     RUNS_DIR_ENV_VAR,
+    describe_interruption,
+    describe_next_start,
+    forget_failed_starts,
     prepare_log_dir,
     runs_path,
 )
 from tinker_cookbook.run_options import LogdirBehavior
+from tinker_cookbook.settings_file import read_settings
+from tinker_cookbook.utils.disk_errors import describe_disk_error
+from tinker_cookbook.utils.ml_log import recording_recipe_config
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -36,8 +43,16 @@ __all__ = [
     "runs_path",
 ]
 
+# The first module of the toolkit that a recipe imports; the rest takes a moment.
+interrupts.hide_import_traceback()
+
 C = TypeVar("C")
 HELP_WIDTH = 100
+EXIT_DISK_ERROR = 1
+FILE_KEY = "config"
+HELP_INTRODUCTION = """Settings are given as key=value. config=FILE takes them from a YAML or JSON \
+file,
+or from the config.json of an earlier run; what is on the command line wins."""
 
 # What people type first, and the key that is meant.
 _COMMON_NAMES = {
@@ -105,7 +120,8 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
             of its module and the doc of every key.
         argv: Arguments; those of this process by default.
 
-    Exits with status 2 on what the user can mend, and 130 when interrupted.
+    Exits with status 2 on what the user can mend, 1 where the disk is full or broken, and 130 when
+    interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     # Without torch, transformers would print that it found none; recipes do not need it.
@@ -114,19 +130,36 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
         if {"--help", "-h", "help"} & set(words):
             print(_help_text(main))
             return
-        main(parse_config(_config_class(main), words))
+        with interrupts.end_on_interrupt(describe_interruption, forget_failed_starts):
+            _run_or_tell(main, words)
     except (TinkerCookbookError, NotImplementedError) as error:
         raise SystemExit(_report(error)) from error
     except BrokenPipeError:
         # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
+    try:
+        config = parse_config(_config_class(main), words)
+        with recording_recipe_config(config):
+            main(config)
+    except OSError as error:
+        problem = describe_disk_error(error)
+        if problem is None:
+            raise
+        print(f"OSError: {problem} Free some space; {describe_next_start()}.", file=sys.stderr)
+        raise SystemExit(EXIT_DISK_ERROR) from error
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        interrupts.tell(describe_interruption())
+        raise SystemExit(interrupts.EXIT_INTERRUPTED) from None
 
 
 def parse_config(config_class: type[C], words: list[str]) -> C:
     """Make a chz config from `key=value` words; `--key=value` and `key-name=` work too.
+
+    `config=FILE` takes settings from a file (see `settings_file.read_settings`); those given as
+    words win over it.
 
     Raises:
         ConfigurationError: for an unknown key (with the nearest), a value of the wrong type (with
@@ -137,10 +170,7 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
 
     blueprint = chz.Blueprint(config_class)
     help_rows = _help_rows(blueprint)
-    settings = dict(_split_word(word) for word in words)
-    for key, value in settings.items():
-        if key not in help_rows and "." not in key:
-            raise ConfigurationError(_unknown_key(key, value, list(help_rows)))
+    settings = _read_words(words, list(help_rows))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return blueprint.make_from_argv([f"{key}={value}" for key, value in settings.items()])
@@ -153,6 +183,18 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
     except (chz_blueprint.ExtraneousBlueprintArg, ValueError) as error:
         nested = " ".join(f"{key}={value}" for key, value in settings.items() if "." in key)
         raise ConfigurationError(f"{nested} cannot be used: {_one_line(error)}") from error
+
+
+def _read_words(words: list[str], known: list[str]) -> dict[str, str]:
+    """Values by key: those of a file, under those of the words."""
+    given = dict(_split_word(word) for word in words)
+    path = None if FILE_KEY in known else given.pop(FILE_KEY, None)
+    stored = {} if path is None else read_settings(path)
+    for settings, where in ((stored, f"{path}: "), (given, "")):
+        for key, value in settings.items():
+            if key not in known and key.partition(".")[0] not in known:
+                raise ConfigurationError(where + _unknown_key(key, value, known))
+    return stored | given
 
 
 def _split_word(word: str) -> tuple[str, str]:
@@ -209,10 +251,37 @@ def _choices(type_text: str) -> list[str]:
 def _help_text(main: Callable[[Any], object]) -> str:
     import chz
 
-    rows = _help_rows(chz.Blueprint(_config_class(main)))
-    doc = inspect.getdoc(inspect.getmodule(main)) or ""
-    entries = [_help_entry(name, *columns) for name, columns in rows.items()]
-    return "\n".join([doc, "", "Keys, as key=value:", *entries])
+    config_class = _config_class(main)
+    rows = _help_rows(chz.Blueprint(config_class))
+    lines = [inspect.getdoc(inspect.getmodule(main)) or "", "", HELP_INTRODUCTION]
+    for title, names in _help_groups(config_class, list(rows)):
+        lines += ["", f"{title}:", *(_help_entry(name, *rows[name]) for name in names)]
+    return "\n".join(lines)
+
+
+def _help_groups(config_class: type, names: list[str]) -> list[tuple[str, list[str]]]:
+    """The recipe's own keys first, then the shared ones, in the order in which they are declared.
+
+    Of the shared classes the outermost comes first: the model, and where it is trained.
+    """
+    own, *shared = config_class.__mro__[:-1]
+    parents = [*shared[-1:], *shared[:1], *reversed(shared[1:-1])]
+    seen: set[str] = set()
+    found: list[tuple[str, list[str]]] = []
+    for owner in dict.fromkeys([own, *parents]):
+        title = "Keys of this recipe" if owner is own else _first_sentence(owner)
+        declared = vars(owner).get("__annotations__", {})
+        members = [name for name in declared if name in names and name not in seen]
+        seen.update(members)
+        found.append((title, members))
+    rest = [name for name in names if name not in seen]
+    return [(title, members) for title, members in [*found, ("Other keys", rest)] if members]
+
+
+def _first_sentence(owner: type) -> str:
+    return (
+        (inspect.getdoc(owner) or owner.__name__).partition("\n")[0].partition(";")[0].rstrip(".")
+    )
 
 
 def _help_entry(name: str, type_text: str, default: str, doc: str) -> str:

@@ -16,7 +16,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.utils.processes import is_running
 
@@ -42,7 +44,10 @@ class EmbeddedService:
         self._process = process
         self._folder = folder
         self._stopping = False
+        self._ready: dict[str, Any] = {}
+        self._reading = threading.Lock()
         self._interrupt = threading.Event()
+        self._has_ended = interrupts.kill_with_process(self.kill)
         atexit.register(self.stop)
 
     @classmethod
@@ -61,7 +66,11 @@ class EmbeddedService:
         _remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         state = cookbook_home() / "service"
-        service = cls(_launch(model, state, folder, api_key), folder, api_key)
+        try:
+            service = cls(_launch(model, state, folder, api_key), folder, api_key)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         threading.Thread(target=service._watch, name="service-watch", daemon=True).start()
         return service
 
@@ -69,6 +78,10 @@ class EmbeddedService:
     def log_path(self) -> Path:
         """Where the service writes what it has to say; removed when it is stopped."""
         return self._folder / "service.log"
+
+    @property
+    def _ready_file(self) -> Path:
+        return self._folder / "ready.json"
 
     @property
     def pid(self) -> int:
@@ -82,8 +95,7 @@ class EmbeddedService:
             TrainingError: if it stops or stays silent; the message ends with its log.
         """
         started = last_note = time.monotonic()
-        ready = self._folder / "ready.json"
-        while not ready.exists():
+        while not self._ready_file.exists():
             crash = self.crash_report()
             if crash is not None or self._stopping:
                 raise TrainingError(crash or "the local service has been stopped.")
@@ -97,7 +109,17 @@ class EmbeddedService:
                 waited = f"{now - started:.0f} s"
                 print(f"waiting for the local service ({waited}) ...", file=sys.stderr, flush=True)
             time.sleep(0.02)
-        return json.loads(ready.read_text(encoding="utf-8"))["base_url"]
+        with self._reading:
+            if not self._ready:
+                self._ready = json.loads(self._ready_file.read_text(encoding="utf-8"))
+                for note in self._ready["notes"]:
+                    print(f"note: {note}", file=sys.stderr, flush=True)
+        return self._ready["base_url"]
+
+    def dashboard_link(self) -> str:
+        """The address of the dashboard; it signs in once, within an hour."""
+        base_url = self.wait_until_ready()
+        return f"{base_url}/#ticket={self._ready['ticket']}"
 
     def stop(self, *, at_once: bool = False) -> None:
         """Ask the service to stop, insist after a while, and remove its temporary files.
@@ -107,6 +129,8 @@ class EmbeddedService:
         """
         self._stopping = True
         atexit.unregister(self.stop)
+        if at_once and not self._ready_file.exists():
+            self._process.kill()  # it would finish its imports first, and has nothing to save
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT if at_once else signal.SIGTERM)
             try:
@@ -114,6 +138,16 @@ class EmbeddedService:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._forget()
+
+    def kill(self) -> None:
+        """End the service without a word to it; what it has acknowledged as saved stays."""
+        self._stopping = True
+        self._process.kill()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._has_ended()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def crash_report(self) -> str | None:
@@ -135,6 +169,7 @@ class EmbeddedService:
         self._process.wait()
         # A real signal: it also wakes a main thread that waits on a lock.
         if self.crash_report() is not None and self._interrupt.is_set():
+            interrupts.announce_interrupt()
             signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     def _tail(self) -> str:

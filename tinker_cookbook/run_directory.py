@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.run_options import LogdirBehavior
-from tinker_cookbook.utils.jsonl_log import keep_rows
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, dump_config
+from tinker_cookbook.utils.disk_errors import optional_file
+from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
+from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
+from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
     "config_differences",
     "default_log_path",
     "delete_run",
+    "describe_interruption",
+    "describe_next_start",
+    "forget_failed_starts",
     "holds_a_run",
+    "open_log_dir",
     "prepare_log_dir",
     "runs_path",
     "truncate_metrics",
@@ -35,6 +44,7 @@ RUN_PATTERNS = (
     CHECKPOINTS_FILE,
     f"{METRICS_FILE}*",
     CONFIG_FILE,
+    CODE_FILE,
     "code.diff",
     "logs.log",
     "samples.jsonl",
@@ -46,6 +56,7 @@ RUN_PATTERNS = (
 # A run may go on with other values of these: they do not change what is computed.
 FREE_FIELDS = frozenset(
     {
+        RECIPE_SETTINGS,
         "log_path",
         "base_url",
         "behavior_if_log_dir_exists",
@@ -58,6 +69,7 @@ FREE_FIELDS = frozenset(
         "save_every",
         "save_every_tokens",
         "save_every_seconds",
+        "keep_checkpoints",
         "ttl_seconds",
         "rolling_save_every",
         "rolling_ttl_seconds",
@@ -112,28 +124,137 @@ def config_differences(log_dir: str | Path, config: Any) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def open_log_dir(
+    log_dir: str | Path, behavior: LogdirBehavior, config: Any = None
+) -> Iterator[Path]:
+    """Have a run directory to oneself for the length of a block.
+
+    A run that fails before its first step leaves nothing behind.
+
+    Args:
+        log_dir: The run directory.
+        behavior: What happens to an old run there; see `prepare_log_dir`.
+        config: The settings of the run that is about to start.
+
+    Yields:
+        The folder, which exists.
+
+    Raises:
+        ConfigurationError: if another process uses the folder, or the run is refused.
+    """
+    opened = _OpenFolder(Path(log_dir).expanduser())
+    _opened.append(opened)
+    try:
+        with run_lock.hold(opened.folder):
+            _prepare(opened.folder, behavior, config)
+            opened.is_new = not holds_a_run(opened.folder)
+            try:
+                yield opened.folder
+            except BaseException:
+                opened.forget_failed_start()
+                raise
+    finally:
+        opened.remove_if_empty()
+        _opened.remove(opened)
+
+
+class _OpenFolder:
+    """A run directory in use by this process."""
+
+    def __init__(self, folder: Path) -> None:
+        global _last_opened
+        self.folder = folder
+        self.is_new = False
+        """Whether there was no run before."""
+        self._made = _make_folder(folder)
+        _last_opened = folder
+
+    def forget_failed_start(self) -> None:
+        """Remove what a run has written that came to no result."""
+        results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
+        if self.is_new and not any(list(self.folder.glob(pattern)) for pattern in results):
+            delete_run(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folders that were made for this run, if it has left nothing in them."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # of one that is gone, or not empty
+                folder.rmdir()
+
+
+_opened: list[_OpenFolder] = []
+_last_opened: Path | None = None
+
+
+def forget_failed_starts() -> None:
+    """Leave the open run directories as their blocks would; for a process that is ended now."""
+    for opened in _opened:
+        (opened.folder / run_lock.LOCK_FILE).unlink(missing_ok=True)
+        opened.forget_failed_start()
+        opened.remove_if_empty()
+
+
+def describe_next_start() -> str:
+    """What the same command would do now."""
+    if _last_opened is None:
+        return "the same command starts it"
+    try:
+        records = read_rows(_last_opened / CHECKPOINTS_FILE)
+    except (OSError, DataFormatError):
+        records = []
+    saved = [record for record in records if record.get("state_path")]
+    if not saved:
+        return "nothing is saved yet: the same command starts over"
+    if saved[-1].get("final"):
+        return "the run is complete"
+    return f"the same command resumes from checkpoint {saved[-1].get('name')}"
+
+
+def describe_interruption() -> str:
+    """The line after Ctrl-C."""
+    begun = "interrupted" if _last_opened else "interrupted before the run began"
+    return f"{begun}; {describe_next_start()}"
+
+
 def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any = None) -> None:
     """Decide what happens to a folder that may hold a run, and make it if it is missing.
+
+    The folder is not kept from other processes afterwards: `open_log_dir` does that too.
 
     Args:
         log_dir: The run directory.
         behavior: `resume` goes on; `delete` removes the old run; `raise` refuses any old run;
-            `ask` goes on if `config` is that of the old run, else asks on a terminal and refuses
-            elsewhere.
-        config: The settings of the run that is about to start, for `ask` and `resume`.
+            `ask` goes on if `config` and the recipe's code are those of the old run, else asks on
+            a terminal and refuses elsewhere.
+        config: The settings of the run that is about to start, for `ask`.
 
     Raises:
-        ConfigurationError: if the run is refused; the message shows the differences.
+        ConfigurationError: if the run is refused, with the differences, or the folder is in use.
     """
     folder = Path(log_dir).expanduser()
+    run_lock.refuse_if_held(folder)
+    _prepare(folder, behavior, config)
+    _make_folder(folder)
+
+
+def _prepare(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
     if holds_a_run(folder):
         _decide(folder, behavior, config)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder; returned is what did not exist before, the innermost first."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"log_path={folder} cannot be made: {error}.") from error
+    return missing
 
 
 def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
@@ -147,15 +268,18 @@ def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
             f"log_path={folder} already holds a run; use another folder, or "
             "behavior_if_log_dir_exists=resume or delete."
         )
-    differences = [] if config is None else config_differences(folder, config)
-    if config is not None and not differences:
-        return
+    differences = []
+    if config is not None:
+        differences = [*code_differences(folder), *config_differences(folder, config)]
+        if not differences:
+            return
     shown = "".join(f"\n  {line}" for line in differences)
-    told = f" with other settings:{shown}\n" if differences else "; "
+    told = f", and since it was begun{shown}\n" if differences else "; "
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            f"log_path={folder} already holds a run{told}Use another log_path, the old settings, "
-            "or behavior_if_log_dir_exists=delete (start anew) or resume (go on anyway)."
+            f"log_path={folder} already holds a run{told}Start anew "
+            "(behavior_if_log_dir_exists=delete, or another log_path), restore what it was begun "
+            "with, or go on from its weights anyway (behavior_if_log_dir_exists=resume)."
         )
     _ask(folder, told)
 
@@ -177,7 +301,7 @@ def delete_run(log_dir: str | Path) -> None:
     for pattern in RUN_PATTERNS:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not any(folder.iterdir()):
+    if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -195,7 +319,8 @@ def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
         return isinstance(row.get("step"), int) and row["step"] < next_step
 
     backup = folder / f"{METRICS_FILE}.pre_resume_{next_step:06d}"
-    keep_rows(folder / "timing_spans.jsonl", is_kept)
+    with optional_file(folder / "timing_spans.jsonl"):
+        keep_rows(folder / "timing_spans.jsonl", is_kept)
     return keep_rows(folder / METRICS_FILE, is_kept, backup=backup)
 
 

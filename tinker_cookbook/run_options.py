@@ -95,6 +95,11 @@ class CheckpointOptions:
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
     save_every_tokens: int = chz.field(default=0, doc="Tokens between checkpoints; 0: off.")
     save_every_seconds: float = chz.field(default=0.0, doc="Seconds between checkpoints; 0: off.")
+    keep_checkpoints: int = chz.field(
+        default=2,
+        doc="Training states kept of a run, the newest; of older checkpoints only the weights to "
+        "sample from stay. 0: all.",
+    )
     ttl_seconds: int | None = chz.field(
         default=604800, doc="How long the service keeps periodic checkpoints; None: for ever."
     )
@@ -161,6 +166,7 @@ _RULES = {
     "submit_ahead": _NOT_NEGATIVE,
     "seed": _NOT_NEGATIVE,
     "save_every": _NOT_NEGATIVE,
+    "keep_checkpoints": _NOT_NEGATIVE,
     "save_every_tokens": _NOT_NEGATIVE,
     "save_every_seconds": _NOT_NEGATIVE,
     "rolling_save_every": _NOT_NEGATIVE,

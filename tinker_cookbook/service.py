@@ -8,6 +8,7 @@ without any of them a service of its own on this machine, stopped with this proc
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import urllib.error
@@ -251,10 +252,21 @@ class Connection:
         """Which service, why, and the model."""
         return self._choice.describe(self.model_name)
 
+    def describe_dashboard(self) -> str | None:
+        """The address of the service's dashboard, and how it opens; None where it has none."""
+        if self._embedded is not None:
+            return f"{self._embedded.dashboard_link()} (signs in once, while this command runs)"
+        if self.kind == "hosted" or self._get_json("local/status?limit=0") is None:
+            return None
+        return f"{self.base_url}/ (asks for the service's key)"
+
     def service_client(self, **kwargs: Any) -> tinker.ServiceClient:
         """An SDK client of this service; keyword arguments go to `tinker.ServiceClient`."""
         import tinker
 
+        # SDKs that other Tinker servers need may not know names of sessions
+        if "display_name" not in inspect.signature(tinker.ServiceClient.__init__).parameters:
+            kwargs.pop("display_name", None)
         return tinker.ServiceClient(base_url=self.base_url, api_key=self._api_key, **kwargs)
 
     def rest_client(self) -> Any:

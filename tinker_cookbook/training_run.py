@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
+import shlex
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook import checkpoint_utils
+from tinker_cookbook import checkpoint_utils, interrupts
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.run_directory import truncate_metrics
 from tinker_cookbook.run_options import OptimizerOptions
 from tinker_cookbook.service import Connection
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace
-from tinker_cookbook.utils.git_rev import recipe_user_metadata
-from tinker_cookbook.utils.session_naming import resolve_session_display_name
+from tinker_cookbook.utils.session_naming import (
+    describe_session,
+    name_run,
+    resolve_session_display_name,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -32,13 +35,18 @@ __all__ = [
     "add_service_metrics",
     "build_checkpoint_manager",
     "create_training_client",
+    "format_bytes",
     "open_loggers",
     "open_service_client",
+    "report_saved",
     "service_message",
     "snapshot_weights",
 ]
 
 logger = logging.getLogger(__name__)
+
+RUN_NAME_METADATA_KEY = "run_name"
+"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
 
 
 @dataclass
@@ -84,15 +92,15 @@ async def open_service_client(
     connection: Connection, config: Any, recipe_name: str
 ) -> AsyncIterator[tinker.ServiceClient]:
     """A session on the service, marked as finished with the outcome of the block."""
-    import tinker
-
-    options: dict[str, Any] = {"user_metadata": recipe_user_metadata(recipe_name)}
-    # SDKs that other Tinker servers need may know neither names nor ends of sessions
-    if "display_name" in inspect.signature(tinker.ServiceClient.__init__).parameters:
-        options["display_name"] = resolve_session_display_name(
-            session_name=config.session_name, wandb_name=config.wandb_name
-        )
+    options = describe_session(recipe_name, config.log_path, config.learning_rate)
+    chosen = resolve_session_display_name(
+        session_name=config.session_name, wandb_name=config.wandb_name
+    )
+    options["display_name"] = chosen or options["display_name"]
     client = await asyncio.to_thread(connection.service_client, **options)
+    dashboard = await asyncio.to_thread(connection.describe_dashboard)
+    if dashboard is not None:
+        print(f"watch    {dashboard}", flush=True)
     status = "interrupted"
     try:
         yield client
@@ -136,7 +144,19 @@ async def create_training_client(
         CheckpointError: if the service no longer has the checkpoint of the run.
         ConfigurationError: if the service refuses the model, the rank or the given weights.
     """
-    metadata: dict[str, str] = {}
+    client = await _open_training_client(service_client, config, checkpoint, renderer_name)
+    interrupts.mark_begun()
+    return client
+
+
+async def _open_training_client(
+    service_client: tinker.ServiceClient,
+    config: Any,
+    checkpoint: CheckpointRecord | None,
+    renderer_name: str | None,
+) -> tinker.TrainingClient:
+    recipe_name, rate = getattr(config, "recipe_name", ""), getattr(config, "learning_rate", None)
+    metadata = {RUN_NAME_METADATA_KEY: name_run(recipe_name, config.log_path, rate)}
     checkpoint_utils.add_renderer_name_to_user_metadata(metadata, renderer_name)
     if checkpoint is not None:
         assert checkpoint.state_path is not None, "a run resumes from a record with a state"
@@ -215,7 +235,39 @@ def build_checkpoint_manager(config: Any, run: TrainingRun) -> checkpoint_utils.
         rolling_save_every=config.rolling_save_every,
         rolling_ttl_seconds=config.rolling_ttl_seconds,
         async_periodic_saves=config.async_periodic_saves,
+        keep_checkpoints=config.keep_checkpoints,
     )
+
+
+async def report_saved(service_client: tinker.ServiceClient, log_path: str) -> None:
+    """Print how many checkpoints of a run the service keeps, and how large they are."""
+    import tinker
+
+    records = checkpoint_utils.load_checkpoints_file(log_path)
+    paths = [path for record in records for path in (record.state_path, record.sampler_path)]
+    run_ids = {path.removeprefix("tinker://").partition("/")[0] for path in paths if path}
+    rest = checkpoint_utils.rest_client_of(service_client)
+    try:
+        answers = [await rest.list_checkpoints(run_id) for run_id in sorted(run_ids)]
+    except (tinker.TinkerError, ValueError) as error:
+        logger.info("the checkpoints could not be listed: %s", error)
+        return
+    sizes = [found.size_bytes or 0 for answer in answers for found in answer.checkpoints]
+    command = shlex.join(["tinker-cookbook", "clean", log_path])
+    print(
+        f"saved    {len(sizes)} checkpoints, {format_bytes(sum(sizes))} on the service "
+        f"({command} lists those that can go)",
+        flush=True,
+    )
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`1.2 GB`, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("the last unit takes any size")
 
 
 async def snapshot_weights(

@@ -121,6 +121,9 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(local_service: ServiceProcess
         if "(stopped)" in seen:
             break
     assert "(stopped)" in seen
+    os.kill(pid, signal.SIGINT)
+    read_until(terminal, r"\(Ctrl-D leaves\)[^>]*> $")
+    time.sleep(1.5)  # a program that Ctrl-C should end would be ended by now
     os.write(terminal, b"/reset\n")
     seen = read_until(terminal, r"forgotten\)\s+> $", seen)
     os.write(terminal, b"\x04")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from recipes import rl_basic, rl_loop
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.jsonl_log import read_rows
 
 SMALL = {"groups_per_batch": 2, "group_size": 2, "max_steps": 2, "max_tokens": 6, "lora_rank": 2}
 
@@ -40,6 +42,33 @@ def test_group_size_is_checked_before_anything_starts():
         rl_basic.Config(group_size=1)
 
 
+def check_report(output: str, rows: list[dict]) -> None:
+    """Before and after, every checkpoint with what it is for, the command that samples."""
+    key = next(key for key in rows[-1] if key.endswith("reward/total"))
+    assert f"\nheld-out reward  {rows[0][key]:.4f} -> {rows[-1][key]:.4f}\n" in output
+    [weights] = re.findall(r"\nweights  (tinker://\S+/sampler_weights/final)  ", output)
+    state = weights.replace("/sampler_weights/", "/weights/")
+    assert f"\nstate    {state}  (to train on from: load_checkpoint_path=...)\n" in output
+    assert f"\ndownload tinker checkpoint download {state}\n" in output
+    assert "\nsample   tinker-cookbook sample tinker://" in output
+    if "env/all" in key:
+        assert re.search(r"Write exactly . words about .*\n  before: .*\n  after:  ", output)
+
+
+def check_names(recipe: str, service, log_path: Path) -> None:
+    """The session and the run on the service have the run's name."""
+    import tinker
+
+    name = f"{recipe} {log_path.name} lr=0.0005"
+    [final] = [r for r in read_rows(log_path / "checkpoints.jsonl") if r.get("final")]
+    rest = tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
+    run = rest.get_training_run_by_tinker_path(final["state_path"]).result()
+    if recipe == "rl_basic":
+        assert (run.user_metadata or {})["run_name"] == name
+    session_id = final["state_path"].removeprefix("tinker://").partition(":")[0]
+    assert rest.get_session(session_id).result().display_name == name
+
+
 @pytest.mark.parametrize("recipe", [rl_basic, rl_loop])
 def test_recipes_run(
     recipe, local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
@@ -56,6 +85,7 @@ def test_recipes_run(
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert any("reward" in key and key.startswith("test/") for key in rows[-1])
-    assert "weights  tinker://" in capsys.readouterr().out
+    check_report(capsys.readouterr().out, rows)
+    check_names(recipe.__name__.rpartition(".")[2], local_service, tmp_path / "run")
     recipe.main(config)
     assert "already complete" in capsys.readouterr().out

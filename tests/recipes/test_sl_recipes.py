@@ -74,6 +74,7 @@ def test_the_whole_story_on_a_service_of_its_own(tiny_model_folder: Path, tmp_pa
     done = run_recipe("recipes.sl_basic", *settings, env=env)
     assert done.returncode == 0, done.stderr
     assert "service  local, started for this run" in done.stdout
+    assert "\nwatch    http://127.0.0.1:" in done.stdout
     assert "sample   tinker-cookbook sample tinker://" in done.stdout
     state = tmp_path / "cookbook" / "service"
     assert [row["step"] for row in metric_rows(tmp_path / "run")] == [0, 1, 2, 3, 4]
@@ -91,6 +92,7 @@ def test_the_whole_story_on_a_service_of_its_own(tiny_model_folder: Path, tmp_pa
         check=False,
     )
     assert sampled.returncode == 0, sampled.stderr
+    assert "with `tinker-cookbook serve` in another terminal" in sampled.stdout
     assert "\n> How is the weather out there?\n" in sampled.stdout
 
 

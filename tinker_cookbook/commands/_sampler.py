@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["OpenSampler", "add_sampler_arguments", "open_sampler"]
 
 SCHEME = "tinker://"
+STARTS_A_SERVICE = (
+    "starting that service, which takes most of the time; with `tinker-cookbook serve` in another "
+    "terminal, and the lines that it prints, the next answers come at once"
+)
 _CHECKPOINT = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/[^/\s]+")
 
 
@@ -81,7 +86,11 @@ def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
     checkpoint, model = _split_target(args.target, args.model)
     with service.connect(args.base_url, model, checkpoint=checkpoint) as connection:
         print(connection.describe(), flush=True)
-        yield _open(connection, checkpoint, args.renderer)
+        if connection.kind == "local":
+            print(STARTS_A_SERVICE, flush=True)
+        opened = _open(connection, checkpoint, args.renderer)
+        interrupts.mark_begun()
+        yield opened
 
 
 def _split_target(target: str | None, model: str | None) -> tuple[str | None, str | None]:
@@ -110,7 +119,9 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
     )
     target = checkpoint or connection.model_name
     try:
-        sampler = wait_for_client(client.create_sampling_client(**source))
+        created = client.create_sampling_client(**source)
+        _load_tokenizer(connection.model_name)
+        sampler = wait_for_client(created)
         base_model = sampler.get_base_model()
     except (tinker.TinkerError, ValueError) as error:
         raise ConfigurationError(f"{target} cannot be sampled: {service_message(error)}") from error
@@ -118,3 +129,11 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
         renderer = checkpoint_utils.get_renderer_name_from_checkpoint(client, checkpoint)
     name = renderer or model_info.get_recommended_renderer_name(base_model)
     return OpenSampler(connection, sampler, load_renderer(name, base_model), target)
+
+
+def _load_tokenizer(model_name: str) -> None:
+    """Import and load while the service loads the model; the renderer finds it done."""
+    from tinker_cookbook import tokenizer_utils
+
+    with contextlib.suppress(ConfigurationError):  # the renderer's own error says more
+        tokenizer_utils.get_tokenizer(model_name)

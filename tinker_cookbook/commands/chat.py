@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook import interrupts
 from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
     with open_sampler(args) as opened:
+        interrupts.leave_to_program()  # Ctrl-C stops an answer, again and again
         print("Write a message; /help lists the commands, Ctrl-D leaves.", flush=True)
         _Talk(opened, args).go_on()
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryGroup
 from tinker_cookbook.utils import logtree
+from tinker_cookbook.utils.disk_errors import optional_file
 
 __all__ = ["write_logged_reports"]
 
@@ -39,8 +40,9 @@ def write_logged_reports(
         whole.add_styles_of(report)
     if len(whole.root.children) == 1:  # the title
         return None
-    logtree.write_trace(whole)
-    logtree.write_trace_json(whole, folder / f"{base_name}_logtree.json")
+    with optional_file(path):
+        logtree.write_trace(whole)
+        logtree.write_trace_json(whole, folder / f"{base_name}_logtree.json")
     return path.name
 
 

@@ -11,6 +11,7 @@ from tinker_cookbook.rl import train
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
 from tinker_cookbook.run_directory import default_log_path
 from tinker_cookbook.run_options import shared_options
+from tinker_cookbook.run_report import read_held_out_samples, report_run, sample_command
 
 __all__ = ["build_config", "run"]
 
@@ -56,6 +57,10 @@ def build_config(
 def run(config: train.Config) -> train.RunResult:
     """Train, then say where everything is."""
     result = asyncio.run(train.main(config))
-    print(f"weights  {result.sampler_path}\nbest     {result.best_sampler_path}")
-    print(f"curve    {result.log_path}/metrics.jsonl; replies: iteration_*/train.html beside it")
+    command = sample_command(
+        result.best_sampler_path, model_name=config.model_name, base_url=config.base_url
+    )
+    samples = read_held_out_samples(result.log_path)
+    report_run(result.log_path, result.sampler_path, samples, command)
+    print("curve    metrics.jsonl there; replies: iteration_*/train.html")
     return result

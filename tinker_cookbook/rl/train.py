@@ -29,12 +29,14 @@ from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
 from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
-from tinker_cookbook.run_directory import prepare_log_dir
+from tinker_cookbook.run_directory import open_log_dir
+from tinker_cookbook.run_report import report_complete
 from tinker_cookbook.training_run import (
     TrainingRun,
     create_training_client,
     open_loggers,
     open_service_client,
+    report_saved,
     snapshot_weights,
 )
 from tinker_cookbook.utils.misc_utils import timed
@@ -91,8 +93,12 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         ConfigurationError: if a setting, the service or the old run directory forbids the run.
         TrainingError: if the run cannot go on; it can be resumed from its last checkpoint.
     """
-    prepare_log_dir(config.log_path, config.behavior_if_log_dir_exists, config)
     set_rollout_executor(rollout_executor)
+    with open_log_dir(config.log_path, config.behavior_if_log_dir_exists, config):
+        return await _connect_and_run(config)
+
+
+async def _connect_and_run(config: Config) -> RunResult:
     with service.connect(config.base_url, config.model_name) as connection:
         print(f"{connection.describe()}\nrun      {config.log_path}", flush=True)
         dataset, test_dataset = await config.dataset_builder()
@@ -165,10 +171,7 @@ async def _run(
     checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
     start_step = start_step_of(checkpoint, total_steps)
     if checkpoint is not None and start_step >= total_steps:
-        print(
-            "Training was already complete; nothing to do. To train anew: "
-            "behavior_if_log_dir_exists=delete, or another log_path."
-        )
+        report_complete(config.log_path)
         return _result(config, checkpoint.state_path or "", checkpoint.sampler_path or "", {})
     from tinker_cookbook import tokenizer_utils
 
@@ -185,7 +188,9 @@ async def _run(
                 kl_reference_client=await _create_reference(service_client, config),
             )
             loop.add_held_out(test_dataset)
-            return await _train(loop, start_step)
+            result = await _train(loop, start_step)
+            await report_saved(service_client, config.log_path)
+            return result
 
 
 async def _open_run(

@@ -20,6 +20,7 @@ from tinker_cookbook.rl.rollout_logging import (
     write_rollout_summaries_jsonl_from_groups,
 )
 from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.utils.disk_errors import optional_file
 
 if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -69,15 +70,17 @@ def write_transcripts(
     """
     if export.folder is None:
         return
-    write_rollout_summaries_jsonl_from_groups(
-        rollout_summaries_jsonl_path(export.folder, export.base_name),
-        split=export.split,
-        iteration=export.iteration,
-        groups_P=groups_P,
-        tokenizer=export.tokenizer,
-    )
     title = f"{export.split}, step {export.iteration}"
     shown_P = groups_P[:num_groups_on_page]
+    rows_path = rollout_summaries_jsonl_path(export.folder, export.base_name)
+    with optional_file(rows_path):
+        write_rollout_summaries_jsonl_from_groups(
+            rows_path,
+            split=export.split,
+            iteration=export.iteration,
+            groups_P=groups_P,
+            tokenizer=export.tokenizer,
+        )
     logged = write_logged_reports(Path(export.folder), export.base_name, title, shown_P)
     if num_groups_on_page and export.tokenizer is not None:
         page = build_page(
@@ -88,7 +91,9 @@ def write_transcripts(
             estimator=estimator,
             logged_page=logged,
         )
-        (Path(export.folder) / f"{export.base_name}.html").write_text(page, encoding="utf-8")
+        page_path = Path(export.folder) / f"{export.base_name}.html"
+        with optional_file(page_path):
+            page_path.write_text(page, encoding="utf-8")
 
 
 def build_page(

@@ -22,7 +22,7 @@ import chz
 from tinker_cookbook import checkpoint_utils, service
 from tinker_cookbook.eval.evaluators import Evaluator, EvaluatorBuilder, SamplingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
-from tinker_cookbook.run_directory import prepare_log_dir
+from tinker_cookbook.run_directory import open_log_dir
 from tinker_cookbook.run_options import (
     CheckpointOptions,
     ModelOptions,
@@ -31,6 +31,7 @@ from tinker_cookbook.run_options import (
     check_options,
     expand_path,
 )
+from tinker_cookbook.run_report import report_complete
 from tinker_cookbook.supervised.schedule import Schedule
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinker_cookbook.training_run import (
@@ -41,6 +42,7 @@ from tinker_cookbook.training_run import (
     create_training_client,
     open_loggers,
     open_service_client,
+    report_saved,
     service_message,
     snapshot_weights,
 )
@@ -155,7 +157,11 @@ async def main(config: Config) -> RunResult:
         DataError: if the data cannot be used.
         TrainingError: if the run cannot go on; it can be resumed from its last checkpoint.
     """
-    prepare_log_dir(config.log_path, config.behavior_if_log_dir_exists, config)
+    with open_log_dir(config.log_path, config.behavior_if_log_dir_exists, config):
+        return await _connect_and_run(config)
+
+
+async def _connect_and_run(config: Config) -> RunResult:
     choice = service.choose_service(config.base_url)
     print(f"{choice.describe(config.model_name)}\nrun      {config.log_path}", flush=True)
     with service.connect(config.base_url, config.model_name) as connection:
@@ -194,7 +200,9 @@ async def _run(
             run = TrainingRun(service_client, training_client, metrics)
             loop = _Loop(config, run, schedule, dataset, tokenizer)
             loop.add_held_out(test_dataset)
-            return await loop.train(start_step, checkpoint)
+            result = await loop.train(start_step, checkpoint)
+            await report_saved(service_client, config.log_path)
+            return result
 
 
 class _Loop:
@@ -432,10 +440,7 @@ def _build_schedule(config: Config, num_batches: int) -> Schedule:
 
 
 def _already_complete(config: Config, checkpoint: CheckpointRecord) -> RunResult:
-    print(
-        "Training was already complete; nothing to do. To train anew: "
-        "behavior_if_log_dir_exists=delete, or another log_path."
-    )
+    report_complete(config.log_path)
     return RunResult(
         config.log_path,
         config.model_name,

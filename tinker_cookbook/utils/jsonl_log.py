@@ -6,6 +6,7 @@ last line, which readers skip and the next writer cuts off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.disk_errors import naming_file
 
-__all__ = ["append_row", "keep_rows", "read_rows", "write_atomically"]
+__all__ = ["append_row", "change_rows", "keep_rows", "read_rows", "write_atomically"]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON object as a line and flush it to disk."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
-    with path.open("ab+") as file:
+    with naming_file(path), path.open("ab+") as file:
         size = file.tell()
         if size and not _ends_with_newline(file, size):
             file.truncate(_end_of_last_line(path))
@@ -77,14 +79,24 @@ def keep_rows(
     return len(rows) - len(kept)
 
 
+def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite every row of a file that exists, in one atomic step."""
+    write_atomically(path, _encode(change(row) for row in read_rows(path)))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old or the new content."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with naming_file(path), aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

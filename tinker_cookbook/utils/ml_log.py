@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,14 +12,16 @@ import re
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.code_state import code_state
+from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import append_row, write_atomically
+from tinker_cookbook.utils.recipe_code import write_code
 
 __all__ = [
     "JsonLogger",
@@ -28,13 +31,30 @@ __all__ = [
     "WandbLogger",
     "configure_logging_module",
     "dump_config",
+    "recording_recipe_config",
     "release_logging_module",
     "setup_logging",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+RECIPE_SETTINGS = "recipe_settings"
+"""Key of config.json with what the recipe was started with, beside what it made of that."""
 _LOG_FORMAT = "%(asctime)s %(name)s:%(lineno)d [%(levelname)s] %(message)s"
+
+
+_recipe_config: Any = None
+
+
+@contextlib.contextmanager
+def recording_recipe_config(config: Any) -> Iterator[None]:
+    """Record a recipe's own settings in every config.json that is written in the block."""
+    global _recipe_config
+    before, _recipe_config = _recipe_config, config
+    try:
+        yield
+    finally:
+        _recipe_config = before
 
 
 def dump_config(config: Any) -> Any:
@@ -103,16 +123,21 @@ class Logger(ABC):
 
 
 class JsonLogger(Logger):
-    """Writes config.json, code.diff and metrics.jsonl into a run directory."""
+    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory."""
 
     def __init__(self, log_dir: str | Path) -> None:
         self.log_dir = Path(log_dir).expanduser()
         self.log_dir.mkdir(parents=True, exist_ok=True)
 
     def log_hparams(self, config: Any) -> None:
-        text = json.dumps(dump_config(config), indent=2, ensure_ascii=False) + "\n"
+        dumped = dump_config(config)
+        if _recipe_config is not None and isinstance(dumped, dict):
+            dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
+        text = json.dumps(dumped, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.log_dir / CONFIG_FILE, text.encode("utf-8"))
-        write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
+        with optional_file(self.log_dir / "code.diff"):
+            write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
+        write_code(self.log_dir)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = {} if step is None else {"step": step}
@@ -253,13 +278,16 @@ def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Lo
     """
     root = logging.getLogger()
     release_logging_module()
-    file_handler = logging.FileHandler(path, encoding="utf-8")
-    file_handler.setLevel(level)
-    file_handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(max(level, logging.WARNING))
     console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    for handler in (file_handler, console):
+    handlers: list[logging.Handler] = [console]
+    with optional_file(path):
+        file_handler = _LogFile(path, encoding="utf-8")
+        file_handler.setLevel(level)
+        file_handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        handlers.insert(0, file_handler)
+    for handler in handlers:
         handler.set_name(_HANDLER_NAME)
         root.addHandler(handler)
     root.setLevel(min(root.level or level, level))
@@ -269,6 +297,29 @@ def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Lo
 
 
 _HANDLER_NAME = "tinker_cookbook"
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a run can do without: on a full disk it says so once, and not with a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._say_once(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what could not be written is tried again, in vain
+            self._say_once(error)
+
+    def _say_once(self, error: OSError) -> None:
+        if not getattr(self, "_has_failed", False):
+            self._has_failed = True
+            reason = f"{error.strerror}; the run goes on"
+            print(f"WARNING: {self.baseFilename} cannot be written: {reason}", file=sys.stderr)
 
 
 def release_logging_module() -> None:

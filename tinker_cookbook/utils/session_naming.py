@@ -3,8 +3,44 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
-__all__ = ["default_cookbook_session_name", "resolve_session_display_name", "slugify"]
+from tinker_cookbook.utils.git_rev import recipe_user_metadata
+
+__all__ = [
+    "default_cookbook_session_name",
+    "describe_session",
+    "name_run",
+    "resolve_session_display_name",
+    "slugify",
+]
+
+LONGEST_NAME = 120
+
+
+def name_run(recipe_name: str, log_path: str | Path, learning_rate: float | None) -> str:
+    """A run's name, the same for every start of it.
+
+    Args:
+        recipe_name: The recipe.
+        log_path: The run directory, whose name tells data and model where the settings made it.
+        learning_rate: Its peak.
+    """
+    words = [recipe_name, Path(log_path).name]
+    if learning_rate is not None:
+        words.append(f"lr={learning_rate:g}")
+    return " ".join(filter(None, words))[:LONGEST_NAME]
+
+
+def describe_session(
+    recipe_name: str, log_path: str | Path, learning_rate: float | None
+) -> dict[str, Any]:
+    """Name and metadata of a run's session, as keyword arguments of `Connection.service_client`."""
+    return {
+        "display_name": name_run(recipe_name, log_path, learning_rate),
+        "user_metadata": recipe_user_metadata(recipe_name),
+    }
 
 
 def resolve_session_display_name(*, session_name: str | None, wandb_name: str | None) -> str | None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import append_row
 
 __all__ = [
@@ -100,8 +101,9 @@ class IterationWindow:
             ]
 
     def write_spans_jsonl(self, path: Path | str, step: int) -> None:
-        """Append `{"step", "spans"}` to a file."""
-        append_row(Path(path), {"step": step, "spans": self.get_span_dicts()})
+        """Append `{"step", "spans"}` to a file; one that cannot be written is logged, once."""
+        with optional_file(path):
+            append_row(Path(path), {"step": step, "spans": self.get_span_dicts()})
 
 
 class TraceCollector:
@@ -133,7 +135,7 @@ class TraceCollector:
         }
         if attributes:
             event["args"] = dict(attributes)
-        with self._lock:
+        with self._lock, optional_file(self._file.name):
             self._file.write(json.dumps(event, default=str) + "\n")
             if end_time - self._last_flush >= self._flush_interval:
                 self._file.flush()
@@ -141,7 +143,7 @@ class TraceCollector:
 
     def shutdown(self) -> None:
         """Write what is left and close the file."""
-        with self._lock:
+        with self._lock, optional_file(self._file.name):
             self._file.close()
 
 
@@ -152,7 +154,8 @@ def trace_init(flush_interval_sec: float = 1.0, output_file: str = "trace_events
     """Write every span of this process to a file from now on."""
     global _collector
     trace_shutdown()
-    _collector = TraceCollector(flush_interval_sec, output_file)
+    with optional_file(output_file):
+        _collector = TraceCollector(flush_interval_sec, output_file)
 
 
 def trace_shutdown() -> None:
@@ -177,8 +180,9 @@ def save_gantt_chart_html(window: IterationWindow, step: int, path: Path | str) 
         )
         for span in spans
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(_GANTT_PAGE.format(step=step, rows=rows), encoding="utf-8")
+    with optional_file(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(_GANTT_PAGE.format(step=step, rows=rows), encoding="utf-8")
 
 
 _GANTT_ROW = (

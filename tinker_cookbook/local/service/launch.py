@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.config import dtype_from_environment
+from tinker_cookbook.local.engine.native.build import describe_missing_compiler
 from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.lifecycle import bind, is_loopback, serve, write_ready_file
@@ -166,15 +167,26 @@ def run_service(
         )
         if ready_file is not None:
             values = {"base_url": base_url, "pid": os.getpid(), "model": settings.models[0]}
-            write_ready_file(ready_file, values)
+            about = {"ticket": service.auth.tickets.make(), "notes": _notes(settings)}
+            write_ready_file(ready_file, values | about)
         if verbose:
             print(_how_to_use(settings, base_url, service.auth.tickets.make()), flush=True)
+            for note in _notes(settings):
+                say(f"note: {note}")
 
     def say(text: str) -> None:
         if verbose:
             print(text, file=sys.stderr, flush=True)
 
     return serve(settings, announce=announce, say=say, parent_pid=parent_pid)
+
+
+def _notes(settings: ServiceSettings) -> list[str]:
+    """What whoever started the service should know about its speed."""
+    if settings.device not in (None, "cpu") or Path("/dev/nvidia0").exists():
+        return []
+    missing = describe_missing_compiler()
+    return [] if missing is None else [missing]
 
 
 _REACH = """

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tinker_cookbook.model_files import cookbook_home
 
-__all__ = ["find_compiler", "load_kernels", "start_build"]
+__all__ = ["describe_missing_compiler", "find_compiler", "load_kernels", "start_build"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,17 @@ def find_compiler() -> str | None:
     if sys.platform != "linux" or sys.byteorder != "little":
         return None
     return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+
+
+def describe_missing_compiler() -> str | None:
+    """One line on what it costs that there is no compiler; None where none would be used."""
+    unwanted = os.environ.get("TINKER_COOKBOOK_NATIVE", "1") == "0" or sys.platform != "linux"
+    if unwanted or find_compiler() is not None:
+        return None
+    return (
+        "no C compiler (cc or gcc) is found: torch does the work of the compiled kernels, sampling "
+        "takes about twice as long, and training longer too; install gcc and start again"
+    )
 
 
 def _call(*command: str) -> None:

@@ -1,0 +1,98 @@
+"""The checkpoints that a service keeps: their sizes, and their deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+__all__ = ["Saved", "open_saved"]
+
+
+class Saved(Protocol):
+    """Where checkpoints are kept."""
+
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        """Bytes of those `tinker://` paths that exist."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete one that exists."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+def open_saved(base_url: str | None) -> Saved:
+    """The state folder of this machine, or the service that is chosen as recipes choose it.
+
+    Raises:
+        ConfigurationError: if the service does not answer, or nothing is saved here.
+    """
+    from tinker_cookbook import service
+
+    choice = service.choose_service(base_url)
+    if choice.kind == "local":
+        return _StateFolder()
+    connection = service.Connection(choice, service.find_api_key(), model_name="")
+    connection.supported_models()  # one plain request: the SDK would repeat it for minutes
+    return _Service(connection.rest_client())
+
+
+class _StateFolder:
+    """Of the services that recipes start for themselves; none needs to run."""
+
+    def __init__(self) -> None:
+        from tinker_cookbook.local.service.store import Store
+        from tinker_cookbook.model_files import cookbook_home
+
+        folder = cookbook_home().resolve() / "service"
+        if not (folder / "index.sqlite3").exists():
+            raise ConfigurationError(
+                f"nothing is saved in {folder}; another service is named by --base-url."
+            )
+        self._store = Store(folder)
+
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        rows = {path: self._find(path) for path in paths}
+        return {path: row.size_bytes for path, row in rows.items() if row is not None}
+
+    def delete(self, path: str) -> None:
+        row = self._find(path)
+        if row is not None:
+            self._store.delete(row)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _find(self, path: str) -> Any:
+        run_id, _, rest = path.removeprefix("tinker://").partition("/")
+        segment, _, name = rest.partition("/")
+        return self._store.find(run_id, segment, name)
+
+
+class _Service:
+    def __init__(self, rest: Any) -> None:
+        self._rest = rest
+
+    def sizes(self, paths: Iterable[str]) -> dict[str, int]:
+        import tinker
+
+        wanted = set(paths)
+        found: dict[str, int] = {}
+        for run_id in {path.removeprefix("tinker://").partition("/")[0] for path in wanted}:
+            try:
+                answer = self._rest.list_checkpoints(run_id).result()
+            except (tinker.NotFoundError, ValueError):
+                continue  # of another service
+            found |= {item.tinker_path: item.size_bytes or 0 for item in answer.checkpoints}
+        return {path: size for path, size in found.items() if path in wanted}
+
+    def delete(self, path: str) -> None:
+        self._rest.delete_checkpoint_from_tinker_path(path).result()
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,195 @@
+"""Delete old checkpoints of runs: training states that no run will resume from.
+
+Of each run stay the newest training state, the final and the best checkpoint, and all that were
+given a name. Nothing is deleted before you agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from tinker_cookbook.checkpoint_utils import CheckpointRecord
+    from tinker_cookbook.commands._saved import Saved
+
+__all__ = ["add_arguments", "run"]
+
+PERIODIC = re.compile(r"\d+")
+BEST = re.compile(r"best_\d+")
+
+
+@dataclass(frozen=True)
+class Old:
+    """A checkpoint that can go."""
+
+    log_path: Path
+    path: str
+    size_bytes: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "log_paths",
+        nargs="*",
+        type=Path,
+        metavar="LOG_PATH",
+        help="run directories, or folders that hold some (default: the folder of all runs)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=1,
+        metavar="N",
+        help="newest training states to keep of each run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="delete the weights to sample from of old checkpoints too, and earlier best ones",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="a Tinker service; default: that of each run"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List what can go, and delete it if the user agrees."""
+    if args.keep < 1:
+        raise ConfigurationError(f"keep={args.keep} is too small; use 1 or more.")
+    from tinker_cookbook.run_directory import runs_path
+
+    everywhere = _find_runs([Path(runs_path())])
+    chosen = _find_runs(args.log_paths) if args.log_paths else everywhere
+    if not chosen:
+        where = ", ".join(map(str, args.log_paths or [runs_path()]))
+        raise ConfigurationError(f"LOG_PATH={where} holds no run that has saved anything.")
+    kept = {path for folder in {*chosen, *everywhere} for path in _kept_paths(folder, args)}
+    with contextlib.ExitStack() as stack:
+        freed = 0
+        for base_url, folders in _by_service(chosen, args.base_url).items():
+            from tinker_cookbook.commands._saved import open_saved
+
+            saved = open_saved(base_url)
+            stack.callback(saved.close)
+            freed += _clean(saved, folders, kept, args)
+    if args.yes and freed:
+        print(f"{_size(freed)} freed.")
+    return 0
+
+
+def _find_runs(folders: Iterable[Path]) -> list[Path]:
+    from tinker_cookbook.checkpoint_utils import CHECKPOINTS_BASE_NAME
+
+    found = [path for each in folders for path in each.expanduser().rglob(CHECKPOINTS_BASE_NAME)]
+    return sorted({path.resolve().parent for path in found})
+
+
+def _by_service(folders: list[Path], base_url: str | None) -> dict[str | None, list[Path]]:
+    grouped: dict[str | None, list[Path]] = {}
+    for folder in folders:
+        grouped.setdefault(base_url or _base_url_of(folder), []).append(folder)
+    return grouped
+
+
+def _base_url_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base_url")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _records(folder: Path) -> list[CheckpointRecord]:
+    from tinker_cookbook.checkpoint_utils import load_checkpoints_file
+
+    return load_checkpoints_file(str(folder))
+
+
+def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
+    """What must stay: resumes need it, or someone has named it."""
+    records = _records(folder)
+    best = max(
+        (record for record in records if record.has("best_value")),
+        key=lambda record: record.get("best_value"),
+        default=None,
+    )
+    states = [record for record in records if record.state_path]
+    kept = {id(record) for record in [*states[-args.keep :], best]}
+    for record in records:
+        replaceable = PERIODIC.fullmatch(record.name) or BEST.fullmatch(record.name)
+        if record.final or not replaceable:
+            kept.add(id(record))
+    paths = {
+        path
+        for record in records
+        if id(record) in kept
+        for path in (record.state_path, record.sampler_path)
+    }
+    if not args.weights:
+        paths |= {record.sampler_path for record in records}
+    return {path for path in paths if path}
+
+
+def _clean(saved: Saved, folders: list[Path], kept: set[str], args: argparse.Namespace) -> int:
+    """List, ask and delete for the runs of one service; returns the bytes that can go or went."""
+    old = [item for folder in folders for item in _find_old(saved, folder, kept)]
+    total = sum(item.size_bytes for item in old)
+    if not old:
+        print("Nothing to delete: each run has only what it needs.")
+        return 0
+    for item in old:
+        print(f"  {_size(item.size_bytes):>9}  {item.path}  of {item.log_path}")
+    print(f"{len(old)} old checkpoints, {_size(total)}.")
+    if args.yes or _agrees():
+        return _delete(saved, old)
+    print("Nothing is deleted; --yes deletes these.")
+    return 0
+
+
+def _find_old(saved: Saved, folder: Path, kept: set[str]) -> list[Old]:
+    from tinker_cookbook import run_lock
+
+    try:
+        run_lock.refuse_if_held(folder)
+    except ConfigurationError as error:
+        print(f"left alone: {error}", file=sys.stderr)
+        return []
+    paths = {
+        path for record in _records(folder) for path in (record.state_path, record.sampler_path)
+    }
+    sizes = saved.sizes(path for path in paths if path and path not in kept)
+    return [Old(folder, path, size) for path, size in sorted(sizes.items())]
+
+
+def _agrees() -> bool:
+    return sys.stdin.isatty() and input("Delete these? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _delete(saved: Saved, old: list[Old]) -> int:
+    """Records first: none may name what does not exist."""
+    from tinker_cookbook import checkpoint_utils, run_lock
+
+    freed = 0
+    for item in old:
+        with run_lock.hold(item.log_path):
+            checkpoint_utils.forget_path(item.log_path, item.path)
+            saved.delete(item.path)
+        freed += item.size_bytes
+    return freed
+
+
+def _size(num_bytes: int) -> str:
+    from tinker_cookbook.training_run import format_bytes
+
+    return format_bytes(num_bytes)

@@ -1,0 +1,206 @@
+"""Ctrl-C ends a program at once: no traceback, exit status 130.
+
+Python's KeyboardInterrupt reaches only the main thread, and only between two of its instructions;
+an event loop then still waits for its threads, which may be importing a large package. A thread
+that hears of the signal itself ends the process when that takes too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "announce_interrupt",
+    "end_on_interrupt",
+    "hide_import_traceback",
+    "kill_with_process",
+    "leave_to_program",
+    "mark_begun",
+    "tell",
+]
+
+EXIT_INTERRUPTED = 130
+GRACE_SECONDS = 1.0
+BEFORE_THE_RUN = "interrupted before the run began; the same command starts it"
+CO_OPTIMIZED = 1
+"""Flag of code objects that are functions, and not bodies of modules or classes."""
+_guard: _Guard | None = None
+_announced: list[None] = []
+_kill: set[Callable[[], None]] = set()
+
+
+def hide_import_traceback() -> None:
+    """Make Ctrl-C while a program is still importing modules end it with one line."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _report_uncaught
+
+
+def mark_begun() -> None:
+    """There is something to finish now: the first Ctrl-C may take its time, the second may not."""
+    if _guard is not None:
+        _guard.has_begun = True
+
+
+def kill_with_process(kill: Callable[[], None]) -> Callable[[], None]:
+    """Have a child process killed where this one is ended at once.
+
+    Returns:
+        What to call when the child has ended by itself.
+    """
+    _kill.add(kill)
+    return lambda: _kill.discard(kill)
+
+
+def announce_interrupt() -> None:
+    """The next SIGINT is sent by this process itself, and is no Ctrl-C."""
+    _announced.append(None)
+
+
+def _is_announced() -> bool:
+    try:
+        _announced.pop()
+    except IndexError:
+        return False
+    return True
+
+
+def _kill_children() -> None:
+    for kill in list(_kill):
+        kill()
+
+
+def leave_to_program() -> None:
+    """From here on Ctrl-C means something to the program, and ends nothing by itself."""
+    if _guard is not None:
+        _guard.is_off = True
+
+
+@contextlib.contextmanager
+def end_on_interrupt(tell: Callable[[], str], clean_up: Callable[[], None]) -> Iterator[None]:
+    """See that Ctrl-C in the block ends the process soon; a second one ends it at once.
+
+    KeyboardInterrupt is raised in the block as ever. Only in the main thread, once at a time;
+    elsewhere nothing happens.
+
+    Args:
+        tell: The line to print where the block cannot end by itself.
+        clean_up: Called before the process is ended from outside the block.
+    """
+    global _guard
+    if _guard is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _guard = _Guard(tell, clean_up)
+    hide_import_traceback()
+    try:
+        yield
+    finally:
+        _guard.close()
+        _guard = None
+
+
+class _Guard:
+    """A thread that hears of every SIGINT."""
+
+    def __init__(self, tell: Callable[[], str], clean_up: Callable[[], None]) -> None:
+        self.has_begun = False
+        self.is_off = False
+        self.has_told = False
+        self._tell = tell
+        self._clean_up = clean_up
+        self._num_heard = 0
+        self._leaving = threading.Lock()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening. After a Ctrl-C the process has a moment left to end by itself."""
+        if self._num_heard:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._leave_later()
+        signal.set_wakeup_fd(self._previous)
+        os.close(self._writer)
+
+    def _listen(self) -> None:
+        while True:
+            heard = os.read(self._reader, 1)
+            if not heard:
+                os.close(self._reader)
+                return
+            if heard[0] != signal.SIGINT or _is_announced() or self.is_off:
+                continue
+            self._num_heard += 1
+            if self._num_heard > 1:
+                self.leave()
+            elif not self.has_begun:
+                _kill_children()  # whoever waits for it to start is told so
+                self._leave_later()
+
+    def _leave_later(self) -> None:
+        timer = threading.Timer(GRACE_SECONDS, self.leave)
+        timer.daemon = True
+        timer.start()
+
+    def leave(self) -> None:
+        """End the process now. What was saved is safe at any moment."""
+        with self._leaving:  # never given back: one thread leaves
+            _kill_children()
+            with contextlib.suppress(Exception):
+                self._clean_up()
+            if not self.has_told:
+                with contextlib.suppress(OSError):  # not through sys.stderr, which may be locked
+                    os.write(2, f"\n{self._tell()}\n".encode())
+            os._exit(EXIT_INTERRUPTED)
+
+
+def tell(text: str) -> None:
+    """Print the line about an interruption, unless it has been printed."""
+    if _guard is not None:
+        if _guard.has_told:
+            return
+        _guard.has_told = True
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _report_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        if _guard is not None and not _guard.is_off:
+            _guard.leave()
+        if _is_importing(traceback):
+            os.write(2, f"\n{BEFORE_THE_RUN}\n".encode())
+            os._exit(EXIT_INTERRUPTED)
+    sys.__excepthook__(kind, error, traceback)
+
+
+def _is_importing(traceback: TracebackType | None) -> bool:
+    """Whether modules were being executed, and no function of the program or this toolkit."""
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        words = ("tinker_cookbook", "asyncio")
+        owned = code.co_filename == program or any(word in code.co_filename for word in words)
+        if owned and code.co_flags & CO_OPTIMIZED:
+            return False
+        traceback = traceback.tb_next
+    return True
+
+
+def _forget_in_child() -> None:
+    """A forked child must not report its signals to the parent's thread."""
+    if _guard is not None:
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,177 @@
+"""One process at a time writes in a run directory.
+
+The holder has an advisory lock on a small file there, which also says who it is. The system drops
+the lock when the process ends, however that happens; on file systems without such locks what the
+file says decides alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.processes import is_running
+
+__all__ = ["LOCK_FILE", "hold", "refuse_if_held"]
+
+LOCK_FILE = ".in_use.json"
+ATTEMPTS = 20
+_MINE: set[tuple[int, int]] = set()
+"""Device and inode of the lock files that this process holds."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes, and other runs of this one, out of a run directory that exists.
+
+    Raises:
+        ConfigurationError: if it is in use, saying by which process and since when, or if it
+            cannot be written.
+    """
+    path = folder / LOCK_FILE
+    descriptor = _acquire(path)
+    identity = _identity(os.fstat(descriptor))
+    _MINE.add(identity)
+    try:
+        yield
+    finally:
+        # Removed while the lock is held: whoever waits for it then finds that it has no name.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        _MINE.discard(identity)
+        os.close(descriptor)
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Refuse a run directory that is in use.
+
+    Raises:
+        ConfigurationError: saying by which process and since when.
+    """
+    path = folder / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if _is_held(descriptor, path):
+            raise _in_use(path)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    for _ in range(ATTEMPTS):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigurationError(
+                f"log_path={path.parent} cannot be written: {error.strerror}; use another folder."
+            ) from error
+        if _is_held(descriptor, path):
+            os.close(descriptor)
+            raise _in_use(path)
+        if _names(path, descriptor):
+            _write_note(descriptor)
+            return descriptor
+        os.close(descriptor)
+    raise _in_use(path)
+
+
+def _is_held(descriptor: int, path: Path) -> bool:
+    """Try to lock; a lock that only children of a dead process still have is put aside."""
+    locked = _try_lock(descriptor)
+    if locked:
+        return False
+    note = _read_note(path)
+    if locked is None and not note:
+        return False
+    if _identity(os.fstat(descriptor)) in _MINE or not _is_dead(note):
+        return True
+    if locked is None:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return False
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether this process has the lock now; None where the file system knows no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to the opened file, and not to nothing or a newer one."""
+    try:
+        return _identity(path.stat()) == _identity(os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _write_note(descriptor: int) -> None:
+    note = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with contextlib.suppress(OSError):  # the lock holds on a full disk too
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(note).encode(), 0)
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _is_dead(note: dict[str, Any]) -> bool:
+    pid, here = note.get("pid"), note.get("host") == socket.gethostname()
+    return here and isinstance(pid, int) and not is_running(pid)
+
+
+def _in_use(path: Path) -> ConfigurationError:
+    note = _read_note(path)
+    pid, host = note.get("pid"), note.get("host")
+    here = host == socket.gethostname()
+    who = f"process {pid}" if here else f"process {pid} on {host}"
+    if not note:
+        who = "a process that has just started"
+    elif here and pid == os.getpid():
+        who = f"another run of this process ({pid})"
+    stop = f", stop it (kill {pid})" if here and pid != os.getpid() else ""
+    return ConfigurationError(
+        f"log_path={path.parent} is in use by {who}{_since(note)}; one run at a time writes "
+        f"there. Wait for it{stop}, or use another log_path."
+        + ("" if here or not note else f" If that process is gone, delete {path}.")
+    )
+
+
+def _since(note: dict[str, Any]) -> str:
+    try:
+        started = datetime.fromisoformat(note["started_at"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    minutes = (datetime.now(UTC) - started).total_seconds() / 60
+    return f" since {started.astimezone():%Y-%m-%d %H:%M:%S} ({minutes:.0f} min ago)"

@@ -1,0 +1,84 @@
+"""Settings of a recipe from a file: JSON, YAML, or the config.json that a run has left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
+
+__all__ = ["read_settings"]
+
+YAML_ENDINGS = (".yaml", ".yml")
+NOT_REPEATED = ("behavior_if_log_dir_exists",)
+"""Settings of a past run that were meant for that start alone."""
+
+
+def read_settings(path: str) -> dict[str, str]:
+    """The settings of a file, as the command line would give them.
+
+    Args:
+        path: Ends in .yaml or .yml, or else is JSON; an object of settings. Of a run's config.json
+            the part is taken that was typed for its recipe.
+
+    Returns:
+        Values by key; those of nested objects have dots in their keys.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds something else.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+        value = _parse_yaml(text) if file.suffix in YAML_ENDINGS else json.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"config={path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        kind = "YAML" if file.suffix in YAML_ENDINGS else "JSON"
+        problem = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"config={path} is not {kind} ({problem}); write KEY: VALUE lines in a .yaml file, or "
+            "an object in a .json file."
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"config={path} holds a {type(value).__name__}; it must hold settings by their keys."
+        )
+    recorded = value.get(RECIPE_SETTINGS)
+    if isinstance(recorded, dict):
+        value = {key: item for key, item in recorded.items() if key not in NOT_REPEATED}
+    return dict(_flatten(value, path))
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigurationError(
+            "a config= file in YAML needs the package pyyaml, which is not installed. Run `pip "
+            "install pyyaml`, or write JSON."
+        ) from error
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _flatten(value: dict[Any, Any], path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict):
+            yield from _flatten(item, path, f"{name}.")
+        elif isinstance(item, list):
+            if not all(isinstance(part, str | int | float) for part in item):
+                raise ConfigurationError(
+                    f"config={path}: {name} is a list of other things than texts and numbers; "
+                    "give it in the recipe."
+                )
+            if item:  # an empty list is what is there without the key
+                yield name, ",".join(map(str, item))
+        else:
+            yield name, str(item)
