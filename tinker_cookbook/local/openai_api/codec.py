@@ -9,7 +9,7 @@ from typing import Any
 
 from tinker_cookbook.local.engine.stops import load_tokenizer
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder
-from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS
+from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS, marks_among
 
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
@@ -33,7 +33,8 @@ class TextCodec:
         self.template = ChatTemplate.load(folder, self._encoder)
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
-        self.mark_texts = {i: t.content for i, t in added.items() if t.content in MARKS}
+        marks = marks_among({token.content for token in added.values()})
+        self.mark_texts = {i: t.content for i, t in added.items() if t.content in marks}
         """Tokens that a reader of replies takes as marks."""
         self._control_tokens = frozenset(self._encoder.control_ids.values())
         self.hidden_ids = frozenset(
