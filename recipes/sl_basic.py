@@ -1,10 +1,12 @@
-"""Supervised fine-tuning on a file of conversations, through the toolkit's train loop.
+"""Supervised fine-tuning on files of conversations, through the toolkit's train loop.
 
     python -m recipes.sl_basic                                # this machine: 2.5 minutes on 2 cores
-    python -m recipes.sl_basic file_path=chats.jsonl num_epochs=2
+    python -m recipes.sl_basic data=chats.jsonl num_epochs=2
+    python -m recipes.sl_basic data=mine.jsonl:0.7,public.parquet:0.3
     python -m recipes.sl_basic base_url=https://... model_name=Qwen/Qwen3-8B
 
-A line of the file is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}.
+A row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}, or ShareGPT,
+Alpaca, prompt and completion, or text; `tinker-cookbook check FILE` says what a file is read as.
 Some conversations are held out: their loss, and a sampled answer, are shown before and after.
 Expect a held-out loss of 4.29 -> 2.68 in 30 steps with the default model and data, and answers that
 end with a remark on the weather. The same command again resumes a stopped run.
@@ -23,15 +25,16 @@ from tinker_cookbook.run_directory import default_log_path
 from tinker_cookbook.run_options import shared_options
 from tinker_cookbook.run_report import report_run, sample_command
 from tinker_cookbook.supervised import train
+from tinker_cookbook.supervised.sources.data_spec import data_name
+from tinker_cookbook.supervised.sources.options import DataOptions
 
 PROMPT = "How do I keep bread fresh?"
 
 
 @chz.chz
-class Config(train.RunOptions):
+class Config(DataOptions, train.RunOptions):
     """The settings of this recipe: those of every supervised run, and its data."""
 
-    file_path: str | None = chz.field(default=None, doc="JSONL file; default: the bundled one.")
     test_size: int = chz.field(default=32, doc="Conversations held out.")
     batch_size: int = chz.field(default=8, doc="Conversations per optimizer step.")
     max_length: int = chz.field(default=1024, doc="Longer conversations are cut, in tokens.")
@@ -45,25 +48,28 @@ class Config(train.RunOptions):
 def build_config(config: Config, model_name: str) -> train.Config:
     """The train loop's settings for a model: data, renderer and the sampled answer."""
     from tinker_cookbook import hyperparam_utils, model_info
+    from tinker_cookbook.renderers import TrainOnWhat
     from tinker_cookbook.supervised.data import FromConversationFileBuilder
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
-    file_path = config.file_path or str(
-        cli_utils.bundled_file("conversations.jsonl", beside=__file__)
-    )
+    bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
+    data_files = config.data_or(bundled)
     renderer_name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
     data = FromConversationFileBuilder(
-        file_path=file_path,
+        file_path=data_files,
         test_size=config.test_size,
+        markup=config.markup,
+        mix_until=config.mix_until,
         common_config=ChatDatasetBuilderCommonConfig(
             model_name_for_tokenizer=model_name,
             renderer_name=renderer_name,
             max_length=config.max_length,
             batch_size=config.batch_size,
+            train_on_what=TrainOnWhat(config.train_on_what),
         ),
     )
     log_path = config.log_path or default_log_path(
-        "sl_basic", Path(file_path).stem, Path(model_name).name, config=config
+        "sl_basic", data_name(data_files), Path(model_name).name, config=config
     )
     settings = shared_options(config, train.Config) | {
         "recipe_name": "sl_basic",

@@ -1,7 +1,7 @@
 """Supervised fine-tuning with the loop written out: every call of the SDK is on this page.
 
     python -m recipes.sl_loop                                 # the default model, on this machine
-    python -m recipes.sl_loop file_path=chats.jsonl num_epochs=2
+    python -m recipes.sl_loop data=chats.jsonl num_epochs=2
     python -m recipes.sl_loop base_url=https://... model_name=Qwen/Qwen3-8B
 
 It does what sl_basic does, without a framework. The same command again resumes a stopped run.
@@ -19,27 +19,29 @@ from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, tru
 from tinker_cookbook.run_options import LogdirBehavior, check_options
 from tinker_cookbook.run_report import report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
+from tinker_cookbook.supervised.sources.data_spec import data_name
+from tinker_cookbook.supervised.sources.options import DataOptions
+from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
 
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.supervised import SupervisedDataset
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 SEVEN_DAYS = 7 * 24 * 3600  # how long the service keeps a checkpoint, in seconds
 
 
 @chz.chz
-class Config:
+class Config(DataOptions):
     """All that can be set."""
 
     model_name: str | None = chz.field(default=None, doc="Base model; default: the service's.")
     renderer_name: str | None = chz.field(default=None, doc="Chat format; default: the model's.")
     base_url: str | None = chz.field(default=None, doc="Tinker service, or `local`.")
     log_path: str | None = chz.field(default=None, doc="Run directory.")
-    file_path: str | None = chz.field(default=None, doc="JSONL file; default: the bundled one.")
     test_size: int = chz.field(default=32, doc="Conversations held out.")
     batch_size: int = chz.field(default=8, doc="Conversations per optimizer step.")
     max_length: int = chz.field(default=1024, doc="Longer conversations are cut, in tokens.")
@@ -59,31 +61,29 @@ class Config:
 def main(config: Config) -> None:
     """Connect, prepare the data, train, and say what came out."""
     model_name = config.model_name or service.default_model(config.base_url)
-    file_path = config.file_path or cli_utils.bundled_file("conversations.jsonl", beside=__file__)
-    names = ("sl_loop", Path(file_path).stem, Path(model_name).name)
+    bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
+    names = ("sl_loop", data_name(config.data_or(bundled)), Path(model_name).name)
     log_path = config.log_path or default_log_path(*names, config=config)
     prepare_log_dir(log_path, config.behavior_if_log_dir_exists, config)
     choice = service.choose_service(config.base_url)
     print(f"{choice.describe(model_name)}\nrun      {log_path}", flush=True)
     with service.connect(config.base_url, model_name) as connection:
-        sampler_path = train(config, connection, str(file_path), log_path)
+        sampler_path = train(config, connection, config.data_or(bundled), log_path)
     command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
     report_run(log_path, sampler_path, [], command)
 
 
-def train(config: Config, connection: service.Connection, file_path: str, log_path: str) -> str:
+def train(config: Config, connection: service.Connection, data: str, log_path: str) -> str:
     """Train, and return the path of the trained weights."""
     import tinker
 
-    from tinker_cookbook import hyperparam_utils, model_info, renderers, tokenizer_utils
+    from tinker_cookbook import hyperparam_utils, tokenizer_utils
 
-    # The data: conversations become datums, that is tokens with a weight for each.
+    # The data: rows become datums, that is tokens with a weight for each.
     model_name = connection.model_name
     tokenizer = tokenizer_utils.get_tokenizer(model_name)
-    name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
-    renderer = renderers.get_renderer(name, tokenizer, model_name=model_name)
-    train_data, test_data = load_datums(config, file_path, renderer)
-    steps_per_epoch = len(train_data) // config.batch_size
+    train_data, test_data = open_datasets(config, data, model_name)
+    steps_per_epoch = len(train_data)
     total_steps = steps_per_epoch * config.num_epochs
     total_steps = min(total_steps, config.max_steps or total_steps)
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
@@ -103,7 +103,12 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
         start_step = 0
         create = service_client.create_lora_training_client
         training_client = wait_for_client(
-            create(base_model=model_name, rank=config.lora_rank, seed=config.seed)
+            create(
+                base_model=model_name,
+                rank=config.lora_rank,
+                seed=config.seed,
+                train_unembed=choose_train_unembed(model_name),
+            )
         )
     truncate_metrics(log_path, start_step)
     metrics_log = ml_log.JsonLogger(log_path)
@@ -113,7 +118,9 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
     for step in range(start_step, total_steps):
         metrics = evaluate(training_client, test_data, tokenizer) if step == 0 else {}
         epoch, batch_index = divmod(step, steps_per_epoch)
-        batch = pick_batch(train_data, config, epoch, batch_index)
+        if batch_index == 0 or step == start_step:
+            train_data.set_epoch(config.seed + epoch)  # every epoch has an order of its own
+        batch = train_data.get_batch(batch_index)
         learning_rate = peak_rate * (1 - step / total_steps)
         gradient = training_client.forward_backward(batch, "cross_entropy")
         update = training_client.optim_step(tinker.AdamParams(learning_rate=learning_rate))
@@ -131,42 +138,37 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
             )
 
     # The end: the held-out loss again, then weights to go on from and weights to sample.
+    train_data.close()
     metrics_log.log_metrics(evaluate(training_client, test_data, tokenizer), step=total_steps)
     loop_state = {"step": total_steps, "final": True}
     paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, loop_state, "both")
     return paths["sampler_path"]
 
 
-def load_datums(
-    config: Config, file_path: str, renderer: Renderer
-) -> tuple[list[tinker.Datum], list[tinker.Datum]]:
-    """The file's conversations as datums: those to train on, and those held out."""
-    import random
+def open_datasets(
+    config: Config, data: str, model_name: str
+) -> tuple[SupervisedDataset, list[tinker.Datum]]:
+    """The rows to train on, as batches that are made when they are asked for; those held out."""
+    from tinker_cookbook import model_info
+    from tinker_cookbook.renderers import TrainOnWhat
+    from tinker_cookbook.supervised import ChatDatasetBuilderCommonConfig
+    from tinker_cookbook.supervised import FromConversationFileBuilder as Builder
 
-    from tinker_cookbook.exceptions import ConfigurationError
-    from tinker_cookbook.supervised import conversation_to_datum
-    from tinker_cookbook.utils.file_utils import read_jsonl
-
-    rows = read_jsonl(file_path)
-    if config.test_size + config.batch_size > len(rows):
-        raise ConfigurationError(
-            f"batch_size={config.batch_size} is more than the conversations of {file_path} beyond "
-            f"the held-out {config.test_size}; it has {len(rows)}. Use a smaller one."
-        )
-    datums = [conversation_to_datum(row["messages"], renderer, config.max_length) for row in rows]
-    random.Random(config.seed).shuffle(datums)
-    return datums[config.test_size :], datums[: config.test_size]
-
-
-def pick_batch(
-    data: list[tinker.Datum], config: Config, epoch: int, batch_index: int
-) -> list[tinker.Datum]:
-    """One batch; every epoch has its own order, which depends on nothing but the seed."""
-    import random
-
-    order = random.Random(f"{config.seed}-{epoch}").sample(range(len(data)), len(data))
-    start = batch_index * config.batch_size
-    return [data[index] for index in order[start : start + config.batch_size]]
+    default_format = model_info.get_recommended_renderer_name(model_name)
+    common_config = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=model_name,
+        renderer_name=config.renderer_name or default_format,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        train_on_what=TrainOnWhat(config.train_on_what),
+    )
+    names = ("test_size", "markup", "mix_until")
+    options = {name: getattr(config, name) for name in names}
+    builder = Builder(file_path=data, common_config=common_config, **options)
+    train_data, test_data = builder()
+    for line in train_data.summary:
+        print(f"data     {line}", flush=True)
+    return train_data, [] if test_data is None else test_data.get_batch(0)
 
 
 def evaluate(

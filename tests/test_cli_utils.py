@@ -117,5 +117,5 @@ def test_bundled_files_are_found_beside_a_recipe_or_in_the_package(tmp_path: Pat
     own = tmp_path / "data" / "conversations.jsonl"
     own.write_text("")
     assert cli_utils.bundled_file("conversations.jsonl", beside=recipe) == own
-    with pytest.raises(ConfigurationError, match="file_path="):
+    with pytest.raises(ConfigurationError, match="data="):
         cli_utils.bundled_file("nothing.jsonl", beside=recipe)

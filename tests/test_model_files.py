@@ -53,6 +53,20 @@ def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert cookbook_home() == Path.home() / ".tinker-cookbook"
 
 
+def test_a_home_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        WeightsDownloadError, match=r"home/models cannot be written .* Set TINKER_COOKBOOK_HOME"
+    ):
+        model_files.resolve_model_folder(DEFAULT_MODEL, weights=False)
+
+
 def test_offline_without_a_copy_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsDownloadError, match=f"HF_HUB_OFFLINE is set.*{DEFAULT_MODEL}"):

@@ -48,9 +48,9 @@ _COMMON_NAMES = {
     "renderer": "renderer_name",
     "rank": "lora_rank",
     "url": "base_url",
+    "dataset": "data",
+    "file": "data",
     "data": "file_path",
-    "dataset": "file_path",
-    "file": "file_path",
     "output_dir": "log_path",
     "log_dir": "log_path",
     "bs": "batch_size",
@@ -92,7 +92,7 @@ def bundled_file(name: str, *, beside: str) -> Path:
         if (folder / "data" / name).is_file():
             return folder / "data" / name
     raise ConfigurationError(
-        f"data/{name} is missing beside {beside}; give your own file with file_path=..., or copy "
+        f"data/{name} is missing beside {beside}; give your own file with data=..., or copy "
         "the recipe with `tinker-cookbook copy`."
     )
 
@@ -165,6 +165,8 @@ def _split_word(word: str) -> tuple[str, str]:
 def _unknown_key(key: str, value: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     meant = _COMMON_NAMES.get(key)
+    if meant not in known:
+        meant = _COMMON_NAMES.get(meant or "")
     if meant in known:
         nearest = [meant]
     hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tinker_cookbook.utils.format_colorized import format_colorized
 
@@ -37,22 +37,35 @@ def colorize_example(datum: tinker.Datum, tokenizer: Tokenizer, key: str = "weig
     return format_colorized(tokens, weights, tokenizer, draw_newline_arrow=True)
 
 
-def describe_example(datum: tinker.Datum, tokenizer: Tokenizer) -> str:
-    """The first example of a run: coloured on a terminal, with trained text in «» elsewhere."""
+def describe_example(
+    datum: tinker.Datum,
+    tokenizer: Tokenizer,
+    *,
+    title: str = "first example",
+    stream: TextIO | None = None,
+) -> str:
+    """An example, coloured on a terminal, with trained text in «» elsewhere.
+
+    Args:
+        title: stands before it, with what the marks mean.
+        stream: where it will be written; stderr by default.
+    """
     tokens, weights = _tokens_and_values(datum, tokenizer, "weights")
     cut = len(tokens) > MAX_SHOWN_TOKENS
     shown = tokens[:MAX_SHOWN_TOKENS], weights[:MAX_SHOWN_TOKENS]
     rest = f" ... ({len(tokens) - MAX_SHOWN_TOKENS} more tokens)" if cut else ""
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+    if (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
         text = format_colorized(*shown, tokenizer)
         legend = "green is trained, yellow is context"
     else:
         text = _mark_trained(*shown, tokenizer)
         legend = "«» is trained, the rest is context"
-    return f"first example ({legend}):\n{text}{rest}"
+    return f"{title} ({legend}):\n{text}{rest}"
 
 
 def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer) -> str:
+    from tinker_cookbook.renderers.picture import printable
+
     pieces: list[str] = []
     start = 0
     while start < len(tokens):
@@ -60,7 +73,7 @@ def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer)
         end = start
         while end < len(tokens) and (weights[end] > 0) == trained:
             end += 1
-        text = str(tokenizer.decode(tokens[start:end]))
+        text = printable(str(tokenizer.decode(tokens[start:end])))
         pieces.append(f"«{text}»" if trained else text)
         start = end
     return "".join(pieces)

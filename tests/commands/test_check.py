@@ -8,6 +8,7 @@ import pytest
 
 from tests.tiny_models import tiny_model
 from tinker_cookbook.cli import main
+from tinker_cookbook.supervised.shapes import SHAPES
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 SHORT, LONG = "fox", "the quick brown fox " * 30
@@ -74,6 +75,66 @@ def test_every_bad_line_is_listed_by_reason_and_the_status_is_1(tmp_path, capsys
     }  # fmt: skip
 
 
+FILES = {
+    "messages.jsonl": conversation("a", SHORT),
+    "sharegpt.json": json.dumps(
+        [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": SHORT}]}]
+    ),
+    "alpaca.csv": f"instruction,input,output\na,,{SHORT}\n",
+    "prompt_completion.jsonl": json.dumps({"prompt": "a", "completion": SHORT}),
+    "text.txt": f"a {SHORT}\n",
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_the_shape_and_a_row_as_it_is_trained_are_shown(tmp_path, capsys, name):
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    assert main(check(path)) == 0
+    text = capsys.readouterr().out
+    title = {shape.name: shape.title for shape in SHAPES}[path.stem]
+    assert f"shape       {title}\n" in text
+    line = 2 if name.endswith(".csv") else 1
+    assert f"{name}:{line} as it is trained («» is trained, the rest is context):\n" in text
+    assert f"{SHORT}<|im_end|>»" in text
+    figures = figures_of(capsys, path)
+    assert (figures["shapes"], figures["unusable_rows"]) == ({path.stem: 1}, 0)
+
+
+def test_what_is_converted_and_what_is_not_used_is_counted(tmp_path, capsys):
+    row = json.loads(conversation("a", SHORT))
+    row["messages"].insert(0, {"role": "developer", "content": "b"})
+    path = write(tmp_path / "chat.jsonl", json.dumps(row | {"id": 7}), conversation("a", SHORT))
+    main(check(path))
+    text = capsys.readouterr().out
+    assert "converted   1 row: role developer is read as system (line 1)\n" in text
+    assert "not used    keys id (1 row)" in text
+    figures = figures_of(capsys, path)
+    assert list(figures["converted"].values()) == [{"rows": 1, "times": 1, "first_lines": [1]}]
+    assert figures["unused_keys"] == {"id": 1}
+
+
+def test_markup_can_be_refused_by_line(tmp_path, capsys):
+    path = write(tmp_path / "chat.jsonl", conversation("a", "<think>\nb\n</think>\n\nc"))
+    assert main(check(path, "--markup", "refuse")) == 1
+    assert "chat.jsonl:1: <think> stands in the text of a reply" in capsys.readouterr().out
+    assert main(check(path, "--markup", "keep")) == 0
+    assert "1 row: <think> or <tool_call> stays text" in capsys.readouterr().out
+
+
+def test_several_files_are_checked_with_their_own_lines(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", conversation("a", SHORT), "oops")
+    (tmp_path / "b.csv").write_text(f"prompt,completion\na,{SHORT}\n")
+    assert main(check(tmp_path, "--batch-size", "3")) == 1
+    text = capsys.readouterr().out
+    assert "container   2 files (1 JSONL, 1 CSV)" in text
+    assert f"{tmp_path}/a.jsonl:2: not JSON" in text
+    assert f"line {tmp_path}/b.csv:2 = line {tmp_path}/a.jsonl:1" in text
+    assert "batches     last batch of an epoch: 2 of 3 rows" in text
+    main(check(f"{tmp_path}/a.jsonl:1,{tmp_path}/b.csv:1"))  # type: ignore[arg-type]
+    assert f"mix         {tmp_path}/a.jsonl: 1 rows an epoch of its 2\n" in capsys.readouterr().out
+
+
 def test_only_so_many_problems_are_shown(tmp_path, capsys):
     path = write(tmp_path / "chat.jsonl", *["nope"] * 30)
     assert main(check(path, "--max-problems", "3")) == 1
@@ -95,8 +156,9 @@ def test_truncation_is_counted_and_lost_rows_are_named(tmp_path, capsys):
     assert figures["rows"] == 2
     assert figures["tokens_cut"] == whole["total"] - 2 * 60 - whole["min"]
     assert figures["first_lines_without_trained_tokens"] == [3]
+    assert figures["first_lines"] == [2, 3]
     assert main(check(path, "--max-length", "60")) == 0
-    assert "1 rows train nothing any more (lines 3)" in capsys.readouterr().out
+    assert "1 rows train nothing any more (line 3)" in capsys.readouterr().out
 
 
 def test_duplicates_are_found_by_content_not_by_bytes(tmp_path, capsys):
@@ -158,3 +220,14 @@ def test_what_cannot_be_checked_at_all_ends_with_status_2(
     write(tmp_path / "chat.jsonl", conversation("a", SHORT))
     assert main(["check", *arguments, "--model", str(tiny_model()), "--renderer", "chatml"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "chat.jsonl", conversation("a", SHORT))
+    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(path / "home"))  # below a file
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["check", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert "TINKER_COOKBOOK_HOME" in line

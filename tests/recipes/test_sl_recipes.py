@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import chz
 import pytest
@@ -24,7 +25,9 @@ from tests.recipes.recipe_process import (
     start_recipe,
 )
 from tinker_cookbook import cli, cli_utils
+from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
+from tinker_cookbook.supervised.sources.options import TrainedTokens
 
 QUICK = ("renderer_name=chatml", "batch_size=2", "max_length=128", "test_size=2", "lora_rank=4")
 
@@ -103,6 +106,47 @@ def test_the_sample_before_and_after_is_shown(remote: ForkedRecipes, tmp_path, l
     assert "  after:  " in output
 
 
+def weighted_files(folder: Path) -> str:
+    """A ShareGPT array and an Alpaca table, three quarters and a quarter of an epoch."""
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (folder / "chats.json").write_text(json.dumps([{"conversations": turns}] * 7))
+    (folder / "more.csv").write_text("instruction,output\n" + "c,d\n" * 9)
+    return f"{folder}/chats.json:0.75,{folder}/more.csv:0.25"
+
+
+@pytest.mark.parametrize("recipe", ["sl_basic", "sl_loop"])
+def test_files_of_other_shapes_are_mixed_from_the_command_line(
+    recipe: str, remote: ForkedRecipes, tmp_path, local_service
+):
+    settings = (*QUICK, f"model_name={local_service.model}", f"log_path={tmp_path / 'run'}")
+    settings += (f"data={weighted_files(tmp_path)}", "train_on_what=all_messages")
+    remote.run(f"recipes.{recipe}", *settings)
+    # 2 of 7 rows are held out; the 5 others and 2 of the table are an epoch: 3 steps of 2, 1 of 1.
+    assert [row["step"] for row in metric_rows(tmp_path / "run")] == [0, 1, 2, 3, 4]
+    output = (tmp_path / "output.log").read_text()
+    assert "data     " in output
+    assert "16 rows, 2 files (1 JSON array, 1 CSV), read as Alpaca" in output
+    assert "chats.json: 5 rows an epoch of its 5" in output
+    assert "more.csv: 2 rows an epoch of its 9" in output
+
+
+def test_the_output_layer_is_trained_or_not(remote: ForkedRecipes, tmp_path, local_service):
+    trained = {}
+    for wanted in ("true", "false"):
+        log_path = tmp_path / wanted
+        model = f"model_name={local_service.model}"
+        settings = (*QUICK, model, f"log_path={log_path}", "max_steps=1", "eval_every=0")
+        settings += ("infrequent_eval_every=0", f"train_unembed={wanted}")
+        remote.run("recipes.sl_basic", *settings)
+        names = final_adapter(log_path, local_service.state_dir)
+        trained[wanted] = any("lm_head" in name for name in names)
+    assert trained == {"true": True, "false": False}
+
+
+def test_the_command_line_lists_all_ways_to_choose_trained_tokens():
+    assert set(get_args(TrainedTokens)) == {mode.value for mode in TrainOnWhat}
+
+
 @pytest.mark.parametrize("recipe", ["sl_basic", "sl_loop"])
 def test_help_is_quick_and_needs_no_heavy_import(recipe: str):
     done = subprocess.run(
@@ -157,6 +201,9 @@ BAD_INPUT = {
     "a key from elsewhere": (["lr=1e-4"], "Did you mean learning_rate=1e-4?"),
     "a wrong type": (["num_epochs=many"], "num_epochs=many has the wrong type; it must be int"),
     "a missing file": (["file_path=none.jsonl"], "none.jsonl"),
+    "two names of the data": (["file_path=a.jsonl", "data=b.jsonl"], "both given"),
+    "half of the weights": (["data=a.jsonl:0.7,b.jsonl"], "weight at some places only"),
+    "trained tokens": (["train_on_what=all"], "it must be one of last_assistant_message"),
     "a learning rate": (["learning_rate=3"], "learning_rate=3.0 is not between 0 and 1"),
     "a rank": (["lora_rank=0"], "lora_rank=0 is out of range; use 1 to 1024"),
     "an unknown model": (["base_url=local", "model_name=no-such/model"], "no-such/model"),

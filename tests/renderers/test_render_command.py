@@ -214,3 +214,20 @@ def test_verify_refuses_a_renderer_that_cannot_be_made(tmp_path: Path, capsys) -
 def test_mistakes(chat: Path, capsys, words: list[str], message: str) -> None:
     assert main(["render", str(chat), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_rows_of_every_shape_are_shown(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "chats.json"
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "fox"}]
+    path.write_text(json.dumps([{"conversations": turns}, {"text": "fox"}]))
+    assert "chats.json:1: " in render(capsys, str(path), "--limit", "1")
+    assert main(["render", str(path), "--index", "1"]) == 2
+    assert "chats.json:1: plain text has no chat format" in capsys.readouterr().err
+
+
+def test_weights_of_messages_are_shown(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}))
+    out = render(capsys, str(path))
+    assert "«Hello" not in out
+    assert "«Good\nbye<|im_end|>»" in out

@@ -102,15 +102,14 @@ def packed() -> bytes:
         (b"", ["no rows"]),
         (b"\n \r\n\n", ["no rows"]),
         (gzip.compress(b""), ["no rows"]),
-        (b"[\n" + row() + b"\n]", ["chat.jsonl:1", "JSON array", "jq -c"]),
-        (b"[" + row() + b"]", ["JSON array"]),
         (packed()[:-100], ["gzip", "cut off"]),
         (packed()[:15], ["gzip", "cut off"]),
         (packed()[:200] + b"?" * 40 + packed()[240:], ["gzip", "damaged"]),
         ('{"messages": []}'.encode("utf-16"), ["UTF-16", "UTF-8"]),
-        (b"PAR1....", ["Parquet"]),
         (b"PK\x03\x04....", ["zip archive"]),
-        (b"\x28\xb5\x2f\xfd....", ["zstd"]),
+        (b"\x28\xb5\x2f\xfd....", ["zstd", "damaged"]),
+        (b"\xfd7zXZ\x00....", ["xz", "cut off"]),
+        (b"BZh....", ["bzip2", "damaged"]),
     ],
 )
 def test_files_that_are_something_else_are_refused(write, content, words):

@@ -58,7 +58,7 @@ def common_config(**options) -> ChatDatasetBuilderCommonConfig:
 
 
 def build(path: Path, **options):
-    names = ("test_size", "shuffle_seed", "num_workers")
+    names = ("test_size", "shuffle_seed", "num_workers", "drop_last", "markup", "mix_until")
     own = {name: options.pop(name) for name in names if name in options}
     return FromConversationFileBuilder(
         common_config=common_config(**options), file_path=str(path), **own
@@ -140,7 +140,19 @@ def test_epochs_differ_and_the_same_seed_repeats(chat_file):
         train.set_epoch(seed)
         orders.append(epoch_replies(train))
     assert orders[0] == orders[2] != orders[1]
-    assert len(set(orders[1])) == 28, "30 rows make 7 batches of 4; no row comes twice"
+    assert sorted(orders[1]) == sorted(f"reply {i}" for i in range(30)), "every row comes once"
+
+
+def test_rows_that_do_not_fill_the_last_batch_are_trained_or_named(chat_file):
+    train = build_train(chat_file)
+    train.set_epoch(3)
+    assert [len(train.get_batch(i)) for i in range(len(train))] == [4] * 7 + [2]
+    assert train.summary[-1] == "last batch of an epoch: 2 of 4 rows"
+    whole = build_train(chat_file, drop_last=True)
+    whole.set_epoch(3)
+    assert epoch_replies(whole) == epoch_replies(train)[:28]
+    assert whole.summary[-1] == "2 of 30 rows left out in an epoch: no full batch of 4"
+    assert not any("batch" in line for line in build_train(chat_file, batch_size=5).summary)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -150,7 +162,7 @@ def test_any_batch_is_the_same_after_a_resume_and_from_workers(chat_file, num_wo
     expected = [list(map(content, reference.get_batch(i))) for i in range(len(reference))]
     resumed = build_train(chat_file, num_workers=num_workers)
     resumed.set_epoch(5)
-    assert [list(map(content, resumed.get_batch(i))) for i in range(4, 7)] == expected[4:]
+    assert [list(map(content, resumed.get_batch(i))) for i in range(4, 8)] == expected[4:]
     assert list(map(content, resumed.get_batch(1))) == expected[1]
     resumed.close()
 
@@ -254,9 +266,9 @@ def test_settings_that_do_not_fit_are_refused(chat_file, options, message):
         build(chat_file, **options)
 
 
-@pytest.mark.parametrize("index", [-1, 7, 1000])
+@pytest.mark.parametrize("index", [-1, 8, 1000])
 def test_batches_outside_the_epoch_are_refused(chat_file, index):
-    with pytest.raises(DataValidationError, match="has 7 batches of 4 rows"):
+    with pytest.raises(DataValidationError, match="has 8 batches of 4 rows"):
         build_train(chat_file).get_batch(index)
 
 
@@ -386,6 +398,7 @@ def numbers(batch: list[tinker.Datum]) -> list[int]:
 def test_hf_dataset_in_order_then_shuffled_from_the_original():
     dataset = SupervisedDatasetFromHFDataset(hf_rows(7), batch_size=3, map_fn=number_datum)
     assert len(dataset) == 2
+    assert dataset.summary == ["1 of 7 rows left out in an epoch: no full batch of 3"]
     assert numbers(dataset.get_batch(0)) == [1, 2, 3]
     dataset.set_epoch(1)
     expected = hf_rows(7).shuffle(seed=1)["number"][:3]
@@ -544,6 +557,97 @@ def test_bad_mixes_are_refused(tmp_path):
             mix(sources)
     with pytest.raises(ConfigurationError, match="test_size=5"):
         mix([good, HFDatasetSource(path=good.path)], test_size=5)
+
+
+@pytest.mark.usefixtures("offline")
+def test_datasets_of_other_shapes_are_mixed_too(tmp_path):
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b 0"}]
+    for name, row in (("c", {"conversations": turns}), ("d", {"prompt": "a", "completion": "d 0"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps(row))
+    sources = [
+        HFDatasetSource(path=str(tmp_path / "c"), message_field="conversations"),
+        HFDatasetSource(path=str(tmp_path / "d")),
+        source(tmp_path, "a", 1),
+    ]
+    train, _ = mix(sources)
+    assert sorted(epoch_replies(train)) == ["a 0", "b 0", "d 0"]
+    assert "prompt and completion: 1 rows" in train.summary[0]
+
+
+# ---- mixes of files ----
+
+
+def mix_of_files(folder: Path, **options) -> tuple[LazyDataset, SupervisedDataset | None]:
+    write_rows(folder / "a.jsonl", [f"a {i}" for i in range(30)])
+    csv_rows = "".join(f"q,b {i}\n" for i in range(90))
+    (folder / "b.csv").write_text("prompt,completion\n" + csv_rows)
+    data = f"{folder}/a.jsonl:0.5,{folder}/b.csv:0.5"
+    train, test = build(data, batch_size=10, **options)  # type: ignore[arg-type]
+    assert isinstance(train, LazyDataset)
+    return train, test
+
+
+def epoch_of(dataset: SupervisedDataset, seed: int) -> list[str]:
+    dataset.set_epoch(seed)
+    return epoch_replies(dataset)
+
+
+def test_a_weighted_mix_gives_each_file_its_share_and_repeats_with_its_seed(tmp_path):
+    train, _ = mix_of_files(tmp_path)
+    first, second = epoch_of(train, 0), epoch_of(train, 1)
+    for texts in (first, second):
+        assert sorted(text[0] for text in texts) == ["a"] * 30 + ["b"] * 30
+        assert len(set(texts)) == 60
+    assert set(first) != set(second), "another part of the long file comes in another epoch"
+    again, _ = mix_of_files(tmp_path)
+    again.set_epoch(1)
+    assert [replies(again.get_batch(i)) for i in (5, 2)] == [second[50:], second[20:30]]
+    assert again.fingerprint == train.fingerprint
+    assert any("b.csv: 30 rows an epoch of its 90" in line for line in train.summary)
+
+
+def test_a_mix_until_all_are_through_repeats_the_short_file(tmp_path):
+    train, _ = mix_of_files(tmp_path, mix_until="all_exhausted")
+    texts = epoch_of(train, 0)
+    assert len(texts) == 180
+    assert all(texts.count(f"a {i}") == 3 for i in range(30))
+    assert any("each comes about 3.0 times" in line for line in train.summary)
+
+
+def test_held_out_rows_of_a_mix_of_files_are_never_trained(tmp_path):
+    train, test = mix_of_files(tmp_path, test_size=8)
+    assert test is not None
+    held_out = epoch_replies(test)
+    assert sorted(text[0] for text in held_out) == ["a"] * 4 + ["b"] * 4
+    for seed in range(4):
+        assert not set(held_out) & set(epoch_of(train, seed))
+
+
+def test_files_without_weights_are_read_whole(tmp_path):
+    mix_of_files(tmp_path)
+    train = build_train(f"{tmp_path}/a.jsonl,{tmp_path}/b.csv")  # type: ignore[arg-type]
+    assert sorted(epoch_of(train, 0)) == sorted(
+        [f"a {i}" for i in range(30)] + [f"b {i}" for i in range(90)]
+    )
+    assert "120 rows, 2 files (1 JSONL, 1 CSV)" in train.summary[0]
+
+
+def test_a_run_says_what_it_converted(tmp_path, thinking_model):
+    path = tmp_path / "chat.jsonl"
+    row = {"messages": messages("<think>\nadd\n</think>\n\n4")}
+    path.write_text("\n".join([json.dumps(row)] * 3))
+    options = {"model_name_for_tokenizer": thinking_model, "renderer_name": "qwen3"}
+    train = build_train(path, batch_size=1, **options)
+    assert train.summary == [
+        f"{path}: 3 rows, JSONL, read as messages (role, content)",
+        "3 rows: <think> or <tool_call> in a reply's text became reasoning or a call",
+    ]
+    assert replies(train.get_batch(0)) != replies(
+        build_train(path, batch_size=1, markup="keep", **options).get_batch(0)
+    )
+    with pytest.raises(DataError, match=r"chat\.jsonl:1: <think> stands in the text of a reply"):
+        build_train(path, batch_size=1, markup="refuse", **options)
 
 
 def test_shuffled_is_a_permutation():

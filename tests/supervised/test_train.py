@@ -139,14 +139,14 @@ def test_pipelining_changes_nothing_but_time(make_config):
 
 
 def test_accumulated_batches_are_one_larger_step(make_config):
-    large = make_config("large", batch_size=4, test_size=2, eval_every=1)
-    small = make_config("small", batch_size=2, test_size=2, eval_every=1, gradient_accumulation=2)
+    large = make_config("large", batch_size=4, test_size=3, eval_every=1)
+    small = make_config("small", batch_size=2, test_size=3, eval_every=1, gradient_accumulation=2)
     run(large)
     run(small)
     one, two = rows_of(large), rows_of(small)
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 3, "7 rows: a step of 4, one of 3, and the evaluation"
     for a, b in zip(one, two, strict=True):
-        assert a["test/nll"] == pytest.approx(b["test/nll"], rel=1e-4)
+        assert a["test/nll"] == pytest.approx(b["test/nll"], rel=2e-3)
         assert a.get("num_tokens") == b.get("num_tokens")
 
 
@@ -290,8 +290,6 @@ def test_unusable_settings_are_refused_at_once(make_config, options: dict, messa
 def test_too_little_data_is_refused(make_config):
     with pytest.raises(ConfigurationError, match="batch_size=20"):
         run(make_config(batch_size=20))
-    with pytest.raises(ConfigurationError, match="gradient_accumulation"):
-        run(make_config(batch_size=8, gradient_accumulation=2))
 
 
 def test_a_diverged_run_stops_with_advice(make_config):
@@ -302,10 +300,11 @@ def test_a_diverged_run_stops_with_advice(make_config):
 
 def test_positions_of_steps():
     schedule = train.Schedule(batches_per_epoch=7, num_epochs=3, accumulation=2, max_steps=None)
-    assert (schedule.steps_per_epoch, schedule.total_steps) == (3, 9)
-    assert [schedule.position(step) for step in (0, 2, 3, 8)] == [(0, 0), (0, 4), (1, 0), (2, 4)]
-    for step in range(9):
+    assert (schedule.steps_per_epoch, schedule.total_steps) == (4, 12)
+    assert [schedule.position(step) for step in (0, 2, 4, 9)] == [(0, 0), (0, 4), (1, 0), (2, 2)]
+    assert [list(schedule.batches(step)) for step in (2, 3, 4)] == [[4, 5], [6], [0, 1]]
+    for step in range(12):
         epoch, batch = schedule.position(step)
         assert schedule.step_of(CheckpointRecord("x", batch=batch, epoch=epoch)) == step
-    assert schedule.step_of(CheckpointRecord("x", final=True)) == 9
+    assert schedule.step_of(CheckpointRecord("x", final=True)) == 12
     assert train.Schedule(7, 3, 1, max_steps=5).total_steps == 5

@@ -118,10 +118,10 @@ def _compare_all(
 
 def _side(row: SourceRow, renderer: Renderer) -> tuple[SourceRow, Any, Rendering] | Comparison:
     """Return the row with our rendering, or our refusal."""
+    from tinker_cookbook.commands.render import read_conversation
     from tinker_cookbook.exceptions import RendererError
-    from tinker_cookbook.supervised.conversations import parse_row
 
-    conversation = parse_row(row)
+    conversation = read_conversation(row)
     try:
         messages = renderer.declare_tools(conversation.messages, conversation.tools)
         return row, conversation, renderer.render(messages)

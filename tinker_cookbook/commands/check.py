@@ -1,16 +1,18 @@
-"""Check a conversations file: rows, tokens, what is cut, what repeats, and every bad line."""
+"""Check data files: shape, rows, tokens, what is converted, cut or repeated, and every bad line."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from tinker_cookbook.supervised.check import FileReport
     from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,8 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     from tinker_cookbook.model_files import DEFAULT_MODEL
     from tinker_cookbook.renderers import TrainOnWhat
+    from tinker_cookbook.supervised.conversations import MarkupMode
 
-    parser.add_argument("file", metavar="FILE", help="JSONL, plain or gzip, a conversation a line")
+    parser.add_argument(
+        "file",
+        metavar="DATA",
+        help="file (JSONL, JSON, CSV, Parquet, text; also compressed), folder, glob, or several: "
+        "a.jsonl,b.parquet",
+    )
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -35,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="which tokens count as trained: %(choices)s (%(default)s)",
     )
+    parser.add_argument(
+        "--markup",
+        choices=get_args(MarkupMode),
+        default="convert",
+        help="<think> and <tool_call> in replies: %(choices)s (%(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, help="rows a step, to say what the last one has")
     parser.add_argument("--max-problems", type=int, default=20, help="lines shown (%(default)s)")
     parser.add_argument("--workers", type=int, help="processes; decided by the file's size")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -43,13 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check and print; 1 if a row is unusable, else 0."""
     from tinker_cookbook.supervised.check import check_file
-    from tinker_cookbook.supervised.conversation_file import ConversationFile
+    from tinker_cookbook.supervised.sources.several import mix_lines, open_parts
 
-    if args.max_length is not None and args.max_length < 2:
-        raise ConfigurationError(
-            f"--max-length={args.max_length} leaves nothing to train; use 2 or more."
-        )
-    file = ConversationFile(args.file)
+    for option, value, least in (
+        ("--max-length", args.max_length, 2),
+        ("--batch-size", args.batch_size, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigurationError(f"{option}={value} is too small; use {least} or more.")
+    file, parts = open_parts(args.file)
     renderer_name, render = _conversation_renderer(args)
     with _progress_bar(len(file)) as bar:
         report = check_file(file, render, num_workers=args.workers, on_progress=bar.update)
@@ -58,8 +75,33 @@ def run(args: argparse.Namespace) -> int:
         "renderer": renderer_name,
         "train_on_what": args.train_on_what,
     }
-    print(json.dumps(figures, indent=2) if args.json else _format(figures, args.max_problems))
+    if args.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print(_format(figures, report.read, args.batch_size))
+        print("".join(f"{_row('mix', line)}\n" for line in mix_lines(parts)), end="")
+        print(_first_row(file, report, render), end="")
+        print(_problems(figures, args.max_problems), end="")
     return 1 if report.num_unusable else 0
+
+
+def _first_row(file: DataSource, report: FileReport, render: ConversationRenderer) -> str:
+    """The first usable row as it is trained, marked; the first of its datums if it has several."""
+    from tinker_cookbook.display import describe_example
+
+    index = report.first_usable
+    if index is None:
+        return ""
+    [row] = file.rows([index])
+    [rendered] = render([row])
+    more = len(rendered.datums) - 1
+    title = f"{row.where} as it is trained"
+    if more:
+        title += f", the first of {more + 1} datums"
+    text = describe_example(
+        rendered.datums[0], render.renderer.tokenizer, title=title, stream=sys.stdout
+    )
+    return f"\n{text.rstrip()}\n"
 
 
 def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationRenderer]:
@@ -76,7 +118,8 @@ def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationR
     )
     renderer = ChatDatasetBuilder(common_config=config).renderer
     mode = TrainOnWhat(args.train_on_what)
-    return config.renderer_name, ConversationRenderer(renderer, args.max_length, mode)
+    render = ConversationRenderer(renderer, args.max_length, mode, markup=args.markup)
+    return config.renderer_name, render
 
 
 def _progress_bar(num_rows: int) -> Any:
@@ -85,11 +128,17 @@ def _progress_bar(num_rows: int) -> Any:
     return tqdm(total=num_rows, unit=" rows", disable=not sys.stderr.isatty(), leave=False)
 
 
-def _format(figures: dict[str, Any], max_problems: int) -> str:
+def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -> str:
+    from tinker_cookbook.supervised.lazy_dataset import last_batch_lines
+
     lines = [
         f"{figures['file']}: {figures['rows']:,} rows, {figures['blank_lines']:,} blank lines",
         f"{figures['model']}, renderer {figures['renderer']}, trains {figures['train_on_what']}",
         "",
+        _row("container", figures["container"]),
+        *(_row("shape", line) for line in read.shape_lines()),
+        *(_row("converted", line) for line in _converted(figures, read)),
+        *([_row("not used", f"keys {read.unused_text()}")] if read.unused else []),
         _row("usable", f"{figures['usable_rows']:,} rows, {figures['datums']:,} datums"),
         _row("unusable", _unusable(figures)),
         _row("tokens", _tokens(figures["tokens"])),
@@ -97,13 +146,22 @@ def _format(figures: dict[str, Any], max_problems: int) -> str:
         _row("truncated", _truncated(figures["truncated"])),
         _row("duplicates", _duplicates(figures["duplicates"])),
     ]
-    problems = figures["problems"][:max_problems]
-    if problems:
-        lines += ["", "problems", *(f"  {problem}" for problem in problems)]
-    more = figures["unusable_rows"] - len(problems)
+    if batch_size is not None:
+        rows = figures["usable_rows"]
+        batches = last_batch_lines(rows, batch_size, drop_last=False)
+        lines += [_row("batches", line) for line in batches]
+    return "\n".join(lines)
+
+
+def _problems(figures: dict[str, Any], max_problems: int) -> str:
+    if not figures["unusable_rows"]:
+        return ""
+    shown = figures["problems"][:max_problems]
+    lines = ["", "problems", *(f"  {problem}" for problem in shown)] if shown else []
+    more = figures["unusable_rows"] - len(shown)
     if more:
         lines.append(f"  and {more:,} more; --max-problems shows more")
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _row(name: str, text: str) -> str:
@@ -128,11 +186,28 @@ def _truncated(figures: dict[str, Any]) -> str:
         f"{figures['rows']:,} rows at max_length={figures['max_length']}; "
         f"{figures['tokens_cut']:,} tokens cut, {figures['trained_tokens_cut']:,} of them trained"
     )
+    text += _listed(figures["first_lines"], figures["rows"])
     if lost := figures["rows_without_trained_tokens"]:
-        lines = ", ".join(map(str, figures["first_lines_without_trained_tokens"]))
-        more = ", ..." if lost > 10 else ""
-        text += f"; {lost:,} rows train nothing any more (lines {lines}{more})"
+        lines = _listed(figures["first_lines_without_trained_tokens"], lost)
+        text += f"; {lost:,} rows train nothing any more{lines}"
     return text
+
+
+def _converted(figures: dict[str, Any], read: ReadCounts) -> list[str]:
+    """What was read as something else, with the first lines of each."""
+    found = figures["converted"].values()
+    return [
+        line + _listed(figure["first_lines"], figure["rows"])
+        for line, figure in zip(read.note_lines(), found, strict=True)
+    ]
+
+
+def _listed(lines: list[int | str], num_rows: int) -> str:
+    """The first lines of some rows, in brackets; nothing for none."""
+    if not lines:
+        return ""
+    more = ", ..." if num_rows > len(lines) else ""
+    return f" (line{'s' * (num_rows != 1)} {', '.join(map(str, lines))}{more})"
 
 
 def _duplicates(figures: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ from tinker_cookbook.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer, TrainOnWhat
     from tinker_cookbook.renderers.picture import TokenView
-    from tinker_cookbook.supervised.conversations import SourceRow
+    from tinker_cookbook.supervised.conversations import Conversation, SourceRow
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "read_conversation", "run"]
 
 
 class _Example(NamedTuple):
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tinker_cookbook.renderers import TrainOnWhat
 
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", help="JSONL, plain or gzip, a conversation a line"
+        "file", metavar="FILE", nargs="?", help="data file, folder or several, as for `check`"
     )
     parser.add_argument(
         "--verify",
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
-    from tinker_cookbook.supervised.conversation_file import ConversationFile
+    from tinker_cookbook.supervised.sources.several import open_data
 
-    file = ConversationFile(args.file)
+    file = open_data(args.file)
     if args.index is None:
         if args.limit < 1:
             raise ConfigurationError(f"--limit={args.limit} shows nothing; use 1 or more.")
@@ -112,18 +112,37 @@ def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
     return file.rows([args.index])
 
 
+def read_conversation(row: SourceRow) -> Conversation:
+    """Read a row that is a conversation.
+
+    Raises:
+        DataValidationError: a row that cannot be used, or is plain text.
+    """
+    from tinker_cookbook.exceptions import DataValidationError
+    from tinker_cookbook.supervised.conversations import parse_row
+
+    conversation = parse_row(row)
+    if conversation.text is not None:
+        raise DataValidationError(
+            f"{row.where}: plain text has no chat format; `tinker-cookbook check` shows how it is "
+            "trained."
+        )
+    return conversation
+
+
 def _examples(
     rows: list[SourceRow], renderer: Renderer, train_on_what: TrainOnWhat
 ) -> Iterator[_Example]:
     from tinker_cookbook.exceptions import DataValidationError, RendererError
     from tinker_cookbook.renderers.picture import token_views
-    from tinker_cookbook.supervised.conversations import parse_row
+    from tinker_cookbook.supervised.rendering import ConversationRenderer
 
+    render = ConversationRenderer(renderer, None, train_on_what)
     for row in rows:
-        conversation = parse_row(row)
+        conversation = read_conversation(row)
         try:
-            messages = renderer.declare_tools(conversation.messages, conversation.tools)
-            examples = renderer.render_examples([messages], train_on_what)[0]
+            messages, mode = render.marked(conversation)
+            examples = renderer.render_examples([messages], mode)[0]
         except RendererError as error:
             raise DataValidationError(f"{row.where}: {error}") from error
         roles = [message["role"] for message in messages]

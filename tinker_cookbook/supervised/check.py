@@ -1,4 +1,4 @@
-"""Read a whole conversations file, render every row, and report what training on it would meet."""
+"""Read all rows of data files, render every row, and report what training on it would meet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task
-from tinker_cookbook.supervised.conversation_file import MAX_ROW_BYTES, ConversationFile
 from tinker_cookbook.supervised.conversations import (
     Conversation,
     ConversationError,
@@ -21,12 +20,14 @@ from tinker_cookbook.supervised.conversations import (
 )
 from tinker_cookbook.supervised.lazy_dataset import default_num_workers
 from tinker_cookbook.supervised.rendering import ConversationRenderer, RenderedRow
+from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["FileReport", "RowReport", "check_file"]
 
 ROWS_PER_TASK = 512
 MAX_PROBLEMS_KEPT = 1000
 MAX_PAIRS_KEPT = 100
+MAX_LINES_KEPT = 10
 PERCENTILES = (0, 50, 90, 99, 100)
 
 
@@ -42,6 +43,12 @@ class RowReport:
     num_datums: int = 0
     digest: int = 0
     """64 bits over the messages."""
+    shape: str | None = None
+    """None if the row could not be read."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was read as something else than it says, and how often."""
+    unused: tuple[str, ...] = ()
+    """Keys that its shape does not read."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class _RowCheck:
         parsed: list[tuple[int, Conversation]] = []
         for i, row in enumerate(rows):
             try:
-                parsed.append((i, parse_row(row)))
+                parsed.append((i, parse_row(row, self.render.markup)))
             except ConversationError as error:
                 reports[i] = RowReport(problem=str(error), kind=error.kind)
         results = self.render.render([(rows[i].where, conversation) for i, conversation in parsed])
@@ -65,8 +72,13 @@ class _RowCheck:
 
 
 def _row_report(conversation: Conversation, result: RenderedRow | ConversationError) -> RowReport:
+    read: dict[str, Any] = {
+        "shape": conversation.shape,
+        "notes": conversation.notes,
+        "unused": conversation.unused,
+    }
     if isinstance(result, ConversationError):
-        return RowReport(problem=str(result), kind=result.kind)
+        return RowReport(problem=str(result), kind=result.kind, **read)
     return RowReport(
         counts=(
             result.num_tokens,
@@ -76,11 +88,12 @@ def _row_report(conversation: Conversation, result: RenderedRow | ConversationEr
         ),
         num_datums=len(result.datums),
         digest=_digest(conversation),
+        **read,
     )
 
 
 def _digest(conversation: Conversation) -> int:
-    content: list[Any] = [conversation.messages, conversation.tools]
+    content: list[Any] = [conversation.messages, conversation.tools, conversation.text]
     text = json.dumps(content, sort_keys=True, default=lambda value: value.model_dump())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -88,7 +101,7 @@ def _digest(conversation: Conversation) -> int:
 class FileReport:
     """Figures of a whole file: 24 bytes a row, whatever the length of the rows."""
 
-    def __init__(self, file: ConversationFile, max_length: int | None) -> None:
+    def __init__(self, file: DataSource, max_length: int | None) -> None:
         self._file = file
         self.max_length = max_length
         self.num_rows = len(file)
@@ -96,12 +109,21 @@ class FileReport:
         """The first `MAX_PROBLEMS_KEPT` of them, in the order of the lines."""
         self.problem_kinds: Counter[str] = Counter()
         self.num_datums = 0
+        self.read = ReadCounts()
+        self._note_rows: dict[str, list[int]] = {}
+        """By what was done to them, the first `MAX_LINES_KEPT` rows."""
         self._counts = np.zeros((self.num_rows, 4), np.uint32)
         self._digests = np.zeros(self.num_rows, np.uint64)
         self._usable = np.zeros(self.num_rows, bool)
 
     def add(self, index: int, row: RowReport) -> None:
         """Record row `index`; call it in the order of the rows."""
+        if row.shape is not None:
+            self.read.add(row)
+            for note in row.notes:
+                rows = self._note_rows.setdefault(note, [])
+                if len(rows) < MAX_LINES_KEPT:
+                    rows.append(index)
         if row.problem is not None:
             self.problem_kinds[row.kind or "unusable"] += 1
             if len(self.problems) < MAX_PROBLEMS_KEPT:
@@ -113,6 +135,11 @@ class FileReport:
         self.num_datums += row.num_datums
 
     @property
+    def first_usable(self) -> int | None:
+        """Index of the first row that can be trained."""
+        return int(np.argmax(self._usable)) if self._usable.any() else None
+
+    @property
     def num_unusable(self) -> int:
         return sum(self.problem_kinds.values())
 
@@ -121,8 +148,20 @@ class FileReport:
         counts = self._counts[self._usable].astype(np.int64)
         tokens, trained, kept, kept_trained = counts.T
         lost = np.flatnonzero(self._usable & (self._counts[:, 3] == 0))
+        cut = np.flatnonzero(self._usable & (self._counts[:, 2] < self._counts[:, 0]))
         return {
-            "file": str(self._file.path),
+            "file": self._file.name,
+            "container": self._file.container,
+            "shapes": dict(self.read.shapes.most_common()),
+            "converted": {
+                note: {
+                    "rows": rows,
+                    "times": self.read.notes[note],
+                    "first_lines": self._lines(self._note_rows[note]),
+                }
+                for note, rows in self.read.note_rows.most_common()
+            },
+            "unused_keys": dict(self.read.unused.most_common()),
             "rows": self.num_rows,
             "blank_lines": self._file.num_blank_lines,
             "usable_rows": len(counts),
@@ -133,18 +172,19 @@ class FileReport:
             "trained_tokens": {"total": int(trained.sum()), **_percentiles(trained)},
             "truncated": {
                 "max_length": self.max_length,
-                "rows": int((kept < tokens).sum()),
+                "rows": len(cut),
+                "first_lines": self._lines(cut[:MAX_LINES_KEPT]),
                 "tokens_cut": int((tokens - kept).sum()),
                 "trained_tokens_cut": int((trained - kept_trained).sum()),
                 "rows_without_trained_tokens": len(lost),
-                "first_lines_without_trained_tokens": self._lines(lost[:10]),
+                "first_lines_without_trained_tokens": self._lines(lost[:MAX_LINES_KEPT]),
             },
             "duplicates": self._duplicates(),
             "problems": self.problems,
         }
 
-    def _lines(self, indices: Sequence[int] | np.ndarray) -> list[int]:
-        return [self._file.line_number(int(index)) for index in indices]
+    def _lines(self, indices: Sequence[int] | np.ndarray) -> list[int | str]:
+        return [self._file.place(int(index)) for index in indices]
 
     def _duplicates(self) -> dict[str, Any]:
         """Rows whose messages equal those of an earlier row, by a 64-bit digest."""
@@ -167,7 +207,7 @@ def _percentiles(values: np.ndarray) -> dict[str, int]:
 
 
 def check_file(
-    file: ConversationFile,
+    file: DataSource,
     render: ConversationRenderer,
     *,
     num_workers: int | None = None,
@@ -198,21 +238,22 @@ def check_file(
     return report
 
 
-def _readable(file: ConversationFile, indices: range) -> list[int]:
-    return [index for index in indices if file.row_bytes(index) <= MAX_ROW_BYTES]
+def _readable(file: DataSource, indices: range) -> list[int]:
+    return [index for index in indices if file.oversize(index) is None]
 
 
 def _collect(
     report: FileReport,
-    file: ConversationFile,
+    file: DataSource,
     background: BackgroundRenderer,
     indices: range,
     task: Task,
 ) -> int:
     results = iter(background.results(task))
     for index in indices:
-        if file.row_bytes(index) <= MAX_ROW_BYTES:
+        problem = file.oversize(index)
+        if problem is None:
             report.add(index, next(results))
         else:
-            report.add(index, RowReport(problem=file.oversize(index), kind="too long"))
+            report.add(index, RowReport(problem=problem, kind="too long"))
     return len(indices)

@@ -1,28 +1,52 @@
-"""One row of a conversations file or dataset: from JSON to the messages a renderer takes.
+"""One row of training data: from JSON or a table to the messages a renderer takes.
 
-A row is an object with `messages`, a list of `{"role", "content"}`. A message may also hold
-`tool_calls`, `tool_call_id`, `name`, `trainable` and `reasoning_content`; content is a string or a
-list of text, thinking, image and audio parts. `tools` beside `messages` declares tools. Other keys
-of the row (ids, sources, ...) are ignored; unknown keys of a message are refused, because they may
-hold something that was meant to be trained. A key whose value is null counts as absent.
+`shapes` tells a row apart into messages, tools or plain text; this module reads the messages,
+whatever shape they came in. A message has `role` and `content`, and may have `tool_calls`,
+`tool_call_id`, `name`, `weight`, `trainable` and `reasoning_content`; content is a string or a
+list of parts. Keys of the row that its shape does not read are not used, and reported; unknown keys
+of a message are refused, because they may hold something that was meant to be trained. A key whose
+value is null counts as absent.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from tinker_cookbook.renderers import Message, ToolSpec
-from tinker_cookbook.supervised.row_fields import KEY_HINTS, ConversationError, json_type, shown
+from tinker_cookbook.renderers.markup import remaining_markup, structure_reply_markup
+from tinker_cookbook.supervised.row_fields import ConversationError, json_type, shown
+from tinker_cookbook.supervised.shapes import RowParts, fail_unknown_shape, shape_of
 from tinker_cookbook.supervised.tool_fields import ToolReader
 
-__all__ = ["ROLES", "Conversation", "ConversationError", "SourceRow", "parse_row"]
+__all__ = [
+    "NOTE_CONVERTED",
+    "ROLES",
+    "Conversation",
+    "ConversationError",
+    "MarkupMode",
+    "SourceRow",
+    "parse_row",
+]
 
 ROLES = ("system", "user", "assistant", "tool")
+OTHER_ROLES = {"developer": "system", "function": "tool"}
+"""Read as these, and counted."""
+_MEANT_ROLES = {
+    **dict.fromkeys(("human", "User", "Human"), "user"),
+    **dict.fromkeys(("gpt", "model", "ai", "AI", "chatbot", "Assistant", "chatgpt"), "assistant"),
+    **dict.fromkeys(("observation", "ipython", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(("System", "instructions"), "system"),
+}
+
+MarkupMode = Literal["convert", "refuse", "keep"]
+"""What to do with `<think>` and `<tool_call>` that stand in the text of a reply."""
+
+NOTE_CONVERTED = "<think> or <tool_call> in a reply's text became reasoning or a call"
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MESSAGE_KEYS = (
@@ -30,11 +54,13 @@ _MESSAGE_KEYS = (
     "content",
     "tool_calls",
     "unparsed_tool_calls",
+    "weight",
     "trainable",
     "tool_call_id",
     "name",
     *_REASONING_KEYS,
 )
+_SILENT_MESSAGE_KEYS = ("function_call", "refusal", "annotations", "audio", "id", "object", "type")
 _PART_KEYS = {
     "text": ("text",),
     "thinking": ("thinking",),
@@ -42,6 +68,16 @@ _PART_KEYS = {
     "image_url": ("image_url",),
     "audio": ("audio", "format", "num_frames", "sample_rate"),
 }
+_OTHER_PARTS = {
+    "input_text": ("text", "text"),
+    "output_text": ("text", "text"),
+    "refusal": ("text", "refusal"),
+    "input_image": ("image_url", "image_url"),
+}
+"""Types of parts of other interfaces: the type they are read as, and the key of their value."""
+_PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
+"""Keys of a part that say nothing to be trained."""
+_MARKUP_SIGNS = ("think>", "tool_call>")
 
 
 @dataclass(frozen=True)
@@ -51,9 +87,11 @@ class SourceRow:
     where: str
     """What errors call it, e.g. `chat.jsonl:12`."""
     value: bytes | dict[str, Any]
-    """The line of a file, or the row of a dataset."""
+    """The JSON text of a row, or the row of a table."""
     folder: str | None = None
     """Relative image and audio paths start here; None leaves them as they are."""
+    problem: str | None = None
+    """Why a row of a table is none (too few fields ...); None if it is one."""
 
 
 @dataclass(frozen=True)
@@ -62,45 +100,128 @@ class Conversation:
 
     messages: list[Message]
     tools: list[ToolSpec] = field(default_factory=list)
+    text: str | None = None
+    """Plain text, trained whole; there are no messages then."""
+    weightless: frozenset[int] = frozenset()
+    """Messages with `weight: 0`: never trained."""
+    num_context: int = 0
+    """The first messages are a prompt, whose replies are not trained."""
+    shape: str = "messages"
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was read as something else than it says, and how often."""
+    unused: tuple[str, ...] = ()
+    """Keys of the row that its shape does not read."""
 
 
-def parse_row(row: SourceRow) -> Conversation:
-    """Read one row.
+def parse_row(row: SourceRow, markup: MarkupMode = "convert") -> Conversation:
+    """Read one row of any shape.
+
+    Args:
+        markup: convert makes markup in the text of replies reasoning and calls; refuse refuses the
+            row; keep leaves it as text, to be trained as letters.
 
     Raises:
         ConversationError: naming the row, the field and its value.
     """
-    return _RowParser(row).conversation()
+    return _RowParser(row, markup).conversation()
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row of a table without the null members that its columns give to every object."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 class _RowParser(ToolReader):
     """Reads one row."""
 
-    def __init__(self, row: SourceRow) -> None:
+    def __init__(self, row: SourceRow, markup: MarkupMode) -> None:
         super().__init__(row.where)
         self.row = row
+        self.markup = markup
 
     def conversation(self) -> Conversation:
-        value = self.row.value
-        if isinstance(value, bytes):
-            value = self.decoded(value)
+        value = self.value()
+        shape = shape_of(value)
+        if shape is None:
+            fail_unknown_shape(value, self)
+        parts = shape.read(value, self)
+        messages = [self.message(message, at) for at, message in parts.messages]
+        return Conversation(
+            [self.structured(m, at) for m, (at, _) in zip(messages, parts.messages, strict=True)],
+            self.tools(parts.tools, parts.tools_at),
+            text=parts.text,
+            weightless=self.weightless(parts),
+            num_context=parts.num_context,
+            shape=shape.name,
+            notes=self.notes,
+            unused=tuple(key for key in value if key not in shape.keys and value[key] is not None),
+        )
+
+    def value(self) -> dict[str, Any]:
+        if self.row.problem is not None:
+            raise ConversationError(f"{self.where}: {self.row.problem}", "not a row")
+        value: object = self.row.value
+        value = self.decoded(value) if isinstance(value, bytes) else _without_nulls(value)
         if not isinstance(value, dict):
             self.fail(
                 f"the row is {json_type(value)}",
                 'use an object with "messages" on every line',
                 kind="not an object",
             )
-        messages = value.get("messages")
-        if messages is None:
-            self.fail_missing_messages(value)
-        if not isinstance(messages, list):
-            self.fail_type(messages, "a list of messages", "messages")
-        if not messages:
-            self.fail("messages is empty", "give at least one message", kind="no messages")
-        return Conversation(
-            [self.message(message, f"messages[{i}]") for i, message in enumerate(messages)],
-            self.tools(value.get("tools")),
-        )
+        return value
+
+    def weightless(self, parts: RowParts) -> frozenset[int]:
+        """Indices of the messages with `weight: 0`."""
+        found = []
+        for i, (at, message) in enumerate(parts.messages):
+            weight = message.get("weight")
+            if weight is None:
+                continue
+            if (
+                isinstance(weight, bool)
+                or not isinstance(weight, int | float)
+                or weight not in (0, 1)
+            ):
+                self.fail(f"weight is {shown(weight)}", "use 0 or 1", kind="weight", at=at)
+            if weight == 0:
+                found.append(i)
+            elif message.get("role") != "assistant":
+                self.fail(
+                    f"weight is 1 in a {message.get('role')} message",
+                    "only replies have weight 1; for other roles use train_on_what",
+                    kind="weight",
+                    at=at,
+                )
+        if found:
+            self.notes["weight 0: the message is not trained"] += len(found)
+        return frozenset(found)
+
+    def structured(self, message: Message, at: str) -> Message:
+        """The message with the markup in its text made reasoning and calls, if that is wanted."""
+        if message["role"] != "assistant" or not _has_markup(message):
+            return message
+        if self.markup == "refuse":
+            self.refuse_markup(message, at)
+        if self.markup == "convert":
+            message, count = structure_reply_markup(message)
+            if count:
+                self.notes[NOTE_CONVERTED] += count
+        if _has_markup(message) and remaining_markup(message):
+            self.notes["<think> or <tool_call> stays text in a reply, trained as letters"] += 1
+        return message
+
+    def refuse_markup(self, message: Message, at: str) -> None:
+        if tags := remaining_markup(message):
+            self.fail(
+                f"{tags[0]} stands in the text of a reply",
+                "write reasoning_content or tool_calls, or use markup=convert",
+                kind="markup",
+                at=at,
+            )
 
     def decoded(self, line: bytes) -> object:
         try:
@@ -116,7 +237,7 @@ class _RowParser(ToolReader):
             problem = error.msg.removesuffix(" starting at")
             self.fail(
                 f"not JSON: {problem} at character {error.pos + 1}, near {near}",
-                "write one JSON object per line",
+                "mend the object" if b"\n" in line else "write one JSON object per line",
                 kind="not JSON",
             )
         except (RecursionError, ValueError) as error:
@@ -135,24 +256,12 @@ class _RowParser(ToolReader):
                 kind="not UTF-8",
             )
 
-    def fail_missing_messages(self, row: dict[str, Any]) -> NoReturn:
-        keys = ", ".join(map(repr, list(row)[:8])) or "no keys"
-        near = difflib.get_close_matches("messages", [str(key) for key in row], n=1)
-        hint = next((KEY_HINTS[key] for key in row if key in KEY_HINTS), "")
-        if near and not hint:
-            hint = f"rename {near[0]!r} to 'messages'"
-        accepted = 'use {"messages": [{"role": "user", "content": "..."}, ...]}'
-        self.fail(
-            f"messages is missing (the row has {keys})",
-            f"{accepted}; {hint}" if hint else accepted,
-            kind="no messages",
-        )
-
     def message(self, value: object, at: str) -> Message:
         if not isinstance(value, dict):
             self.fail_type(value, "an object with role and content", at)
         if _is_plain(value):
             return value  # pyright: ignore[reportReturnType]
+        value = self.without_other_fields(value, at)
         self.check_keys(value, _MESSAGE_KEYS, at)
         role = value.get("role")
         if role not in ROLES:
@@ -164,6 +273,26 @@ class _RowParser(ToolReader):
         if role in ("user", "assistant"):
             self.check_not_empty(message, at)
         return message  # pyright: ignore[reportReturnType]
+
+    def without_other_fields(self, value: dict[str, Any], at: str) -> dict[str, Any]:
+        """A message with what other interfaces write read as what it means here."""
+        role = value.get("role")
+        if isinstance(role, str) and role in OTHER_ROLES:
+            self.notes[f"role {role} is read as {OTHER_ROLES[role]}"] += 1
+            value = value | {"role": OTHER_ROLES[role]}
+        others = {key: value[key] for key in _SILENT_MESSAGE_KEYS if value.get(key)}
+        value = {key: item for key, item in value.items() if key not in _SILENT_MESSAGE_KEYS}
+        call = self.from_json_text(others.pop("function_call", None), f"{at}.function_call")
+        if call is not None:
+            self.notes["function_call is read as one of tool_calls"] += 1
+            value["tool_calls"] = [{"function": call}]
+        refusal = others.pop("refusal", None)
+        if refusal is not None and not value.get("content"):
+            self.notes["refusal is read as the reply's content"] += 1
+            value["content"] = refusal
+        for key in ("annotations", "object", "type", "id"):
+            others.pop(key, None)
+        return value | others
 
     def optional_fields(self) -> dict[str, Callable[[object, str], object]]:
         return {
@@ -181,7 +310,10 @@ class _RowParser(ToolReader):
             self.fail_type(role, f"one of {', '.join(ROLES)}", f"{at}.role")
         else:
             problem = f"role {shown(role)} is unknown"
-        self.fail(problem, f"use one of {', '.join(ROLES)}", kind="unknown role", at=at)
+        meant = _MEANT_ROLES.get(str(role))
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        accepted = f"use one of {', '.join(ROLES)}{hint}"
+        self.fail(problem, accepted, kind="unknown role", at=at)
 
     def check_not_empty(self, message: dict[str, Any], at: str) -> None:
         content = message["content"]
@@ -237,24 +369,37 @@ class _RowParser(ToolReader):
     def part(self, value: object, at: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             self.fail_type(value, "an object with type", at)
-        kind = value.get("type")
-        present = {key: item for key, item in value.items() if item is not None}
-        if kind not in _PART_KEYS:
-            self.fail(
-                f"type {shown(kind)} of a content part is unknown",
-                f"use {', '.join(_PART_KEYS)}",
-                kind="unknown content part",
-                at=at,
-            )
-        self.check_keys(present, ("type", *_PART_KEYS[kind]), at)
+        kind, present = self.known_part(value, at)
+        self.check_keys(present, ("type", *_PART_KEYS[kind]), at, _part_hints(kind))
         if kind in ("text", "thinking"):
-            return {"type": kind, kind: self.string(value.get(kind), f"{at}.{kind}")}
+            return {"type": kind, kind: self.string(present.get(kind), f"{at}.{kind}")}
         item = present.get(kind)
         if kind == "image_url" and isinstance(item, dict):
             item = item.get("url")
         name = "image" if kind == "image_url" else kind
         extra = {key: present[key] for key in _PART_KEYS[kind][1:] if key in present}
         return {"type": name, name: self.media(item, f"{at}.{kind}"), **extra}
+
+    def known_part(self, value: dict[str, Any], at: str) -> tuple[str, dict[str, Any]]:
+        """The type of a part and its keys, those of other interfaces put into our words."""
+        kind = value.get("type")
+        present = {key: item for key, item in value.items() if item is not None}
+        for key in _PART_EXTRAS:
+            if present.pop(key, None):
+                self.notes[f"{key} of a content part is not used"] += 1
+        if isinstance(kind, str) and kind in _OTHER_PARTS:
+            self.notes[f"content of type {kind} is read as {_OTHER_PARTS[kind][0]}"] += 1
+            kind, key = _OTHER_PARTS[kind]
+            present[kind] = present.pop(key, None)
+        if not isinstance(kind, str) or kind not in _PART_KEYS:
+            hint = "; write calls as tool_calls" if kind == "tool_use" else ""
+            self.fail(
+                f"type {shown(kind)} of a content part is unknown",
+                f"use {', '.join(_PART_KEYS)}{hint}",
+                kind="unknown content part",
+                at=at,
+            )
+        return kind, present
 
     def media(self, value: object, at: str) -> object:
         """A path, URL or data URI; rows of a dataset may hold decoded images instead."""
@@ -276,6 +421,18 @@ def _is_plain(message: dict[str, Any]) -> bool:
         and isinstance(content, str)
         and bool(content.strip())
     )
+
+
+def _has_markup(message: Message) -> bool:
+    """Whether a text of the message may hold markup; cheap, since it is asked of every reply."""
+    content: Any = message["content"]
+    texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+    return any(sign in text for text in texts for sign in _MARKUP_SIGNS)
+
+
+def _part_hints(kind: str) -> dict[str, str]:
+    """What to do about keys that other formats give to a part."""
+    return dict.fromkeys(("value", "content", "data", "url"), f"rename it to {kind!r}")
 
 
 def _text(part: dict[str, Any]) -> str:

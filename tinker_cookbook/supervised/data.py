@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import chz
 import numpy as np
 
-from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    DataError,
+    DataFormatError,
+    DataValidationError,
+)
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised.conversation_file import ConversationFile
-from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.lazy_dataset import LazyDataset, RowSource, shuffled
+from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
+from tinker_cookbook.supervised.lazy_dataset import (
+    LazyDataset,
+    RowSource,
+    last_batch_lines,
+    shuffled,
+)
 from tinker_cookbook.supervised.rendering import (
     ConversationRenderer,
     RenderedRow,
     conversation_to_datum,
     conversation_to_datums,
 )
+from tinker_cookbook.supervised.shapes import shape_of
+from tinker_cookbook.supervised.shapes.sharegpt import LIST_KEYS as SHAREGPT_KEYS
+from tinker_cookbook.supervised.sources.row_file import ReadCounts
+from tinker_cookbook.supervised.sources.several import Mix, MixUntil, OpenedPart, open_parts
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 
 if TYPE_CHECKING:
@@ -37,6 +50,9 @@ __all__ = [
     "conversation_to_datum",
     "conversation_to_datums",
 ]
+
+GLANCE_ROWS = 200
+"""Rows of datasets that are read before a run, to say what they are read as."""
 
 MapFn = Callable[[dict], "tinker.Datum"]
 FlatMapFn = Callable[[dict], "list[tinker.Datum]"]
@@ -173,27 +189,32 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         rows = [SourceRow(f"row {first + i} of the stream", row) for i, row in enumerate(values)]
         return [datum for mapped in self._map(rows) for datum in mapped.datums]
 
+    @property
+    def summary(self) -> list[str]:
+        return last_batch_lines(self.length, self.batch_size, drop_last=True)
+
     def __len__(self) -> int:
         return self.length // self.batch_size
 
 
-def _conversation_renderer(builder: ChatDatasetBuilder) -> ConversationRenderer:
+def _conversation_renderer(builder: ChatDatasetBuilder, markup: MarkupMode) -> ConversationRenderer:
     config = builder.common_config
     return ConversationRenderer(
         builder.renderer,
         config.max_length,
         train_on_what=TrainOnWhat(config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES),
+        markup=markup,
     )
 
 
 def _split(
-    builder: ChatDatasetBuilder,
+    builder: FromConversationFileBuilder | InterleavedChatDatasetBuilder,
     source: RowSource,
     *,
     name: str,
     test_rows: np.ndarray,
-    train_rows: np.ndarray,
-    num_workers: int | None,
+    train_rows: np.ndarray | Mix,
+    summary: Sequence[str] = (),
 ) -> tuple[SupervisedDataset, SupervisedDataset | None]:
     """The train dataset and, if it has rows, the held-out one, which is a single batch."""
     batch_size = builder.common_config.batch_size
@@ -203,9 +224,15 @@ def _split(
             f"batch_size={batch_size} is more than the {len(train_rows)} training rows of {name}"
             f"{held_out}; use at most {len(train_rows)}."
         )
-    render = _conversation_renderer(builder)
+    render = _conversation_renderer(builder, builder.markup)
     train = LazyDataset(
-        source, render, batch_size=batch_size, order=train_rows, num_workers=num_workers
+        source,
+        render,
+        batch_size=batch_size,
+        order=train_rows,
+        num_workers=builder.num_workers,
+        drop_last=builder.drop_last,
+        summary=summary,
     )
     if not len(test_rows):
         return train, None
@@ -213,34 +240,79 @@ def _split(
     return train, test
 
 
+_MARKUP_DOC = (
+    "What to do with <think> and <tool_call> in the text of replies: convert them to reasoning and "
+    "calls, refuse the row, or keep them as text."
+)
+_DROP_LAST_DOC = (
+    "Leave out the rows that do not fill the last batch of an epoch; else they make a smaller one."
+)
+
+
 @chz.chz
 class FromConversationFileBuilder(ChatDatasetBuilder):
-    """Conversations from a JSONL file (see `conversations` for the rows).
+    """Rows from a data file, a folder, a glob, or several with weights (see docs/data.md).
 
     Rows are shuffled by `shuffle_seed`; the first `test_size` are held out, the rest is trained.
+    Of a weighted mix, every part is split so, in proportion to the weights.
     """
 
-    file_path: str = chz.field(doc="JSONL file, plain or gzip, one conversation a line.")
+    file_path: str = chz.field(
+        doc="File, folder, glob, or several: a.jsonl,b.parquet, with weights a.jsonl:0.7,b.csv:0.3."
+    )
     test_size: int = chz.field(default=0, doc="Conversations held out for evaluation.")
     shuffle_seed: int = chz.field(default=0, doc="Decides which rows are held out, and the order.")
+    markup: MarkupMode = chz.field(default="convert", doc=_MARKUP_DOC)
+    mix_until: MixUntil = chz.field(
+        default="first_exhausted",
+        doc="With weights: an epoch ends when the first file is through, or when all are, which "
+        "repeats the rows of the others.",
+    )
+    drop_last: bool = chz.field(default=False, doc=_DROP_LAST_DOC)
     num_workers: int | None = chz.field(
         default=None,
         doc="Processes that render ahead of the loop; 0 renders in the loop, None decides by size.",
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        file = ConversationFile(Path(self.file_path))
-        file.check_rows()
-        test_size = _checked_test_size(self.test_size, len(file), self.file_path)
-        order = shuffled(len(file), self.shuffle_seed)
+        source, parts = open_parts(self.file_path)
+        counts = source.check_rows(self.markup)
+        test_size = _checked_test_size(self.test_size, len(source), self.file_path)
+        summary = counts.lines(
+            f"{source.name}: {len(source):,} rows, {source.container}", len(source)
+        )
+        if parts[0].weight is None:
+            order = shuffled(len(source), self.shuffle_seed)
+            test_rows, train_rows = order[:test_size], order[test_size:]
+        else:
+            test_rows, train_rows = self._mixed(parts, test_size)
+            summary += train_rows.describe([part.path for part in parts])
         return _split(
             self,
-            file,
+            source,
             name=self.file_path,
-            test_rows=order[:test_size],
-            train_rows=order[test_size:],
-            num_workers=self.num_workers,
+            test_rows=test_rows,
+            train_rows=train_rows,
+            summary=summary,
         )
+
+    def _mixed(self, parts: list[OpenedPart], test_size: int) -> tuple[np.ndarray, Mix]:
+        weights = [part.weight or 0.0 for part in parts]
+        sizes = [part.stop - part.start for part in parts]
+        shares = [weight / sum(weights) for weight in weights]
+        held_out = _apportioned(test_size, shares, sizes)
+        orders = [
+            shuffled(size, self.shuffle_seed) + np.uint32(part.start)
+            for size, part in zip(sizes, parts, strict=True)
+        ]
+        both = list(zip(orders, held_out, strict=True))
+        mix = Mix.by_weights(
+            [order[count:] for order, count in both],
+            weights,
+            until=self.mix_until,
+            seed=self.shuffle_seed,
+        )
+        return np.concatenate([order[:count] for order, count in both]), mix
 
 
 def _checked_test_size(test_size: int, num_rows: int, name: str) -> int:
@@ -262,7 +334,10 @@ class HFDatasetSource:
     weight: float | None = chz.field(
         default=None, doc="Share of the mix; None for all sources takes rows in turn."
     )
-    message_field: str = chz.field(default="messages", doc="Column that holds the messages.")
+    message_field: str = chz.field(
+        default="messages",
+        doc="Column that holds the messages; columns of another shape are found without it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -292,7 +367,9 @@ class _MixedRows:
     def _row(self, which: int, index: int) -> SourceRow:
         source = self.sources[which]
         value = dict(self.tables[which][index])
-        value["messages"] = value.pop(source.message_field)
+        field = source.message_field
+        if field in value and field not in SHAREGPT_KEYS:
+            value["messages"] = value.pop(field)
         return SourceRow(f"{source.path}[{source.split}] row {index}", value)
 
 
@@ -316,6 +393,8 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         doc="When the mix ends: with the shortest source, after repeating short ones until the "
         "longest ends, or when every row was taken once.",
     )
+    markup: MarkupMode = chz.field(default="convert", doc=_MARKUP_DOC)
+    drop_last: bool = chz.field(default=False, doc=_DROP_LAST_DOC)
     num_workers: int | None = chz.field(
         default=None,
         doc="Processes that render ahead of the loop; 0 renders in the loop, None decides by size.",
@@ -339,10 +418,10 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return _split(
             self,
             rows,
+            summary=_glance(rows, name, self.markup),
             name=name,
             test_rows=np.concatenate([order[:count] for order, count in parts]),
             train_rows=self._interleaved([order[count:] for order, count in parts], probabilities),
-            num_workers=self.num_workers,
         )
 
     def _probabilities(self) -> list[float] | None:
@@ -372,6 +451,16 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return np.asarray(mixed.with_format("numpy")["row"][:], dtype=np.uint32)
 
 
+def _glance(rows: _MixedRows, name: str, markup: MarkupMode) -> list[str]:
+    """What a run says about rows of datasets, from some of them; batches meet the bad ones."""
+    counts = ReadCounts()
+    picked = np.linspace(0, len(rows) - 1, min(len(rows), GLANCE_ROWS)).astype(np.int64)
+    for row in rows.rows(picked):
+        with contextlib.suppress(DataError):
+            counts.add(parse_row(row, markup))
+    return counts.lines(f"{name}: {len(rows):,} rows", len(rows))
+
+
 def _load_table(source: HFDatasetSource) -> datasets.Dataset:
     import datasets
 
@@ -380,10 +469,12 @@ def _load_table(source: HFDatasetSource) -> datasets.Dataset:
         raise ConfigurationError(
             f"split={source.split!r} of {source.path} is a {type(table).__name__}; name one split."
         )
-    if source.message_field not in table.column_names:
+    field, columns = source.message_field, table.column_names
+    another_shape = field == "messages" and shape_of(dict.fromkeys(columns, "")) is not None
+    if field not in columns and not another_shape:
         raise DataFormatError(
-            f"message_field={source.message_field!r} is no column of {source.path}; use one of "
-            f"{', '.join(table.column_names)}."
+            f"message_field={field!r} is no column of {source.path}; use one of "
+            f"{', '.join(columns)}."
         )
     return table
 

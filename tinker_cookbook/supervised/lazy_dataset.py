@@ -13,12 +13,20 @@ from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task, available_cpus
 from tinker_cookbook.supervised.conversations import SourceRow
 from tinker_cookbook.supervised.rendering import RenderedRow
+from tinker_cookbook.supervised.sources.several import Mix
 from tinker_cookbook.supervised.types import SupervisedDataset
 
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["MIN_ROWS_FOR_WORKERS", "LazyDataset", "RowSource", "default_num_workers", "shuffled"]
+__all__ = [
+    "MIN_ROWS_FOR_WORKERS",
+    "LazyDataset",
+    "RowSource",
+    "default_num_workers",
+    "last_batch_lines",
+    "shuffled",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +59,33 @@ def shuffled(num_rows: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(num_rows).astype(np.uint32)
 
 
+def last_batch_lines(num_rows: int, batch_size: int, drop_last: bool) -> list[str]:
+    """A line on the rows of an epoch that do not fill its last batch; none if there are none.
+
+    They are others in every epoch, since every epoch has an order of its own.
+    """
+    rest = num_rows % batch_size
+    if not rest:
+        return []
+    if drop_last:
+        return [f"{rest} of {num_rows:,} rows left out in an epoch: no full batch of {batch_size}"]
+    return [f"last batch of an epoch: {rest} of {batch_size} rows"]
+
+
 class LazyDataset(SupervisedDataset):
     """Batches of a row source; a batch depends on (seed of the epoch, index) and nothing else.
 
     Rows are read and rendered when their batch is asked for, or a few batches before by background
     processes. Memory: 4 bytes a row for the order given, 4 for the epoch's, and the batches ahead.
-    A last partial batch is dropped. A conversation that needs several datums puts all of them into
-    its batch, so a batch may hold more datums than `batch_size`.
+    A conversation that needs several datums puts all of them into its batch, so a batch may hold
+    more datums than `batch_size`.
 
     Args:
-        order: indices of the rows of this dataset, in the order before `set_epoch`; None is all.
+        order: indices of the rows of this dataset, in the order before `set_epoch`; None is all. Or
+            a mix, which gives the rows of each epoch by its seed.
+        drop_last: leave out the rows of an epoch that do not fill its last batch, instead of making
+            a smaller batch of them.
+        summary: lines for `summary`, before those about the last batch.
         num_workers: background processes; None decides by the number of rows.
     """
 
@@ -70,16 +95,21 @@ class LazyDataset(SupervisedDataset):
         render: Callable[[Sequence[SourceRow]], list[RenderedRow]],
         *,
         batch_size: int,
-        order: np.ndarray | None = None,
+        order: np.ndarray | Mix | None = None,
         num_workers: int | None = None,
+        drop_last: bool = True,
+        summary: Sequence[str] = (),
     ) -> None:
         if batch_size < 1:
             raise DataValidationError(f"batch_size={batch_size} is too small; use 1 or more.")
         self._source = source
         self._render = render
         self._batch_size = batch_size
-        self._order = order
+        self._mix = order if isinstance(order, Mix) else None
+        self._order = order(None) if isinstance(order, Mix) else order
         self._epoch_order: np.ndarray | None = None
+        self._drop_last = drop_last
+        self._summary = list(summary)
         self._num_workers = (
             default_num_workers(self.num_rows) if num_workers is None else num_workers
         )
@@ -101,13 +131,21 @@ class LazyDataset(SupervisedDataset):
         """Process ids of the background processes; empty before the first batch."""
         return [] if self._background is None else self._background.worker_pids
 
+    @property
+    def summary(self) -> list[str]:
+        return [*self._summary, *last_batch_lines(self.num_rows, self._batch_size, self._drop_last)]
+
     def __len__(self) -> int:
-        return self.num_rows // self._batch_size
+        whole, rest = divmod(self.num_rows, self._batch_size)
+        return whole + int(rest > 0 and not self._drop_last)
 
     def set_epoch(self, seed: int = 0) -> None:
         """Shuffle from the original order; the same seed always gives the same order."""
         self._cancel()
-        self._epoch_order = shuffled(self.num_rows, seed)
+        if self._mix is not None:
+            self._order = self._mix(seed)
+        else:
+            self._epoch_order = shuffled(self.num_rows, seed)
 
     def row_indices(self, index: int) -> np.ndarray:
         """Indices in the source of the rows of batch `index` of this epoch.
@@ -121,7 +159,7 @@ class LazyDataset(SupervisedDataset):
                 f"{self._batch_size} rows."
             )
         start = index * self._batch_size
-        rows = np.arange(start, start + self._batch_size)
+        rows = np.arange(start, min(start + self._batch_size, self.num_rows))
         if self._epoch_order is not None:
             rows = self._epoch_order[rows]
         return rows if self._order is None else self._order[rows]

@@ -26,10 +26,13 @@ from tinker_cookbook.renderers import (
     get_text_content,
     is_renderer_registered,
 )
+from tinker_cookbook.renderers.train_on_what import trained_messages
 from tinker_cookbook.supervised.common import Reduction, datum_from_model_input_weights
 from tinker_cookbook.supervised.conversations import (
+    NOTE_CONVERTED,
     Conversation,
     ConversationError,
+    MarkupMode,
     SourceRow,
     parse_row,
 )
@@ -40,6 +43,12 @@ if TYPE_CHECKING:
 
 Example = tuple["tinker.ModelInput", np.ndarray]
 
+_MARKUP_HINT = " (It stood as markup in the text of a reply; markup=keep trains it as text.)"
+_REPLY_MODES = (
+    TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    TrainOnWhat.LAST_ASSISTANT_TURN,
+    TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+)
 _RENDER_ERRORS = (RendererError, DataError, NotImplementedError, OSError)
 
 __all__ = ["ConversationRenderer", "RenderedRow", "conversation_to_datum", "conversation_to_datums"]
@@ -133,6 +142,12 @@ def _rendered_row(
     )
 
 
+def _start_of_texts(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer itself puts before every text, if it does."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return [bos] if bos is not None and list(tokenizer.encode("a"))[:1] == [bos] else []
+
+
 def _weights(datum: tinker.Datum) -> np.ndarray:
     return datum.loss_fn_inputs["weights"].to_numpy()
 
@@ -150,6 +165,7 @@ class ConversationRenderer:
     max_length: int | None
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES
     reduction: Reduction = "mean"
+    markup: MarkupMode = "convert"
 
     def __getstate__(self) -> dict[str, Any]:
         renderer_name, model_name, _ = self.renderer.registry_key or ("", "", False)
@@ -161,7 +177,7 @@ class ConversationRenderer:
         return self.__dict__
 
     def __call__(self, rows: Sequence[SourceRow]) -> list[RenderedRow]:
-        parsed = [(row.where, parse_row(row)) for row in rows]
+        parsed = [(row.where, parse_row(row, self.markup)) for row in rows]
         results = self.render(parsed)
         for result in results:
             if isinstance(result, ConversationError):
@@ -172,25 +188,95 @@ class ConversationRenderer:
         self, parsed: Sequence[tuple[str, Conversation]]
     ) -> list[RenderedRow | ConversationError]:
         """Render parsed rows, each with what errors call it; an error takes the row's place."""
+        plain = [i for i, (_, conversation) in enumerate(parsed) if self._is_plain(conversation)]
+        results: dict[int, RenderedRow | ConversationError] = {}
         try:
-            conversations = [self._messages(conversation) for _, conversation in parsed]
+            conversations = [self._messages(parsed[i][1]) for i in plain]
             batch = self.renderer.build_supervised_batch(conversations, self.train_on_what)
         except _RENDER_ERRORS:  # one of them, so each is rendered by itself
-            return [self._render_one(where, conversation) for where, conversation in parsed]
-        return [
-            self._result(where, conversation, examples)
-            for (where, conversation), examples in zip(parsed, batch, strict=True)
-        ]
+            pass
+        else:
+            for i, examples in zip(plain, batch, strict=True):
+                results[i] = self._result(*parsed[i], examples)
+        return [results.get(i) or self._render_one(*row) for i, row in enumerate(parsed)]
 
     def _render_one(
         self, where: str, conversation: Conversation
     ) -> RenderedRow | ConversationError:
         try:
-            messages = self._messages(conversation)
-            examples = self.renderer.build_supervised_examples(messages, self.train_on_what)
+            if conversation.text is not None:
+                examples = [self._text_example(conversation.text)]
+            else:
+                examples = self.renderer.build_supervised_examples(*self.marked(conversation))
         except _RENDER_ERRORS as error:
-            return ConversationError(f"{where}: {error}", "cannot be rendered")
+            hint = _MARKUP_HINT if NOTE_CONVERTED in conversation.notes else ""
+            return ConversationError(f"{where}: {error}{hint}", "cannot be rendered")
         return self._result(where, conversation, examples)
+
+    def marked(self, conversation: Conversation) -> tuple[list[Message], TrainOnWhat]:
+        """The messages as they are rendered, with declared tools, and what is trained of them.
+
+        Raises:
+            RendererError: a format without tools, or weights that the mode has no use for.
+        """
+        messages = self._messages(conversation)
+        if self._is_plain(conversation):
+            return messages, self.train_on_what
+        return self._with_weights(messages, conversation)
+
+    def _is_plain(self, conversation: Conversation) -> bool:
+        """Whether `train_on_what` alone decides what is trained of a row."""
+        if conversation.text is not None or conversation.weightless:
+            return False
+        if self.train_on_what not in _REPLY_MODES:
+            return True
+        return not any(
+            message["role"] == "assistant"
+            for message in conversation.messages[: conversation.num_context]
+        )
+
+    def _with_weights(
+        self, messages: list[Message], conversation: Conversation
+    ) -> tuple[list[Message], TrainOnWhat]:
+        """Mark what `train_on_what` trains, but for messages of weight 0 and replies of a prompt.
+
+        Raises:
+            RendererError: a mode that does not choose by messages.
+        """
+        mode = TrainOnWhat(self.train_on_what)
+        if mode in (TrainOnWhat.ALL_TOKENS, TrainOnWhat.CUSTOMIZED):
+            raise RendererError(
+                f"weight=0 of a message has no meaning with train_on_what={mode.value}; leave the "
+                "weights out, or use another train_on_what."
+            )
+        num_declared = len(messages) - len(conversation.messages)
+        context = conversation.num_context if mode in _REPLY_MODES else 0
+        trained = [
+            index
+            for index in trained_messages(messages, mode)
+            if index - num_declared not in conversation.weightless
+            and index - num_declared >= context
+        ]
+        marked: list[Any] = [
+            {**message, "trainable": index in trained} for index, message in enumerate(messages)
+        ]
+        return marked, TrainOnWhat.CUSTOMIZED
+
+    def _text_example(self, text: str) -> Example:
+        """A document: the start of a text where the format has one, the text, and its end."""
+        import tinker
+
+        tokenizer: Any = self.renderer.tokenizer
+        start = list(self.renderer.bos_ids) or _start_of_texts(tokenizer)
+        ids = self.renderer.encoder.encode_markup(text)
+        if ids[: len(start)] != start:
+            ids = [*start, *ids]
+        eos = getattr(tokenizer, "eos_token_id", None)
+        if eos is not None and not text.rstrip().endswith(str(tokenizer.decode([eos]))):
+            ids = [*ids, eos]
+        weights = np.ones(len(ids), np.float32)
+        weights[: len(start)] = 0
+        return tinker.ModelInput.from_ints(ids), weights
 
     def _result(
         self, where: str, conversation: Conversation, examples: Sequence[Example]
@@ -223,6 +309,11 @@ class ConversationRenderer:
     def _why_nothing_is_trained(self, conversation: Conversation) -> str:
         roles: list[Any] = [message["role"] for message in conversation.messages]
         mode = TrainOnWhat(self.train_on_what).value
+        if conversation.weightless or conversation.num_context:
+            return (
+                "every reply that train_on_what would train has weight 0 or belongs to the prompt, "
+                "so nothing is trained; leave the row out, or give one of them weight 1."
+            )
         if self.train_on_what == TrainOnWhat.CUSTOMIZED:
             return "no message has trainable=true; mark at least one, or use another train_on_what."
         if "assistant" not in roles:

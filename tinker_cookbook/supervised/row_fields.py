@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections import Counter
 from typing import Any, NoReturn
 
 from tinker_cookbook.exceptions import DataValidationError
@@ -10,13 +12,10 @@ from tinker_cookbook.exceptions import DataValidationError
 __all__ = ["KEY_HINTS", "ConversationError", "FieldReader", "json_type", "shown"]
 
 KEY_HINTS = {
-    "conversations": "rename the key to 'messages' and its fields to 'role' and 'content'",
-    "prompt": "write the prompt and the completion as a user and an assistant message",
-    "text": "plain text has no turns; write it as the content of an assistant message",
-    "weight": "use 'trainable' with train_on_what=customized",
-    "value": "rename it to 'content'",
-    "from": "rename it to 'role'",
-    "function_call": "use 'tool_calls'",
+    "value": "rename it to 'content', or call the list of messages 'conversations'",
+    "from": "rename it to 'role', or call the list of messages 'conversations'",
+    "loss": "use 'weight': 0 or 1, or 'trainable' with train_on_what=customized",
+    "train": "use 'weight': 0 or 1, or 'trainable' with train_on_what=customized",
 }
 """What to do about keys of other formats, where no known key is near."""
 
@@ -56,6 +55,8 @@ class FieldReader:
 
     def __init__(self, where: str) -> None:
         self.where = where
+        self.notes: Counter[str] = Counter()
+        """What was read as something else than it says, and how often in this row."""
 
     def fail(self, problem: str, accepted: str, *, kind: str, at: str = "") -> NoReturn:
         suffix = f" ({at})" if at else ""
@@ -67,12 +68,18 @@ class FieldReader:
         problem = f"{name} is {json_type(value)}{detail}"
         self.fail(problem, f"use {accepted}", kind="wrong type", at=at)
 
-    def check_keys(self, value: dict[str, Any], known: tuple[str, ...], at: str) -> None:
+    def check_keys(
+        self,
+        value: dict[str, Any],
+        known: tuple[str, ...],
+        at: str,
+        hints: dict[str, str] = KEY_HINTS,
+    ) -> None:
         for key, item in value.items():
             if key in known or item is None:
                 continue
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = KEY_HINTS.get(key) or (f"did you mean {near[0]!r}?" if near else "")
+            hint = hints.get(key) or (f"did you mean {near[0]!r}?" if near else "")
             accepted = f"use {', '.join(known)}"
             self.fail(
                 f"key {shown(key)} is unknown",
@@ -90,3 +97,22 @@ class FieldReader:
         if not isinstance(value, bool):
             self.fail_type(value, "true or false", at)
         return value
+
+    def from_json_text(self, value: object, at: str) -> object:
+        """What a cell holds: tables keep lists and objects as JSON text. Blank text is None.
+
+        Raises:
+            ConversationError: text that is no JSON.
+        """
+        if not isinstance(value, str):
+            return value
+        if not value.strip():
+            return None
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            name = at.rpartition(".")[2]
+            is_python = "'" in value.lstrip()[:3]
+            remedy = "write it with json.dumps" if is_python else "use a list, or JSON text of one"
+            problem = f"{name} is a string ({shown(value)}) that is not JSON"
+            self.fail(problem, remedy, kind="not JSON", at=at)

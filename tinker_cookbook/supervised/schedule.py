@@ -22,8 +22,8 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps; batches that do not fill one at an epoch's end are left out."""
-        return self.batches_per_epoch // self.accumulation
+        """Steps of an epoch; the last takes what is left of its batches."""
+        return -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def total_steps(self) -> int:
@@ -35,6 +35,11 @@ class Schedule:
         """Epoch and first batch of a step."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_in_epoch * self.accumulation
+
+    def batches(self, step: int) -> range:
+        """The batches of a step."""
+        _, first = self.position(step)
+        return range(first, min(first + self.accumulation, self.batches_per_epoch))
 
     def step_of(self, record: CheckpointRecord) -> int:
         """The first step that a checkpoint does not contain."""

@@ -14,6 +14,9 @@ class ToolReader(FieldReader):
     """Reads the tool fields of messages, and the tools declared beside them."""
 
     def tool_calls(self, value: object, at: str) -> list[ToolCall]:
+        value = self.from_json_text(value, at) if isinstance(value, str) else value
+        if value is None:
+            return []
         if not isinstance(value, list):
             self.fail_type(value, "a list of tool calls", at)
         return [self.tool_call(call, f"{at}[{i}]") for i, call in enumerate(value)]
@@ -36,6 +39,9 @@ class ToolReader(FieldReader):
         )
 
     def arguments(self, value: object, at: str) -> str:
+        """JSON text of an object; what asks for no argument (null, "", "null") is `{}`."""
+        if value is None or (isinstance(value, str) and value.strip() in ("", "null")):
+            return "{}"
         if isinstance(value, dict):
             return json.dumps(value, ensure_ascii=False)
         text = self.string(value, at)
@@ -66,20 +72,23 @@ class ToolReader(FieldReader):
             calls.append(UnparsedToolCall(raw_text=texts[0], error=texts[1]))
         return calls
 
-    def tools(self, value: object) -> list[ToolSpec]:
+    def tools(self, value: object, at: str = "tools") -> list[ToolSpec]:
+        """Declarations, as a list or as JSON text of one."""
+        value = self.from_json_text(value, at)
         if value is None:
             return []
         if not isinstance(value, list):
-            self.fail_type(value, "a list of tool declarations", "tools")
-        return [self.tool(tool, f"tools[{i}]") for i, tool in enumerate(value)]
+            self.fail_type(value, "a list of tool declarations, or JSON text of one", at)
+        return [self.tool(tool, f"{at}[{i}]") for i, tool in enumerate(value)]
 
     def tool(self, value: object, at: str) -> ToolSpec:
         """A declaration, bare or wrapped as `{"type": "function", "function": {...}}`."""
+        value = self.from_json_text(value, at)
         if isinstance(value, dict) and isinstance(value.get("function"), dict):
             value, at = value["function"], f"{at}.function"
         if not isinstance(value, dict):
             self.fail_type(value, "an object with name, description and parameters", at)
-        parameters = value.get("parameters")
+        parameters = self.from_json_text(value.get("parameters"), f"{at}.parameters")
         if parameters is not None and not isinstance(parameters, dict):
             self.fail_type(parameters, "a JSON schema object", f"{at}.parameters")
         description = value.get("description")

@@ -174,6 +174,8 @@ async def _run(
     test_dataset: SupervisedDataset | None,
 ) -> RunResult:
     schedule = _build_schedule(config, len(dataset))
+    for line in dataset.summary:
+        print(f"data     {line}", flush=True)
     checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
     start_step = 0 if checkpoint is None else schedule.step_of(checkpoint)
     if checkpoint is not None and start_step >= schedule.total_steps:
@@ -366,12 +368,12 @@ class _Loop:
             return await run_evals(due, self._run.training_client, step)
 
     async def _load_batches(self, step: int) -> list[list[tinker.Datum]]:
-        epoch, first = self._schedule.position(step)
+        epoch, _ = self._schedule.position(step)
         with trace.scope_span_sync("get_batch"):
             if epoch != self._epoch:
                 self._dataset.set_epoch(seed=_epoch_seed(self._config.seed, epoch))
                 self._epoch = epoch
-            indices = range(first, first + self._schedule.accumulation)
+            indices = self._schedule.batches(step)
             return [await asyncio.to_thread(self._dataset.get_batch, index) for index in indices]
 
     async def _end(self) -> RunResult:
@@ -423,9 +425,8 @@ def _build_schedule(config: Config, num_batches: int) -> Schedule:
     )
     if schedule.total_steps == 0:
         raise ConfigurationError(
-            f"the data makes {num_batches} whole batches, less than one optimizer step of "
-            f"{config.gradient_accumulation}; use a smaller batch_size, less "
-            "gradient_accumulation, or more data."
+            f"the data makes {num_batches} batches, which is no optimizer step; use a smaller "
+            "batch_size, or more data."
         )
     return schedule
 

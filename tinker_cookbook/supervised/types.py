@@ -53,6 +53,11 @@ class SupervisedDataset:
         """Changes with the data; None if unknown. A resumed run can compare it."""
         return None
 
+    @property
+    def summary(self) -> list[str]:
+        """What a run says about its data before it begins, a line each; may be empty."""
+        return []
+
     def close(self) -> None:
         """Free what the dataset holds (processes, files). Using it afterwards is an error."""
 

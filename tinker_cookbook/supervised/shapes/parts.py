@@ -1,0 +1,65 @@
+"""What a row is taken apart into, and what every shape is described by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tinker_cookbook.supervised.row_fields import FieldReader
+
+__all__ = ["RowParts", "Shape", "exactly_one_key", "system_message"]
+
+SYSTEM_KEYS = ("system", "system_prompt")
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """A row's messages with the place of each in the row, or its plain text."""
+
+    messages: list[tuple[str, Any]]
+    """(Path inside the row, message), not read yet: role, content, tool_calls ..."""
+    tools: Any = None
+    """Declarations as the row holds them."""
+    tools_at: str = "tools"
+    text: str | None = None
+    """Trained whole; there are no messages then."""
+    num_context: int = 0
+    """The first messages are a prompt: whatever their role, nothing of them is trained."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One way to write a row."""
+
+    name: str
+    title: str
+    """What a report calls it, with the keys it is known by."""
+    keys: tuple[str, ...]
+    """Keys that are read; others of the row are not used."""
+    matches: Callable[[dict[str, Any]], bool]
+    read: Callable[[dict[str, Any], FieldReader], RowParts]
+
+
+def system_message(row: dict[str, Any], reader: FieldReader) -> list[tuple[str, Any]]:
+    """The system prompt that stands beside a row's turns, as its first message."""
+    key = exactly_one_key(row, SYSTEM_KEYS, reader)
+    if key is None or not reader.string(row[key], key).strip():
+        return []
+    return [(key, {"role": "system", "content": row[key]})]
+
+
+def exactly_one_key(row: dict[str, Any], keys: tuple[str, ...], reader: FieldReader) -> str | None:
+    """Which of several names for one thing a row uses, None if none.
+
+    Raises:
+        ConversationError: two of them, since only one would be trained.
+    """
+    found = [key for key in keys if row.get(key) is not None]
+    if len(found) > 1:
+        reader.fail(
+            f"{' and '.join(map(repr, found))} stand in one row and mean the same",
+            "keep one of them",
+            kind="ambiguous keys",
+        )
+    return found[0] if found else None

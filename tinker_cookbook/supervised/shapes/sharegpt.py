@@ -1,0 +1,106 @@
+"""ShareGPT: `conversations`, a list of `{"from", "value"}`; some files write role and content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinker_cookbook.supervised.row_fields import FieldReader, shown
+from tinker_cookbook.supervised.shapes.openai_messages import numbered
+from tinker_cookbook.supervised.shapes.parts import (
+    SYSTEM_KEYS,
+    RowParts,
+    Shape,
+    exactly_one_key,
+    system_message,
+)
+
+__all__ = ["SHAPE"]
+
+LIST_KEYS = ("conversations", "conversation")
+CALL_SPEAKERS = ("function_call", "tool_call", "tool_calls")
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    **dict.fromkeys(CALL_SPEAKERS, "assistant"),
+}
+_TURN_KEYS = ("from", "value", "weight", "name", "tool_call_id", "trainable")
+_ANSWER_TAGS = ("<tool_response>", "</tool_response>")
+
+
+def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+    key = exactly_one_key(row, LIST_KEYS, reader) or LIST_KEYS[0]
+    turns = numbered(row[key], key, reader)
+    messages = [(at, _message(turn, at, reader)) for at, turn in turns]
+    beside = system_message(row, reader)
+    if beside and turns and messages[0][1].get("role") == "system":
+        reader.fail(
+            f"{beside[0][0]!r} stands beside {key}, which begins with a system message too",
+            "keep one of them",
+            kind="ambiguous keys",
+        )
+    return RowParts([*beside, *messages], row.get("tools"))
+
+
+def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        reader.fail_type(turn, "an object with from and value", at)
+    if turn.get("role") is not None and turn.get("from") is None:
+        return turn  # role and content under another name of the list
+    reader.check_keys(turn, _TURN_KEYS, at)
+    speaker = turn.get("from")
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        problem = "from is missing" if speaker is None else f"from {shown(speaker)} is unknown"
+        reader.fail(problem, f"use one of {', '.join(SPEAKERS)}", kind="unknown role", at=at)
+    message = {key: turn[key] for key in _TURN_KEYS[2:] if turn.get(key) is not None}
+    text = reader.string(turn.get("value"), f"{at}.value")
+    if speaker in CALL_SPEAKERS:
+        calls = _calls(text, f"{at}.value", reader)
+        return message | {"role": "assistant", "content": "", "tool_calls": calls}
+    role = SPEAKERS[speaker]
+    return message | {"role": role, "content": _answer(text, reader) if role == "tool" else text}
+
+
+def _calls(text: str, at: str, reader: FieldReader) -> list[dict[str, Any]]:
+    """The calls of `{"name", "arguments"}`, one or a list."""
+    value = reader.from_json_text(text, at)
+    calls: list[Any] = value if isinstance(value, list) else [value]
+    for call in calls:
+        if not isinstance(call, dict) or "name" not in call:
+            reader.fail(
+                f"value {shown(text)} is no call",
+                'use {"name": ..., "arguments": {...}}, or a list of such',
+                kind="tool call",
+                at=at,
+            )
+    keys = ("name", "arguments")
+    return [{"function": {key: call[key] for key in keys if key in call}} for call in calls]
+
+
+def _answer(text: str, reader: FieldReader) -> str:
+    """A tool's answer; the format writes its own tags around it."""
+    opening, closing = _ANSWER_TAGS
+    bare = text.strip()
+    if not (bare.startswith(opening) and bare.endswith(closing) and bare.count(opening) == 1):
+        return text
+    reader.notes["<tool_response> around a tool's answer is left to the chat format"] += 1
+    return bare[len(opening) : -len(closing)].strip("\n")
+
+
+SHAPE = Shape(
+    name="sharegpt",
+    title="ShareGPT: conversations (from, value)",
+    keys=(*LIST_KEYS, *SYSTEM_KEYS, "tools"),
+    matches=lambda row: any(row.get(key) is not None for key in LIST_KEYS),
+    read=_read,
+)
