@@ -69,6 +69,7 @@ def test_reasoning_becomes_a_part(content: str, structured: Any):
         f"`{CALL[:11]}` begins a call.",
         f"{CALL}\nThat was a call.",
         CALL[:-5],
+        "<tool_call>f</tool_call>",
         "<tool_call>\n{'name': 'f', 'arguments': {}}\n</tool_call>",
         '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call> and',
     ],

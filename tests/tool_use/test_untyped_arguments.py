@@ -70,4 +70,4 @@ def test_words_that_look_like_values_stay_words() -> None:
     completer = TokenMessageCompleter(TextPolicy(renderer, reply), renderer)
     (call,) = asyncio.run(completer(messages)).get("tool_calls", [])
     # `null` is not how this format writes nothing, and a number that is none is left to the tool.
-    assert call.function.arguments == '{"zip_code": "None", "limit": "many", "note": null}'
+    assert call.function.arguments == '{"zip_code": "None", "limit": "many", "note": "null"}'

@@ -106,6 +106,9 @@ def read_calls(
     if start.startswith("<function="):
         calls = read_tag_calls(body, raw_text, PYTHON_WORDS, is_strict=False)
         return [_typed(call, tools) for call in calls]
+    names = {tool.get("function", tool).get("name") for tool in tools}
+    if PAIR_MARKS[0] not in body and body.strip() not in names:
+        return [BadCall(raw_text, "a word alone is a call of a declared tool only")]
     return [_typed(read_pair_text(body, raw_text), tools)]
 
 

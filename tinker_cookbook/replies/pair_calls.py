@@ -13,7 +13,8 @@ __all__ = ["PAIR_MARKS", "read_pair_call", "read_pair_text"]
 
 PAIR_MARKS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _PAIR = re.compile(
-    r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>(?=\s*<arg_key>|\s*\Z)", re.DOTALL
+    r"\s*<arg_key>(?>(.*?)</arg_key>)\s*<arg_value>(.*?)</arg_value>(?=\s*<arg_key>|\s*\Z)",
+    re.DOTALL,
 )
 
 

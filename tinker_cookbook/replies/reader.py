@@ -18,6 +18,10 @@ from tinker_cookbook.replies.pieces import (
 __all__ = ["ReadState", "ReplyReader"]
 
 
+_MAX_PUT_OFF = 8
+"""Marks that a value may hold: each costs a look at the whole call, in vain if it stays open."""
+
+
 class ReadState(Enum):
     """Where a reader stands."""
 
@@ -61,9 +65,11 @@ class ReplyReader:
         self._whole: str | None = "" if grammar.whole_calls else None
         """All of a reply, as long as it may be calls without marks."""
         self._whole_mark = ""
+        self._whole_is_begun = False
         self._call_parts: list[str | Mark] = []
         self._first_close: int | None = None
         """Which of the parts is the first closing mark that may belong to a value."""
+        self._num_put_off = 0
 
     # ---- what comes in ----
 
@@ -138,9 +144,8 @@ class ReplyReader:
         return self._state is ReadState.TEXT and not self._whole.strip()
 
     def _take_mark_in_call(self, mark: Mark) -> Iterator[Any]:
-        is_open = self._tolerance.call_is_open
         if mark == self._call_close:
-            if is_open is not None and is_open(self._call_text()):
+            if self._puts_off():
                 if self._first_close is None:
                     self._first_close = len(self._call_parts)
                 self._call_parts.append(mark)
@@ -150,7 +155,7 @@ class ReplyReader:
                 self._queue.appendleft(mark)
                 yield from self._roll_back()
         elif mark == self._call_open and self._call_close is None:
-            if is_open is not None and is_open(self._call_text()):
+            if self._puts_off():
                 self._add_to_call(self._mark_text(mark))
                 return
             yield from self._end_call()
@@ -163,7 +168,16 @@ class ReplyReader:
 
     # ---- calls ----
 
+    def _puts_off(self) -> bool:
+        """Whether a mark that would end the call may belong to a value of it."""
+        is_open = self._tolerance.call_is_open
+        if is_open is None or self._num_put_off >= _MAX_PUT_OFF:
+            return False
+        self._num_put_off += 1
+        return is_open(self._call_text())
+
     def _open_call(self, mark: Mark) -> None:
+        self._num_put_off = 0
         self._call_open, self._call_close = mark, self._closings[mark]
         self._state, self._call_parts = ReadState.CALL, []
 
@@ -270,13 +284,14 @@ class ReplyReader:
 
     def _take_settled(self, text: str) -> Iterator[Any]:
         """Take text that is no call; newlines that may belong to what follows are held back."""
+        if not text:
+            return
         is_thinking = self._state is ReadState.THINK
         if self._lead is not None and not is_thinking:
-            text, self._lead = self._lead + text, ""
-            if not text.strip():
-                self._lead = text
+            self._lead += text
+            if text.isspace():
                 return
-            self._lead = None
+            text, self._lead = self._lead, None
         grammar = self._grammar
         text = self._held_newlines + text
         limit = grammar.think_newlines[1] if is_thinking else grammar.newlines_before_call
@@ -311,8 +326,11 @@ class ReplyReader:
         assert whole is not None, "asked before"
         assert self._whole is not None, "asked before"
         self._whole += text
+        if self._whole_is_begun or text.isspace():
+            return ""
         start = self._whole.lstrip()
         if any(start[: len(s)] == s[: len(start)] for s in whole.starts):
+            self._whole_is_begun = any(start.startswith(s) for s in whole.starts)
             return ""
         held, self._whole = self._whole_mark + self._whole, None
         return held

@@ -111,6 +111,29 @@ def test_marks_are_tokens_where_the_vocabulary_has_them(family: str) -> None:
     assert said(before) == [("content", "Well.")]
 
 
+ANALYSIS = "<|channel|>analysis<|message|>add<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("markup", "want"),
+    [
+        ("<|channel|>final<|message|>4", [("content", "4")]),
+        (f"{ANALYSIS}<|channel|>final<|message|>4", [("reasoning", "add"), ("content", "4")]),
+        (
+            f'{ANALYSIS} to=functions.f<|channel|>commentary json<|message|>{{"a": 1}}',
+            [("reasoning", "add"), ("tool_call", '{"a": 1}')],
+        ),
+        (
+            " to=functions.g<|channel|>commentary json<|message|>{}",
+            [("content", " to=functions.g<|channel|>commentary json<|message|>{}")],
+        ),
+    ],
+)
+def test_gpt_oss_replies_are_read_message_by_message(markup: str, want: list) -> None:
+    codec = TextCodec(Path(tokenizer_folder("gpt_oss")))
+    assert said(read(chat(codec), codec.encode_text(markup))) == want
+
+
 def test_letters_are_no_mark_where_the_vocabulary_has_a_token() -> None:
     codec = TextCodec(Path(tokenizer_folder("qwen3")))
     typed = [token for part in ("<tool", "_call>") for token in codec.encode_text(part)]

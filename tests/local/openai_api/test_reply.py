@@ -156,6 +156,12 @@ def test_arguments_have_the_types_that_their_tool_declares(text: str) -> None:
     assert arguments == {"zip": "90210", "n": 3, "on": True}
 
 
+def test_a_word_alone_is_a_call_of_a_declared_tool_only() -> None:
+    reader = ReplyReader(starts_in_thinking=False, tools=[TOOL])
+    pieces = [*reader.push("<tool_call>f</tool_call><tool_call>g</tool_call>"), *reader.finish()]
+    assert [piece.kind for piece in pieces] == ["tool_call", "content"]
+
+
 def test_arguments_in_json_are_kept_to_the_letter() -> None:
     reader = ReplyReader(starts_in_thinking=False, tools=[TOOL])
     source = '{"n":  1.50, "zip": 90210, "é": "\\u00fc"}'

@@ -10,7 +10,7 @@ from typing import Any
 from tinker_cookbook.local.engine.stops import load_tokenizer
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
-from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS
+from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS, marks_among
 
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
@@ -36,7 +36,8 @@ class TextCodec:
         added = self.tokenizer.get_added_tokens_decoder()
         self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
         """Characters of the longest token: no text of so many tokens is longer."""
-        self.mark_texts = {i: t.content for i, t in added.items() if t.content in MARKS}
+        marks = marks_among({token.content for token in added.values()})
+        self.mark_texts = {i: t.content for i, t in added.items() if t.content in marks}
         """Tokens that a reader of replies takes as marks."""
         self._control_tokens = frozenset(self._encoder.control_ids.values())
         self.hidden_ids = frozenset(

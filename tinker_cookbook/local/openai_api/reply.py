@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tinker_cookbook.replies.grammar import TextMark
+from tinker_cookbook.replies.harmony import HARMONY_MARKS, HarmonyReader, HarmonyTokens
 from tinker_cookbook.replies.loose import (
     END_THINK,
     INNER_MARKS,
@@ -24,9 +25,9 @@ from tinker_cookbook.replies.loose import (
 )
 from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall, TextPiece, ThoughtPiece
 from tinker_cookbook.replies.reader import ReplyReader as MarkReader
-from tinker_cookbook.replies.scanner import MarkScanner
+from tinker_cookbook.replies.scanner import MarkScanner, PieceReader
 
-__all__ = ["INNER_MARKS", "MARKS", "Piece", "ReplyReader", "split_reasoning"]
+__all__ = ["INNER_MARKS", "MARKS", "Piece", "ReplyReader", "marks_among", "split_reasoning"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Piece:
     text: str = ""
     call: dict[str, Any] = field(default_factory=dict)
     """A tool call as the OpenAI API shows it."""
+
+
+def marks_among(names: Collection[str]) -> frozenset[str]:
+    """Return which of a vocabulary's control tokens structure a reply.
+
+    gpt-oss's do so all together, and then alone.
+    """
+    harmony = frozenset(HARMONY_MARKS)
+    return harmony if harmony <= set(names) else frozenset(MARKS) & set(names)
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
@@ -64,13 +74,21 @@ class ReplyReader:
             starts_in_thinking: the prompt has opened the reasoning.
             tool_names: tools that may be called, besides those of `tools`.
             tools: declarations as in the OpenAI API; their schemas give arguments their types.
-            token_marks: of `MARKS`, those that are tokens of the vocabulary. They come by `mark`
-                alone; the same letters in a text are text.
+            token_marks: of `MARKS` and gpt-oss's, those that are tokens of the vocabulary. They
+                come by `mark` alone; the same letters in a text are text.
         """
         self._tools = tools
         declared = (tool.get("function", tool).get("name") for tool in tools)
         self._tool_names = frozenset(tool_names) | frozenset(declared)
         has_tools = bool(self._tool_names)
+        self._is_harmony = set(HARMONY_MARKS) <= set(token_marks)
+        if self._is_harmony:
+            self._reader: PieceReader = HarmonyReader(
+                HarmonyTokens(*range(len(HARMONY_MARKS))),
+                lambda mark: HARMONY_MARKS[int(mark)],
+                keeps_call=lambda call: bool(self._declared([call])),
+            )
+            return
         grammar = loose_grammar(
             starts_in_thinking=starts_in_thinking,
             parse_call=self._parse_call if has_tools else None,
@@ -85,8 +103,9 @@ class ReplyReader:
         return self._show(self._reader.text(text))
 
     def mark(self, mark: str) -> Iterator[Piece]:
-        """Take a token that is one of `MARKS`."""
-        return self._show(self._reader.mark(TextMark(mark)))
+        """Take a token that is one of `token_marks`."""
+        known = HARMONY_MARKS.index(mark) if self._is_harmony else TextMark(mark)
+        return self._show(self._reader.mark(known))
 
     def finish(self) -> Iterator[Piece]:
         """Take the end of the reply."""
