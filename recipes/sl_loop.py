@@ -21,6 +21,7 @@ from tinker_cookbook.run_report import report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.sources.data_spec import data_name
 from tinker_cookbook.supervised.sources.options import DataOptions
+from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
 
@@ -102,7 +103,12 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
         start_step = 0
         create = service_client.create_lora_training_client
         training_client = wait_for_client(
-            create(base_model=model_name, rank=config.lora_rank, seed=config.seed)
+            create(
+                base_model=model_name,
+                rank=config.lora_rank,
+                seed=config.seed,
+                train_unembed=choose_train_unembed(model_name),
+            )
         )
     truncate_metrics(log_path, start_step)
     metrics_log = ml_log.JsonLogger(log_path)
@@ -156,12 +162,10 @@ def open_datasets(
         batch_size=config.batch_size,
         train_on_what=TrainOnWhat(config.train_on_what),
     )
-    names = ("test_size", "markup", "mix_until")
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in ("test_size", "markup", "mix_until")}
     builder = Builder(file_path=data, common_config=common_config, **options)
     train_data, test_data = builder()
-    for line in train_data.summary:
-        print(f"data     {line}", flush=True)
+    print(*(f"data     {line}" for line in train_data.summary), sep="\n", flush=True)
     return train_data, [] if test_data is None else test_data.get_batch(0)
 
 

@@ -19,6 +19,7 @@ LAYERS = {
     "tinker_cookbook.tokenizer_utils": 2,
     "tinker_cookbook.model_info": 2,
     "tinker_cookbook.hyperparam_utils": 2,
+    "tinker_cookbook.unembedding": 2,
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
     "tinker_cookbook.embedded_service": 2,

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             check_arguments,
             run_service,
         )
+        from tinker_cookbook.local.service.models import check_model
         from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
     except ImportError as error:
         raise ConfigurationError(
@@ -69,10 +70,28 @@ def run(args: argparse.Namespace) -> int:
             "install it with: pip install 'tinker-cookbook[local]'"
         ) from error
     check_arguments(args)  # before anything is downloaded
+    _check_device(args.device)
     # before serving: downloads with progress, or says what is wrong
     for model in args.models or [DEFAULT_MODEL]:
-        resolve_model_folder(model)
+        check_model(resolve_model_folder(model))
     return run_service(build_settings(args), verbose=True)
+
+
+def _check_device(name: str | None) -> None:
+    """Refuse a device that torch does not have here, before anything else is done or said.
+
+    Raises:
+        ConfigurationError: naming the device.
+    """
+    if name is None or name == "cpu":
+        return  # spares whoever says nothing the import of torch
+    from tinker_cookbook.local.engine.devices import choose_device
+    from tinker_cookbook.local.errors import UserError
+
+    try:
+        choose_device(name)
+    except UserError as error:
+        raise ConfigurationError(f"{error}; leave out --device, or use --device cpu") from error
 
 
 def _print_plan(args: argparse.Namespace) -> int:

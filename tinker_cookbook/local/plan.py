@@ -1,37 +1,29 @@
 """What a model will take and give on this machine, from its config.json, before it is loaded.
 
-Counts are exact where the engine runs the architecture itself. Speeds are this machine's measured
-matrix-product and memory rates times the share of them that the engine reaches; the shares were
-measured with the default model and a 0.6B one (docs/performance.md).
+Sizes are the engine's own (`plan_shapes`). Speeds are this machine's measured matrix-product and
+memory rates times the share of them that the engine reaches; the shares were measured with the
+default model and a 0.6B one (docs/performance.md). Models that run through transformers have none.
 """
 
 from __future__ import annotations
 
-import functools
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.engine.config import ArchConfig, read_arch, read_config_json
+from tinker_cookbook.local.engine.config import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import find_compiler
+from tinker_cookbook.local.plan_shapes import ModelShape, read_shape
 
 __all__ = ["MachineRates", "ModelPlan", "build_plan", "describe_plan", "measure_rates"]
 
 GIB = 2**30
-_PACK_TOKENS = 1024
-_LEAST_ROOM = 32
-"""Rank for which a loaded model has room from the start."""
-_ACTIVATION_BYTES = 2 * GIB
-_HEAD_BUFFERS = 96 * 2**20
 _SPARE_BYTES = GIB // 2
 """Python, torch and what allocators hold back."""
 _MAX_CACHE_BYTES = 4 * GIB
-_BLOCK_TOKENS = 128
-"""Queries of which attention holds the scores at the same time."""
 _TRAIN_SHARE = 0.7
 _DECODE_SHARE = 0.75
 _BANDWIDTH_SHARE = 0.8
@@ -54,9 +46,7 @@ class ModelPlan:
     """Sizes in bytes, speeds in tokens per second."""
 
     model: str
-    arch: ArchConfig
-    num_parameters: int
-    adapter_parameters: int
+    shape: ModelShape
     rank: int
     dtype: str
     dtype_reason: str
@@ -71,6 +61,14 @@ class ModelPlan:
     max_sample_tokens: int
     """Longest sequence (prompt and completion) that keys and values have room for."""
     speeds: dict[str, float]
+
+    @property
+    def num_parameters(self) -> int:
+        return self.shape.num_parameters
+
+    @property
+    def adapter_parameters(self) -> int:
+        return self.shape.adapter_parameters
 
     @property
     def total_bytes(self) -> int:
@@ -95,47 +93,34 @@ def build_plan(
     """Plan a model from `folder`/config.json; weights need not be there.
 
     Args:
-        rank: LoRA rank of the runs, on attention and MLP.
-        dtype: `float32` or `bfloat16`; None is what the engine would choose on a CPU.
+        rank: LoRA rank of the runs, on what they train if nothing is said.
+        dtype: `float32` or `bfloat16`; None is what the environment asks for, or else what the
+            engine would choose on a CPU.
         free_bytes: memory that may be taken; None asks the system.
         rates: of the machine; None measures them, in half a second.
 
     Raises:
-        ConfigurationError: if the architecture is not one that the engine runs itself.
+        WeightsError: in one line, if the engine could not run the model.
     """
-    arch = read_arch(folder)
-    config = read_config_json(folder)
-    if arch is None:
-        raise ConfigurationError(
-            f"model={model} is of type {config.get('model_type')!r}, which runs through "
-            "transformers; a plan is made for llama, mistral, qwen2 and qwen3 without sliding "
-            "window. Load it, and see `resident_bytes` in the service's status"
-        )
-    chosen, reason = _choose_dtype(dtype)
+    from tinker_cookbook.local.engine.base_model import PACK_TOKENS_CPU
+
+    shape = read_shape(folder, rank)
+    chosen, reason = _choose_dtype(dtype or dtype_from_environment())
     size = 2 if chosen == "bfloat16" else 4
     free = available_bytes() if free_bytes is None else free_bytes
-    blocks, embedding = (
-        _block_parameters(arch) * arch.num_layers,
-        arch.vocab_size * arch.hidden_size,
-    )
-    parameters = blocks + embedding * (1 if arch.tied_embeddings else 2) + arch.hidden_size
-    adapter = rank * _adapter_width(arch) * arch.num_layers
-    stored = str(config.get("dtype", config.get("torch_dtype")))
+    stored = str(_stored_dtype(folder))
     packed = 2 if "bfloat16" in (stored, chosen) else 4
-    compiled = find_compiler() is not None
-    per_token = arch.num_layers * 2 * arch.kv_size * 4
-    kernels = compiled and chosen == "float32"
-    spare = _spare_columns(arch, rank) * arch.num_layers
-    weights = {"weights": (parameters + spare) * size}
-    if kernels:
-        weights = {"weights, packed for training and sampling": parameters * packed}
-    elif compiled:
-        weights["packed copy for sampling"] = (blocks + embedding) * packed
-    activations = functools.partial(_activation_bytes, arch, rank, size=size, kernels=kernels)
+    compiled = shape.arch is not None and find_compiler() is not None
+    adapter = shape.adapter_parameters
+    per_token = shape.cached_numbers * (4 if compiled else size)
+
+    def activations(num_tokens: int) -> int:
+        return shape.pass_bytes(num_tokens, size)
+
     memory = {
-        **weights,
+        **_weight_bytes(shape, size, packed, compiled=compiled),
         "gradient, shared by the runs": adapter * 4,
-        "activations of a pack": activations(_PACK_TOKENS),
+        "activations of a pack": activations(PACK_TOKENS_CPU),
         "python and torch": _SPARE_BYTES,
     }
     run, sampler = adapter * 12, adapter * 8
@@ -145,9 +130,7 @@ def build_plan(
     rates = rates or measure_rates()
     return ModelPlan(
         model=model,
-        arch=arch,
-        num_parameters=parameters,
-        adapter_parameters=adapter,
+        shape=shape,
         rank=rank,
         dtype=chosen,
         dtype_reason=reason,
@@ -156,10 +139,26 @@ def build_plan(
         bytes_per_run=run,
         bytes_per_sampler=sampler,
         bytes_per_cached_token=per_token,
-        max_train_tokens=_longest(arch.max_positions, activations, room),
-        max_sample_tokens=min(arch.max_positions, cache // per_token),
-        speeds=_speeds(arch, blocks, adapter, (chosen, packed if compiled else size), rates),
+        max_train_tokens=_longest(shape.max_positions, activations, room),
+        max_sample_tokens=min(shape.max_positions, cache // per_token),
+        speeds=_speeds(shape, (chosen, packed if compiled else size), rates),
     )
+
+
+def _stored_dtype(folder: Path) -> object:
+    config = read_config_json(folder)
+    return config.get("dtype", config.get("torch_dtype"))
+
+
+def _weight_bytes(shape: ModelShape, size: int, packed: int, *, compiled: bool) -> dict[str, int]:
+    """The weights as they are held: in numbers of `size` bytes, for the kernels of `packed`."""
+    if compiled and size == 4:
+        return {"weights, packed for training and sampling": shape.num_parameters * packed}
+    weights = {"weights": (shape.num_parameters + shape.spare_parameters) * size}
+    if compiled:
+        copied = shape.block_parameters + shape.embedding
+        weights["packed copy for sampling"] = copied * packed
+    return weights
 
 
 def _choose_dtype(wanted: str | None) -> tuple[str, str]:
@@ -173,50 +172,6 @@ def _choose_dtype(wanted: str | None) -> tuple[str, str]:
     if found:
         return "bfloat16", f"the processor multiplies it fast ({found[0]})"
     return "float32", "the processor has no bfloat16 products (avx512_bf16, amx_bf16)"
-
-
-def _block_parameters(arch: ArchConfig) -> int:
-    hidden, inner = arch.hidden_size, arch.intermediate_size
-    norms = 2 * hidden + (2 * arch.head_dim if arch.qk_norm else 0)
-    bias = arch.q_size + 2 * arch.kv_size if arch.qkv_bias else 0
-    attention = hidden * (2 * arch.q_size + 2 * arch.kv_size)
-    return attention + 3 * hidden * inner + norms + bias
-
-
-def _adapter_width(arch: ArchConfig) -> int:
-    """Parameters of one block's adapter per unit of rank."""
-    hidden, inner = arch.hidden_size, arch.intermediate_size
-    attention = 4 * hidden + 2 * arch.q_size + 2 * arch.kv_size
-    return attention + 3 * (hidden + inner)
-
-
-def _spare_columns(arch: ArchConfig, rank: int) -> int:
-    """Columns beside the matrices of a block, where training puts the adapter in use."""
-    rank = max(rank, _LEAST_ROOM)
-    rows = {3: arch.q_size + 2 * arch.kv_size, 1: 2 * arch.hidden_size}
-    rows[2] = 2 * arch.intermediate_size
-    return sum(-(-rank * modules // 32) * 32 * count for modules, count in rows.items())
-
-
-def _block_activations(arch: ArchConfig, rank: int) -> int:
-    """Numbers a block keeps for the backward pass, per token."""
-    width = 2 * (arch.hidden_size + arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
-    return width + 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
-
-
-def _activation_bytes(
-    arch: ArchConfig, rank: int, num_tokens: int, *, size: int, kernels: bool
-) -> int:
-    """Of a forward and backward pass: what is kept, within bounds, and what is at hand."""
-    block = _block_activations(arch, rank) * num_tokens * size
-    inputs = arch.num_layers * arch.hidden_size * num_tokens * size
-    kept = inputs + max(block, min(arch.num_layers * block, _ACTIVATION_BYTES - inputs))
-    scores = 0  # compiled kernels keep none
-    if not kernels:
-        group = arch.num_heads // arch.num_kv_heads
-        scores = 3 * arch.num_kv_heads * group * min(_BLOCK_TOKENS, num_tokens) * num_tokens * size
-    at_hand = 6 * arch.intermediate_size * num_tokens * size
-    return kept + scores + at_hand + _HEAD_BUFFERS
 
 
 def _longest(limit: int, activations: Callable[[int], int], room: int | None) -> int:
@@ -233,11 +188,11 @@ def _longest(limit: int, activations: Callable[[int], int], room: int | None) ->
     return 64 * low
 
 
-def _speeds(
-    arch: ArchConfig, blocks: int, adapter: int, formats: tuple[str, int], rates: MachineRates
-) -> dict[str, float]:
+def _speeds(shape: ModelShape, formats: tuple[str, int], rates: MachineRates) -> dict[str, float]:
+    if shape.arch is None:
+        return {}
     dtype, packed = formats
-    head = arch.vocab_size * arch.hidden_size
+    blocks, head, adapter = shape.block_parameters, shape.embedding, shape.adapter_parameters
     train_flops = rates.flops * (_BFLOAT16_GAIN if dtype == "bfloat16" else 1)
     # Forward and backward to activations; LoRA's own gradients; the head back for 2 of 3 tokens.
     per_token = 4 * blocks + 6 * adapter + 2 * head * (1 + 2 / 3)
@@ -278,14 +233,19 @@ def _best_seconds(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
+_PARTS = {"attn": "attention", "mlp": "MLP", "unembed": "output embedding"}
+
+
 def describe_plan(plan: ModelPlan) -> str:
     """The plan as the text that `serve --plan` prints."""
-    arch = plan.arch
+    shape = plan.shape
+    parts = ", ".join(f"{_PARTS[part]}" for part in shape.adapter_parts)
+    through = "" if shape.arch is not None else ", runs through transformers (slower)"
     lines = [
         f"plan for {plan.model}, nothing is loaded",
-        f"  model     {arch.model_type}, {plan.num_parameters / 1e6:,.1f} million parameters, "
-        f"{arch.num_layers} blocks, vocabulary {arch.vocab_size:,}",
-        f"  adapter   rank {plan.rank} on attention and MLP: "
+        f"  model     {shape.model_type}{through}, {plan.num_parameters / 1e6:,.1f} million "
+        f"parameters, {shape.num_layers} blocks, vocabulary {shape.vocab_size:,}",
+        f"  adapter   rank {plan.rank} on {parts}: "
         f"{plan.adapter_parameters / 1e6:.1f} million parameters",
         f"  dtype     {plan.dtype}: {plan.dtype_reason}",
         f"  machine   {platform.machine()}, {_gib(plan.free_bytes)} of memory free",
@@ -296,12 +256,13 @@ def describe_plan(plan: ModelPlan) -> str:
         f"    {plan.bytes_per_cached_token / 2**10:>6.0f} KiB  each token of a sampled sequence",
         f"    {_gib(plan.total_bytes):>10}  together, with one run and one sampler"
         + ("" if plan.fits else ": MORE THAN IS FREE"),
-        f"  longest sequence (the model's own limit is {arch.max_positions:,} tokens)",
+        f"  longest sequence (the model's own limit is {shape.max_positions:,} tokens)",
         f"    {plan.max_train_tokens:>10,}  tokens in training",
         f"    {plan.max_sample_tokens:>10,}  tokens in sampling, prompt and completion",
-        "  expected tokens per second (from a short measurement of this machine)",
-        *(f"    {rate:>10.1f}  {work}" for work, rate in plan.speeds.items()),
     ]
+    if plan.speeds:
+        lines.append("  expected tokens per second (from a short measurement of this machine)")
+        lines += [f"    {rate:>10.1f}  {work}" for work, rate in plan.speeds.items()]
     if not plan.fits:
         lines.append("  It does not fit: choose a smaller model, or free memory.")
     return "\n".join(lines)

@@ -77,7 +77,7 @@ _OTHER_PARTS = {
 """Types of parts of other interfaces: the type they are read as, and the key of their value."""
 _PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
 """Keys of a part that say nothing to be trained."""
-_MARKUP_SIGNS = ("think>", "tool_call>")
+_MARKUP_SIGNS = ("think>", "tool_call>", "[TOOL_CALLS]")
 
 
 @dataclass(frozen=True)

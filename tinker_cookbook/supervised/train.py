@@ -70,9 +70,6 @@ class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOpti
     submit_ahead: int = chz.field(
         default=1, doc="Batches submitted before the result of the current one is awaited."
     )
-    train_unembed: bool | None = chz.field(
-        default=None, doc="Train the output layer (lm_head) too; None: the service's default."
-    )
 
     @chz.validate
     def _check(self) -> None:

@@ -34,8 +34,9 @@ def _session_folder() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def _foreign_model(architecture: str) -> Path:
-    """A tiny random GPT-NeoX (other block, rotary share, biases) or Gemma 2 (logit caps)."""
-    from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig
+    """A tiny random GPT-NeoX (other block, rotary share, biases), Gemma 2 (logit caps) or GPT-2
+    (matrices the other way round)."""
+    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig
 
     size = {
         "vocab_size": 200,
@@ -48,6 +49,15 @@ def _foreign_model(architecture: str) -> Path:
     }
     if architecture == "gpt_neox":
         config = GPTNeoXConfig(**size)
+    elif architecture == "gpt2":
+        config = GPT2Config(
+            vocab_size=200,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            tie_word_embeddings=False,
+        )
     else:
         config = Gemma2Config(**size, num_key_value_heads=2, head_dim=8)
     folder = Path(_session_folder().name) / architecture
@@ -61,7 +71,8 @@ def _foreign_model(architecture: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma2", "gpt2"])
 def test_training_equals_peft(architecture: str) -> None:
     folder = _foreign_model(architecture)
     run = make_run(folder, LoraSpec(rank=3, seed=1))

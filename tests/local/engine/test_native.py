@@ -169,7 +169,7 @@ def test_sequences_that_begin_the_same_read_it_from_one_place(tmp_path: Path) ->
         decode_tokens=[5, 6, 7],
         decode_positions=[len(prompt)] * 3,
         decode_adapters=[None] * 3,
-        pools=cache.active_pools(),
+        decode_rows=rows,
     )
     apart = decoder.forward(batch)
     for row in rows[1:]:

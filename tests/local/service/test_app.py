@@ -262,7 +262,7 @@ async def test_an_index_that_cannot_be_used_is_named(service, http) -> None:
     response = await http.get("/training_runs/x")
     assert response.status_code == 400  # the SDK would repeat a 500 for minutes
     assert "index.sqlite3 cannot be used" in response.json()["detail"]
-    service.store.index._connection = service.store.index._open()
+    service.store.index.open()
 
 
 async def test_pages_are_checked(http) -> None:
@@ -323,7 +323,7 @@ async def test_the_end_of_a_session_frees_memory_also_where_the_disk_is_full(ser
     await asyncio.sleep(0.05)
     assert service.losses._request_ids == {}
     assert len(service.sessions) == 0
-    service.store.index._connection = service.store.index._open()
+    service.store.index.open()
 
 
 async def test_resent_samples_are_remembered_as_long_as_their_results(service) -> None:
@@ -346,6 +346,27 @@ def test_timelines_are_bounded_over_all_sessions(monkeypatch) -> None:
     assert {key: len(spans) for key, spans in log._spans.items()} == {"a": 3, "c": 2}
     log.drop("a")
     assert log._num_spans == 2
+
+
+def test_a_timeline_of_many_operations_is_small_and_complete() -> None:
+    import tracemalloc
+
+    log, ids = trace.TraceLog(), [f"req-00000000-{number:032x}" for number in range(5000)]
+    tracemalloc.start()
+    for request_id in ids:
+        entry = Entry(request_id, "optim_step", "s", None)
+        entry.finished_at = entry.created_at + 2.0
+        log.add(entry, "run-1", entry.created_at + 0.5)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 5000 * 200
+    events = json.loads(log.export("s"))["traceEvents"]
+    assert [event["args"].get("request_id") for event in events[:-1]] == ids
+    assert {(event["name"], event["args"]["outcome"]) for event in events[:-1]} == {
+        ("optim_step", "done")
+    }
+    assert events[0]["dur"] == pytest.approx(1.5e6, abs=1)
+    assert events[-1]["args"] == {"name": "run-1"}
 
 
 async def test_an_answer_that_waits_for_its_model_is_in_flight(service, http) -> None:

@@ -63,6 +63,23 @@ async def test_results_beyond_the_budget_go_oldest_first_and_a_read_keeps_one() 
     assert [table.get(entry.request_id) is not None for entry in entries] == [True, False, True]
 
 
+async def test_a_result_that_was_read_goes_sooner_than_one_that_waits() -> None:
+    table = FutureTable(keep_seconds=900, keep_bytes=10**6, read_keep_seconds=300)
+    read, unread = table.create("forward", "s"), table.create("forward", "s")
+    for one in (unread, read):
+        table.resolve(one, Payload.of_json({}))
+    assert table.has_unread()
+    await table.wait(read, 0)
+    assert table.expire(time.time() + 299) == 0
+    assert table.expire(time.time() + 301) == 1
+    assert table.get(unread.request_id) is unread
+    assert table.has_unread()
+    await table.wait(unread, 0)
+    assert not table.has_unread()
+    assert table.expire(time.time() + 301) == 1
+    assert table.stats() == {"futures": 0, "futures_unfinished": 0, "futures_result_bytes": 0}
+
+
 async def test_a_group_is_polled_by_cursor() -> None:
     table = make_table()
     entries = [table.create("sample", "s", group="sampler#0") for _ in range(3)]

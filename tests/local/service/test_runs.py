@@ -88,3 +88,19 @@ async def test_a_gate_that_is_closed_while_paused_keeps_the_order() -> None:
     assert started == []
     gate.resume()
     assert started == [2, 3, 5]
+
+
+async def test_numbers_whose_results_are_gone_are_neither_kept_nor_run_again() -> None:
+    gate, started = SequenceGate(grace_seconds=9), []
+    for seq_id in (1, 2, 3):
+        gate.submit(seq_id, f"req-{seq_id}", lambda seq_id=seq_id: started.append(seq_id))
+    gate.submit(5, "req-5", lambda: started.append(5))  # waits for 4
+    gate.forget_answered(lambda request_id: request_id == "req-3")
+    assert started == [1, 2, 3]
+    assert [gate.request_id_of(seq_id) for seq_id in (1, 2, 3)] == [None, None, "req-3"]
+    assert [gate.has_forgotten(seq_id) for seq_id in (1, 2, 3, 4, 5)] == [True, True] + [False] * 3
+    gate.forget_answered(lambda request_id: False)
+    assert gate.request_id_of(5) == "req-5"
+    gate.submit(4, "req-4", lambda: started.append(4))
+    assert started == [1, 2, 3, 4, 5]
+    gate.close()

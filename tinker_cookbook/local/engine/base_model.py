@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from tinker_cookbook.local.engine.config import ArchConfig, read_arch
+from tinker_cookbook.local.engine.devices import choose_dtype
 from tinker_cookbook.local.engine.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.graph_loss import GraphPackLoss
 from tinker_cookbook.local.engine.head import Head
@@ -22,15 +23,22 @@ from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.packing import Pack
-from tinker_cookbook.local.engine.precision import fastest_dtype
 from tinker_cookbook.local.engine.transformer import PackedTransformer
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.engine.weights import ModelWeights, load_weights
 
-__all__ = ["BaseModel", "NativeModel", "load_base_model", "reuse_freed_memory"]
+__all__ = [
+    "PACK_TOKENS_CPU",
+    "BaseModel",
+    "NativeModel",
+    "blocks_to_keep",
+    "load_base_model",
+    "native_pass_bytes",
+    "reuse_freed_memory",
+]
 
 _ACTIVATION_BYTES = 2 * 2**30
-_PACK_TOKENS_CPU = 1024
+PACK_TOKENS_CPU = 1024
 _PACK_TOKENS_ACCELERATOR = 8192
 
 
@@ -59,6 +67,11 @@ class BaseModel(Protocol):
     def count_image_tokens(self) -> Callable[[ImageInput, str], int] | None:
         """Positions of an image, or a UserError that begins with the given place; None where the
         model reads text only."""
+        ...
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
         ...
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
@@ -105,7 +118,7 @@ class NativeModel:
         self.head = Head(weights.head)
         self.spare_gradients = SpareGradients()
         on_cpu = weights.device.type == "cpu"
-        default = _PACK_TOKENS_CPU if on_cpu else _PACK_TOKENS_ACCELERATOR
+        default = PACK_TOKENS_CPU if on_cpu else _PACK_TOKENS_ACCELERATOR
         self.pack_tokens = pack_tokens or default
         self.activation_bytes = activation_bytes
 
@@ -120,6 +133,10 @@ class NativeModel:
     @property
     def device(self) -> torch.device:
         return self.weights.device
+
+    @property
+    def ties_embeddings(self) -> bool:
+        return self.weights.ties_embeddings
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         return lora_targets(self.arch, spec)
@@ -152,18 +169,33 @@ class NativeModel:
         return torch.cat([logprobs, rest])
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
-        full, least = self.transformer.activation_bytes(num_tokens, rank)
-        keep = self._num_blocks_to_keep(num_tokens, rank) if backward else 0
-        blocks = keep * full + (len(self.weights.layers) - keep) * least if backward else 0
-        # one block at work, the states of all rows, and the values of all targets several times
-        rows = num_tokens * (16 * self.arch.hidden_size + 16 * num_targets)
-        return blocks + 2 * full + rows + self.head.buffer_bytes(num_tokens)
+        block = self.transformer.activation_bytes(num_tokens, rank)
+        keep = self._num_blocks_to_keep(num_tokens, rank)
+        sizes = native_pass_bytes(self.arch, num_tokens, num_targets, block, keep=keep)
+        return sizes[backward] + self.head.buffer_bytes(num_tokens)
 
     def _num_blocks_to_keep(self, num_tokens: int, rank: int) -> int:
-        full, least = self.transformer.activation_bytes(num_tokens, rank)
-        num_blocks = len(self.weights.layers)
-        spare = self.activation_bytes - num_blocks * least
-        return max(0, min(num_blocks, spare // (full - least)))
+        block = self.transformer.activation_bytes(num_tokens, rank)
+        return blocks_to_keep(self.arch.num_layers, block, self.activation_bytes)
+
+
+def blocks_to_keep(
+    num_blocks: int, block: tuple[int, int], activation_bytes: int = _ACTIVATION_BYTES
+) -> int:
+    """How many blocks a forward pass keeps in full, of sizes as `block_activation_bytes` gives."""
+    full, least = block
+    spare = activation_bytes - num_blocks * least
+    return max(0, min(num_blocks, spare // (full - least)))
+
+
+def native_pass_bytes(
+    arch: ArchConfig, num_tokens: int, num_targets: int, block: tuple[int, int], *, keep: int
+) -> tuple[int, int]:
+    """About what a forward pass takes, and one with a backward pass; without the head's buffers."""
+    full, least = block
+    # one block at work, the states of all rows, and the values of all targets several times
+    forward = 2 * full + num_tokens * (16 * arch.hidden_size + 16 * num_targets)
+    return forward, forward + keep * full + (arch.num_layers - keep) * least
 
 
 def load_base_model(
@@ -176,11 +208,11 @@ def load_base_model(
     """Load a model folder: natively where its architecture is known, else through transformers.
 
     Args:
-        dtype: of the arithmetic; None: by device.
+        dtype: of the arithmetic; None: see `choose_dtype`.
         compiled: train with the compiled kernels where there are any for the device and format.
     """
     reuse_freed_memory()
-    dtype = dtype or fastest_dtype(device)
+    dtype = dtype or choose_dtype(None, torch.device(device))
     arch = read_arch(folder)
     if arch is not None:
         blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None

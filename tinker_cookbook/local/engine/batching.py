@@ -34,7 +34,7 @@ class Chunk:
 
 @dataclass
 class Batch:
-    """Decoding rows of all pools first (in pool and row order), then the chunks."""
+    """Decoding rows first, those of a pool together and in its order, then the chunks."""
 
     decode_tokens: list[int] = field(default_factory=list)
     decode_positions: list[int] = field(default_factory=list)
@@ -42,8 +42,12 @@ class Batch:
     decode_same: list[tuple[int, int]] = field(default_factory=list)
     """Per decoding row: an earlier one whose sequence has the same first tokens, and how many these
     are; 0 where none is known. Empty: nothing is known."""
-    pools: list[Any] = field(default_factory=list)
+    decode_rows: list[Any] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+
+    def sequences(self) -> list[Any]:
+        """The sequences that are decoded, in the order of their rows."""
+        return [row.owner for row in self.decode_rows]
 
     def tokens(self) -> np.ndarray:
         """int64 [N]."""
@@ -68,6 +72,8 @@ class BatchDecoder(Protocol):
 
     exact: bool
     """Whether a token's numbers are the same bits in any batch and chunk."""
+    overhead_tokens: int
+    """What a forward pass costs whatever is in it, as so many more tokens."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Return a hidden state per token, [N, ...], and fill the caches."""

@@ -8,6 +8,7 @@ Axes: N tokens of the batch, H hidden, V vocabulary, D head dimension.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,10 @@ class _PoolView:
     length: int
     mask: Tensor | None
     rows: Tensor
-    """0, 1, ... for the new tokens' places."""
+    """int64 [num_rows]: which rows of the pool."""
     positions: Tensor
+    is_dense: bool
+    """Whether these are the pool's first rows, which need no copy."""
 
 
 class Decoder:
@@ -49,6 +52,7 @@ class Decoder:
     exact = False
 
     def __init__(self, arch: ArchConfig, weights: ModelWeights) -> None:
+        self.overhead_tokens = 8 if weights.device.type == "cpu" else 128
         self.arch = arch
         self.weights = weights
         self.cache_shape = cache_shape(arch, weights, weights.dtype)
@@ -123,7 +127,8 @@ class Decoder:
         rows = slice(view.first, view.first + view.num_rows)
         stored = view.pool.kv[layer]
         stored.permute(0, 3, 2, 1, 4)[view.rows, view.positions] = kv[rows]
-        keys, values = stored[: view.num_rows, :, :, : view.length].unbind(2)
+        kept = stored[: view.num_rows] if view.is_dense else stored[view.rows]
+        keys, values = kept[:, :, :, : view.length].unbind(2)
         # Query heads that share a key head stand as query positions: no copy of keys per head.
         grouped = q[rows].unflatten(1, (arch.num_kv_heads, -1))
         out = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=view.mask)
@@ -152,15 +157,17 @@ class Decoder:
     def _pool_views(self, batch: Batch) -> list[_PoolView]:
         views, first = [], 0
         device = self.weights.device
-        for pool in batch.pools:
-            num_rows = pool.num_active
+        for pool, group in itertools.groupby(batch.decode_rows, key=lambda row: row.pool):
+            indices = np.array([row.index for row in group], np.int64)
+            num_rows = len(indices)
             positions = np.asarray(batch.decode_positions[first : first + num_rows], np.int64)
             longest = int(positions.max()) + 1
             length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, pool.capacity)
             valid = np.arange(length)[None, :] <= positions[:, None]
             mask = torch.from_numpy(valid)[:, None, None].to(device)
-            places = [torch.from_numpy(i).to(device) for i in (np.arange(num_rows), positions)]
-            views.append(_PoolView(pool, first, num_rows, length, mask, *places))
+            rows, places = (torch.from_numpy(i).to(device) for i in (indices, positions))
+            is_dense = bool(np.array_equal(indices, np.arange(num_rows)))
+            views.append(_PoolView(pool, first, num_rows, length, mask, rows, places, is_dense))
             first += num_rows
         return views
 

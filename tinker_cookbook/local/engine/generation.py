@@ -5,19 +5,23 @@ that decode, and starts all its completions from that one prefill. Where one or 
 alone, tokens that likely follow are computed beside the newest (see `drafts`). A sequence whose
 keys and values no longer fit is paused and later computed again; the draws do not depend on it (see
 `draws`).
+
+Clients share places, memory and time: the one with the fewest places is admitted first, each gets a
+few places whatever the others hold, and `turns` says whose tokens a step computes.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from tinker_cookbook.local.engine.backlog import Backlog
 from tinker_cookbook.local.engine.batching import Batch, BatchDecoder, Chunk, SequenceCache
 from tinker_cookbook.local.engine.drafts import Drafter
 from tinker_cookbook.local.engine.draws import draw_uniforms
@@ -30,6 +34,7 @@ from tinker_cookbook.local.engine.sampling import (
     logsumexp,
     topk_logprobs,
 )
+from tinker_cookbook.local.engine.turns import Turns
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["GenerationLimits", "Generator"]
@@ -50,6 +55,8 @@ class GenerationLimits:
     """Tokens of one forward pass: decoding sequences and prompt chunks together."""
     max_sequences: int = 128
     """Sequences that decode together."""
+    own_sequences: int = 8
+    """Of those, places that a client gets at once even where others hold all."""
 
 
 @dataclass(eq=False)
@@ -80,8 +87,8 @@ class Generator:
         self._decoder = decoder
         self._cache = cache
         self._limits = limits
-        self._queue: deque[Request] = deque()
-        self._paused: deque[Sequence] = deque()
+        self._turns = Turns(decoder.overhead_tokens)
+        self._waiting = Backlog()
         self._prefills: list[_Prefill] = []
         self._running: list[Sequence] = []
         self.prompt_tokens = 0
@@ -110,12 +117,12 @@ class Generator:
             )
         if request.scores_prompt:
             request.prompt_scores = PromptScores(request)
-        self._queue.append(request)
+        self._waiting.add_request(request)
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._queue or self._paused or self._prefills or self._running)
+        return bool(self._waiting or self._prefills or self._running)
 
     @property
     def num_running(self) -> int:
@@ -125,7 +132,7 @@ class Generator:
     @property
     def num_waiting(self) -> int:
         """Requests and paused sequences that wait for memory."""
-        return len(self._queue) + len(self._paused)
+        return len(self._waiting)
 
     @property
     def num_cache_bytes(self) -> int:
@@ -151,17 +158,18 @@ class Generator:
         self._drop_cancelled()
         self._admit()
         self._make_room()
-        batch = self._build_batch()
+        clients = self._places()
+        batch, prefills = self._build_batch(self._turns.choose(clients))
+        self._turns.charge(clients, _tokens_by_client(batch, prefills))
         drafts = self._add_drafts(batch)
         if any(drafts):
             self._run_drafts(batch, drafts)
         elif batch.decode_tokens or batch.chunks:
-            self._run(batch)
+            self._run(batch, prefills)
         self.busy_seconds += time.perf_counter() - started
 
-    def _run(self, batch: Batch) -> None:
-        decoding = _decoding(batch)
-        prefills = self._prefills[: len(batch.chunks)]
+    def _run(self, batch: Batch, prefills: list[_Prefill]) -> None:
+        decoding = batch.sequences()
         hidden = self._decoder.forward(batch)
         wanted, first = list(range(len(decoding))), len(decoding)
         completed: list[_Prefill] = []
@@ -199,7 +207,7 @@ class Generator:
         if not self._decoder.exact or batch.chunks or not 1 <= count <= _DRAFT_SEQUENCES:
             return []
         drafts = []
-        for sequence in _decoding(batch):
+        for sequence in batch.sequences():
             request, row = sequence.request, sequence.row
             if sequence.drafter is None:
                 sequence.drafter = Drafter()
@@ -218,7 +226,7 @@ class Generator:
 
     def _run_drafts(self, batch: Batch, drafts: list[list[int]]) -> None:
         """As `_run` for decoding sequences: a guess is right if it is what the row before drew."""
-        decoding = _decoding(batch)
+        decoding = batch.sequences()
         hidden = self._decoder.forward(batch)
         logits = self._decoder.logits(hidden, batch.adapters())
         first = len(decoding)
@@ -237,50 +245,94 @@ class Generator:
     # --- admission -----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Begin prefills while there is memory: paused sequences first, then requests in order."""
-        pending = sum(prefill.remaining for prefill in self._prefills)
-        while pending < self._limits.max_batch_tokens:
-            if self.num_running >= self._limits.max_sequences:
+        """Begin prefills while there are places and memory, for the clients with the fewest first.
+
+        A client whose next sequence finds no memory is not overtaken by those with more places.
+        """
+        if not self._waiting:
+            return
+        places = self._places()
+        pending = Counter[str]()
+        for prefill in self._prefills:
+            pending[prefill.request.client] += prefill.remaining
+        passed: set[str] = set()
+        while True:
+            ready = [c for c in self._waiting.clients() if c not in passed]
+            if not ready:
                 return
-            prefill = self._next_prefill()
+            client = min(ready, key=lambda c: places[c])
+            full = pending[client] >= self._limits.max_batch_tokens
+            if full or not self._has_place(client, places) or self._waits_for_prefill(client):
+                passed.add(client)
+                continue
+            prefill = self._next_prefill(client, places)
             if prefill is None:
                 return
             self._prefills.append(prefill)
-            pending += prefill.remaining
+            places[client] += 1
+            pending[client] += prefill.remaining
 
-    def _next_prefill(self) -> _Prefill | None:
-        if self._paused:
-            sequence = self._paused[0]
-            row = self._allocate(sequence)
+    def _places(self) -> Counter[str]:
+        """How many sequences of each client decode or are being prefilled."""
+        holders = (*self._running, *(prefill.sequence for prefill in self._prefills))
+        return Counter(sequence.request.client for sequence in holders)
+
+    def _has_place(self, client: str, places: Counter[str]) -> bool:
+        """Whether one more sequence of a client may be computed."""
+        limit = self._limits.max_sequences
+        if places[client] < self._limits.own_sequences:
+            limit *= 2  # bounds how many clients can have places of their own
+        return places.total() < limit
+
+    def _waits_for_prefill(self, client: str) -> bool:
+        waiting = self._waiting.next_of(client)
+        return isinstance(waiting, Request) and self._shares_prefill_in_progress(waiting)
+
+    def _next_prefill(self, client: str, places: Counter[str]) -> _Prefill | None:
+        """Begin what a client waits for; None where memory is missing."""
+        waiting = self._waiting.next_of(client)
+        if isinstance(waiting, Sequence):
+            row = self._allocate_fairly(waiting, places)
             if row is None:
                 return None
-            self._paused.popleft()
-            tokens = sequence.cached_tokens()
-            return _Prefill(sequence, tokens, row, self._restore(sequence, tokens, row))
-        if not self._queue:
-            return None
-        request = self._queue[0]
-        sequence = request.waiting[0]
-        if (
-            request.max_new == 1
-            and not request.spec.images
-            and len(request.prompt) <= self._limits.max_batch_tokens
-        ):
-            self._queue.popleft()
+            self._waiting.remove_sequence(waiting)
+            tokens = waiting.cached_tokens()
+            return _Prefill(waiting, tokens, row, self._restore(waiting, tokens, row))
+        request, sequence = waiting, waiting.waiting[0]
+        if self._needs_no_row(request):
+            self._waiting.take_request(client)
             return _Prefill(sequence, request.prompt, None, 0)
-        if self._shares_prefill_in_progress(request):
-            return None
-        row = self._allocate(sequence)
+        row = self._allocate_fairly(sequence, places)
         if row is None:
             return None
-        self._queue.popleft()
+        self._waiting.take_request(client)
         shared = self._restore(sequence, request.prompt, row)
         request.cache_hit_tokens = shared
         return _Prefill(sequence, request.prompt, row, shared)
 
+    def _needs_no_row(self, request: Request) -> bool:
+        """Whether a prompt goes through in one piece and nothing comes after it."""
+        fits = len(request.prompt) <= self._limits.max_batch_tokens
+        return request.max_new == 1 and not request.spec.images and fits
+
+    def _allocate_fairly(self, sequence: Sequence, places: Counter[str]) -> Any:
+        """A row; where memory has none, one of a client with more places makes room for it."""
+        client = sequence.request.client
+        row = self._allocate(sequence)
+        while row is None and places[client] < self._limits.own_sequences:
+            others = [s for s in self._running if places[s.request.client] > places[client] + 1]
+            if not others:
+                return None
+            # what it has computed is computed again, so the shortest pauses
+            paused = min(reversed(others), key=lambda s: s.num_cached)
+            places[paused.request.client] -= 1
+            self._pause(paused)
+            row = self._allocate(sequence)
+        return row
+
     def _shares_prefill_in_progress(self, request: Request) -> bool:
         """Whether waiting for a running prefill gives most of this prompt for a copy."""
-        if request.scores_prompt:
+        if request.scores_prompt or self._needs_no_row(request):
             return False
         return any(
             prefill.request.adapter is request.adapter
@@ -305,8 +357,8 @@ class Generator:
     def _num_rows_to_come(self) -> int:
         """How many rows waiting sequences will take before others end."""
         most = self._limits.max_sequences - self.num_running
-        count = len(self._paused)
-        for request in self._queue:
+        count = sum(1 for _ in self._waiting.sequences())
+        for request in self._waiting.requests():
             if count >= most:
                 break
             if request.max_new > 1:  # the others hardly ever take one
@@ -336,28 +388,36 @@ class Generator:
         return best
 
     def _make_room(self) -> None:
-        """Give every decoding sequence room for a token; pause the newest where memory ends."""
+        """Give every decoding sequence room for a token; where memory ends, pause the newest of the
+        client with the most places.
+        """
         for sequence in list(self._running):
             while sequence.row is not None:
                 grown = self._cache.grow(sequence.row, sequence.num_cached + 1)
                 if grown is not None:
                     sequence.row = grown
                     break
-                self._pause(self._running[-1])
+                places = self._places()
+                most = max(places[s.request.client] for s in self._running)
+                holders = [s for s in self._running if places[s.request.client] == most]
+                self._pause(holders[-1])
 
     def _pause(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._release(sequence)
-        self._paused.appendleft(sequence)
+        self._waiting.add_sequence(sequence, first=True)
 
     # --- one step ------------------------------------------------------------------------------
 
-    def _build_batch(self) -> Batch:
-        batch = Batch(pools=self._cache.active_pools())
+    def _build_batch(self, clients: Collection[str]) -> tuple[Batch, list[_Prefill]]:
+        """The next tokens of some clients, and the prefills that the batch's chunks belong to."""
+        batch = Batch()
         first_of: dict[Request, int] = {}
-        for pool in batch.pools:
+        for pool in self._cache.active_pools():
             for row in pool.rows[: pool.num_active]:
                 sequence: Sequence = row.owner
+                if sequence.request.client not in clients:
+                    continue
                 number = len(batch.decode_tokens)
                 first = first_of.setdefault(sequence.request, number)
                 shared = len(sequence.request.prompt) if first < number else 0
@@ -365,8 +425,16 @@ class Generator:
                 batch.decode_tokens.append(sequence.tokens[-1])
                 batch.decode_positions.append(sequence.num_cached)
                 batch.decode_adapters.append(sequence.request.adapter)
+                batch.decode_rows.append(row)
+        return batch, self._add_chunks(batch, clients)
+
+    def _add_chunks(self, batch: Batch, clients: Collection[str]) -> list[_Prefill]:
+        """Fill a batch with parts of prompts; returns whose they are."""
         budget = max(self._limits.max_batch_tokens - len(batch.decode_tokens), 1)
+        added: list[_Prefill] = []
         for prefill in self._prefills:
+            if prefill.request.client not in clients:
+                continue
             count = prefill.remaining
             images = () if prefill.done else prefill.request.spec.images
             if images and batch.chunks:
@@ -379,10 +447,10 @@ class Generator:
                 break
             tokens = prefill.tokens[prefill.done : prefill.done + count]
             adapter = prefill.request.adapter
-            chunk = Chunk(tokens, prefill.done, prefill.row, adapter, images)
-            batch.chunks.append(chunk)
+            batch.chunks.append(Chunk(tokens, prefill.done, prefill.row, adapter, images))
+            added.append(prefill)
             budget -= count
-        return batch
+        return added
 
     def _score_prompt(self, prefill: _Prefill, hidden: Tensor) -> None:
         request = prefill.request
@@ -405,7 +473,7 @@ class Generator:
             return
         for sequence in waiting[1:]:
             if sequence.stop_reason is None:
-                self._paused.append(sequence)
+                self._waiting.add_sequence(sequence)
             else:
                 self._finish(sequence)
 
@@ -423,15 +491,16 @@ class Generator:
         assert sequence.row is not None, "a sequence decodes only with a row"
         sequence.row.pool.activate(sequence.row)
         self._running.append(sequence)
-        siblings = [s for s in self._paused if s.request is sequence.request and len(s.tokens) == 1]
+        waiting = self._waiting.sequences()
+        siblings = [s for s in waiting if s.request is sequence.request and len(s.tokens) == 1]
         for sibling in siblings:
-            if self.num_running >= self._limits.max_sequences:
+            if not self._has_place(sequence.request.client, self._places()):
                 return
             row = self._allocate(sibling)
             if row is None:
                 return
             self._cache.copy(sequence.row, row, len(sequence.request.prompt))
-            self._paused.remove(sibling)
+            self._waiting.remove_sequence(sibling)
             row.pool.activate(row)
             self._running.append(sibling)
 
@@ -511,9 +580,10 @@ class Generator:
             sequence.row = None
 
     def _requests(self) -> Iterable[Request]:
-        holders = [*self._running, *self._paused, *(p.sequence for p in self._prefills)]
-        found = dict.fromkeys([*self._queue, *(sequence.request for sequence in holders)])
-        return list(found)
+        holders = [*self._running, *(p.sequence for p in self._prefills)]
+        holders += self._waiting.sequences()
+        begun = (sequence.request for sequence in holders)
+        return list(dict.fromkeys([*self._waiting.requests(), *begun]))
 
     def _drop_cancelled(self) -> None:
         for request in self._requests():
@@ -527,9 +597,7 @@ class Generator:
 
     def _remove(self, request: Request) -> None:
         """Take every trace of a request out of the engine."""
-        if request in self._queue:
-            self._queue.remove(request)
-        self._paused = deque(s for s in self._paused if s.request is not request)
+        self._waiting.remove(request)
         for sequence in [s for s in self._running if s.request is request]:
             self._running.remove(sequence)
             self._release(sequence)
@@ -538,6 +606,9 @@ class Generator:
             self._release(prefill.sequence)
 
 
-def _decoding(batch: Batch) -> list[Sequence]:
-    """The sequences that the batch decodes, in its order."""
-    return [row.owner for pool in batch.pools for row in pool.rows[: pool.num_active]]
+def _tokens_by_client(batch: Batch, prefills: list[_Prefill]) -> Counter[str]:
+    """How many tokens a batch computes for each client."""
+    counts = Counter(sequence.request.client for sequence in batch.sequences())
+    for prefill, chunk in zip(prefills, batch.chunks, strict=True):
+        counts[prefill.request.client] += len(chunk.tokens)
+    return counts

@@ -16,7 +16,7 @@ from tinker_cookbook.local.engine.gradients import GradientSink
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter
 from tinker_cookbook.local.engine.matrices import Matrix
 
-__all__ = ["Head", "LogprobGradient"]
+__all__ = ["Head", "LogprobGradient", "head_buffer_bytes"]
 
 LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 """From a slice of rows and their logprobs [C, K] to the loss gradient [C, K]."""
@@ -24,6 +24,17 @@ LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 _CHUNK_BYTES = 48 * 2**20
 _SMALLEST_EXACT = -80.0
 """Below, exp(logprob) nears the smallest normal float32."""
+
+
+def head_buffer_bytes(vocab_size: int, num_rows: int, *, chunk_bytes: int = _CHUNK_BYTES) -> int:
+    """Memory of the buffers of logits and probabilities for so many rows."""
+    return 2 * 4 * min(_chunk_rows(vocab_size, num_rows, chunk_bytes), num_rows) * vocab_size
+
+
+def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
+    size = max(16, chunk_bytes // (4 * vocab_size))
+    count = max(1, -(-num_rows // size))
+    return max(1, -(-num_rows // count))
 
 
 class Head:
@@ -71,13 +82,10 @@ class Head:
 
     def buffer_bytes(self, num_rows: int) -> int:
         """Memory of the two buffers for so many rows."""
-        largest = max((rows.stop - rows.start for rows in self._chunks(num_rows)), default=0)
-        return 2 * 4 * largest * self._vocab
+        return head_buffer_bytes(self._vocab, num_rows, chunk_bytes=self._chunk_bytes)
 
     def _chunks(self, num_rows: int) -> list[slice]:
-        size = max(16, self._chunk_bytes // (4 * self._vocab))
-        count = max(1, -(-num_rows // size))
-        size = max(1, -(-num_rows // count))
+        size = _chunk_rows(self._vocab, num_rows, self._chunk_bytes)
         return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
 
     def _logits(

@@ -100,18 +100,17 @@ class HfDecoder:
     """Runs batches through a transformers model; what it calls hidden states are logits."""
 
     exact = False
+    overhead_tokens = 0
 
     def __init__(self, model: HfModel) -> None:
         self._model = model
 
     def forward(self, batch: Batch) -> Tensor:
         """Return float32 logits [N, V] of all tokens."""
-        parts, first = [], 0
-        for pool in batch.pools:
-            for row in pool.rows[: pool.num_active]:
-                token = np.asarray(batch.decode_tokens[first : first + 1])
-                parts.append(self._extend(row, token, batch.decode_adapters[first]))
-                first += 1
+        parts = []
+        for number, row in enumerate(batch.decode_rows):
+            token = np.asarray(batch.decode_tokens[number : number + 1])
+            parts.append(self._extend(row, token, batch.decode_adapters[number]))
         for chunk in batch.chunks:
             parts.append(self._extend(chunk.row, chunk.tokens, chunk.adapter, chunk.images))
         return torch.cat(parts)

@@ -1,13 +1,14 @@
 """Any other causal language model that transformers loads, behind the engine's interface.
 
 Slower than the native path: one sequence at a time, gradients by autograd, LoRA a second product.
-LoRA goes on every nn.Linear; modules whose path speaks of attention count as `attn`, the output
-embedding as `unembed`, all others as `mlp`.
+LoRA goes on every nn.Linear and gpt2's Conv1D; modules whose path speaks of attention count as
+`attn`, the output embedding as `unembed`, all others as `mlp`.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,21 @@ from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.config import read_config_json
 from tinker_cookbook.local.engine.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.graph_loss import GraphPackLoss
+from tinker_cookbook.local.engine.hf_support import check_cache, check_is_causal, read_hf_config
 from tinker_cookbook.local.engine.lora import Adapter, LoraTarget
 from tinker_cookbook.local.engine.losses import PackLoss
 from tinker_cookbook.local.engine.packing import Pack
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.engine.vision import VISION_PATH_WORDS, VisionInputs, has_vision
 
-__all__ = ["HfModel", "HfSequence"]
+__all__ = [
+    "HfModel",
+    "HfSequence",
+    "find_linears",
+    "hf_pass_bytes",
+    "max_positions",
+    "wanted_targets",
+]
 
 _ATTENTION_WORDS = ("attn", "attention")
 _FALLBACK_MAX_POSITIONS = 2048
@@ -45,6 +54,7 @@ class HfModel:
         """
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+        read_hf_config(folder)
         reads_images = has_vision(read_config_json(folder))
         loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
         try:
@@ -52,43 +62,46 @@ class HfModel:
                 folder, dtype=dtype, local_files_only=True, attn_implementation="eager"
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
-            raise WeightsError(f"transformers cannot load {folder}: {error}") from error
+            cause = str(error).partition("\n")[0]
+            raise WeightsError(f"transformers cannot load {folder}: {cause}") from error
         if model.get_output_embeddings() is None:
             raise WeightsError(f"{folder} has no output embedding; a language model is expected")
         self._model = model.to(device).eval().requires_grad_(False)
         self._model.config.use_cache = False
+        check_cache(folder, model)
+        if not reads_images:
+            check_is_causal(folder, model)
         self.vision = VisionInputs(self._model, folder) if reads_images else None
         self.device = torch.device(device)
+        self.cache_argument = _cache_argument(self._model)
+        """What the model's forward pass calls the key-value cache that it goes on from."""
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        config = model.config.get_text_config()
-        self.max_positions = int(
-            getattr(config, "max_position_embeddings", None) or _FALLBACK_MAX_POSITIONS
-        )
+        self.max_positions = max_positions(model.config)
         self.pack_tokens = 1
         self.spare_gradients = SpareGradients()
         self._in_use: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
         self._linears = self._attach()
         if not self._linears:
-            raise WeightsError(f"{folder} has no nn.Linear modules, so LoRA has nowhere to go")
+            raise WeightsError(f"{folder} has no linear modules, so LoRA has nowhere to go")
 
     @property
     def transformers_model(self) -> Any:
         return self._model
 
+    @property
+    def ties_embeddings(self) -> bool:
+        head, embed = self._model.get_output_embeddings(), self._model.get_input_embeddings()
+        return head.weight is embed.weight
+
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         """The nn.Linear modules that `spec` trains."""
-        wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp, "unembed": spec.train_unembed}
-        return tuple(target for target in self._linears if wanted[target.part])
+        return wanted_targets(self._linears, spec)
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
         """A rough figure: attention is computed in one piece, and autograd keeps what it saw."""
-        config = self._model.config.get_text_config()
-        num_layers = int(getattr(config, "num_hidden_layers", 1))
-        hidden = int(getattr(config, "hidden_size", 1024))
-        heads = int(getattr(config, "num_attention_heads", 1))
-        per_layer = 4 * num_tokens * (30 * hidden + 2 * heads * num_tokens)
-        logits = 4 * num_tokens * self.vocab_size
-        return per_layer * (num_layers if backward else 1) + logits * (4 if backward else 2)
+        return hf_pass_bytes(
+            self._model.config, num_tokens, vocab_size=self.vocab_size, backward=backward
+        )
 
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
         """float32 [M, K]: logprobs of the pack's targets."""
@@ -142,17 +155,10 @@ class HfModel:
 
     def _attach(self) -> tuple[LoraTarget, ...]:
         """Make every nn.Linear add the adapter in use; returns the modules in order."""
-        head = self._model.get_output_embeddings()
-        targets = []
-        for path, module in self._model.named_modules():
-            if not isinstance(module, torch.nn.Linear):
-                continue
-            if self.vision is not None and any(word in path for word in VISION_PATH_WORDS):
-                continue
-            part = "unembed" if module is head else _part_of(path)
-            targets.append(LoraTarget(path, module.out_features, module.in_features, path, part))
-            module.register_forward_hook(self._hook(path))
-        return tuple(targets)
+        targets = find_linears(self._model, reads_images=self.vision is not None)
+        for target in targets:
+            self._model.get_submodule(target.path).register_forward_hook(self._hook(target.path))
+        return targets
 
     def _hook(self, path: str) -> Any:
         def add_lora(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
@@ -174,6 +180,32 @@ class HfModel:
             yield
         finally:
             self._in_use = {}
+
+
+def find_linears(model: Any, *, reads_images: bool) -> tuple[LoraTarget, ...]:
+    """Every linear module that can take an adapter, in order; those of the vision side cannot."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    targets = []
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            out_features, in_features = module.weight.shape
+        elif isinstance(module, Conv1D):  # gpt2 keeps its matrices the other way round
+            in_features, out_features = module.weight.shape
+        else:
+            continue
+        if reads_images and any(word in path for word in VISION_PATH_WORDS):
+            continue
+        part = "unembed" if module is head else _part_of(path)
+        targets.append(LoraTarget(path, out_features, in_features, path, part))
+    return tuple(targets)
+
+
+def wanted_targets(targets: Sequence[LoraTarget], spec: LoraSpec) -> tuple[LoraTarget, ...]:
+    """Those that a run of this shape trains."""
+    wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp, "unembed": spec.train_unembed}
+    return tuple(target for target in targets if wanted[target.part])
 
 
 class HfSequence:
@@ -204,23 +236,45 @@ class HfSequence:
         if not past:
             inputs, self._shift = self._model.inputs_from_start(tokens, self._images)
         else:
-            inputs = {"input_ids": tokens[None]}
+            inputs: dict[str, Any] = {"input_ids": tokens[None]}
             # the model itself would remember the shift of whichever sequence came last
             if vision is not None and vision.has_grid_positions:
                 inputs["position_ids"] = vision.text_positions(
                     past + self._shift, len(tokens), tokens.device
                 )
         with torch.no_grad(), self._model._using(self._matrices, self._scale):
-            output = self._model.transformers_model(
-                **inputs, past_key_values=self._cache, use_cache=True
-            )
+            inputs[self._model.cache_argument] = self._cache
+            output = self._model.transformers_model(**inputs, use_cache=True)
         return output.logits[0].float()
+
+
+def hf_pass_bytes(config: Any, num_tokens: int, *, vocab_size: int, backward: bool) -> int:
+    """About what a pass over one sequence takes, from the model's configuration."""
+    text = config.get_text_config()
+    num_layers = int(getattr(text, "num_hidden_layers", 1))
+    hidden = int(getattr(text, "hidden_size", 1024))
+    heads = int(getattr(text, "num_attention_heads", 1))
+    per_layer = 4 * num_tokens * (30 * hidden + 2 * heads * num_tokens)
+    logits = 4 * num_tokens * vocab_size
+    return per_layer * (num_layers if backward else 1) + logits * (4 if backward else 2)
+
+
+def max_positions(config: Any) -> int:
+    """The context length that a configuration of transformers states."""
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or _FALLBACK_MAX_POSITIONS)
 
 
 def _matrices(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {
         target.path: (adapter.a(target.path), adapter.b(target.path)) for target in adapter.targets
     }
+
+
+def _cache_argument(model: Any) -> str:
+    """`past_key_values` until transformers 5.23 and in models of other authors, then `cache`."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 
 
 def _part_of(path: str) -> str:

@@ -28,9 +28,14 @@ def resident_bytes() -> int:
         return 0
 
 
-def return_freed_memory() -> None:
-    """Give blocks that were freed back to the system, which glibc does not do by itself."""
-    gc.collect()
+def return_freed_memory(*, collect: bool = True) -> None:
+    """Give blocks that were freed back to the system, which glibc does not do by itself.
+
+    Args:
+        collect: also look for objects that only hold each other, which stops Python for a moment.
+    """
+    if collect:
+        gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):

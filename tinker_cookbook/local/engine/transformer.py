@@ -38,7 +38,14 @@ from tinker_cookbook.local.engine.ops import (
 )
 from tinker_cookbook.local.engine.weights import LayerWeights, ModelWeights
 
-__all__ = ["PackedTransformer", "RopeTable", "Tape", "apply_rope", "rms_norm"]
+__all__ = [
+    "PackedTransformer",
+    "RopeTable",
+    "Tape",
+    "apply_rope",
+    "block_activation_bytes",
+    "rms_norm",
+]
 
 
 @dataclass
@@ -78,6 +85,16 @@ class Tape:
     """None where the block is to be computed again."""
 
 
+def block_activation_bytes(
+    arch: ArchConfig, num_tokens: int, rank: int, itemsize: int
+) -> tuple[int, int]:
+    """Bytes one block keeps for the backward pass: in full, and if it is computed again."""
+    width = 2 * (arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
+    width += 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
+    least = num_tokens * 4 * arch.hidden_size
+    return num_tokens * itemsize * width + 2 * least, least
+
+
 class PackedTransformer:
     """The decoder blocks and final norm of one base model, with the adapter loaded into them."""
 
@@ -90,12 +107,7 @@ class PackedTransformer:
 
     def activation_bytes(self, num_tokens: int, rank: int) -> tuple[int, int]:
         """Bytes one block keeps for the backward pass: in full, and if it is computed again."""
-        arch = self.arch
-        width = 2 * (arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
-        width += 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
-        unit = num_tokens * self.weights.dtype.itemsize
-        least = num_tokens * 4 * arch.hidden_size
-        return unit * width + 2 * least, least
+        return block_activation_bytes(self.arch, num_tokens, rank, self.weights.dtype.itemsize)
 
     def forward(
         self,

@@ -19,7 +19,18 @@ from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix, spare_columns
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks, holds_bfloat16
 
-__all__ = ["BLOCKS", "FUSED", "LayerWeights", "ModelWeights", "load_weights", "module_shapes"]
+__all__ = [
+    "BLOCKS",
+    "FUSED",
+    "LORA_ROOM",
+    "LayerWeights",
+    "ModelWeights",
+    "load_weights",
+    "module_shapes",
+]
+
+LORA_ROOM = 32
+"""Rank for which a loaded model has room from the start."""
 
 FUSED: dict[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -76,9 +87,15 @@ class ModelWeights:
         """Memory of the matrices, spare columns included."""
         matrices = [matrix for layer in self.layers for matrix in layer.matrices.values()]
         total = sum(matrix.num_bytes for matrix in [*matrices, self.head])
-        embed, head = self.embed, self.head
-        tied = embed is None or (isinstance(head, DenseMatrix) and head.storage is embed)
-        return total if embed is None or tied else total + embed.numel() * embed.element_size()
+        if self.embed is None or self.ties_embeddings:
+            return total
+        return total + self.embed.numel() * self.embed.element_size()
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
+        head = self.head
+        return self.embed is None or (isinstance(head, DenseMatrix) and head.storage is self.embed)
 
 
 class _Checkpoint:
@@ -122,7 +139,7 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    lora_room: int = 32,
+    lora_room: int = LORA_ROOM,
     blocks: MatrixBlocks | None = None,
 ) -> ModelWeights:
     """Read a model folder into the engine's layout.

@@ -59,7 +59,7 @@ class EngineWorker:
 
         Args:
             device: torch's name; None picks the best there is.
-            dtype: `float32` or `bfloat16` for base weights; None picks what is fast on the device.
+            dtype: `float32` or `bfloat16` for base weights; None: see `choose_dtype`.
             num_threads: CPU threads of torch's kernels; None is torch's own choice.
             kv_cache_bytes: memory for keys and values of one model; None is a quarter of what is
                 free when the model is loaded, at most 4 GiB.
@@ -176,10 +176,13 @@ class EngineWorker:
         spec: SampleSpec,
         *,
         on_token: OnToken | None = None,
+        client: str = "",
     ) -> Future[SampleResult]:
         """Sample completions of a prompt. Cancelling the future stops it.
 
         Args:
+            client: whose request it is. Clients with work share the machine evenly, whatever each
+                of them has outstanding.
             on_token: called in the engine thread with (sequence index, token, logprob), and the
                 top-k logprobs if the request asks for them, as each token is drawn; it must
                 return quickly.
@@ -188,7 +191,7 @@ class EngineWorker:
         return self._submit(
             "sample",
             f"sampler:{sampler_id}",
-            lambda host: host.sample(sampler_id, spec, future, on_token),
+            lambda host: host.sample(sampler_id, spec, future, on_token, client),
             future=future,
             after=self._new_samplers.get(sampler_id),
             deferred=True,

@@ -19,9 +19,14 @@ from typing import Any
 
 from tinker_cookbook.local.errors import UserError
 
-__all__ = ["ChatTemplate", "SafeEncoder"]
+__all__ = ["ChatTemplate", "SafeEncoder", "encode"]
 
 _ASSISTANT_PROBE = "7294016583"
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text. Other threads run meanwhile, which `tokenizer.encode` does not allow."""
+    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 class SafeEncoder:
@@ -68,7 +73,7 @@ class SafeEncoder:
     def encode(self, text: str) -> list[int]:
         """Encode rendered text: control tokens count where they were not broken by `protect`."""
         named = self._control.sub(lambda match: self._names[match[0]], text)
-        ids = self._plain.encode(self.reveal(named), add_special_tokens=False).ids
+        ids = encode(self._plain, self.reveal(named), add_special_tokens=False)
         return [self._true_ids.get(token, token) for token in ids]
 
 
@@ -152,6 +157,10 @@ class ChatTemplate:
     def encode(self, rendered: str) -> list[int]:
         """Token ids of a rendered prompt."""
         return self._encoder.encode(rendered)
+
+    def reveal(self, rendered: str) -> str:
+        """A rendered prompt as the model sees it."""
+        return self._encoder.reveal(rendered)
 
     def _protect(self, value: Any) -> Any:
         if isinstance(value, str):

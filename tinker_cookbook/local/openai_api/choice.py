@@ -80,10 +80,11 @@ class Choice:
 
     def take_entries(self) -> list[LogprobEntry]:
         """Logprobs that were not taken before, of text that is settled."""
-        settled = [entry for entry in self.entries if entry.offset < self._shown_length]
-        new = settled[self._num_taken :]
-        self._num_taken = max(self._num_taken, len(settled))
-        return new
+        first, end = self._num_taken, self._num_taken
+        while end < len(self.entries) and self.entries[end].offset < self._shown_length:
+            end += 1
+        self._num_taken = end
+        return self.entries[first:end]
 
     def next_call_index(self) -> int:
         """The index of the next streamed tool call."""

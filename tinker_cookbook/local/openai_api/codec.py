@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.local.engine.stops import load_tokenizer
-from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder
+from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
 
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
@@ -32,6 +33,8 @@ class TextCodec:
         self.template = ChatTemplate.load(folder, self._encoder)
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
+        self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: no text of so many tokens is longer."""
         self.hidden_ids = frozenset(
             i for i, t in added.items() if t.special and t.content not in SHOWN_MARKERS
         )
@@ -41,7 +44,21 @@ class TextCodec:
 
         Control tokens written in it become control tokens: it is the caller's whole prompt.
         """
-        return self.tokenizer.encode(text).ids
+        return encode(self.tokenizer, text)
+
+    def check_length(self, num_characters: int, max_tokens: int, field: str) -> None:
+        """Refuse a text that cannot fit a context, however it is cut into tokens.
+
+        Raises:
+            UserError: it begins with the field.
+        """
+        most = max_tokens * self.longest_token
+        if num_characters > most:
+            raise UserError(
+                f"{field} has {num_characters} characters; the context length is {max_tokens} "
+                f"tokens of at most {self.longest_token} characters each, so {most} are the most "
+                "that can fit. Shorten it"
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """All text, control tokens written out."""

@@ -30,7 +30,8 @@ MAX_PROMPTS = 1024
 COMPLETION_TOKENS = 16
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Accepted because clients send them, and without effect on what is sampled here.
+# Accepted because clients send them, and without effect on what is sampled here; `user` tells
+# clients apart that share the engine.
 _INERT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity"),
@@ -145,7 +146,13 @@ def decode_completion_request(body: dict[str, Any], limits: Limits) -> Completio
         raise UserError(f"best_of={best_of} is not available here; leave it out, or equal to n")
     if echo and sampling.stream:
         raise UserError("echo=true cannot be streamed; leave out echo or stream")
-    return CompletionRequest(sampling, _prompts(fields.values.get("prompt")), echo)
+    prompts = _prompts(fields.values.get("prompt"))
+    if len(prompts) * sampling.n > limits.max_num_samples:
+        raise UserError(
+            f"n={sampling.n} with {len(prompts)} prompts asks for {len(prompts) * sampling.n} "
+            f"completions; at most {limits.max_num_samples} fit a request"
+        )
+    return CompletionRequest(sampling, prompts, echo)
 
 
 def _check_names(fields: Fields, names: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,13 @@ from tinker_cookbook.local.openai_api.sampling import (
     find_target,
     with_prompt_scores,
 )
-from tinker_cookbook.local.service.http import HttpError, read_fields
+from tinker_cookbook.local.service.connections import wait_until_gone
+from tinker_cookbook.local.service.fields import Fields
+from tinker_cookbook.local.service.http import HttpError, decode, read_fields
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
-    from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec
+    from tinker_cookbook.local.engine.types import ModelInfo, SampleResult, SampleSpec
     from tinker_cookbook.local.service.core import Service
 
 __all__ = ["PREFIX", "ROUTES"]
@@ -64,8 +67,8 @@ class _Job:
 
 async def list_models(service: Service, request: Request) -> Response:
     started = int(service.started_at)
-    models = [_model(name, started) for name in service.engine.models]
-    rows, _ = service.store.index.checkpoints(limit=MAX_LISTED)
+    models = [_model(name, started) for name in await service.engine.offered()]
+    rows, _ = await asyncio.to_thread(service.store.index.checkpoints, limit=MAX_LISTED)
     models += [
         _model(row.tinker_path, int(row.created_at))
         for row in rows
@@ -85,16 +88,28 @@ def _model(name: str, created: int) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    chat = decode_chat_request(fields.values, service.limits)
-    return await _perform(service, request, chat.sampling, lambda t: _plan_chat(service, chat, t))
+    chat = await decode(fields, decode_chat_request, fields.values, service.limits)
+    client = _client_of(request, fields)
+    return await _perform(
+        service, request, chat.sampling, lambda t: _plan_chat(service, chat, t), client
+    )
 
 
 async def completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    asked = decode_completion_request(fields.values, service.limits)
+    asked = await decode(fields, decode_completion_request, fields.values, service.limits)
+    client = _client_of(request, fields)
     return await _perform(
-        service, request, asked.sampling, lambda t: _plan_completion(service, asked, t)
+        service, request, asked.sampling, lambda t: _plan_completion(service, asked, t), client
     )
+
+
+def _client_of(request: Request, fields: Fields) -> str:
+    """Who shares the engine with others: the request's `user`, else the address it came from."""
+    user = fields.values.get("user")
+    if isinstance(user, str) and user:
+        return f"user:{user[:200]}"
+    return f"address:{request.client.host if request.client is not None else ''}"
 
 
 async def _load(service: Service, target: Target) -> tuple[ModelInfo, TextCodec]:
@@ -112,10 +127,13 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         )
 
     def render() -> tuple[str, list[int]]:
+        given = (chat.messages, chat.tools, chat.template_options)
+        codec.check_length(_count_characters(given), info.max_context_length, "messages")
         text = template.render(chat.messages, tools=chat.tools, options=chat.template_options)
+        codec.check_length(len(template.reveal(text)), info.max_context_length, "messages")
         return text, template.encode(text)
 
-    text, prompt = await asyncio.to_thread(render)
+    text, prompt = await TEXTS.run(render)
     ends = end_token_ids(chat.sampling, info.eos_token_ids, template.turn_end_ids)
     spec = build_spec(chat.sampling, prompt, ends, codec)
     answer = ChatAnswer(
@@ -129,11 +147,27 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
     return _Job(target, chat.sampling, [spec], answer)
 
 
+def _count_characters(value: Any) -> int:
+    """Of all texts in objects and lists."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _count_characters(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_count_characters, value))
+    return 0
+
+
 async def _plan_completion(service: Service, asked: CompletionRequest, target: Target) -> _Job:
     info, codec = await _load(service, target)
-    prompts = await asyncio.to_thread(
-        lambda: [codec.encode_text(p) if isinstance(p, str) else p for p in asked.prompts]
-    )
+
+    def encode(prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        codec.check_length(len(prompt), info.max_context_length, "prompt")
+        return codec.encode_text(prompt)
+
+    prompts = await TEXTS.run(lambda: [encode(prompt) for prompt in asked.prompts])
     ends = end_token_ids(asked.sampling, info.eos_token_ids, ())
     specs = [build_spec(asked.sampling, prompt, ends, codec) for prompt in prompts]
     if asked.echo and asked.sampling.top_logprobs is not None:
@@ -153,14 +187,15 @@ async def _perform(
     request: Request,
     choice: SamplingChoice,
     plan: Callable[[Target], Awaitable[_Job]],
+    client: str,
 ) -> Response:
     service.require_open()
     target = find_target(service, choice.model)
     if not choice.stream:
-        return await _unless_gone(service, request, _answer_whole(service, target, plan))
+        return await _unless_gone(service, request, _answer_whole(service, target, plan, client))
     stack = contextlib.AsyncExitStack()
     try:
-        opening = _open(service, target, plan, stack)
+        opening = _open(service, target, plan, stack, client)
         job, sampling, first = await _unless_gone(service, request, opening)
     except BaseException:
         await stack.aclose()
@@ -169,12 +204,21 @@ async def _perform(
 
 
 async def _answer_whole(
-    service: Service, target: Target, plan: Callable[[Target], Awaitable[_Job]]
+    service: Service, target: Target, plan: Callable[[Target], Awaitable[_Job]], client: str
 ) -> Response:
     job = await plan(target)
-    async with Sampling.start(service, target, job.specs, watch=False) as sampling:
+    started = Sampling.start(service, target, job.specs, watch=False, client=client)
+    async with started as sampling:
         results = await sampling.results()
-    return JSONResponse(job.answer.whole(job.specs, results))
+    body = await TEXTS.run(_whole_body, job, results)
+    return Response(body, media_type="application/json")
+
+
+def _whole_body(job: _Job, results: list[SampleResult]) -> bytes:
+    """The answer as JSON, choice by choice: each holds the interpreter while it is written."""
+    shown = job.answer.whole(job.specs, results)
+    choices = ",".join(_json(choice, allow_nan=False) for choice in shown.pop("choices"))
+    return f'{_json(shown)[:-1]},"choices":[{choices}]}}'.encode()
 
 
 async def _open(
@@ -182,23 +226,25 @@ async def _open(
     target: Target,
     plan: Callable[[Target], Awaitable[_Job]],
     stack: contextlib.AsyncExitStack,
-) -> tuple[_Job, Sampling, Drawn | None]:
+    client: str,
+) -> tuple[_Job, Sampling, list[Drawn]]:
     """Begin to sample, and wait for the first token: until then a refusal is a plain error."""
     job = await plan(target)
-    started = Sampling.start(service, target, job.specs, watch=True)
+    started = Sampling.start(service, target, job.specs, watch=True, client=client)
     sampling = await stack.enter_async_context(started)
-    return job, sampling, await sampling.next_draw()
+    return job, sampling, await sampling.next_draws()
 
 
-async def _events(job: _Job, sampling: Sampling, first: Drawn | None) -> AsyncIterator[bytes]:
+async def _events(job: _Job, sampling: Sampling, first: list[Drawn]) -> AsyncIterator[bytes]:
     """Server-sent events, closed by `[DONE]`; a failure on the way is an event of its own."""
     answer = job.answer
     try:
         for chunk in answer.opening(len(job.specs) * job.choice.n):
             yield _event(chunk)
         async for drawn in sampling.draws(first):
-            for chunk in answer.take(drawn):
-                yield _event(chunk)
+            chunks = [chunk for one in drawn for chunk in answer.take(one)]
+            if chunks:
+                yield b"".join(map(_event, chunks))
         for chunk in answer.closing(job.specs, await sampling.results()):
             yield _event(chunk)
     except HttpError as error:
@@ -214,7 +260,11 @@ async def _events(job: _Job, sampling: Sampling, first: Drawn | None) -> AsyncIt
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _json(value).encode() + b"\n\n"
+
+
+def _json(value: dict[str, Any], *, allow_nan: bool = True) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan)
 
 
 class _EventStream(StreamingResponse):
@@ -242,7 +292,7 @@ async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
         HttpError: 503 if the service stopped first.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_wait_until_gone(request))
+    gone = asyncio.create_task(wait_until_gone(request))
     try:
         with service.in_flight(task):
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -257,11 +307,6 @@ async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 ROUTES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.names import parse_tinker_path
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.service.core import Service
@@ -32,6 +34,12 @@ __all__ = [
     "find_target",
     "with_prompt_scores",
 ]
+
+
+MAX_UNSENT = 2**17
+"""Tokens that wait for a stream's client; one that is further behind is cut off."""
+SENT_AT_ONCE = 32
+"""Tokens turned into text before anything else gets its turn: a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Codecs:
         """The codec of a model folder; UserError if its tokenizer cannot be used."""
         task = self._loading.get(folder)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            loading = asyncio.to_thread(TextCodec, Path(folder))
+            loading = TEXTS.run(TextCodec, Path(folder))
             task = self._loading[folder] = asyncio.create_task(loading)
         return await asyncio.shield(task)
 
@@ -97,6 +105,53 @@ class Drawn:
     """The most likely tokens here, best first."""
 
 
+class _Feed:
+    """Tokens on their way from the engine's thread to a stream, which may be slower than it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[int, int, float, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._is_told = False
+        self._has_ended = False
+
+    def put(self, index: int, token: int, logprob: float, top: Any) -> None:
+        """Add a token; for the engine's thread.
+
+        Raises:
+            UserError: too many wait already.
+        """
+        if len(self._waiting) >= MAX_UNSENT:
+            raise UserError(
+                f"the stream's client is {MAX_UNSENT} tokens behind; read faster, or ask for less"
+            )
+        self._waiting.append((index, token, logprob, top))
+        if not self._is_told:
+            self._is_told = True
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def end(self) -> None:
+        """Say that no token comes any more; for the event loop."""
+        self._has_ended = True
+        self._changed.set()
+
+    async def take(self) -> list[Drawn]:
+        """Some tokens, once there are any; none after the end. Lets other work run in any case."""
+        await asyncio.sleep(0)
+        while not self._waiting and not self._has_ended:
+            self._changed.clear()
+            self._is_told = False
+            if not self._waiting:  # added just before it could have told
+                await self._changed.wait()
+        count = min(len(self._waiting), SENT_AT_ONCE)
+        return [_drawn(*self._waiting.popleft()) for _ in range(count)]
+
+
+def _drawn(index: int, token: int, logprob: float, top: Any) -> Drawn:
+    ranked = () if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
+    return Drawn(index, token, logprob, tuple(ranked))
+
+
 class Sampling:
     """Completions of one or several prompts that are being sampled."""
 
@@ -104,32 +159,36 @@ class Sampling:
         self,
         results: list[asyncio.Future[SampleResult]],
         specs: list[SampleSpec],
-        drawn: asyncio.Queue[Drawn | None],
+        feed: _Feed,
     ) -> None:
         self.specs = specs
         self._results = results
-        self._drawn = drawn
+        self._feed = feed
         self._all = asyncio.gather(*results)
-        self._all.add_done_callback(lambda _: drawn.put_nowait(None))
+        self._all.add_done_callback(lambda _: feed.end())
 
     @classmethod
     @contextlib.asynccontextmanager
     async def start(
-        cls, service: Service, target: Target, specs: list[SampleSpec], *, watch: bool
+        cls,
+        service: Service,
+        target: Target,
+        specs: list[SampleSpec],
+        *,
+        watch: bool,
+        client: str = "",
     ) -> AsyncIterator[Sampling]:
         """Sample until the block is left, which cancels what is unfinished.
 
         Args:
             watch: whether `draws` will be read.
+            client: whose request it is; clients share the engine evenly.
         """
-        loop = asyncio.get_running_loop()
-        drawn: asyncio.Queue[Drawn | None] = asyncio.Queue()
+        feed = _Feed()
 
         def listen(first: int) -> OnToken:
             def on_token(index: int, token: int, logprob: float, top: Any = None) -> None:
-                ranked = () if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
-                event = Drawn(first + index, token, logprob, tuple(ranked))
-                loop.call_soon_threadsafe(drawn.put_nowait, event)
+                feed.put(first + index, token, logprob, top)
 
             return on_token
 
@@ -138,10 +197,11 @@ class Sampling:
             results: list[asyncio.Future[SampleResult]] = []
             for spec in specs:
                 on_token = listen(first) if watch else None
-                future = service.engine.worker.sample(key, spec, on_token=on_token)
+                worker = service.engine.worker
+                future = worker.sample(key, spec, on_token=on_token, client=client)
                 results.append(asyncio.wrap_future(future))
                 first += spec.num_samples
-            sampling = cls(results, specs, drawn)
+            sampling = cls(results, specs, feed)
             # without watching, the request that waits for the results is counted itself
             with service.in_flight(sampling._all) if watch else contextlib.nullcontext():
                 try:
@@ -166,23 +226,23 @@ class Sampling:
             raise HttpError(503, "the service stopped before the answer ended")
         return list(self._all.result())
 
-    async def next_draw(self) -> Drawn | None:
-        """The next token of any completion; None once all are finished.
+    async def next_draws(self) -> list[Drawn]:
+        """The next tokens of any completions; none once all are finished.
 
         Raises:
             UserError, HttpError: as `results`.
         """
-        drawn = await self._drawn.get()
-        if drawn is None:
+        drawn = await self._feed.take()
+        if not drawn:
             await self.results()
         return drawn
 
-    async def draws(self, first: Drawn | None) -> AsyncIterator[Drawn]:
-        """All tokens, beginning with one that was already taken."""
+    async def draws(self, first: list[Drawn]) -> AsyncIterator[list[Drawn]]:
+        """All tokens, a few at a time, beginning with those that were already taken."""
         drawn = first
-        while drawn is not None:
+        while drawn:
             yield drawn
-            drawn = await self.next_draw()
+            drawn = await self.next_draws()
 
 
 def _retrieve(future: asyncio.Future) -> None:

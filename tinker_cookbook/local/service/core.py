@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-from tinker_cookbook.local.engine.memory import resident_bytes
+from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.openai_api.sampling import Codecs
 from tinker_cookbook.local.service.auth import Authenticator
@@ -19,6 +19,7 @@ from tinker_cookbook.local.service.futures import Entry, FutureTable, Payload
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.losses import LossTable
 from tinker_cookbook.local.service.metrics import Metrics
+from tinker_cookbook.local.service.presence import Presence
 from tinker_cookbook.local.service.progress import ProgressLog
 from tinker_cookbook.local.service.retention import Retention
 from tinker_cookbook.local.service.runs import Run
@@ -26,6 +27,7 @@ from tinker_cookbook.local.service.samplers import SamplerTable
 from tinker_cookbook.local.service.sessions import Session, SessionTable
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.store import Store
+from tinker_cookbook.local.service.threads import STORING
 from tinker_cookbook.local.service.trace import TraceLog
 
 __all__ = ["Service", "Work"]
@@ -39,6 +41,10 @@ It gives work to the engine before it first awaits, or is submitted `alone`, to 
 """
 
 HOUSEKEEPING_SECONDS = 20.0
+WATCH_SECONDS = 1.0
+IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
+"""Freed memory is given back to the system once the process has grown by so much. While it works,
+that costs time, as the work takes most of it again."""
 FETCH_SECONDS = 2.0
 """How long a shutdown leaves clients to fetch what has just been finished."""
 
@@ -53,9 +59,11 @@ class Service:
         self.store = Store(settings.state_dir)
         self.engine = EngineAccess(settings, spill_dir=self.store.spill_dir)
         self.futures = FutureTable(
-            keep_seconds=self.limits.result_keep_seconds, keep_bytes=self.limits.result_keep_bytes
+            keep_seconds=self.limits.result_keep_seconds,
+            keep_bytes=self.limits.result_keep_bytes,
+            read_keep_seconds=self.limits.read_keep_seconds,
         )
-        self.sessions = SessionTable(self.store.index)
+        self.sessions = SessionTable(self.store.index, Presence(self.limits))
         self.samplers = SamplerTable(self.engine, self.store)
         self.losses = LossTable()
         self.runs: dict[str, Run] = {}
@@ -69,11 +77,15 @@ class Service:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._settled_bytes = 0
+        """Memory of this process after freed memory was last given back."""
         self._freeing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self.engine.start()
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._watching = asyncio.create_task(self._watch_clients())
 
     def require_open(self) -> None:
         """Refuse new work while shutting down; the SDK sends it again to the next service."""
@@ -171,6 +183,10 @@ class Service:
         known = run.gate.request_id_of(seq_id)
         if known is not None:
             return known
+        if run.gate.has_forgotten(seq_id):
+            raise HttpError(
+                410, f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
+            )
         self.require_open()
         self.sessions.get_active(run.session_id)
         if run.is_closed:
@@ -221,16 +237,41 @@ class Service:
     async def free_run(self, run: Run) -> None:
         """Remove a run from memory; what it saved stays."""
         self.runs.pop(run.run_id, None)
+        await STORING.run(self.progress.save)
         self.progress.drop(run.run_id)
         await asyncio.wrap_future(self.engine.worker.free_run(run.run_id))
         seen = {run.run_id: run.last_request_at}
-        await asyncio.to_thread(self.store.index.touch_runs, seen)
+        await STORING.run(self.store.index.touch_runs, seen)
+
+    async def _watch_clients(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                self.drop_unwanted()
+            except Exception:
+                logger.exception("samples of clients that are gone could not be dropped")
+
+    def drop_unwanted(self) -> None:
+        """Cancel the samples of clients that are gone; training that was accepted is finished.
+
+        A client that comes back finds them gone, upon which the SDK asks for them anew.
+        """
+        entries = [self.futures.get(request_id) for request_id in self._tasks]
+        samples = [entry for entry in entries if entry is not None and entry.kind == "sample"]
+        sessions = {entry.session_id for entry in samples}
+        lost = {session for session in sessions if self.sessions.presence.is_lost(session)}
+        unwanted = [entry for entry in samples if entry.session_id in lost]
+        for entry in unwanted:
+            entry.is_unwanted = True
+            self.cancel(entry.request_id)
+        for session_id in lost:
+            logger.info("session %s: its client is gone, its samples are dropped", session_id)
 
     async def _record_use(self) -> None:
         """Note in the index when sessions and runs were last used."""
         await self.sessions.record_seen()
         used = {run.run_id: run.last_request_at for run in self.runs.values()}
-        await asyncio.to_thread(self.store.index.touch_runs, used)
+        await STORING.run(self.store.index.touch_runs, used)
 
     async def _keep_house(self) -> None:
         while True:
@@ -246,23 +287,43 @@ class Service:
         A disk that takes nothing keeps none of it from freeing memory.
         """
         self.futures.expire()
-        self.samplers.forget_answered(lambda key: self.futures.get(key) is not None)
-        await asyncio.to_thread(self.progress.save)
+        self._forget_answered()
+        self.sessions.presence.forget_silent(self.limits.session_idle_seconds)
+        await STORING.run(self.progress.save)
         steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
         for step in steps:
             try:
                 await step()
             except StorageError as error:
                 logger.error("housekeeping: %s", error)
+        await self._return_memory()
         if self.engine.is_ready:
             idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
             await asyncio.wrap_future(idle)
 
+    async def _return_memory(self) -> None:
+        """Give back what large requests took and no longer use."""
+        grown = resident_bytes() - self._settled_bytes
+        is_idle = not self._tasks and not self._streams
+        if grown > (IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES):
+            await asyncio.to_thread(return_freed_memory, collect=is_idle)
+            self._settled_bytes = resident_bytes()
+
+    def _forget_answered(self) -> None:
+        """Keep no numbers of requests whose results are not kept any more."""
+
+        def is_kept(request_id: str) -> bool:
+            return self.futures.get(request_id) is not None
+
+        self.samplers.forget_answered(is_kept)
+        for run in self.runs.values():
+            run.gate.forget_answered(is_kept)
+
     async def _remove_expired(self) -> None:
-        await asyncio.to_thread(self.store.remove_expired)
+        await STORING.run(self.store.remove_expired)
 
     async def _remove_old(self) -> None:
-        await asyncio.to_thread(self.retention.remove_old_if_due)
+        await STORING.run(self.retention.remove_old_if_due)
 
     async def _end_idle_sessions(self) -> None:
         for session in self.sessions.idle(self.limits.session_idle_seconds):
@@ -316,8 +377,9 @@ class Service:
 
     async def close(self) -> None:
         """Stop the engine and close the store. `drain` comes first."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        for task in (self._housekeeping, self._watching):
+            if task is not None:
+                task.cancel()
         for task in list(self._tasks.values()):
             task.cancel()
         try:

@@ -1,7 +1,8 @@
 """Results of requests: kept for repeated retrieval, held while unfinished, dropped by one rule.
 
-A result stays for `result_keep_seconds` after it was finished or last read, or until finished
-results together exceed `result_keep_bytes` (oldest first). After that its id answers "gone", as do
+A result stays for `result_keep_seconds` after it was finished, or once it has been read for
+`read_keep_seconds` after it was last read, or until finished results together exceed
+`result_keep_bytes` (oldest first). After that its id answers "gone", as do
 the ids of an earlier life of the service; an id that no service made is unknown.
 """
 
@@ -24,6 +25,8 @@ Category = Literal["user", "server", "unknown"]
 _REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{32}")
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
+_DONE = asyncio.Event()
+_DONE.set()
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ class Entry:
     category: Category | None = None
     read_at: float = 0.0
     """When it was last read; until then, when it was finished."""
-    was_read: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    is_unwanted: bool = False
+    """Its client is gone: the result is not kept, so that its id answers "gone"."""
 
 
 class _Group:
@@ -96,12 +100,18 @@ class _Group:
 class FutureTable:
     """All futures of this process. Used on the event loop's thread only."""
 
-    def __init__(self, *, keep_seconds: float, keep_bytes: int) -> None:
+    def __init__(
+        self, *, keep_seconds: float, keep_bytes: int, read_keep_seconds: float | None = None
+    ) -> None:
+        """Without `read_keep_seconds`, results that were read stay as long as the others."""
         self.instance = secrets.token_hex(4)
         self._keep_seconds = keep_seconds
+        self._read_keep_seconds = keep_seconds if read_keep_seconds is None else read_keep_seconds
         self._keep_bytes = keep_bytes
         self._entries: dict[str, Entry] = {}
-        self._finished: OrderedDict[str, Entry] = OrderedDict()
+        self._unread: OrderedDict[str, Entry] = OrderedDict()
+        self._read: OrderedDict[str, Entry] = OrderedDict()
+        """Finished, as those that were never read, each in the order of `read_at`."""
         self._finished_bytes = 0
         self._groups: dict[str, _Group] = {}
 
@@ -118,7 +128,11 @@ class FutureTable:
         entry.payload = payload
         entry.finished_at = entry.read_at = time.time()
         entry.done.set()
-        self._finished[entry.request_id] = entry
+        entry.done = _DONE  # an event takes more memory than many results
+        if entry.is_unwanted:
+            self._entries.pop(entry.request_id, None)
+            return
+        self._unread[entry.request_id] = entry
         self._finished_bytes += len(payload.body)
         if entry.group is not None:
             self._groups.setdefault(entry.group, _Group()).add(entry)
@@ -148,9 +162,10 @@ class FutureTable:
 
     def _touch(self, entry: Entry) -> None:
         entry.read_at = time.time()
-        entry.was_read = True
-        if entry.request_id in self._finished:
-            self._finished.move_to_end(entry.request_id)
+        if self._unread.pop(entry.request_id, None) is not None:
+            self._read[entry.request_id] = entry
+        elif entry.request_id in self._read:
+            self._read.move_to_end(entry.request_id)
 
     async def wait_group(self, group: str, cursor: int, seconds: float) -> tuple[list[Entry], int]:
         """Entries of a group that finished after `cursor`, and the new cursor."""
@@ -166,7 +181,7 @@ class FutureTable:
     def drop(self, request_ids: list[str]) -> None:
         """Forget finished results that the client says it has."""
         for request_id in request_ids:
-            entry = self._finished.get(request_id)
+            entry = self._read.get(request_id) or self._unread.get(request_id)
             if entry is not None:
                 self._forget(entry)
 
@@ -174,16 +189,20 @@ class FutureTable:
         """Drop results by the rule above; returns how many."""
         now = time.time() if now is None else now
         before = len(self._entries)
-        while self._finished:
-            entry = next(iter(self._finished.values()))
-            is_old = now - entry.read_at > self._keep_seconds
-            if not is_old and self._finished_bytes <= self._keep_bytes:
-                break
-            self._forget(entry)
+        for results, seconds in (
+            (self._unread, self._keep_seconds),
+            (self._read, self._read_keep_seconds),
+        ):
+            while results and now - _oldest(results).read_at > seconds:
+                self._forget(_oldest(results))
+        while self._finished_bytes > self._keep_bytes:
+            heads = [_oldest(results) for results in (self._unread, self._read) if results]
+            self._forget(min(heads, key=lambda entry: entry.read_at))
         return before - len(self._entries)
 
     def _forget(self, entry: Entry) -> None:
-        self._finished.pop(entry.request_id, None)
+        self._unread.pop(entry.request_id, None)
+        self._read.pop(entry.request_id, None)
         self._entries.pop(entry.request_id, None)
         if entry.payload is not None:
             self._finished_bytes -= len(entry.payload.body)
@@ -205,11 +224,15 @@ class FutureTable:
 
     def has_unread(self) -> bool:
         """Whether a finished result was never fetched."""
-        return any(not entry.was_read for entry in self._finished.values())
+        return bool(self._unread)
 
     def stats(self) -> dict[str, float]:
         return {
             "futures": len(self._entries),
-            "futures_unfinished": len(self._entries) - len(self._finished),
+            "futures_unfinished": len(self._entries) - len(self._unread) - len(self._read),
             "futures_result_bytes": self._finished_bytes,
         }
+
+
+def _oldest(results: OrderedDict[str, Entry]) -> Entry:
+    return next(iter(results.values()))

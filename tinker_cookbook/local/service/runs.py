@@ -20,7 +20,6 @@ __all__ = ["Run", "SequenceGate"]
 
 logger = logging.getLogger(__name__)
 
-MAX_REMEMBERED = 20_000
 Start = Callable[[], None]
 
 
@@ -32,6 +31,8 @@ class SequenceGate:
         self._next = first
         self._held: dict[int, Start] = {}
         self._request_ids: OrderedDict[int, str] = OrderedDict()
+        self._forgotten = first - 1
+        """Numbers up to this one are not accepted any more."""
         self._timer: asyncio.TimerHandle | None = None
         self._late: list[Start] = []
         """Arrived after their gap was given up, while the gate was paused."""
@@ -42,12 +43,23 @@ class SequenceGate:
         """The request that this number was first used for, or None."""
         return self._request_ids.get(seq_id)
 
+    def has_forgotten(self, seq_id: int) -> bool:
+        """Whether a number is so old that it cannot be told whether it was used."""
+        return seq_id <= self._forgotten and seq_id not in self._request_ids
+
+    def forget_answered(self, is_kept: Callable[[str], bool]) -> None:
+        """Forget requests whose results are not kept, and refuse their numbers from then on."""
+        while self._request_ids:
+            seq_id, request_id = next(iter(self._request_ids.items()))
+            if seq_id >= self._next or is_kept(request_id):
+                return
+            del self._request_ids[seq_id]
+            self._forgotten = max(self._forgotten, seq_id)
+
     def submit(self, seq_id: int, request_id: str, start: Start) -> None:
         """Register a new number; `start` is called once its turn has come, perhaps at once."""
         assert seq_id not in self._request_ids, f"seq_id {seq_id} was submitted twice"
         self._request_ids[seq_id] = request_id
-        if len(self._request_ids) > MAX_REMEMBERED:
-            self._request_ids.popitem(last=False)
         if seq_id < self._next:
             self._late.append(start)  # arrived after its gap was given up
         else:

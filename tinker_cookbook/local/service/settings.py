@@ -26,7 +26,9 @@ class Limits:
     gap_grace_seconds: float = 5.0
     """How long a request waits for a lower seq_id that has not arrived."""
     result_keep_seconds: float = 900.0
-    """How long a result stays after it was finished or last read."""
+    """How long a result stays that nobody has read."""
+    read_keep_seconds: float = 300.0
+    """How long one stays after it was last read: an answer that was lost is asked for again."""
     result_keep_bytes: int = 2**30
     """Finished results kept in memory; the oldest go first."""
     session_idle_seconds: float = 900.0
@@ -34,6 +36,13 @@ class Limits:
     download_link_seconds: float = 3600.0
     spill_seconds: float = 600.0
     """A run or sampler not used for this long moves from memory to the state folder."""
+    cut_seconds: float = 5.0
+    """Samples are dropped when the connections over which a client waited for results ended, and
+    nothing was heard of its session for so long."""
+    silent_seconds: float = 60.0
+    """The same where no connection ended: as when a client stopped before it asked for results."""
+    ended_seconds: float = 2.0
+    """Samples are dropped so long after their client has closed its session."""
     drain_seconds: float = 60.0
     """How long a shutdown waits for what is in flight."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinker_cookbook.local.engine.batching import Batch
 from tinker_cookbook.local.engine.config import ArchConfig
-from tinker_cookbook.local.engine.kv_cache import cache_shape
+from tinker_cookbook.local.engine.kv_cache import Row, cache_shape
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.lora_stack import StackedLora
 from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix
@@ -163,6 +163,8 @@ class NativeDecoder:
     """Runs batches through one base model; used by one thread."""
 
     exact = True
+    overhead_tokens = 8
+    """Measured: all weights are read once, in the time that 8 tokens take."""
 
     def __init__(self, arch: ArchConfig, weights: ModelWeights, kernels: ctypes.CDLL) -> None:
         self.arch = arch
@@ -262,10 +264,8 @@ class NativeDecoder:
     def _places(self, batch: Batch) -> list[np.ndarray]:
         """Per token: the address of its sequence's cache, the step between layers, the capacity."""
         places: list[tuple[int, int, int]] = []
-        for pool in batch.pools:
-            base, row_bytes = pool.kv.data_ptr(), pool.kv.stride(1) * 4
-            step, capacity = pool.kv.stride(0), pool.capacity
-            places += [(base + i * row_bytes, step, capacity) for i in range(pool.num_active)]
+        for row in batch.decode_rows:
+            places.append(_place(row))
         alone = [chunk for chunk in batch.chunks if chunk.row is None]
         token_size = 2 * self.arch.kv_size
         spare = self._buffer("alone", sum(len(chunk.tokens) for chunk in alone) * token_size)
@@ -276,9 +276,7 @@ class NativeDecoder:
                 places += [(spare, 0, num)] * num
                 spare += num * token_size * 4
             else:
-                pool = chunk.row.pool
-                address = pool.kv.data_ptr() + chunk.row.index * pool.kv.stride(1) * 4
-                places += [(address, pool.kv.stride(0), pool.capacity)] * num
+                places += [_place(chunk.row)] * num
         return list(np.array(places, np.int64).T.copy())
 
     def _current_model(self) -> _Model:
@@ -356,6 +354,12 @@ class _Call:
 class _Span:
     adapter: StackedLora | None
     rows: np.ndarray
+
+
+def _place(row: Row) -> tuple[int, int, int]:
+    """Where a row's cache is, the step between layers in it, its capacity."""
+    kv = row.pool.kv
+    return kv.data_ptr() + row.index * kv.stride(1) * 4, kv.stride(0), row.pool.capacity
 
 
 def _same_beginnings(batch: Batch, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
