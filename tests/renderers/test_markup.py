@@ -112,6 +112,16 @@ def test_calls_in_tags_and_calls_that_hold_the_markers():
     assert (message["content"], calls_of(message), count) == ("Now.", [("run", held)], 1)
 
 
+def test_calls_in_other_notations():
+    text = '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'
+    message, count = structure_reply_markup(reply(text))
+    assert (message["content"], calls_of(message), count) == ("", [("f", {"a": 1}), ("g", {})], 2)
+    pairs = "<tool_call>f\n<arg_key>zip</arg_key>\n<arg_value>8001</arg_value>\n</tool_call>"
+    tool: Any = {"name": "f", "parameters": {"properties": {"zip": {"type": "string"}}}}
+    assert calls_of(structure_reply_markup(reply(pairs))[0]) == [("f", {"zip": 8001})]
+    assert calls_of(structure_reply_markup(reply(pairs), [tool])[0]) == [("f", {"zip": "8001"})]
+
+
 def test_what_is_written_twice_is_taken_out_of_the_text():
     message, count = structure_reply_markup(reply("<think>add</think>4", reasoning_content="add"))
     assert (message, count) == (reply("4", reasoning_content="add"), 1)

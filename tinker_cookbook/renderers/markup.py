@@ -21,30 +21,42 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, parse_call_json
+from tinker_cookbook.renderers.tool_calls import as_tool_call, call_name_and_arguments
 from tinker_cookbook.renderers.types import (
     ContentPart,
     Message,
     TextPart,
     ThinkingPart,
     ToolCall,
+    ToolSpec,
 )
-from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, parse_xml_call
+from tinker_cookbook.replies.loose import (
+    CALL,
+    END_CALL,
+    END_THINK,
+    MISTRAL_CALLS,
+    THINK,
+    loose_grammar,
+    read_calls,
+)
+from tinker_cookbook.replies.pieces import Call, ReadCall, TextPiece
+from tinker_cookbook.replies.reader import ReplyReader
+from tinker_cookbook.replies.scanner import MarkScanner
 
 __all__ = ["remaining_markup", "structure_reply_markup"]
 
-_THINK, _END_THINK = "<think>", "</think>"
-_CALL, _END_CALL = "<tool_call>", "</tool_call>"
-_MARKUP = re.compile(r"</?think>|</?tool_call>")
+_MARKUP = re.compile(r"</?think>|</?tool_call>|\[TOOL_CALLS\]")
+_CALL_STARTS = (CALL, MISTRAL_CALLS)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 _BACKTICKS = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
 _BLANK_LINES = re.compile(r"(?:[ \t]*\n)+|[ \t]+")
 
 
-def structure_reply_markup(message: Message) -> tuple[Message, int]:
+def structure_reply_markup(message: Message, tools: Sequence[ToolSpec] = ()) -> tuple[Message, int]:
     """Return a reply with its markup made thinking parts and tool calls, and how many blocks.
 
     Blank lines around reasoning, and those between it and the answer, belong to the markup. The
@@ -54,6 +66,8 @@ def structure_reply_markup(message: Message) -> tuple[Message, int]:
         message: of any role; only the assistant's are changed. A message that has reasoning or
             calls besides its text keeps other ones in the text as they are; the same ones, written
             twice, are taken out of it.
+        tools: declarations. Where a notation writes arguments without types, they have those that
+            their tool declares.
 
     Returns:
         The message itself and 0 where there is nothing to convert, else a copy: its content a
@@ -66,7 +80,7 @@ def structure_reply_markup(message: Message) -> tuple[Message, int]:
     parts, num_blocks = _structure_thinking(message, given)
     calls: list[ToolCall] = []
     if parts and parts[-1].get("type") == "text":
-        text, calls = _split_calls(cast(TextPart, parts[-1])["text"])
+        text, calls = _split_calls(cast(TextPart, parts[-1])["text"], tools)
         if calls and _may_add_calls(message, calls):
             parts = [*parts[:-1], *_text_part(text)]
         else:
@@ -139,17 +153,16 @@ def _think_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
     while (opening := _next_opening(text, position)) is not None:
         has_opening = True
         is_leading = is_leading and not text[position:opening].strip()
-        body = opening + len(_THINK)
+        body = opening + len(THINK)
         close = _find_close(text, body)
         if close is None:
             return
-        end = close + len(_END_THINK)
+        end = close + len(END_THINK)
         if is_leading or not text[end:].partition("\n")[0].strip():
             yield opening, body, close, end
         position = end
     if not has_opening:
-        closes = [match for match in _outside_code(text) if match.group() != _CALL]
-        closes = [match for match in closes if match.group() != _END_CALL]
+        closes = [match for match in _outside_code(text) if match.group() == END_THINK]
         if len(closes) == 1 and _stands_alone(text, closes[0].start(), closes[0].end()):
             yield 0, 0, closes[0].start(), closes[0].end()
 
@@ -159,7 +172,7 @@ def _next_opening(text: str, position: int) -> int | None:
     for match in _outside_code(text[position:]):
         start = position + match.start()
         line_start = max(text.rfind("\n", 0, start) + 1, position)
-        if match.group() == _THINK and not text[line_start:start].strip():
+        if match.group() == THINK and not text[line_start:start].strip():
             return start
     return None
 
@@ -167,9 +180,9 @@ def _next_opening(text: str, position: int) -> int | None:
 def _find_close(text: str, position: int) -> int | None:
     """Return the first `</think>` outside code; of those in code the first, if all are."""
     for match in _outside_code(text[position:]):
-        if match.group() == _END_THINK:
+        if match.group() == END_THINK:
             return position + match.start()
-    close = text.find(_END_THINK, position)
+    close = text.find(END_THINK, position)
     return None if close < 0 else close
 
 
@@ -211,49 +224,33 @@ def _code_spans(text: str) -> Iterator[tuple[int, int]]:
         yield from ((m.start(), m.end()) for m in _BACKTICKS.finditer(text, position))
 
 
-def _split_calls(text: str) -> tuple[str, list[ToolCall]]:
+def _split_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[str, list[ToolCall]]:
     """Return the text before the calls that end it, and these; all of it if there are none."""
     for match in _outside_code(text):
-        if match.group() == _CALL:
-            calls = _read_calls(text[match.start() :])
+        if match.group() in _CALL_STARTS:
+            calls = _read_calls(text[match.start() :], tools)
             if calls:
                 return text[: match.start()].rstrip("\n"), calls
     return text, []
 
 
-def _read_calls(text: str) -> list[ToolCall]:
-    """Return the calls of a text that is nothing but calls, none if it is anything else.
+def _read_calls(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
+    """Return the calls of a text that is nothing but calls, none if it is anything else."""
 
-    The end of a call may also stand inside an argument: the first that makes it a call counts.
-    """
+    def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
+        return read_calls("".join(map(str, parts)), raw_text, tools)
+
+    grammar = loose_grammar(parse_call=parse_call)
+    grammar = replace(grammar, tolerance=replace(grammar.tolerance, unclosed_calls_count=False))
+    marks = MarkScanner(ReplyReader(grammar), (CALL, END_CALL, MISTRAL_CALLS))
     calls: list[ToolCall] = []
-    rest = text
-    while rest.strip():
-        rest = rest.lstrip()
-        read = _read_first_call(rest)
-        if read is None:
+    for piece in (*marks.text(text), *marks.end(is_cut=False)):
+        call = as_tool_call(piece) if isinstance(piece, Call) else None
+        if isinstance(call, ToolCall):
+            calls.append(call)
+        elif not isinstance(piece, TextPiece) or piece.text.strip():
             return []
-        rest = rest[read[0] :]
-        calls += read[1]
     return calls
-
-
-def _read_first_call(text: str) -> tuple[int, list[ToolCall]] | None:
-    """Return how long the call at the start of a text is, and the call."""
-    if not text.startswith(_CALL):
-        return None
-    end = text.find(_END_CALL)
-    while end >= 0:
-        body, length = text[len(_CALL) : end], end + len(_END_CALL)
-        if "<function=" in body and not body.lstrip().startswith("{"):
-            read = parse_xml_call([body], text[:length], PYTHON_WORDS)
-        else:
-            read = [parse_call_json(body, text[:length])]
-        calls = [call for call in read if isinstance(call, ToolCall)]
-        if len(calls) == len(read):
-            return length, calls
-        end = text.find(_END_CALL, length)
-    return None
 
 
 def _may_add_calls(message: Message, calls: Sequence[ToolCall]) -> bool:

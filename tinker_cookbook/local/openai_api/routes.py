@@ -141,7 +141,7 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         codec,
         choice=chat.sampling,
         end_ids=ends,
-        tool_names=chat.tool_names,
+        tools=chat.tools,
         starts_in_thinking=text.rstrip().endswith("<think>"),
     )
     return _Job(target, chat.sampling, [spec], answer)
@@ -177,7 +177,8 @@ async def _plan_completion(service: Service, asked: CompletionRequest, target: T
         codec,
         choice=asked.sampling,
         end_ids=ends,
-        prompts=prompts if asked.echo else None,
+        prompts=prompts,
+        echo=asked.echo,
     )
     return _Job(target, asked.sampling, specs, answer)
 
