@@ -164,8 +164,7 @@ def open_datasets(
     options = {name: getattr(config, name) for name in ("test_size", "markup", "mix_until")}
     builder = Builder(file_path=data, common_config=common_config, **options)
     train_data, test_data = builder()
-    for line in train_data.summary:
-        print(f"data     {line}", flush=True)
+    print(*(f"data     {line}" for line in train_data.summary), sep="\n", flush=True)
     return train_data, [] if test_data is None else test_data.get_batch(0)
 
 

@@ -506,6 +506,12 @@ def test_markup_is_converted_in_every_shape(row):
     ]
 
 
+def test_untyped_calls_in_markup_have_the_types_of_the_declared_tools():
+    text = "<tool_call>\n<function=find>\n<parameter=city>\n90210\n</parameter>\n</function>\n"
+    row = {"messages": [USER, REPLY | {"content": f"{text}</tool_call>"}], "tools": [TOOL]}
+    assert plain(parse(row))[1]["tool_calls"] == [("find", '{"city": "90210"}')]
+
+
 def test_markup_is_refused_or_kept_if_asked():
     row = {"messages": [USER, {"role": "assistant", "content": THOUGHT}]}
     text = refusal(row, markup="refuse")

@@ -77,7 +77,7 @@ _OTHER_PARTS = {
 """Types of parts of other interfaces: the type they are read as, and the key of their value."""
 _PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
 """Keys of a part that say nothing to be trained."""
-_MARKUP_SIGNS = ("think>", "tool_call>")
+_MARKUP_SIGNS = ("think>", "tool_call>", "[TOOL_CALLS]")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,11 @@ class _RowParser(ToolReader):
             fail_unknown_shape(value, self)
         parts = shape.read(value, self)
         messages = [self.message(message, at) for at, message in parts.messages]
+        tools = self.tools(parts.tools, parts.tools_at)
+        places = [at for at, _ in parts.messages]
         return Conversation(
-            [self.structured(m, at) for m, (at, _) in zip(messages, parts.messages, strict=True)],
-            self.tools(parts.tools, parts.tools_at),
+            [self.structured(m, at, tools) for m, at in zip(messages, places, strict=True)],
+            tools,
             text=parts.text,
             weightless=self.weightless(parts),
             num_context=parts.num_context,
@@ -200,14 +202,14 @@ class _RowParser(ToolReader):
             self.notes["weight 0: the message is not trained"] += len(found)
         return frozenset(found)
 
-    def structured(self, message: Message, at: str) -> Message:
+    def structured(self, message: Message, at: str, tools: list[ToolSpec]) -> Message:
         """The message with the markup in its text made reasoning and calls, if that is wanted."""
         if message["role"] != "assistant" or not _has_markup(message):
             return message
         if self.markup == "refuse":
             self.refuse_markup(message, at)
         if self.markup == "convert":
-            message, count = structure_reply_markup(message)
+            message, count = structure_reply_markup(message, tools)
             if count:
                 self.notes[NOTE_CONVERTED] += count
         if _has_markup(message) and remaining_markup(message):
