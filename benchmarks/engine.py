@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bench_peers import PeerError, PeerProcess, random_prompts
@@ -37,6 +37,9 @@ from bench_service import (
     score,
     train_step,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 128
@@ -384,13 +387,14 @@ def measure_scale(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_roofline(bench: Bench) -> dict[str, Sample]:
-    """A training step, and right before and after it the matrix-product peak."""
-    before = _matmul_flops(bench.options.threads)
+    """A training step, and right before and after it the peak of products in the same format."""
+    dtype = _format_in_use()
+    before = _matmul_flops(bench.options.threads, dtype)
     sample = measure_train_alone(bench)
-    after = _matmul_flops(bench.options.threads)
+    after = _matmul_flops(bench.options.threads, dtype)
     peak = max(before, after)
     needed = _flops_per_token(bench.folder) * sample["tokens"]
-    return {"service": {**sample, "flops": needed, "peak_flops": peak}}
+    return {"service": {**sample, "flops": needed, "peak_flops": peak, "peak_of": str(dtype)}}
 
 
 def measure_train_alone(bench: Bench) -> Sample:
@@ -403,12 +407,22 @@ def measure_train_alone(bench: Bench) -> Sample:
     return bench.timed(step)
 
 
-def _matmul_flops(threads: int) -> float:
+def _format_in_use() -> torch.dtype:
+    """What a service that is not told computes its products in."""
+    import torch
+
+    from tinker_cookbook.local.engine.devices import choose_dtype
+    from tinker_cookbook.local.engine.precision import product_dtype
+
+    return product_dtype(choose_dtype(None, torch.device("cpu")))
+
+
+def _matmul_flops(threads: int, dtype: torch.dtype) -> float:
     import torch
 
     torch.set_num_threads(threads)
-    left, right = torch.randn(2048, 576), torch.randn(3072, 576)
-    product = torch.empty(2048, 3072)
+    left, right = torch.randn(2048, 576).to(dtype), torch.randn(3072, 576).to(dtype)
+    product = torch.empty(2048, 3072, dtype=dtype)
     seconds = []
     for _ in range(25):
         started = time.perf_counter()

@@ -204,6 +204,7 @@ def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[
     import torch
 
     from tinker_cookbook.local.engine.config import read_arch
+    from tinker_cookbook.local.engine.precision import product_dtype
     from tinker_cookbook.local.engine.weights import module_shapes
 
     torch.set_num_threads(options["threads"])
@@ -213,7 +214,7 @@ def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[
     head = 2 * arch.vocab_size * arch.hidden_size
     # Forward and backward without weight gradients; the head forward everywhere, back for 2/3.
     flops = 4 * weights * arch.num_layers + head * (1 + 2 / 3)
-    dtype = getattr(torch, options["dtype"])
+    dtype = product_dtype(getattr(torch, options["dtype"]))
     left, right = torch.randn(2048, 576).to(dtype), torch.randn(3072, 576).to(dtype)
     seconds, product = [], torch.empty(2048, 3072, dtype=dtype)
     for _ in range(20):
@@ -314,12 +315,15 @@ def main() -> None:
     parser.add_argument("--json", help="also write the result to this file")
     arguments = parser.parse_args()
 
-    from tinker_cookbook.local.engine.precision import fastest_dtype
+    import torch
+
+    from tinker_cookbook.local.engine.devices import choose_dtype
     from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
 
+    picked = choose_dtype(None, torch.device("cpu"))
     options = {
         "folder": str(resolve_model_folder(arguments.model or DEFAULT_MODEL)),
-        "dtype": arguments.dtype or str(fastest_dtype()).removeprefix("torch."),
+        "dtype": arguments.dtype or str(picked).removeprefix("torch."),
         "lengths": arguments.lengths,
         "threads": arguments.threads,
         "context": arguments.context,

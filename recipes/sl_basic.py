@@ -8,7 +8,7 @@
 A row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}, or ShareGPT,
 Alpaca, prompt and completion, or text; `tinker-cookbook check FILE` says what a file is read as.
 Some conversations are held out: their loss, and a sampled answer, are shown before and after.
-Expect a held-out loss of 4.29 -> 2.68 in 30 steps with the default model and data, and answers that
+Expect a held-out loss of 4.29 -> 2.7 in 30 steps with the default model and data, and answers that
 end with a remark on the weather. The same command again resumes a stopped run.
 """
 

@@ -25,6 +25,8 @@ TEST_KEY = "tml-only-for-tests-0123456789abcdef"
 for name in ("NO_PROXY", "no_proxy"):
     os.environ[name] = "127.0.0.1,localhost"
 os.environ.setdefault("TINKER_TELEMETRY", "0")
+# By default the processor decides; `TINKER_COOKBOOK_DTYPE=bfloat16 pytest` runs all in the other.
+os.environ.setdefault("TINKER_COOKBOOK_DTYPE", "float32")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
 
 

@@ -8,7 +8,11 @@ from tests.rl.envs import EchoEnv, EnvsBuilder, ScriptedPolicy, group, trajector
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.data_processing import trajectory_to_data
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
-from tinker_cookbook.rl.metrics import compute_kl_sample_train, discounted_future_sum_vectorized
+from tinker_cookbook.rl.metrics import (
+    compute_kl_sample_train,
+    discounted_future_sum_vectorized,
+    measure_sampling_gap,
+)
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
 
@@ -32,6 +36,16 @@ def test_divergence_is_measured_on_sampled_tokens_only():
     assert found["optim/kl_sample_train_v2"] == pytest.approx(0.5 * (0.25 + 0.0) / 2)
     assert found["optim/entropy"] == pytest.approx(1.5)
     assert compute_kl_sample_train([], []) == {}
+
+
+def test_floor_is_measured_on_sampled_tokens_only():
+    (datum,) = trajectory_to_data(trajectory(turn([1, 2], [5, 9], logprobs=[-1.0, -2.0])), 1.0)
+    gap = measure_sampling_gap([datum], [np.array([-7.0, -1.5, -1.75], dtype=np.float32)])
+    assert gap is not None
+    assert (gap.mean, gap.largest, gap.num_tokens) == (pytest.approx(0.375), 0.5, 2)
+    assert gap.half_mean_square == pytest.approx(0.5 * (0.25 + 0.0625) / 2)
+    assert "3.8e-01 nats a token" in gap.describe()
+    assert measure_sampling_gap([], []) is None
 
 
 def test_discounted_sums():

@@ -58,6 +58,15 @@ def run(config: train.Config) -> train.RunResult:
     return asyncio.run(train.main(config))
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_substeps": 2}], ids=["one step", "substeps"])
+def test_the_floor_is_said_once_at_the_start(build, capfd, changes):
+    """Of data scored before the first update: with more of them the gap would be the update's."""
+    run(build(num_batches=2, learning_rate=5e-2, eval_every=0, **changes))
+    lines = capfd.readouterr()
+    (line,) = [text for text in (lines.out + lines.err).splitlines() if "nats a token" in text]
+    assert float(line.split(" differ by ")[1].split()[0]) < 1e-4
+
+
 def test_reward_rises_and_everything_is_written(build):
     config = build(num_batches=12, eval_every=6, save_every=5, learning_rate=2e-2)
     result = run(config)

@@ -33,7 +33,7 @@ from tinker_cookbook.rl.data_processing import (
     remove_constant_reward_groups,
 )
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
-from tinker_cookbook.rl.metrics import compute_post_kl, incorporate_kl_penalty
+from tinker_cookbook.rl.metrics import SamplingGap, compute_post_kl, incorporate_kl_penalty
 from tinker_cookbook.rl.optimize import PendingUpdate
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
@@ -66,7 +66,10 @@ SHOWN = (
     ("mixed groups", "env/all/by_group/frac_mixed", ".2f"),
     ("kl", "optim/kl_sample_train_v2", ".1e"),
 )
-DIVERGENCE_LIMIT = 0.01
+DIVERGENCE_LIMIT = 1e-3
+"""Least `optim/kl_sample_train_v2` that is an alarm: about 0.03 nats a token."""
+DIVERGENCE_FACTOR = 5
+"""It must also be so many times the floor that the run's first step measured."""
 LONG_SAMPLING_SECONDS = 15.0
 
 
@@ -124,6 +127,7 @@ class Loop:
         self._checkpoints = build_checkpoint_manager(config, run)
         self._errors = RolloutErrorCounter()
         self._best = -math.inf
+        self._floor: SamplingGap | None = None
         self._last_finish = time.perf_counter()
 
     def add_held_out(self, test_dataset: RLDataset | None) -> None:
@@ -267,6 +271,7 @@ class Loop:
                 found |= await compute_post_kl(step.update.data_D, next_client)
         metrics = step.metrics | self._rollout_metrics(step.sampled_P) | found
         metrics |= self._count_data(step.update)
+        self._measure_floor(step)
         self._warn(metrics, step)
         self._write_transcripts(step)
         step.window.write_spans_jsonl(Path(self.config.log_path) / "timing_spans.jsonl", step.step)
@@ -301,6 +306,18 @@ class Loop:
             "optim/num_steps": update.num_steps,
         }
 
+    def _measure_floor(self, step: TrainingStep) -> None:
+        """Once, from the first data that were scored with the weights they were sampled from."""
+        same_weights = all(
+            sampled.sampling_client_step == step.step
+            for sampled in step.sampled_P
+            if sampled.has_trajectories
+        )
+        gap = step.update.gap
+        if self._floor is None and gap is not None and same_weights and math.isfinite(gap.mean):
+            self._floor = gap
+            self._progress.message(gap.describe())
+
     def _warn(self, metrics: dict[str, Any], step: TrainingStep) -> None:
         divergence = metrics.get("optim/kl_sample_train_v2", 0.0)
         if not math.isfinite(divergence):
@@ -310,13 +327,17 @@ class Loop:
                 "anew."
             )
         on_policy = self.config.async_config is None and self.config.num_substeps == 1
-        if on_policy and divergence > DIVERGENCE_LIMIT:
+        floor = 0.0 if self._floor is None else self._floor.half_mean_square
+        limit = max(DIVERGENCE_LIMIT, DIVERGENCE_FACTOR * floor)
+        if on_policy and divergence > limit:
             logger.warning(
                 "step %d: sampler and trainer disagree about the sampled tokens "
-                "(optim/kl_sample_train_v2=%.3g, above %g); their gradients are biased",
+                "(optim/kl_sample_train_v2=%.3g, above %.2g; %.2g at the start); their gradients "
+                "are biased",
                 step.step,
                 divergence,
-                DIVERGENCE_LIMIT,
+                limit,
+                floor,
             )
         if not update_has_data(step):
             ends = Counter(

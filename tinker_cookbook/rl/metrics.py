@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     import tinker
 
 __all__ = [
+    "SamplingGap",
     "compute_kl_sample_train",
     "compute_post_kl",
     "discounted_future_sum_vectorized",
     "incorporate_kl_penalty",
+    "measure_sampling_gap",
     "score_sequences",
 ]
 
@@ -65,20 +68,72 @@ def compute_kl_sample_train(
 
     Source: estimators k1 and k2 of http://joschu.net/blog/kl-approx.html.
     """
-    differences, sampled = [], []
-    for datum, training_logprobs_T in zip(data_D, training_logprobs_D, strict=True):
-        kept_T = datum.loss_fn_inputs["mask"].to_numpy() > 0
-        sampling_logprobs_T = datum.loss_fn_inputs["logprobs"].to_numpy()[kept_T]
-        sampled.append(sampling_logprobs_T)
-        differences.append(sampling_logprobs_T - np.asarray(training_logprobs_T)[kept_T])
-    if not sum(map(len, sampled)):
+    sampled, difference = _compare(data_D, training_logprobs_D)
+    if not len(sampled):
         return {}
-    difference = np.concatenate(differences).astype(np.float64)
     return {
         "optim/kl_sample_train_v1": float(difference.mean()),
         "optim/kl_sample_train_v2": float(0.5 * (difference**2).mean()),
-        "optim/entropy": float(-np.concatenate(sampled).astype(np.float64).mean()),
+        "optim/entropy": float(-sampled.mean()),
     }
+
+
+@dataclass(frozen=True)
+class SamplingGap:
+    """How far sampler and trainer are apart on the same weights: the floor of what compares them.
+
+    In nats a token. Zero but for rounding where both compute in the same format.
+    """
+
+    mean: float
+    largest: float
+    half_mean_square: float
+    """What `optim/kl_sample_train_v2` is while nothing is wrong."""
+    num_tokens: int
+
+    def describe(self) -> str:
+        """A line for the start of a run."""
+        return (
+            f"floor    sampler and trainer differ by {self.mean:.1e} nats a token on the same "
+            f"weights (at most {self.largest:.1e}; {self.num_tokens:,} tokens)"
+        )
+
+
+def measure_sampling_gap(
+    data_D: Sequence[tinker.Datum], training_logprobs_D: Sequence[np.ndarray]
+) -> SamplingGap | None:
+    """The floor, from datums that the trainer scored with the weights they were sampled from.
+
+    Args:
+        data_D: Datums with `logprobs` (the sampler's) and `mask`.
+        training_logprobs_D: float [T] each.
+
+    Returns:
+        None without sampled tokens.
+    """
+    sampled, difference = _compare(data_D, training_logprobs_D)
+    if not len(sampled):
+        return None
+    size = np.abs(difference)
+    return SamplingGap(
+        mean=float(size.mean()),
+        largest=float(size.max()),
+        half_mean_square=float(0.5 * (size**2).mean()),
+        num_tokens=len(size),
+    )
+
+
+def _compare(
+    data_D: Sequence[tinker.Datum], training_logprobs_D: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [N]: the sampler's logprobs of all sampled tokens, and these minus the trainer's."""
+    sampled, trained = [np.zeros(0)], [np.zeros(0)]
+    for datum, training_logprobs_T in zip(data_D, training_logprobs_D, strict=True):
+        kept_T = datum.loss_fn_inputs["mask"].to_numpy() > 0
+        sampled.append(datum.loss_fn_inputs["logprobs"].to_numpy()[kept_T].astype(np.float64))
+        trained.append(np.asarray(training_logprobs_T)[kept_T].astype(np.float64))
+    sampled_N = np.concatenate(sampled)
+    return sampled_N, sampled_N - np.concatenate(trained)
 
 
 @trace.scope

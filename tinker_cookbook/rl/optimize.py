@@ -10,7 +10,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.data_processing import drop_client_inputs
-from tinker_cookbook.rl.metrics import compute_kl_sample_train
+from tinker_cookbook.rl.metrics import SamplingGap, compute_kl_sample_train, measure_sampling_gap
 from tinker_cookbook.training_run import add_service_metrics
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.misc_utils import split_list
@@ -32,9 +32,12 @@ class PendingUpdate:
     adam_params: tinker.AdamParams
     data_D: list[tinker.Datum] = field(default_factory=list)
     """Everything sent so far, with `mask`."""
+    gap: SamplingGap | None = None
+    """Of the data before the first optimizer step, once the update is finished."""
     _gradients: list[Any] = field(default_factory=list)
     _steps: list[Any] = field(default_factory=list)
     _has_gradients: bool = False
+    _num_before_step: int = 0
 
     def add_gradients(self, data_D: Sequence[tinker.Datum]) -> None:
         """Submit a forward and backward pass; gradients add up until the next step."""
@@ -51,6 +54,7 @@ class PendingUpdate:
     def step(self) -> None:
         """Submit an optimizer step, unless there are no gradients."""
         if self._has_gradients:
+            self._num_before_step = self._num_before_step or len(self.data_D)
             self._steps.append(self.training_client.optim_step(self.adam_params))
             self._has_gradients = False
 
@@ -86,6 +90,8 @@ class PendingUpdate:
                 f"the training step failed on the service: {error}. The same command resumes from "
                 "the last checkpoint."
             ) from error
+        first = slice(0, self._num_before_step)
+        self.gap = measure_sampling_gap(self.data_D[first], logprobs_D[first])
         return logprobs_D, metrics | compute_kl_sample_train(self.data_D, logprobs_D)
 
 

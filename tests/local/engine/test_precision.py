@@ -35,6 +35,16 @@ def test_products_are_summed_up_in_float32_and_rounded_once(add: torch.dtype | N
     assert bool(((result.double() - exact).abs() <= bound).all())
 
 
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_the_format_of_products_follows_the_processor(
+    has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: has_instructions)
+    wanted = torch.bfloat16 if has_instructions else torch.float32
+    assert precision.product_dtype(torch.bfloat16) == wanted
+    assert precision.product_dtype(torch.float32) == torch.float32
+
+
 def test_float32_products_are_torchs() -> None:
     x, w, start = torch.randn(5, 7), torch.randn(7, 3), torch.randn(5, 3)
     assert torch.equal(product(x, w), x @ w)

@@ -19,9 +19,11 @@ from tinker_cookbook.local.engine.graph_loss import GraphPackLoss
 from tinker_cookbook.local.engine.head import Head
 from tinker_cookbook.local.engine.lora import Adapter, LoraTarget, lora_targets
 from tinker_cookbook.local.engine.losses import PackLoss
+from tinker_cookbook.local.engine.matrices import DenseMatrix
 from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks
 from tinker_cookbook.local.engine.native.products import Products
+from tinker_cookbook.local.engine.native.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.packing import Pack
 from tinker_cookbook.local.engine.transformer import PackedTransformer
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
@@ -103,11 +105,13 @@ class NativeModel:
         arch: ArchConfig,
         weights: ModelWeights,
         *,
+        compiled: bool = True,
         pack_tokens: int | None = None,
         activation_bytes: int = _ACTIVATION_BYTES,
     ) -> None:
         """
         Args:
+            compiled: use the compiled kernels where there are any.
             pack_tokens: tokens computed together; None: by device.
             activation_bytes: about what the forward pass may keep for the backward pass. Blocks
                 beyond it are computed again; results are the same bits.
@@ -116,6 +120,8 @@ class NativeModel:
         self.weights = weights
         self.transformer = PackedTransformer(arch, weights)
         self.head = Head(weights.head)
+        self._compiled = compiled
+        self._exact: tuple[PackedTransformer, Head] | None = None
         self.spare_gradients = SpareGradients()
         on_cpu = weights.device.type == "cpu"
         default = PACK_TOKENS_CPU if on_cpu else _PACK_TOKENS_ACCELERATOR
@@ -143,36 +149,61 @@ class NativeModel:
 
     @torch.no_grad()
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
-        hidden, _ = self.transformer.forward(adapter, pack.tokens, pack.lengths)
-        return self.head.logprobs(adapter, hidden[pack.rows], pack.targets)
+        transformer, head = self._exact_parts() or (self.transformer, self.head)
+        hidden, _ = transformer.forward(adapter, pack.tokens, pack.lengths)
+        return head.logprobs(adapter, hidden[pack.rows], pack.targets)
 
     @torch.no_grad()
     def logprobs_and_gradient(
         self, adapter: Adapter, pack: Pack, loss: PackLoss | GraphPackLoss, sink: GradientSink
     ) -> torch.Tensor:
-        keep = self._num_blocks_to_keep(len(pack.tokens), adapter.rank)
-        hidden, tape = self.transformer.forward(
-            adapter, pack.tokens, pack.lengths, keep_blocks=keep
+        exact = self._exact_parts() if loss.compares else None
+        transformer, head = exact or (self.transformer, self.head)
+        hidden, tape = transformer.forward(
+            adapter,
+            pack.tokens,
+            pack.lengths,
+            keep_blocks=self._num_blocks_to_keep(len(pack.tokens), adapter.rank),
+            backward_dtype=self.weights.dtype if exact else None,
         )
         selected, split = hidden[pack.rows], pack.num_gradient_rows
         if loss.by_sequence:
-            loss.see_all(self.head.logprobs(adapter, selected, pack.targets))
-        logprobs, selected_grad = self.head.logprobs_and_gradient(
+            loss.see_all(head.logprobs(adapter, selected, pack.targets))
+        logprobs, selected_grad = head.logprobs_and_gradient(
             adapter, selected[:split], pack.targets[:split], loss.gradient, sink
         )
-        rest = self.head.logprobs(adapter, selected[split:], pack.targets[split:])
-        hidden_grad = torch.zeros_like(hidden)
-        hidden_grad[pack.rows[:split]] = selected_grad
+        rest = head.logprobs(adapter, selected[split:], pack.targets[split:])
+        hidden_grad = torch.zeros_like(hidden, dtype=self.weights.dtype)
+        hidden_grad[pack.rows[:split]] = selected_grad.to(hidden_grad.dtype)
         del hidden, selected, selected_grad
         if split:
-            self.transformer.backward(tape, hidden_grad, sink)
+            self.transformer.backward(adapter, tape, hidden_grad, sink)
         return torch.cat([logprobs, rest])
+
+    def _exact_parts(self) -> tuple[PackedTransformer, Head] | None:
+        """What computes logprobs in the sampler's arithmetic; None where the model itself does, or
+        nothing can."""
+        if self._exact is None and self._has_twin:
+            kernels = load_kernels()
+            if kernels is not None:
+                blocks = MatrixBlocks(Products(kernels))
+                twin = float32_twin(self.arch, self.weights, blocks)
+                assert isinstance(self.weights.head, DenseMatrix), "bfloat16 is not packed"
+                head = Head(twin.head, backward_matrix=self.weights.head)
+                self._exact = PackedTransformer(self.arch, twin), head
+        return self._exact
+
+    @property
+    def _has_twin(self) -> bool:
+        on_cpu = self.weights.device.type == "cpu"
+        return on_cpu and self.weights.dtype != torch.float32 and self._compiled
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
         keep = self._num_blocks_to_keep(num_tokens, rank)
         sizes = native_pass_bytes(self.arch, num_tokens, num_targets, block, keep=keep)
-        return sizes[backward] + self.head.buffer_bytes(num_tokens)
+        twin = twin_bytes(self.weights) if self._has_twin else 0
+        return sizes[backward] + self.head.buffer_bytes(num_tokens) + twin
 
     def _num_blocks_to_keep(self, num_tokens: int, rank: int) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
@@ -217,7 +248,7 @@ def load_base_model(
     if arch is not None:
         blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None
         weights = load_weights(folder, arch, device=device, dtype=dtype, blocks=blocks)
-        return NativeModel(arch, weights)
+        return NativeModel(arch, weights, compiled=compiled)
     from tinker_cookbook.local.engine.hf_model import HfModel
 
     return HfModel(folder, device=device, dtype=dtype)

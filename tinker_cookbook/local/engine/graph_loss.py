@@ -113,6 +113,7 @@ class GraphPackLoss:
     """The loss of one pack, computed at once; stands in for `losses.PackLoss`."""
 
     by_sequence = True
+    compares = True
 
     def __init__(
         self, graph: LossGraph, inputs: Sequence[DatumInputs], lengths: Sequence[int]

@@ -14,7 +14,7 @@ import torch
 
 from tinker_cookbook.local.engine.gradients import GradientSink
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter
-from tinker_cookbook.local.engine.matrices import Matrix
+from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix
 
 __all__ = ["Head", "LogprobGradient", "head_buffer_bytes"]
 
@@ -40,9 +40,21 @@ def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(self, matrix: Matrix, *, chunk_bytes: int = _CHUNK_BYTES) -> None:
-        """`matrix` is [V, H]; it stays frozen. `chunk_bytes` bounds the logits in memory."""
+    def __init__(
+        self,
+        matrix: Matrix,
+        *,
+        backward_matrix: DenseMatrix | None = None,
+        chunk_bytes: int = _CHUNK_BYTES,
+    ) -> None:
+        """
+        Args:
+            matrix: [V, H]; it stays frozen.
+            backward_matrix: the same in another format, for the gradient; None: `matrix`.
+            chunk_bytes: bounds the logits in memory.
+        """
         self._matrix = matrix
+        self._backward_matrix = backward_matrix
         self._vocab = matrix.out_features
         self._chunk_bytes = chunk_bytes
         self._buffers = torch.empty(2, 0, 0)
@@ -75,7 +87,7 @@ class Head:
             # d logprob_k / d logits = onehot_k - softmax, summed over k with the given factors.
             logits_grad = probabilities.mul_(-gradient.sum(1, keepdim=True))
             logits_grad.scatter_add_(1, targets[rows], gradient)
-            hidden_grad[rows], _ = self._matrix.backward(logits_grad.to(hidden.dtype))
+            hidden_grad[rows] = self._states_gradient(logits_grad.to(hidden.dtype))
             if low is not None:
                 self._add_lora(adapter, sink, hidden[rows], low, logits_grad, hidden_grad[rows])
         return logprobs, hidden_grad
@@ -102,6 +114,12 @@ class Head:
         low = (hidden.float() @ adapter.a(HEAD_PATH).t()).mul_(adapter.scale)
         logits.addmm_(low, adapter.b(HEAD_PATH).t())
         return logits, low
+
+    def _states_gradient(self, logits_grad: torch.Tensor) -> torch.Tensor:
+        if self._backward_matrix is None:
+            return self._matrix.backward(logits_grad)[0]
+        rounded = logits_grad.to(self._backward_matrix.storage.dtype)
+        return self._backward_matrix.backward(rounded)[0]
 
     def _softmax(
         self, logits: torch.Tensor, targets: torch.Tensor

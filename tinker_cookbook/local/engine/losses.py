@@ -103,6 +103,11 @@ class Loss:
     driver: str = "advantages"
     """The input whose zeros mean: no gradient at this position."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether it may set the trainer's logprobs against others, such as the sampler's."""
+        return "weights" not in self.required_inputs
+
 
 _RL_INPUTS = ("logprobs", "advantages")
 _CLIP_INPUTS = ("clip_low_threshold", "clip_high_threshold")
@@ -145,6 +150,7 @@ class PackLoss:
     def __init__(self, loss: Loss, config: Config, inputs: Inputs) -> None:
         """`inputs` are float32 [M, K] (and `sequence` [M, 1])."""
         self.by_sequence = loss.by_sequence
+        self.compares = loss.compares
         self.total = 0.0
         self._loss, self._config, self._inputs = loss, config, inputs
         self._gradient: torch.Tensor | None = None

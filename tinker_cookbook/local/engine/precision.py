@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["add_product", "fastest_dtype", "lacks_products", "product"]
+__all__ = ["add_product", "fastest_dtype", "lacks_products", "product", "product_dtype"]
 
 
 def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -38,6 +38,11 @@ def lacks_products(tensor: Tensor) -> bool:
     """Whether the processor has no products for a bfloat16 tensor."""
     on_cpu = tensor.device.type == "cpu"
     return on_cpu and tensor.dtype == torch.bfloat16 and not _cpu_multiplies_bfloat16()
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a CPU multiplies tensors of `dtype` in."""
+    return torch.float32 if lacks_products(torch.empty(0, dtype=dtype)) else dtype
 
 
 def product(x: Tensor, w: Tensor, *, add: Tensor | None = None) -> Tensor:

@@ -14,8 +14,9 @@ the stacked A matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -69,6 +70,17 @@ class _Kept:
     gate_up: torch.Tensor
     down_low: torch.Tensor
 
+    def rounded(self, dtype: torch.dtype) -> _Kept:
+        """For a backward pass that multiplies in `dtype`. Hidden states and norms stay float32."""
+        keep = {"inverse_in", "hidden_mid", "inverse_mid", "attended_beside"}
+        values = {
+            field.name: value.to(dtype)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None and field.name not in keep
+        }
+        # what the compiled attention left is of no use to the products of another format
+        return replace(self, **values, attended_beside=None)
+
 
 @dataclass
 class Tape:
@@ -83,6 +95,8 @@ class Tape:
     """Input [T, H] of every block, and the input of the final norm."""
     kept: list[_Kept | None]
     """None where the block is to be computed again."""
+    again: Callable[[int, torch.Tensor], _Kept] | None = None
+    """Computes a block again, if the transformer of the backward pass should not."""
 
 
 def block_activation_bytes(
@@ -116,6 +130,7 @@ class PackedTransformer:
         lengths: Sequence[int],
         *,
         keep_blocks: int | None = None,
+        backward_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, Tape]:
         """Hidden states after the final norm, [T, H], in the dtype of the weights; and the tape for
         `backward`.
@@ -124,6 +139,7 @@ class PackedTransformer:
             tokens: int64 [T], the segments one after the other.
             keep_blocks: how many of the last blocks keep what they computed; earlier ones compute
                 it again. None keeps nothing at all: the tape is unusable then.
+            backward_dtype: of the transformer that runs the tape backward; None: this one does.
         """
         self.fold.load(adapter)
         positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])
@@ -136,26 +152,36 @@ class PackedTransformer:
         for index in range(len(self.weights.layers)):
             following, kept = self._block(index, hidden, tape)
             if keep_blocks is not None:
+                if backward_dtype is not None and index >= first_kept:
+                    kept = kept.rounded(backward_dtype)
                 tape.inputs.append(hidden)
                 tape.kept.append(kept if index >= first_kept else None)
             hidden = following
             del kept
         if keep_blocks is not None:
             tape.inputs.append(hidden)
+        if backward_dtype is not None:
+            again = functools.partial(self._block_again, tape=replace(tape), dtype=backward_dtype)
+            tape = replace(tape, layout=None, again=again)
         return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps), tape
 
-    def backward(self, tape: Tape, grad: torch.Tensor, sink: GradientSink) -> None:
+    def backward(
+        self, adapter: Adapter, tape: Tape, grad: torch.Tensor, sink: GradientSink
+    ) -> None:
         """Add the LoRA gradients to `sink`, from the gradient [T, H] of `forward`'s result.
 
         Frees the tape block by block.
         """
+        self.fold.load(adapter)
         last = tape.inputs.pop()
         inverse = inverse_rms(last, self.arch.rms_norm_eps)
         grad = rms_norm_backward(grad, last, self.weights.final_norm, inverse)
         lowest = self._lowest_trained_block()
         for index in reversed(range(lowest, len(self.weights.layers))):
             hidden, kept = tape.inputs.pop(), tape.kept.pop()
-            if kept is None:
+            if kept is None and tape.again is not None:
+                kept = tape.again(index, hidden)
+            elif kept is None:
                 _, kept = self._block(index, hidden, tape)
             grad = self._block_backward(index, hidden, kept, grad, tape, sink)
 
@@ -216,6 +242,11 @@ class PackedTransformer:
             down_low=down_low,
         )
         return hidden_out, kept
+
+    def _block_again(
+        self, index: int, hidden: torch.Tensor, *, tape: Tape, dtype: torch.dtype
+    ) -> _Kept:
+        return self._block(index, hidden, tape)[1].rounded(dtype)
 
     def _block_backward(
         self,

@@ -67,6 +67,8 @@ class ModelWeights:
     """[V, H]; holds the tensor `embed` where the model ties them."""
     final_norm: torch.Tensor
     layers: list[LayerWeights]
+    twin: ModelWeights | None = None
+    """The same for products in float32; see `native.twin`."""
 
     @property
     def device(self) -> torch.device:

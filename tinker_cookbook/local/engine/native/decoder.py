@@ -21,16 +21,16 @@ from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.kv_cache import Row, cache_shape
 from tinker_cookbook.local.engine.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.lora_stack import StackedLora
-from tinker_cookbook.local.engine.matrices import DenseMatrix, Matrix
+from tinker_cookbook.local.engine.matrices import Matrix
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.packed import (
     MatrixBlocks,
     PackedMatrix,
-    holds_bfloat16,
     pack_panels,
 )
 from tinker_cookbook.local.engine.native.products import Products
+from tinker_cookbook.local.engine.native.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.ops import RopeTable
 from tinker_cookbook.local.engine.weights import FUSED, LayerWeights, ModelWeights, module_shapes
 
@@ -138,25 +138,13 @@ def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | N
     kernels = load_kernels()
     if kernels is None:
         return None
-    needed, free = _copy_bytes(weights), available_bytes()
+    needed, free = twin_bytes(weights), available_bytes()
     if needed and free is not None and needed + _SPARE_BYTES > free:
         logger.warning(
             "sampling uses torch: %.1f GiB for packed weights are not free", needed / 2**30
         )
         return None
     return NativeDecoder(arch, weights, kernels)
-
-
-def _copy_bytes(weights: ModelWeights) -> int:
-    """Of the packed copy that sampling makes of matrices that are tensors."""
-    matrices = [matrix for layer in weights.layers for matrix in layer.matrices.values()]
-    return sum(_packed_bytes(matrix) for matrix in [*matrices, weights.head])
-
-
-def _packed_bytes(matrix: Matrix) -> int:
-    if not isinstance(matrix, DenseMatrix):
-        return 0
-    return matrix.weight.numel() * (2 if holds_bfloat16(matrix.weight) else 4)
 
 
 class NativeDecoder:
@@ -282,12 +270,13 @@ class NativeDecoder:
     def _current_model(self) -> _Model:
         """The structs of the packed weights, made by the first use."""
         if self._model is None:
-            structs = [self._layer_struct(layer) for layer in self.weights.layers]
+            weights = float32_twin(self.arch, self.weights, self._blocks)
+            structs = [self._layer_struct(layer) for layer in weights.layers]
             self._layers = (_Layer * len(structs))(*structs)
-            self._model = self._model_struct()
+            self._model = self._model_struct(weights)
         return self._model
 
-    def _model_struct(self) -> _Model:
+    def _model_struct(self, weights: ModelWeights) -> _Model:
         arch = self.arch
         return _Model(
             num_layers=arch.num_layers,
@@ -298,8 +287,8 @@ class NativeDecoder:
             inner=arch.intermediate_size,
             eps=arch.rms_norm_eps,
             layers=self._layers,
-            final_norm=self._vector(self.weights.final_norm),
-            head=self._linear(self.weights.head, [arch.vocab_size], None),
+            final_norm=self._vector(weights.final_norm),
+            head=self._linear(weights.head, [arch.vocab_size], None),
         )
 
     def _layer_struct(self, layer: LayerWeights) -> _Layer:
@@ -322,9 +311,7 @@ class NativeDecoder:
 
     def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> _Linear:
         """A stacked matrix as the kernels see it."""
-        if isinstance(matrix, DenseMatrix):
-            matrix = self._blocks.pack(matrix.weight, outs)
-        assert isinstance(matrix, PackedMatrix)
+        assert isinstance(matrix, PackedMatrix), "a twin's matrices are packed"
         self._kept.append(matrix)
         return _Linear(
             weight=matrix.panels.data_ptr(),
