@@ -24,8 +24,8 @@ import uvicorn
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.app import build_app
-from tinker_cookbook.local.service.connections import timed_protocol
 from tinker_cookbook.local.service.core import Service
+from tinker_cookbook.local.service.request_heads import timed_protocol
 from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter, TextFormatter
 from tinker_cookbook.local.service.retention import log_path, prune_logs
 from tinker_cookbook.local.service.settings import ServiceSettings

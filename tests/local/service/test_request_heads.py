@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
-from tinker_cookbook.local.service.connections import timed_protocol
+from tinker_cookbook.local.service.request_heads import timed_protocol
 
 pytestmark = pytest.mark.anyio
 
