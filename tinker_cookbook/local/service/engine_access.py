@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -120,6 +121,9 @@ class EngineAccess:
         self._worker.set_result(worker)
 
     def _log_first_load(self, load: Future[ModelInfo]) -> None:
+        # what is there now stays; looking through all of it again and again would hold up requests
+        gc.collect()
+        gc.freeze()
         error = load.exception()
         if error is not None and self._is_closing:
             logger.info("model %s was not loaded: the service stops", self._settings.models[0])

@@ -19,11 +19,13 @@ from tinker_cookbook.local.service.index import NameTakenError, SamplerRow
 from tinker_cookbook.local.service.names import parse_tinker_path
 from tinker_cookbook.local.service.requests import decode_sample_spec
 from tinker_cookbook.local.service.samplers import SamplerSession, SubmittedSample
-from tinker_cookbook.local.service.wire import encode_sample_result
+from tinker_cookbook.local.service.wire import encode_sample_result, result_cells
 
 __all__ = ["ROUTES", "sampling_group"]
 
 MAX_SEQ_ID = 2**31 - 1
+INLINE_CELLS = 2**17
+"""Results of more numbers are written on another thread."""
 CLONE_STRIDE = 1_000_000_000
 """The SDK numbers the samples of its nth copy of a client from n times this."""
 
@@ -141,7 +143,9 @@ def _submit(
                 result = await asyncio.wrap_future(sampled)
             finally:
                 service.samplers.finish(sampler)
-            return Payload.of_proto(encode_sample_result(result))
+            if result_cells(result) < INLINE_CELLS:
+                return Payload.of_proto(encode_sample_result(result))
+            return Payload.of_proto(await asyncio.to_thread(encode_sample_result, result))
 
         service.launch(entry, work, lane=sampler.sampler_id)
     sequence_ids = [f"{entry.request_id}-{index}" for index in range(num_samples)]

@@ -33,6 +33,7 @@ __all__ = [
     "decode_train_request",
     "encode_sample_result",
     "encode_train_result",
+    "result_cells",
 ]
 
 FREE_CELLS = 1 << 24
@@ -263,6 +264,14 @@ def _equal_trailing_shapes(arrays: Iterable[np.ndarray]) -> list[list[np.ndarray
         else:
             groups.append([array])
     return groups
+
+
+def result_cells(result: SampleResult) -> int:
+    """About how many numbers a result holds."""
+    topk = [sequence.topk_logprobs for sequence in result.sequences]
+    topk += [result.topk_prompt_logprobs, result.prompt_alt_tokens]
+    cells = sum(len(sequence.tokens) for sequence in result.sequences)
+    return cells + sum(part.token_ids.size for part in topk if part is not None)
 
 
 def encode_sample_result(result: SampleResult) -> bytes:
