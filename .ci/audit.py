@@ -1,9 +1,10 @@
-"""Look at the installed dependencies: their bounds, and known weaknesses where that can be asked.
+"""Look at the installed dependencies: the lock, the bounds, and known weaknesses.
 
-    python .ci/audit.py PYPROJECT      # run by the interpreter of the environment to look at
+    python .ci/audit.py PYPROJECT LOCK      # run by the interpreter of the environment to look at
 
-Every dependency must be installed in a version that the package accepts. Then pip-audit, in an
-environment of its own, asks the OSV advisory service. Offline that part is left out, and said so.
+Every distribution must be installed in the version of the lock, and that must be one that the
+package accepts. Then pip-audit, in an environment of its own, asks the OSV advisory service. Where
+that cannot be asked, a line says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import tomllib
 import urllib.request
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 ADVISORIES = "https://api.osv.dev/v1/query"
@@ -25,16 +26,43 @@ SECONDS = 10
 
 def main() -> int:
     project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
-    problems = out_of_bounds(project)
+    problems = [f"out of bounds: {problem}" for problem in out_of_bounds(project)]
+    problems += [
+        f"out of lock: {problem}; renew it with 'bash .ci/lock'"
+        for problem in out_of_lock(Path(sys.argv[2]), project["name"])
+    ]
     for problem in problems:
-        print(f"out of bounds: {problem}")
+        print(problem)
     if not problems:
-        print("installed dependencies satisfy the declared bounds")
+        print("installed dependencies are those of the lock and satisfy the declared bounds")
     return audit() or bool(problems)
 
 
+def out_of_lock(lock: Path, project: str) -> list[str]:
+    """List the installed distributions that the lock does not name in that version."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
+    locked = {
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in map(Requirement, lines)
+        if requirement.marker is None or requirement.marker.evaluate()
+    }
+    problems = []
+    for found in distributions():
+        name = canonicalize_name(found.name)
+        if name in {canonicalize_name(project), "pip", "setuptools"}:
+            continue
+        if name not in locked:
+            problems.append(f"{name} {found.version} is not in {lock.name}")
+        elif not locked[name].contains(found.version, prereleases=True):
+            problems.append(f"{name} {found.version} is installed, {lock.name} has {locked[name]}")
+    return sorted(problems)
+
+
 def out_of_bounds(project: dict) -> list[str]:
-    """Dependencies of the base and of `dev` whose installed version is not an accepted one."""
+    """List the dependencies of the base and of `dev` whose installed version is not accepted."""
     from packaging.requirements import Requirement
 
     wanted = [Requirement(text) for text in project["dependencies"]]

@@ -25,6 +25,7 @@ from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
+from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
 
@@ -106,7 +107,10 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
         print(f"resumed  after step {start_step} of {config.max_steps}")
     else:
         created = service_client.create_lora_training_client(
-            base_model=model_name, rank=config.lora_rank, seed=config.seed
+            base_model=model_name,
+            rank=config.lora_rank,
+            seed=config.seed,
+            train_unembed=choose_train_unembed(model_name),
         )
     training_client = wait_for_client(created)
     truncate_metrics(log_path, start_step)

@@ -19,6 +19,7 @@ from tinker_cookbook.run_directory import default_log_path, prepare_log_dir, tru
 from tinker_cookbook.run_options import LogdirBehavior, check_options
 from tinker_cookbook.run_report import report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
+from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
 
@@ -103,7 +104,12 @@ def train(config: Config, connection: service.Connection, file_path: str, log_pa
         start_step = 0
         create = service_client.create_lora_training_client
         training_client = wait_for_client(
-            create(base_model=model_name, rank=config.lora_rank, seed=config.seed)
+            create(
+                base_model=model_name,
+                rank=config.lora_rank,
+                seed=config.seed,
+                train_unembed=choose_train_unembed(model_name),
+            )
         )
     truncate_metrics(log_path, start_step)
     metrics_log = ml_log.JsonLogger(log_path)

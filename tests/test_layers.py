@@ -1,6 +1,7 @@
 """Imports point down only: the folders are the architecture, and this test is its wall."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ LAYERS = {
     "tinker_cookbook.exceptions": 0,
     "tinker_cookbook.utils": 1,
     "tinker_cookbook.model_files": 1,
+    "tinker_cookbook.replies": 1,
     "tinker_cookbook.tokenizer_utils": 2,
     "tinker_cookbook.model_info": 2,
     "tinker_cookbook.hyperparam_utils": 2,
+    "tinker_cookbook.unembedding": 2,
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
     "tinker_cookbook.embedded_service": 2,
@@ -50,7 +53,10 @@ LAYERS = {
     "tinker_cookbook.cli": 6,
 }
 LOCAL = f"{PACKAGE}.local"
-LOCAL_MAY_IMPORT = (LOCAL, f"{PACKAGE}.exceptions", f"{PACKAGE}.utils", f"{PACKAGE}.model_files")
+# What both sides of the wire share: the lowest layer, and nothing of it knows messages or services.
+SHARED = tuple(f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_files", "replies"))
+LOCAL_MAY_IMPORT = (LOCAL, *SHARED)
+REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # Importing any of these takes seconds; client code does so inside the functions that need them.
 HEAVY = ("torch", "tinker", "transformers", "datasets")
@@ -126,6 +132,9 @@ def edge_problem(edge: Edge) -> str | None:
         if inside and not any(under(edge.target, prefix) for prefix in LOCAL_MAY_IMPORT):
             return "the local service imports client code"
         return None
+    if under(edge.source, REPLIES) and not under(edge.target, REPLIES):
+        outside = edge.target.partition(".")[0] not in sys.stdlib_module_names
+        return "the reader of replies imports more than the standard library" if outside else None
     if under(edge.target, "torch"):
         return "torch is used outside local/"
     if edge.at_import and edge.target.partition(".")[0] in HEAVY:
@@ -190,6 +199,8 @@ def test_recipes_and_examples_use_no_torch_and_no_other_recipe():
         ("tinker_cookbook.supervised.data", "tinker.types", True, "where it is used"),
         ("tinker_cookbook.local.service.app", "tinker_cookbook.renderers", False, "client code"),
         ("tinker_cookbook.service", "tinker_cookbook.local.errors", False, "local service"),
+        ("tinker_cookbook.replies.reader", "tinker_cookbook.exceptions", False, "standard library"),
+        ("tinker_cookbook.replies.reader", "pydantic", True, "standard library"),
         ("tinker_cookbook.cli", "recipes.sl_basic", False, "recipe"),
     ],
 )
@@ -205,6 +216,8 @@ def test_the_wall_stops_a_wrong_edge(source: str, target: str, at_import: bool, 
         ("tinker_cookbook.supervised.train", "tinker_cookbook.supervised.data", True),
         ("tinker_cookbook.supervised.data", "tinker.types", False),
         ("tinker_cookbook.local.engine.train", "torch.nn", True),
+        ("tinker_cookbook.local.openai_api.reply", "tinker_cookbook.replies.reader", True),
+        ("tinker_cookbook.renderers.parsing", "tinker_cookbook.replies.reader", True),
         ("tinker_cookbook.local.service.app", "tinker_cookbook.model_files.cookbook_home", True),
     ],
 )

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tinker_cookbook import __version__
 
@@ -37,6 +39,28 @@ def test_every_requirement_has_both_bounds():
     for requirement in requirements:
         if not requirement.startswith("tinker-cookbook["):
             assert "==" in requirement or (">=" in requirement and "<" in requirement), requirement
+
+
+OUTSIDE_THE_LOCK = {"verifiers"}
+"""Extras whose packages would hold others back; .ci/lock leaves them out."""
+
+
+def test_the_lock_holds_an_accepted_release_of_every_direct_dependency():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    locked: dict[str, list[str]] = {}
+    for line in filter(lambda line: "==" in line, lines):
+        requirement = Requirement(line)
+        [release] = requirement.specifier
+        locked.setdefault(canonicalize_name(requirement.name), []).append(release.version)
+    extras = PROJECT["optional-dependencies"].items()
+    wanted = PROJECT["dependencies"] + [
+        text for extra, texts in extras if extra not in OUTSIDE_THE_LOCK for text in texts
+    ]
+    for requirement in map(Requirement, wanted):
+        if requirement.name == PROJECT["name"]:
+            continue
+        releases = locked[canonicalize_name(requirement.name)]
+        assert all(map(requirement.specifier.contains, releases)), (requirement, releases)
 
 
 # The imports that a client without torch makes; run where `import torch` fails.

@@ -57,6 +57,10 @@ class ModelOptions:
         default=None, doc="tinker:// path of saved weights to start from, with a new optimizer."
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
+    train_unembed: bool | None = chz.field(
+        default=None,
+        doc="Adapt the output embedding too; default: unless it is the input embedding as well.",
+    )
     max_steps: int | None = chz.field(
         default=None, doc="Stop after this many optimizer steps; shortens the schedule too."
     )

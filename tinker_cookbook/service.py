@@ -14,6 +14,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -309,6 +310,9 @@ class Connection:
             return model_name
         if model_name is None and len(models) == 1:
             return models[0]
+        folder = None if model_name is None else _offered_folder(model_name, models)
+        if folder is not None:
+            return folder
         listed = ", ".join(models) or "none"
         if model_name is None:
             raise ConfigurationError(
@@ -389,6 +393,19 @@ def _check_reachable(choice: ServiceChoice, key: str | None) -> None:
             f"base_url={choice.base_url} does not answer ({cause}); {choice.reason}. "
             "Check the address and that the service runs, or use base_url=local."
         ) from error
+
+
+def _offered_folder(model_name: str, models: Sequence[str]) -> str | None:
+    """The model folder that a service offers by its full path, given another form of it.
+
+    That is a path from here, or the end of the one path that ends so.
+    """
+    folder = Path(model_name).expanduser()
+    if folder.is_dir() and str(folder.resolve()) in models:
+        return str(folder.resolve())
+    ending = "/" + model_name.strip("/")
+    found = [name for name in models if name.endswith(ending)]
+    return found[0] if len(found) == 1 else None
 
 
 def _refused_key(base_url: str | None) -> ConfigurationError:

@@ -16,6 +16,7 @@ from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.run_directory import truncate_metrics
 from tinker_cookbook.run_options import OptimizerOptions
 from tinker_cookbook.service import Connection
+from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace
 from tinker_cookbook.utils.git_rev import recipe_user_metadata
 from tinker_cookbook.utils.session_naming import resolve_session_display_name
@@ -126,7 +127,8 @@ async def create_training_client(
 
     Args:
         service_client: The session.
-        config: Settings with `model_name`, `lora_rank`, `seed` and `load_checkpoint_path`.
+        config: Settings with `model_name`, `lora_rank`, `train_unembed`, `seed` and
+            `load_checkpoint_path`.
         checkpoint: Where an interrupted run goes on, with its optimizer; None if there is none.
         renderer_name: Stored with the run, and compared with that of the given weights.
 
@@ -158,6 +160,9 @@ async def create_training_client(
         config.model_name,
         rank=config.lora_rank,
         seed=config.seed,
+        train_unembed=await asyncio.to_thread(
+            choose_train_unembed, config.model_name, config.train_unembed
+        ),
         user_metadata=metadata,
     )
 

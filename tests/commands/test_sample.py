@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+
+import httpx
 import pytest
 
-from tests.conftest import ServiceProcess
+from tests.conftest import ServiceProcess, start_service
 from tests.e2e.sdk import batch, train_step
-from tinker_cookbook import cli, model_files
+from tests.tiny_models import tiny_model
+from tinker_cookbook import cli, model_files, service
 from tinker_cookbook.embedded_service import find_saved_model
 from tinker_cookbook.local.service.index import RunRow
 from tinker_cookbook.local.service.store import NewCheckpoint, Store
@@ -85,3 +90,48 @@ def test_a_checkpoint_on_this_machine_tells_its_model(tmp_path, monkeypatch, cap
     assert find_saved_model(path) == "some/model"
     assert cli.main(["sample", f"{path}2", "--base-url", "local"]) == 2
     assert f"{path}2 does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """Serves one model, and those of a folder: `other` and `team/third`; `broken` is none."""
+    folder = tmp_path_factory.mktemp("folders")
+    models = folder / "models"
+    shutil.copytree(tiny_model("qwen2"), models / "other")
+    shutil.copytree(tiny_model("qwen3"), models / "team" / "third")
+    (models / "broken").mkdir()
+    (models / "broken" / "config.json").write_text("[")
+    (models / "outside").symlink_to(tiny_model("llama"))
+    state = folder / "state"
+    service = start_service(tiny_model(tied=False), state, "--models-dir", str(models))
+    yield service
+    service.stop()
+
+
+def test_models_of_a_folder_are_listed(folder_service, monkeypatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", folder_service.api_key)
+    models = folder_service.state_dir.parent / "models"
+    expected = [folder_service.model, str(models / "other"), str(models / "team" / "third")]
+    connection = service.connect(folder_service.base_url, expected[0])
+    answer = httpx.get(
+        f"{folder_service.base_url}/oai/api/v1/models",
+        headers={"X-API-Key": folder_service.api_key},
+    )
+    assert connection.supported_models() == sorted(expected)
+    listed = [model["id"] for model in answer.json()["data"]]
+    assert listed[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("form", ["{models}/other", "other", "team/third", "third", "other/"])
+def test_models_of_a_folder_can_be_sampled(folder_service, monkeypatch, capsys, form: str) -> None:
+    """By their path, by its end, or as they lie below the folder."""
+    monkeypatch.setenv("TINKER_BASE_URL", folder_service.base_url)
+    monkeypatch.setenv("TINKER_API_KEY", folder_service.api_key)
+    models = folder_service.state_dir.parent / "models"
+    name = form.format(models=models)
+    words = ["--renderer", "chatml", "--max-tokens", "3", "--prompt", "What is it?"]
+    assert cli.main(["sample", "--model", name, *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"model    {models}/" in shown
+    assert cli.main(["sample", "--model", "absent", *words]) != 0
+    assert "is not offered" in capsys.readouterr().err

@@ -11,15 +11,18 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tinker
 from safetensors.numpy import load_file
 from tinker.types import ParsedCheckpointTinkerPath
 
+from tests.conftest import ServiceProcess
 from tests.e2e.sdk import (
     ADAM,
     batch,
+    datum,
     fails_as_user_error,
     forward,
     is_alive,
@@ -344,3 +347,46 @@ def test_a_sampler_of_a_deleted_checkpoint_goes_on(trained, rest, module_client)
     before = prompt_logprobs(sampler, tokens(6))
     rest.delete_checkpoint_from_tinker_path(path).result()
     np.testing.assert_allclose(prompt_logprobs(sampler, tokens(6)), before, atol=1e-5)
+
+
+NOISE = 0.2
+"""Between scores of two packings in bfloat16; the weights that are compared differ by nats."""
+
+
+def scores_of(run: tinker.TrainingClient) -> np.ndarray:
+    """Logprobs of all tokens of a text but the first, by the run itself."""
+    return forward(run, [datum(tokens(12))])[0]
+
+
+def endpoint_scores(service: ServiceProcess, path: str) -> np.ndarray:
+    """The same by the OpenAI endpoint."""
+    body = {"model": path, "prompt": tokens(12), "echo": True, "logprobs": 0, "max_tokens": 0}
+    answer = httpx.post(
+        f"{service.base_url}/oai/api/v1/completions",
+        json=body,
+        headers={"X-API-Key": service.api_key},
+    )
+    return np.array(answer.json()["choices"][0]["logprobs"]["token_logprobs"][1:])
+
+
+@pytest.mark.parametrize("again", ["overwrite", "delete"])
+def test_a_new_sampler_of_a_path_has_what_was_saved_last(
+    new_run, module_client, rest, local_service, again: str
+) -> None:
+    """A name that is saved again stands for the new weights; samplers of the old ones keep them."""
+    run = new_run()
+    opened = []
+    for step in range(3):
+        if step and again == "delete":
+            rest.delete_checkpoint_from_tinker_path(opened[0][2]).result()
+        path = run.save_state("latest", overwrite=again == "overwrite").result().path
+        expected = scores_of(run)
+        sampler = module_client.create_sampling_client(model_path=path).result()
+        np.testing.assert_allclose(prompt_logprobs(sampler, tokens(12)), expected, atol=NOISE)
+        np.testing.assert_allclose(endpoint_scores(local_service, path), expected, atol=NOISE)
+        opened.append((sampler, expected, path))
+        train_step(run, [datum(tokens(12))], tinker.AdamParams(learning_rate=0.05))
+    assert len({path for _, _, path in opened}) == 1
+    assert np.abs(opened[1][1] - opened[0][1]).max() > 4 * NOISE
+    for sampler, expected, _ in opened:
+        np.testing.assert_allclose(prompt_logprobs(sampler, tokens(12)), expected, atol=NOISE)

@@ -12,6 +12,9 @@ from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, ToolCall, UnparsedToolCall, base
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, parse_call_json
 
+from .families import FAMILIES
+from .kinship import distinct
+
 PARTS: Any = [
     {"type": "thinking", "thinking": "hm"},
     {"type": "text", "text": "a"},
@@ -86,7 +89,9 @@ def test_call_arguments() -> None:
     call: Any = {"function": {"name": "f", "arguments": {"é": [1, None]}}}
     assert call_name_and_arguments(call) == ("f", '{"é": [1, null]}')
     assert call_name_and_arguments({"name": "f"}) == ("f", "{}")
-    for arguments in ("[1]", "{", 3):
+    for nothing in (None, "null", "", " null\n"):
+        assert call_name_and_arguments({"name": "f", "arguments": nothing}) == ("f", "{}")
+    for arguments in ("[1]", "{", 3, '{"a": NaN}'):
         with pytest.raises(RendererError, match="no JSON object"):
             call_name_and_arguments({"name": "f", "arguments": arguments})
     with pytest.raises(RendererError, match="not a name"):
@@ -129,9 +134,24 @@ def test_public_names() -> None:
     assert all(hasattr(renderers, name) for name in renderers.__all__)
 
 
-def test_openai_messages() -> None:
-    from .families import FAMILIES
+@pytest.mark.parametrize("family_name", distinct([n for n in FAMILIES if FAMILIES[n].has_tools]))
+def test_openai_calls_are_what_the_models_template_takes(family_name: str) -> None:
+    family = FAMILIES[family_name]
+    body = ToolCall.FunctionBody(name="f", arguments='{"city": "Zürich", "days": 2}')
+    calls = [ToolCall(id="000000001", function=body)]
+    record = family.renderer.to_openai_message(
+        {"role": "assistant", "content": "", "tool_calls": calls}
+    )
+    text = family.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "How warm?"}, record],
+        tokenize=False,
+        **family.template_options,
+    )
+    assert "Zürich" in text
+    assert '\\"city' not in text, "quoted twice"
 
+
+def test_openai_messages() -> None:
     body = ToolCall.FunctionBody(name="f", arguments='{"a": 1}')
     message: Any = {
         "role": "assistant",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from tests.assets import load_tokenizer, tokenizer_folder, trl_template
 from tinker_cookbook import model_info
 from tinker_cookbook.exceptions import ConfigurationError, RendererError
 from tinker_cookbook.renderers import Message, ParseTermination, TrainOnWhat, get_renderer
-from tinker_cookbook.renderers.battery.verify import verify
+from tinker_cookbook.renderers.battery.verify import verify, verify_renderer
 from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
+from tinker_cookbook.renderers.parsing import Grammar
 
 from .families import PLAIN_CHATML
 
@@ -160,6 +162,52 @@ def test_text_that_reads_as_a_number_is_fitted_to_the_tools_schema() -> None:
     assert fitted.get("tool_calls", [])[0].function.arguments == '{"zip": "8001"}'
 
 
+@pytest.mark.parametrize(
+    ("name", "markup", "content"),
+    [
+        ("gpt_oss", "<|channel|>final<|message|>4<|return|>", "4"),
+        (
+            "gpt_oss",
+            "<|channel|>analysis<|message|>add<|end|><|start|>assistant"
+            "<|channel|>final<|message|>4<|return|>",
+            ["add", "4"],
+        ),
+        ("kimi_k2_thinking", "<think></think>4<|im_end|>", "4"),
+        ("kimi_k2_thinking", "<think>add\n</think>\n4<|im_end|>", ["add\n", "\n4"]),
+        ("gemma4", "4<turn|>", "4"),
+        ("gemma4", "<|channel>thought\nadd\n<channel|>4<turn|>", ["add", "4"]),
+        ("gemma4", "<|channel>thoughtful<channel|>\n4<turn|>", ["thoughtful", "\n4"]),
+    ],
+)
+def test_replies_are_read_without_the_formats_own_words(
+    name: str, markup: str, content: Any
+) -> None:
+    renderer = renderer_of(name)
+    tokens = renderer.encoder.encode_markup(markup)
+    message, end = renderer.parse_response(tokens)
+    assert end is ParseTermination.STOP_SEQUENCE
+    if isinstance(content, list):
+        kinds = ("thinking", "text")
+        content = [{"type": k, k: text} for k, text in zip(kinds, content, strict=True)]
+    assert message["content"] == content
+    parser = renderer.response_parser()
+    for token in tokens:
+        list(parser.feed([token]))
+    list(parser.finish())
+    assert parser.result() == (message, end)
+
+
+def test_gpt_oss_calls_are_read() -> None:
+    renderer = renderer_of("gpt_oss")
+    call: Any = {"function": {"name": "f", "arguments": '{"a": "<|end|>"}'}}
+    _, tokens = example_and_reply(
+        renderer, [TALK[0], {**TALK[1], "content": "", "tool_calls": [call]}]
+    )
+    message, _ = renderer.parse_response(tokens)
+    (read,) = message.get("tool_calls", [])
+    assert (read.function.name, read.function.arguments) == ("f", '{"a": "<|end|>"}')
+
+
 def test_calls_in_another_notation_stay_text() -> None:
     template = load_tokenizer("qwen3_5").chat_template.replace("<function=", "<function:")
     renderer = renderer_of("qwen3_5", template)
@@ -222,6 +270,19 @@ def test_the_fitting_renderers_are_found() -> None:
     assert reports["smollm2"].counts["trained = sampled: good"] > 100
     assert "the template" in reports["chatml"].problems["differs"]
     assert "has no token" in reports["llama3"].problems["cannot be made"]
+
+
+class _KeepsMarkup(HFTemplateRenderer):
+    def grammar(self) -> Grammar:
+        return replace(super().grammar(), think=None)
+
+
+def test_a_renderer_that_keeps_the_formats_words_does_not_fit() -> None:
+    tokenizer = load_tokenizer("kimi_k2_thinking")
+    report = verify_renderer("keeps_markup", _KeepsMarkup(tokenizer), tokenizer)
+    assert not report.fits
+    assert not report.is_near
+    assert "<think></think>" in report.problems["parses back"]
 
 
 def test_unknown_models_in_a_folder_get_it_with_a_warning(

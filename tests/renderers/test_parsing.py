@@ -171,6 +171,78 @@ def test_llama_calls_are_replies_that_are_one_json_object(text: str, is_call: bo
     assert parse("llama3", f"{text}<|eot_id|>")[0]["content"] == text  # 3.0 knows no calls
 
 
+_CALL = '{"name": "f", "parameters": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("markup", "num_calls"),
+    [
+        (f"<|python_tag|>{_CALL}", 1),
+        (f"{_CALL}; {_CALL}", 2),
+        (_CALL.replace(", ", ",\n"), 0),
+        (f"{_CALL};{_CALL}", 0),
+        ("<|python_tag|>print(1)", 0),
+        (f"Now.<|python_tag|>{_CALL}", 0),
+        (_CALL.replace("1", "NaN"), 0),
+    ],
+)
+def test_llama_replies_that_are_calls_alone(markup: str, num_calls: int) -> None:
+    renderer = FAMILIES["llama3_1"].renderer
+    reply = encode(FAMILIES["llama3_1"], f"{markup}<|eot_id|>")
+    message, end = renderer.parse_response(reply)
+    assert end is ParseTermination.STOP_SEQUENCE
+    assert len(message.get("tool_calls", [])) == num_calls
+    assert message["content"] == ("" if num_calls else markup)
+    if "python_tag" not in markup:  # of that, nothing remains beside the call
+        asked: list[Message] = [{"role": "user", "content": "q"}, message]
+        tokens, weights = renderer.build_supervised_example(asked)
+        pairs = zip(tokens.to_ints(), weights, strict=True)
+        assert [token for token, weight in pairs if weight] == reply
+
+
+@pytest.mark.parametrize("text", [_CALL, f"{_CALL}; {_CALL}"])
+def test_json_is_no_call_where_no_tool_is_declared(text: str) -> None:
+    renderer = FAMILIES["llama3_1"].renderer
+    message, _ = renderer.parse_response(encode(FAMILIES["llama3_1"], f"{text}<|eot_id|>"))
+    assert renderer.fit_tool_calls(message, []) == {"role": "assistant", "content": text}
+    tool: Any = {"name": "f", "description": "", "parameters": {}}
+    assert renderer.fit_tool_calls(message, [tool]) == message
+
+
+def _block(*bodies: str) -> str:
+    return "<tool_call>\n" + "\n".join(bodies) + "\n</tool_call>"
+
+
+def _function(name: str, value: str) -> str:
+    return f"<function={name}>\n<parameter=a>\n{value}\n</parameter>\n</function>"
+
+
+@pytest.mark.parametrize("family_name", ["qwen3_5", "qwen3_6", "nemotron3", "nemotron3_ultra"])
+def test_two_functions_in_a_block_are_two_calls(family_name: str) -> None:
+    body = _block(_function("f", "1"), _function("g", "x"))
+    message, _ = parse(family_name, f"</think>\n\n{body}\n<|im_end|>")
+    calls = message.get("tool_calls", [])
+    assert [call.function.name for call in calls] == ["f", "g"]
+    assert [call.function.arguments for call in calls] == ['{"a": 1}', '{"a": "x"}']
+
+
+@pytest.mark.parametrize("value", ["true", "null", "True", "None", "1.50", "[true]", " x", "NaN"])
+@pytest.mark.parametrize("family_name", ["qwen3_5", "qwen3_6", "nemotron3", "nemotron3_ultra"])
+def test_bare_values_are_written_again_by_the_same_tokens(family_name: str, value: str) -> None:
+    renderer = FAMILIES[family_name].renderer
+    gap = "" if family_name == "nemotron3_ultra" else "\n"
+    is_nemotron = family_name.startswith("nemotron3")
+    before, end = ("\n", "\n") if is_nemotron else ("\n\n", "")
+    markup = f"why{gap}</think>{before}{_block(_function('f', value))}{end}<|im_end|>"
+    reply = encode(FAMILIES[family_name], markup)
+    message, _ = renderer.parse_response(reply)
+    assert len(message.get("tool_calls", [])) == 1
+    asked: list[Message] = [{"role": "user", "content": "q"}, message]
+    tokens, weights = renderer.build_supervised_example(asked)
+    pairs = zip(tokens.to_ints(), weights, strict=True)
+    assert [token for token, weight in pairs if weight] == reply
+
+
 @pytest.mark.parametrize("family_name", ["llama3", "llama3_1"])
 def test_llama_ends(family_name: str) -> None:
     for marker, end in [("<|eot_id|>", "stop_sequence"), ("<|end_of_text|>", "eos")]:

@@ -61,6 +61,23 @@ def test_broken_calls_come_back_with_the_reason(renderer: Renderer):
     assert "not valid JSON" in str(no_json.error)
 
 
+@pytest.mark.parametrize("command", ["echo </tool_call>", "<tool_call>", "</tool_call>\n{"])
+def test_a_marker_within_a_string_belongs_to_it(renderer: Renderer, command: str):
+    source = json.dumps({"cmd": command})
+    call = f'<tool_call>\n{{"name": "run", "arguments": {source}}}\n</tool_call>'
+    message = parse(renderer, f"Now.\n{call}\n{CALL}")
+    assert (message["content"], names(message)) == ("Now.", ["run", "price"])
+    assert message["tool_calls"][0].function.arguments == source  # pyright: ignore
+
+
+def test_a_string_that_is_never_closed_swallows_nothing(renderer: Renderer):
+    broken = '<tool_call>{"name": "run", "arguments": {"cmd": "echo}}</tool_call>'
+    message = parse(renderer, f"{broken}\n{CALL}")
+    assert names(message) == ["price"]
+    (unparsed,) = message["unparsed_tool_calls"]  # pyright: ignore
+    assert unparsed.raw_text == broken
+
+
 def test_what_is_written_is_read(renderer: Renderer):
     body = ToolCall.FunctionBody(name="price", arguments='{"item": "apple"}')
     said: Message = {"role": "assistant", "content": "", "tool_calls": [ToolCall(function=body)]}

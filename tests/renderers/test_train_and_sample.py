@@ -91,6 +91,10 @@ def model_folder(folder: Path, tokenizer_name: str, stop: int) -> Path:
     return folder
 
 
+def _values(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
 def as_dict(message: Message, renderer: Renderer) -> dict[str, Any]:
     """What a message says, calls by name and by the values of their arguments."""
     reasoning, text = split_reasoning(message)
@@ -101,7 +105,7 @@ def as_dict(message: Message, renderer: Renderer) -> dict[str, Any]:
     return {
         "thinking": reasoning,
         "text": text,
-        "calls": [(call["name"], json.loads(call["arguments"])) for call in calls],
+        "calls": [(call["name"], _values(call["arguments"])) for call in calls],
         "unparsed": message.get("unparsed_tool_calls", []),
     }
 

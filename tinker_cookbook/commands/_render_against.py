@@ -179,7 +179,9 @@ def _for_template(messages: Sequence[Message], renderer: Renderer) -> list[dict[
         else:
             record = renderer.to_openai_message(message)
         for call in record.get("tool_calls", ()):
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            arguments = call["function"]["arguments"]
+            if isinstance(arguments, str):
+                call["function"]["arguments"] = json.loads(arguments)
         records.append(record)
     return records
 

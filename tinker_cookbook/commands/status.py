@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["add_arguments", "run"]
 
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"State folder: {state_dir}")
         for service in found:
-            print(_describe(service))
+            print()
+            # names that clients chose may hold anything
+            print("\n".join(map(escape_controls, _describe(service))))
         if not any(service["answers"] for service in found):
             print(_describe_saved(state_dir, args.limit))
     return 0 if any(service["answers"] for service in found) else NOT_RUNNING
@@ -105,16 +108,17 @@ def _ask(note: dict[str, Any], limit: int) -> dict[str, Any]:
         return known | {"answers": False, "problem": problem}
 
 
-def _describe(service: dict[str, Any]) -> str:
+def _describe(service: dict[str, Any]) -> list[str]:
+    """The lines about one service."""
     where = f"{service['base_url']} (process {service['pid']})"
     if not service["answers"]:
-        return f"\nA service on {where} does not answer: {service['problem']}"
+        return [f"A service on {where} does not answer: {service['problem']}"]
     status = service["status"]
     queue, memory, totals = status["queue"], status["memory"], status["totals"]
-    models = [m["name"] + ("" if m["is_loaded"] else " (not loaded)") for m in status["models"]]
+    models = [f"{m['name']} ({_model_state(m)})" for m in status["models"]]
     free = memory["available_bytes"]
-    lines = [
-        f"\nA service on {where}, up {_span(status['uptime_seconds'])}"
+    return [
+        f"A service on {where}, up {_span(status['uptime_seconds'])}"
         + (", stopping" if status["is_stopping"] else ""),
         f"  models       {', '.join(models)}",
         f"  queue        {queue['unfinished']} unfinished, {queue['operations']:.0f} waiting for "
@@ -130,7 +134,12 @@ def _describe(service: dict[str, Any]) -> str:
         f"  checkpoints  {status['num_checkpoints']}",
         *(_checkpoint_line(item) for item in status["checkpoints"]),
     ]
-    return "\n".join(lines)
+
+
+def _model_state(model: dict[str, Any]) -> str:
+    if not model["is_loaded"]:
+        return "not loaded"
+    return f"{model['dtype']} on {model['device']}"
 
 
 def _run_line(run: dict[str, Any]) -> str:
@@ -172,7 +181,8 @@ def _describe_saved(state_dir: Path, limit: int) -> str:
     for run_id, segment, name, size_bytes, created_at in rows[:limit]:
         age = _span(datetime.now(UTC).timestamp() - created_at)
         size = size_bytes / 2**20
-        lines.append(f"  tinker://{run_id}/{segment}/{name}  {size:.1f} MiB, {age} ago")
+        path = escape_controls(f"tinker://{run_id}/{segment}/{name}")
+        lines.append(f"  {path}  {size:.1f} MiB, {age} ago")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinker_cookbook.local.engine.config import read_config_json
+from tinker_cookbook.local.engine.config import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.plan_shapes import ModelShape, read_shape
@@ -94,7 +94,8 @@ def build_plan(
 
     Args:
         rank: LoRA rank of the runs, on what they train if nothing is said.
-        dtype: `float32` or `bfloat16`; None is what the engine would choose on a CPU.
+        dtype: `float32` or `bfloat16`; None is what the environment asks for, or else what the
+            engine would choose on a CPU.
         free_bytes: memory that may be taken; None asks the system.
         rates: of the machine; None measures them, in half a second.
 
@@ -104,7 +105,7 @@ def build_plan(
     from tinker_cookbook.local.engine.base_model import PACK_TOKENS_CPU
 
     shape = read_shape(folder, rank)
-    chosen, reason = _choose_dtype(dtype)
+    chosen, reason = _choose_dtype(dtype or dtype_from_environment())
     size = 2 if chosen == "bfloat16" else 4
     free = available_bytes() if free_bytes is None else free_bytes
     stored = str(_stored_dtype(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
@@ -149,6 +150,8 @@ class Renderer(ABC):
     """What the format writes before the first message, never trained."""
     disables_thinking: bool = False
     supports_streaming: bool = True
+    takes_text_arguments: bool = True
+    """Whether the model's own chat template takes the arguments of a call as JSON text."""
     registry_key: tuple[str, str | None, bool] | None = None
     """(renderer name, model name, has image processor), set by `get_renderer` for pickling."""
 
@@ -450,13 +453,21 @@ class Renderer(ABC):
         return message
 
     def to_openai_message(self, message: Message) -> dict[str, Any]:
-        """Return the message as OpenAI-compatible servers and chat templates take it."""
+        """Return the message as the model's chat template takes it.
+
+        Arguments of calls are JSON text, as in the OpenAI API, where the template takes that;
+        others (Qwen2.5, 3.5 and later, Nemotron, GLM, Gemma 4, Llama, Mistral, gpt-oss) raise on
+        text, or would quote it again, and get objects.
+        """
         reasoning, text = split_reasoning(message)
         result: dict[str, Any] = {"role": message["role"], "content": text}
         if reasoning:
             result["reasoning_content"] = reasoning
         if message.get("tool_calls"):
-            result["tool_calls"] = [_openai_call(call) for call in message.get("tool_calls", [])]
+            as_text = self.takes_text_arguments
+            result["tool_calls"] = [
+                _openai_call(call, as_text=as_text) for call in message.get("tool_calls", [])
+            ]
         for key in ("tool_call_id", "name"):
             if key in message:
                 result[key] = message.get(key)
@@ -546,11 +557,9 @@ def _lay_out_chunk(
         layout.media(chunk, message)
 
 
-def _openai_call(call: Any) -> dict[str, Any]:
+def _openai_call(call: Any, *, as_text: bool) -> dict[str, Any]:
     name, arguments = call_name_and_arguments(call)
-    record: dict[str, Any] = {
-        "type": "function",
-        "function": {"name": name, "arguments": arguments},
-    }
+    given = arguments if as_text else json.loads(arguments)
+    record: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": given}}
     call_id = call.id if isinstance(call, ToolCall) else call.get("id")
     return record if call_id is None else {"id": call_id, **record}

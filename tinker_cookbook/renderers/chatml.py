@@ -92,6 +92,8 @@ class ChatMLRenderer(Renderer):
         super().__init__(tokenizer)
         self.default_system = default_system
         self.tools = tools
+        if default_system is not None:
+            self.takes_text_arguments = False  # Qwen2.5's template would quote text again
         self._start = self.control_token("<|im_start|>")
         self._end = self.control_token("<|im_end|>")
         self._end_ids = (self._end,)

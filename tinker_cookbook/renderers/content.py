@@ -20,6 +20,7 @@ from tinker_cookbook.renderers.types import (
     ToolCall,
     UnparsedToolCall,
 )
+from tinker_cookbook.replies.pieces import UNTERMINATED_CALL_ERROR
 
 __all__ = [
     "PARSE_FAILURE_DETAIL_MAX_CHARS",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 PARSE_FAILURE_DETAIL_MAX_CHARS = 16384
-UNTERMINATED_TOOL_BLOCK_ERROR = "unterminated tool block"
+UNTERMINATED_TOOL_BLOCK_ERROR = UNTERMINATED_CALL_ERROR
 
 _BLOCK = re.compile(r"<think>(.*?)</think>|<tool_call>(.*?)</tool_call>", re.DOTALL)
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)

@@ -38,7 +38,7 @@ from tinker_cookbook.renderers.gemma4_notation import (
     parse_call,
     result_pieces,
 )
-from tinker_cookbook.renderers.gemma4_parsing import THOUGHT_LABEL, Gemma4Parser
+from tinker_cookbook.renderers.gemma4_parsing import THOUGHT_LABEL, LabelledParser
 from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments
@@ -53,6 +53,8 @@ _WRITTEN = {"system": "system", "user": "user", "assistant": "model"}
 
 class Gemma4Renderer(Renderer):
     """Gemma 4, text only."""
+
+    takes_text_arguments = False
 
     def __init__(
         self,
@@ -282,7 +284,7 @@ class Gemma4Renderer(Renderer):
         )
 
     def response_parser(self) -> ReplyParser:
-        return Gemma4Parser(self.encoder, self.grammar(), may_be_open=not self.disables_thinking)
+        return LabelledParser(self.encoder, self.grammar(), may_be_open=not self.disables_thinking)
 
 
 def _has_calls(message: Message) -> bool:

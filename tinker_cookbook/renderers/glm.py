@@ -29,7 +29,7 @@ Differences from the templates, all on purpose:
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
@@ -37,6 +37,7 @@ from tinker_cookbook.renderers.content import refuse_trained_thinking, split_rea
 from tinker_cookbook.renderers.parsing import Grammar
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
+    as_tool_call,
     call_name_and_arguments,
     json_text,
     member_texts,
@@ -44,7 +45,8 @@ from tinker_cookbook.renderers.tool_calls import (
 )
 from tinker_cookbook.renderers.train_on_what import last_user_index
 from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
-from tinker_cookbook.renderers.xml_calls import fit_calls, json_source, value_text
+from tinker_cookbook.renderers.xml_calls import fit_calls, value_text
+from tinker_cookbook.replies.pair_calls import PAIR_MARKS, read_pair_call
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["GlmRenderer"]
@@ -57,11 +59,12 @@ _TOOLS_AFTER = (
     "</tools>\n\nFor each function call, output the function name and arguments within the "
     "following XML format:\n"
 )
-_MARKS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
 
 class GlmRenderer(Renderer):
     """GLM 4.5 and later."""
+
+    takes_text_arguments = False
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class GlmRenderer(Renderer):
         self._think, self._think_end = token("<think>"), token("</think>")
         self._call = token("<tool_call>"), token("</tool_call>")
         self._result = token("<tool_response>"), token("</tool_response>")
-        self._marks = {mark: token(mark) for mark in _MARKS}
+        self._marks = {mark: token(mark) for mark in PAIR_MARKS}
         self._no_think = self.encoder.control_id("/nothink")
         self._frames = {r: self.build_frame([t], self._gap) for r, t in self._openings.items()}
         self._tails = {role: self.build_frame([], self._gap) for role in self._openings}
@@ -296,42 +299,4 @@ class GlmRenderer(Renderer):
         self, parts: Sequence[str | int], raw_text: str
     ) -> Sequence[ToolCall | UnparsedToolCall]:
         """Parse one call; marks are told from text by their ids."""
-        found = _read_call(parts, list(self._marks.values()))
-        if isinstance(found, str):
-            return [UnparsedToolCall(raw_text=raw_text, error=found)]
-        name, members = found
-        arguments = ", ".join(f"{json_text(k)}: {json_source(v, {})}" for k, v in members.items())
-        return [ToolCall(function=ToolCall.FunctionBody(name=name, arguments=f"{{{arguments}}}"))]
-
-
-def _read_call(parts: Sequence[Any], marks: list[int]) -> tuple[str, dict[str, str]] | str:
-    """Return (name, texts of the arguments) of a call, or what is wrong with it."""
-    start = next((i for i, part in enumerate(parts) if not isinstance(part, str)), len(parts))
-    name = "".join(parts[:start]).strip()
-    if not name:
-        return "the function has no name"
-    members: dict[str, str] = {}
-    rest = _without_gaps(parts[start:], marks)
-    while rest:
-        taken: list[str] = []
-        for mark, after in (marks[:2], marks[2:]):
-            if not rest or rest.pop(0) != mark:
-                return "expected <arg_key>KEY</arg_key><arg_value>VALUE</arg_value>"
-            taken.append(rest.pop(0) if rest and isinstance(rest[0], str) else "")
-            if not rest or rest.pop(0) != after:
-                return "an argument is not closed"
-        if taken[0] in members:
-            return f"argument {taken[0]!r} stands twice"
-        members[taken[0]] = taken[1]
-    return name, members
-
-
-def _without_gaps(parts: Sequence[Any], marks: list[int]) -> list[Any]:
-    """Return the parts without white space behind a closing mark."""
-    closing = (marks[1], marks[3])
-    gaps = {
-        i
-        for i, part in enumerate(parts)
-        if i and parts[i - 1] in closing and isinstance(part, str) and not part.strip()
-    }
-    return [part for i, part in enumerate(parts) if i not in gaps]
+        return [as_tool_call(read_pair_call(parts, raw_text, list(self._marks.values())))]

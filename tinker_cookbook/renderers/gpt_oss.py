@@ -53,6 +53,7 @@ _SAMPLED, _HISTORY, _SILENT = "sampled", "history", "silent"
 class GptOssRenderer(Renderer):
     """OpenAI's Harmony format."""
 
+    takes_text_arguments = False
     roles = ("system", "developer", "user", "assistant", "tool")
 
     def __init__(

@@ -33,7 +33,9 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.content import split_reasoning
-from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.gemma4_parsing import LabelledParser
+from tinker_cookbook.renderers.harmony_parsing import HARMONY_MARKS, HarmonyParser, HarmonyTokens
+from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.template_facts import TemplateFacts, learn
 from tinker_cookbook.renderers.template_plan import (
@@ -52,7 +54,11 @@ from tinker_cookbook.renderers.template_text import (
     fill,
     mark_spans,
 )
-from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, tool_declaration
+from tinker_cookbook.renderers.tool_calls import (
+    bare_calls_as_text,
+    call_name_and_arguments,
+    tool_declaration,
+)
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
 from tinker_cookbook.renderers.xml_calls import fit_calls
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -110,6 +116,10 @@ class HFTemplateRenderer(Renderer):
         self._facts = learn(self)
         self.roles = self._facts.roles
         self.bos_ids = self._facts.bos_ids
+
+    @property
+    def takes_text_arguments(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._facts.arguments != "object"
 
     @property
     def facts(self) -> TemplateFacts:
@@ -397,11 +407,27 @@ class HFTemplateRenderer(Renderer):
         return sorted(self._facts.stops)
 
     def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
-        words = self._facts.xml_words
+        words, whole = self._facts.xml_words, self._facts.grammar.whole_calls
+        if whole is not None:
+            return bare_calls_as_text(message, tools, "parameters")
         return message if words is None else fit_calls(message, tools, words)
 
     def grammar(self) -> Grammar:
         return self._facts.grammar
+
+    def response_parser(self) -> ReplyParser:
+        facts = self._facts
+        if facts.is_harmony:
+            ids = self._control.ids
+            return HarmonyParser(self.encoder, HarmonyTokens(*(ids[m] for m in HARMONY_MARKS)))
+        if facts.thought_label:
+            return LabelledParser(
+                self.encoder,
+                facts.grammar,
+                may_be_open=facts.may_open_thinking,
+                label=facts.thought_label,
+            )
+        return super().response_parser()
 
 
 def _template_source(tokenizer: Any, chat_template: str | None) -> str:

@@ -100,6 +100,8 @@ class KimiRenderer(Renderer):
         self.strip_thinking_from_history = strip_thinking_from_history
         self.disables_thinking = thinking in ("none", "disabled")
         self.default_system = default_system
+        if thinking == "none":
+            self.takes_text_arguments = False  # its template would quote text again
         self.typescript = typescript
         self._end_ids = (self.control_token("<|im_end|>"),)
         self._middle = self.control_token("<|im_middle|>")

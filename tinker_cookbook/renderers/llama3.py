@@ -16,16 +16,21 @@ Differences from the templates, all on purpose:
     every day's training data different. `date_string` sets another one.
  3. Arguments given as JSON text are written as they are. The template would quote them again.
  4. A tool name that JSON must escape is escaped.
- 5. A reply with both text and a call, or with several calls, is refused: the template drops the
-    text, and raises on several calls.
+ 5. A reply with both text and a call is refused: the template drops the text. Several calls are
+    written as the models write them, `; ` between them; the template raises.
  6. Unknown roles are refused; the template writes any.
  7. Built-in tools (`<|python_tag|>`) are not written.
+
+A reply is read as calls if it is exactly what these calls are written as, so that it is written
+again by the same tokens: an answer in JSON on several lines is text. `<|python_tag|>` may stand
+before it. `fit_tool_calls` knows the tools: where none is declared, a reply is text again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
@@ -33,11 +38,14 @@ from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.parsing import Grammar
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
+    bare_calls_as_text,
     call_name_and_arguments,
     json_text,
     tool_declaration,
 )
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
+from tinker_cookbook.replies.grammar import WholeCalls
+from tinker_cookbook.replies.json_calls import read_whole_reply, write_whole_reply
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["Llama3Renderer", "SystemBlock"]
@@ -69,6 +77,7 @@ class SystemBlock:
 class Llama3Renderer(Renderer):
     """Llama 3 format; with a system block, the format of 3.1 and later, tools included."""
 
+    takes_text_arguments = False
     roles = ("system", "user", "assistant", "tool", "ipython")
 
     def __init__(self, tokenizer: Tokenizer, *, system_block: SystemBlock | None = None) -> None:
@@ -156,15 +165,15 @@ class Llama3Renderer(Renderer):
                 f"messages[{index}]: tool_calls cannot be written here; the assistant makes them, "
                 "in the format of Llama 3.1 and later (llama3_1)."
             )
-        if text or len(calls) + len(unparsed) > 1:
+        if text or (unparsed and len(calls) + len(unparsed) > 1):
             raise RendererError(
-                f"messages[{index}]: this format writes one tool call and nothing else in a reply; "
-                "move the text or the other calls into messages of their own."
+                f"messages[{index}]: this format writes tool calls and nothing else in a reply; "
+                "move the text into a message of its own."
             )
         if unparsed:
             return unparsed[0].raw_text, SegmentKind.TOOL
-        name, arguments = call_name_and_arguments(calls[0])
-        return f'{{"name": {json_text(name)}, "parameters": {arguments}}}', SegmentKind.TOOL
+        written = write_whole_reply([call_name_and_arguments(c) for c in calls], "parameters")
+        return written, SegmentKind.TOOL
 
     def _text(self, message: Message, index: int) -> str:
         reasoning, text = split_reasoning(message)
@@ -184,6 +193,9 @@ class Llama3Renderer(Renderer):
 
     # ---- replies ----
 
+    def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
+        return bare_calls_as_text(message, tools, "parameters") if self.system_block else message
+
     def get_stop_sequences(self) -> list[int]:
         return [self._eot]
 
@@ -192,5 +204,12 @@ class Llama3Renderer(Renderer):
         return Grammar(
             stop=frozenset(self._eot_ids),
             eos=frozenset(token for token in others if token is not None),
-            bare_call_key="parameters" if self.system_block else None,
+            whole_calls=self._whole_calls() if self.system_block else None,
+        )
+
+    def _whole_calls(self) -> WholeCalls:
+        """Return how a reply that is nothing but calls is told from one that is JSON."""
+        return WholeCalls(
+            parse=partial(read_whole_reply, is_exact=True),
+            mark=self.encoder.control_id("<|python_tag|>"),
         )

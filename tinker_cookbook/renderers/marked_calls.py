@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.tool_calls import arguments_text
+from tinker_cookbook.renderers.tool_calls import as_tool_call
 from tinker_cookbook.renderers.types import ToolCall, UnparsedToolCall
+from tinker_cookbook.replies import json_calls
 
 __all__ = ["build_call", "texts_between_marks"]
 
@@ -26,11 +26,4 @@ def build_call(
     name: str, arguments: str, raw_text: str, *, call_id: str | None = None
 ) -> ToolCall | UnparsedToolCall:
     """Return the call, its arguments to the letter, or the raw text with the reason."""
-    if not name:
-        return UnparsedToolCall(raw_text=raw_text, error="the name is missing")
-    try:
-        arguments_text(arguments, name)
-    except (RendererError, RecursionError):
-        return UnparsedToolCall(raw_text=raw_text, error="the arguments are no JSON object")
-    body = ToolCall.FunctionBody(name=name, arguments=arguments)
-    return ToolCall(id=call_id, function=body)
+    return as_tool_call(json_calls.build_call(name, arguments, raw_text, call_id=call_id))

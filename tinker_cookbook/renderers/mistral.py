@@ -29,7 +29,6 @@ Differences from the templates (those that llama.cpp carries), all on purpose:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -40,14 +39,16 @@ from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.parsing import Grammar, ParsedCall
 from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
+    as_tool_call,
     call_name_and_arguments,
-    element_texts,
     json_text,
     parse_call_json,
     tool_declaration,
 )
 from tinker_cookbook.renderers.train_on_what import last_user_index
 from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.replies.json_calls import read_json_calls
+from tinker_cookbook.replies.pieces import BadCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["MISTRAL_SMALL_SYSTEM", "MistralRenderer"]
@@ -103,6 +104,8 @@ _SMALL_MARKS = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[CALL_
 
 class MistralRenderer(Renderer):
     """Mistral Nemo, or Mistral Small 3.2."""
+
+    takes_text_arguments = False
 
     def __init__(
         self, tokenizer: Tokenizer, *, is_small: bool = False, date_string: str = "2025-06-20"
@@ -312,14 +315,10 @@ def _nemo_call(call: ToolCall | Mapping[str, Any], call_id: str) -> str:
 def _parse_nemo_calls(parts: Sequence[str | int], raw_text: str) -> Sequence[ParsedCall]:
     """Parse a list of calls; one that is wrong makes them all unparsed, in one text."""
     body = "".join(map(str, parts))
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        return [UnparsedToolCall(raw_text=raw_text, error=f"not valid JSON: {error}")]
-    if not isinstance(value, list) or not value:
-        return [UnparsedToolCall(raw_text=raw_text, error="expected a list of calls")]
-    calls = [parse_call_json(text, raw_text) for text in element_texts(body)]
-    return next(([call] for call in calls if isinstance(call, UnparsedToolCall)), calls)
+    calls = read_json_calls(body, raw_text)
+    if body.lstrip().startswith("{"):
+        calls = [BadCall(raw_text, "expected a list of calls")]
+    return [as_tool_call(call) for call in calls]
 
 
 def _call_ids(messages: Sequence[Message]) -> list[list[str]]:

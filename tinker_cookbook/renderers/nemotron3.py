@@ -69,6 +69,8 @@ class _Form(Enum):
 class Nemotron3Renderer(ChatMLRenderer):
     """NVIDIA's Nemotron 3."""
 
+    takes_text_arguments = False
+
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -84,6 +84,7 @@ XML_CALL_INSTRUCTIONS = (
 class Qwen3_5Renderer(ChatMLRenderer):
     """Qwen3.5 and later."""
 
+    takes_text_arguments = False
     newlines_before_call = 2
 
     def __init__(

@@ -17,6 +17,9 @@ from tinker_cookbook.renderers.template_text import TemplateError, fill, mark_sp
 from tinker_cookbook.renderers.tool_calls import parse_call_json
 from tinker_cookbook.renderers.types import Message, ToolCall
 from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, parse_xml_call
+from tinker_cookbook.replies.grammar import WholeCalls
+from tinker_cookbook.replies.harmony import HARMONY_MARKS
+from tinker_cookbook.replies.json_calls import read_whole_reply
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
@@ -51,6 +54,12 @@ class TemplateFacts:
     bos_ids: tuple[int, ...] = ()
     extends: bool = False
     grammar: Grammar = field(default_factory=lambda: Grammar(stop=frozenset()))
+    is_harmony: bool = False
+    """Replies are several messages with headers, as of gpt-oss."""
+    thought_label: str = ""
+    """What the template writes between the opening of reasoning and the reasoning."""
+    may_open_thinking: bool = False
+    """Some prompts open the reasoning, and some do not."""
     call_markers: ControlTokens = field(default_factory=lambda: ControlTokens({}))
     """The tokens around a call."""
 
@@ -77,6 +86,10 @@ def _call(text: str = "", arguments: str = _ARGUMENTS) -> Message:
     return _reply(text, tool_calls=[ToolCall(id="probecall", function=body)])
 
 
+def _result() -> Message:
+    return Message(role="tool", content="Probe result.", tool_call_id="probecall", name=_CALL_NAME)
+
+
 class _Probe:
     """Learns step by step; each step uses what was learnt before, through the renderer itself."""
 
@@ -94,6 +107,7 @@ class _Probe:
         self._learn_tools_and_roles()
         self._check_tokens()
         facts = self._facts
+        self._learn_headers()
         facts.extends = all(self._extends(talk) for talk in self._talks())
         return facts
 
@@ -208,7 +222,8 @@ class _Probe:
         if opened is None or closed is None:
             facts.parses_calls = is_json
             if is_json:
-                facts.grammar = Grammar(stop=old.stop, eos=old.eos, bare_call_key=key)
+                whole = WholeCalls(partial(read_whole_reply, keys=(key,), is_exact=True))
+                facts.grammar = Grammar(stop=old.stop, eos=old.eos, whole_calls=whole)
             return
         parse_call: CallParser = parse_json_call
         if not is_json:
@@ -266,6 +281,8 @@ class _Probe:
             return
         kinds = {talk.values[m.value].text: m for m in mark_spans(whole)}
         thought, answer = kinds.get("Probe reasoning."), kinds.get("Probe answer.")
+        if thought is None and answer is not None:
+            self._learn_empty_block(whole[len(prompt) : answer.start])
         if thought is None or answer is None or thought.start > answer.start:
             return
         if self._renderer._reply(talk, 1).problem is not None:
@@ -283,6 +300,49 @@ class _Probe:
             think=(opening, control.id_of(after)),
             starts_in_thinking=before[-1].start() < len(prompt),
         )
+        self._learn_label(whole[before[-1].end() : thought.start], opening)
+        if facts.thought_label:
+            gaps = (whole[thought.end : after.start()], whole[after.end() : answer.start])
+            self._set_newlines("", *gaps)
+
+    def _learn_empty_block(self, before: str) -> None:
+        """Take two tokens alone before each answer for those of reasoning, which is not written."""
+        found = list(self._control.pattern.finditer(before))
+        if len(found) == 2 and not self._control.pattern.sub("", before).strip():
+            opening, closing = map(self._control.id_of, found)
+            facts = self._facts
+            facts.grammar = replace(facts.grammar, think=(opening, closing))
+            self._set_newlines("", "", before[found[1].end() :])
+
+    def _set_newlines(self, *gaps: str) -> None:
+        """Note the newlines around reasoning; other words there count as none."""
+        first, second, third = (0 if gap.strip("\n") else len(gap) for gap in gaps)
+        grammar = self._facts.grammar
+        self._facts.grammar = replace(grammar, think_newlines=(first, second, third))
+
+    def _learn_label(self, between: str, opening: int) -> None:
+        """Note words before the reasoning, and whether the prompt after a result writes them."""
+        facts = self._facts
+        if not between.strip():
+            return
+        facts.thought_label = between
+        try:
+            prompt, _ = self._written([_user(), _call(), _result()], prompt=True)
+        except RendererError:
+            return
+        last = list(self._control.pattern.finditer(prompt))[-1:]
+        facts.may_open_thinking = [self._control.id_of(match) for match in last] == [opening]
+
+    def _learn_headers(self) -> None:
+        """Tell gpt-oss's format, in which a reply is several messages, by an answer's header."""
+        facts, ids = self._facts, self._control.ids
+        if not all(mark in ids for mark in HARMONY_MARKS):
+            return
+        prompt, _ = self._written([_user()], prompt=True)
+        whole, talk = self._written([_user(), _reply()])
+        header = "<|channel|>final<|message|>Probe answer."
+        facts.is_harmony = fill(whole[len(prompt) :], talk.values).startswith(header)
+        facts.parses_calls = facts.parses_calls or facts.is_harmony
 
     def _learn_tools_and_roles(self) -> None:
         facts = self._facts
@@ -298,9 +358,7 @@ class _Probe:
             if self._is_written([Message(role=role, content="Probe rule."), _user()], 0):
                 roles.append(role)
         called = [_user(), _call()] if facts.arguments != "none" else [_user(), _reply()]
-        result = Message(role="tool", content="Probe result.", tool_call_id="probecall")
-        result["name"] = _CALL_NAME
-        if self._is_written([*called, result], len(called)):
+        if self._is_written([*called, _result()], len(called)):
             roles.append("tool")
         facts.roles = tuple(roles)
 
@@ -318,9 +376,7 @@ class _Probe:
             thought = _reply(reasoning_content="Probe reasoning.")
             talks.append([_user(), thought, _user(), thought])
         if facts.arguments != "none" and "tool" in facts.roles:
-            result = Message(role="tool", content="Probe result.", tool_call_id="probecall")
-            result["name"] = _CALL_NAME
-            talks.append([_user(), _call(), result, _reply(), _user(), _reply()])
+            talks.append([_user(), _call(), _result(), _reply(), _user(), _reply()])
         return talks
 
     def _extends(self, talk: list[Message]) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.replies.json_calls import read_json_call, write_whole_reply
+from tinker_cookbook.replies.json_source import element_texts, json_text, load_json, member_texts
+from tinker_cookbook.replies.pieces import BadCall, ReadCall
 
 __all__ = [
     "arguments_text",
+    "as_tool_call",
+    "bare_calls_as_text",
     "call_name_and_arguments",
     "declared_tools",
     "element_texts",
@@ -21,9 +25,12 @@ __all__ = [
 ]
 
 
-def json_text(value: object, *, indent: int | None = None) -> str:
-    """Return JSON as chat templates write it: unicode unescaped, keys in given order."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def as_tool_call(call: ReadCall) -> ToolCall | UnparsedToolCall:
+    """Return a call that was read as messages hold it."""
+    if isinstance(call, BadCall):
+        return UnparsedToolCall(raw_text=call.raw_text, error=call.error)
+    body = ToolCall.FunctionBody(name=call.name, arguments=call.arguments)
+    return ToolCall(id=call.call_id, function=body)
 
 
 def tool_declaration(spec: ToolSpec | Mapping[str, Any]) -> dict[str, Any]:
@@ -58,11 +65,16 @@ def call_name_and_arguments(call: ToolCall | Mapping[str, Any]) -> tuple[str, st
 
 
 def arguments_text(arguments: object, name: str) -> str:
-    """Return arguments as JSON text; text stays as it is once proved to be a JSON object."""
+    """Return arguments as JSON text; text stays as it is once proved to be a JSON object.
+
+    Null and empty text, which some servers give a call without arguments, are an empty object.
+    """
+    if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
+        return "{}"
     if isinstance(arguments, Mapping):
         return json_text(arguments)
     try:
-        value = json.loads(arguments) if isinstance(arguments, str) else None
+        value = load_json(arguments) if isinstance(arguments, str) else None
     except ValueError:
         value = None
     if not isinstance(arguments, str) or not isinstance(value, dict):
@@ -86,65 +98,20 @@ def parse_call_json(
     Returns:
         A ToolCall whose `arguments` is the very text of the reply, or an UnparsedToolCall.
     """
-    try:
-        call = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        return UnparsedToolCall(raw_text=raw_text, error=f"not valid JSON: {error}")
-    problem = _call_problem(call, arguments_key)
-    if problem:
-        return UnparsedToolCall(raw_text=raw_text, error=problem)
-    arguments = dict(member_texts(body))[arguments_key] if arguments_key in call else "{}"
-    body_record = ToolCall.FunctionBody(name=call["name"], arguments=arguments)
-    return ToolCall(id=call.get("id"), function=body_record)
+    return as_tool_call(read_json_call(body, raw_text, keys=(arguments_key,)))
 
 
-def _call_problem(call: object, arguments_key: str) -> str | None:
-    if not isinstance(call, dict):
-        return f"expected a JSON object, got {type(call).__name__}"
-    if not isinstance(call.get("name"), str) or not call["name"]:
-        return "'name' is missing or not a string"
-    if not isinstance(call.get(arguments_key, {}), dict):
-        return f"{arguments_key!r} is not a JSON object"
-    if not isinstance(call.get("id", ""), str):
-        return "'id' is not a string"
-    unknown = sorted(set(call) - {"name", arguments_key, "id"})
-    return f"unknown keys {unknown}" if unknown else None
+def bare_calls_as_text(message: Message, tools: Sequence[ToolSpec], key: str) -> Message:
+    """Return a reply whose calls had no markers as the text it is, if no tool was declared.
 
-
-def member_texts(text: str) -> list[tuple[str, str]]:
-    """Return the name and the source text of each member of a valid JSON object.
-
-    Of members with one name the last counts, in the place of the first, as when it is parsed.
+    Args:
+        message: as it was parsed.
+        tools: declarations.
+        key: what the format calls the arguments.
     """
-    decoder = json.JSONDecoder()
-    found: dict[str, str] = {}
-    position = _skip_space(text, _skip_space(text, 0) + 1)
-    while text[position] != "}":
-        name, position = decoder.raw_decode(text, position)
-        start = _skip_space(text, _skip_space(text, position) + 1)
-        _, position = decoder.raw_decode(text, start)
-        found[name] = text[start:position]
-        position = _skip_space(text, position)
-        if text[position] == ",":
-            position = _skip_space(text, position + 1)
-    return list(found.items())
-
-
-def element_texts(text: str) -> list[str]:
-    """Return the source text of each element of a valid JSON list."""
-    decoder = json.JSONDecoder()
-    found: list[str] = []
-    position = _skip_space(text, _skip_space(text, 0) + 1)
-    while text[position] != "]":
-        _, end = decoder.raw_decode(text, position)
-        found.append(text[position:end])
-        position = _skip_space(text, end)
-        if text[position] == ",":
-            position = _skip_space(text, position + 1)
-    return found
-
-
-def _skip_space(text: str, position: int) -> int:
-    while text[position] in " \t\r\n":
-        position += 1
-    return position
+    calls = message.get("tool_calls")
+    if tools or not calls or message["content"]:
+        return message
+    text = write_whole_reply([call_name_and_arguments(call) for call in calls], key)
+    kept = {name: value for name, value in message.items() if name != "tool_calls"}
+    return Message(**{**kept, "content": text})  # pyright: ignore[reportArgumentType]

@@ -480,6 +480,10 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers():
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"top_k": -2}, "top_k=-2"),
         ({"topk_sample_logprobs": -1}, "topk_sample_logprobs=-1"),
+        (
+            {"topk_sample_logprobs": 1024, "num_samples": 4096, "max_tokens": 100},
+            "topk_sample_logprobs asks for 419430400",
+        ),
         ({"prompt_alt_tokens_k": 10**6}, "prompt_alt_tokens_k=1000000"),
         ({"prompt_logprobs_last_n": 2}, "needs prompt_logprobs"),
         ({"prompt_logprobs": True, "prompt_logprobs_last_n": 9}, "prompt_logprobs_last_n=9"),
@@ -491,7 +495,7 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers():
                     np.ones(1, int), np.zeros(4), np.zeros(1), (3, 1)
                 )
             },
-            "not a CSR matrix",
+            "crow_indices|must be equal",
         ),
     ],
 )

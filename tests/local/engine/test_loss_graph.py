@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from tinker.lib.public_interfaces.custom_loss import encode_graph, trace_loss
 
+from tinker_cookbook.local.engine import graph_ops
 from tinker_cookbook.local.engine.graph_loss import GraphPackLoss, run_graph
 from tinker_cookbook.local.engine.loss_graph import MAX_NODES, LossGraph, parse_loss_graph
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.service.losses import MAX_VALUES_PER_SESSION, LossTable
 
 N = 7
 
@@ -280,8 +283,116 @@ def huge_power(logprobs):
     return logprobs.sum() * (logprobs.shape[0] ** 1_000_000_000), {}
 
 
+def number(logprobs, value):
+    """A tensor of one whole number, which torch takes for a size."""
+    return logprobs.new_full((), value, dtype=torch.int64)
+
+
+def huge_range_by_tensor(logprobs):
+    return logprobs.sum() + torch.arange(number(logprobs, 2**28)).sum(), {}
+
+
+def huge_zeros_by_tensor(logprobs):
+    side = (logprobs.detach() * 0 + 2**15).long()[0]
+    return logprobs.sum() + torch.zeros((side, side)).sum() + logprobs.new_ones(
+        side, side
+    ).sum(), {}
+
+
+def huge_repeat_by_tensor(logprobs):
+    return logprobs.repeat(number(logprobs, 2**26)).sum(), {}
+
+
+def huge_expand_by_tensor(logprobs):
+    count = number(logprobs, 2**26)
+    return (logprobs[:, None].expand(-1, count) + 1).sum(), {}
+
+
+def huge_pad_by_tensor(logprobs):
+    return F.pad(logprobs, (number(logprobs, 2**27), 0)).sum(), {}
+
+
+def huge_classes_by_tensor(logprobs):
+    classes = number(logprobs, 2**27)
+    return logprobs.sum() + F.one_hot(logprobs.abs().long(), classes).sum(), {}
+
+
+def huge_list_index(logprobs):
+    wide = logprobs.repeat(2**14)[None, :]
+    return wide[[0] * 2000].sum(), {}
+
+
+def huge_list_in_tuple(logprobs):
+    wide = logprobs.repeat(2**14)[:, None]
+    return wide[:, [0] * 2000].sum(), {}
+
+
+def huge_crossed_index(logprobs):
+    first = logprobs.new_zeros(2**13, dtype=torch.int64)
+    return logprobs[None, :].expand(7, 7)[first[:, None], first].sum(), {}
+
+
+def huge_second_axis(logprobs):
+    tall = logprobs.repeat(2**14)[:, None]
+    return tall[:, logprobs.new_zeros(2000, dtype=torch.int64)].sum(), {}
+
+
+def huge_take_along(logprobs):
+    tall = logprobs.repeat(2**14)[:, None]
+    return torch.take_along_dim(
+        tall, logprobs.new_zeros(1, 2000, dtype=torch.int64), dim=1
+    ).sum(), {}
+
+
+def huge_where(logprobs):
+    wide = logprobs.repeat(2**20).reshape([1] * 60 + [-1])
+    return logprobs.sum() + torch.where(wide < 0)[0].sum(), {}
+
+
+def many_unbound(logprobs):
+    return logprobs.repeat(2**17).unbind()[0], {}
+
+
+def many_split(logprobs):
+    return logprobs.repeat(2**17).split(1)[0].sum(), {}
+
+
+def many_chunks(logprobs):
+    return torch.chunk(logprobs.repeat(2**17), 2**17)[0].sum(), {}
+
+
+def many_unbound_again(logprobs):
+    """Each is allowed; all together are not."""
+    wide = logprobs.repeat(2**11)
+    total = logprobs.sum()
+    for _ in range(20):
+        total = total + wide.unbind()[0]
+    return total, {}
+
+
+def many_results(logprobs):
+    """No single one is large."""
+    wide = logprobs.repeat(2**20)
+    for _ in range(20):
+        wide = wide + 1
+    return wide.sum(), {}
+
+
+def huge_matmul(logprobs):
+    square = logprobs[0].expand(2**11, 2**11)
+    return (square @ square).sum(), {}
+
+
+def huge_singular_values(logprobs):
+    return logprobs[0].expand(2**10, 2**10).norm("nuc"), {}
+
+
+HUGE_BY_TENSOR = [huge_range_by_tensor, huge_zeros_by_tensor, huge_repeat_by_tensor]
+HUGE_BY_TENSOR += [huge_expand_by_tensor, huge_pad_by_tensor, huge_classes_by_tensor]
 HUGE = [huge_zeros, huge_repeat, huge_expand, huge_pad, huge_classes, huge_outer, huge_broadcast]
-HUGE += [huge_index, huge_count, huge_power]
+HUGE += [huge_index, huge_count, huge_power, huge_list_index, huge_list_in_tuple, huge_take_along]
+HUGE += [huge_crossed_index, huge_second_axis, huge_where, huge_matmul, huge_singular_values]
+HUGE += [many_unbound, many_split, many_chunks, many_unbound_again, many_results, *HUGE_BY_TENSOR]
 
 
 @pytest.mark.timeout(20)
@@ -290,6 +401,54 @@ def test_results_beyond_the_limit_are_refused_before_they_are_made(loss) -> None
     _, graph = traced(loss)
     with pytest.raises(UserError, match=r"node '\w+' .*(goes beyond|too large|64 bits)"):
         run_graph(graph, values()["logprobs"], {})
+
+
+def ordinary_uses(logprobs, advantages):
+    """What the bounds must let pass: pairs of long index lists, views, sizes of all kinds."""
+    rows = torch.arange(logprobs.shape[0])
+    square = (logprobs[:, None] - logprobs[None, :]).square()
+    first = square.unbind()[0]
+    halves = logprobs.split(4)
+    side = number(logprobs, 3)
+    picked = (
+        square[rows, [1] * 7] + square[:, 0] + square[..., 1:3].sum(-1) + square[square > -1][:7]
+    )
+    padded = F.pad(logprobs, (1, 0), "constant", 0.0)[1:]
+    norms = torch.linalg.vector_norm(square, dim=1) + square.norm(p=2, dim=1)
+    product = square @ advantages[:, None] + (square[None] @ square)[0, :, :1]
+    total = picked.sum() + first.sum() + halves[1].sum() + padded.sum() + norms.sum()
+    total = total + product.sum() + logprobs.new_ones(side, 2).sum() + torch.arange(side).sum()
+    return total + torch.take_along_dim(square, rows[:, None], 1).sum(), {}
+
+
+def test_ordinary_operations_are_within_the_bounds() -> None:
+    handle, graph = traced(ordinary_uses)
+    given = values()
+    expected, _ = handle.graph(given["logprobs"], given["advantages"])
+    found, _ = run_graph(graph, given["logprobs"], {"advantages": given["advantages"]})
+    assert found.item() == expected.item()
+
+
+def test_an_index_of_many_tokens_by_many_is_within_the_bounds() -> None:
+    """`x[rows, columns]` picks as many values as there are rows, not rows times columns."""
+
+    def choose(logprobs, targets):
+        rows = torch.arange(logprobs.shape[0])
+        return logprobs[rows, targets].sum(), {}
+
+    handle = trace_loss(choose, {"logprobs": 2, "targets": 1}, "session")
+    graph = parse_loss_graph("choose", *uploaded(handle))
+    logprobs = torch.ones(50_000, 4)
+    found, _ = run_graph(graph, logprobs, {"targets": torch.zeros(50_000, dtype=torch.int64)})
+    assert found == 50_000
+
+
+def test_the_time_of_a_loss_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(graph_ops, "_MAX_SECONDS", 0.0)
+    _, graph = traced(reinforce)
+    inputs = {"advantages": values()["advantages"]}
+    with pytest.raises(UserError, match=r"node '\w+' .*takes longer than 0 s"):
+        run_graph(graph, values()["logprobs"], inputs)
 
 
 def wrong_shapes(logprobs, advantages):
@@ -317,3 +476,26 @@ def test_a_loss_that_cannot_be_computed_names_the_node(loss, match: str) -> None
     inputs = [{name: values()[name] for name in graph.input_names}]
     with pytest.raises(UserError, match=match):
         GraphPackLoss(graph, inputs, [N]).see_all(values()["logprobs"][:, None])
+
+
+def test_what_uploaded_losses_hold_is_bounded() -> None:
+    """For a session, and for all of them together."""
+    handle, _ = traced(reinforce)
+    inputs, graph = uploaded(handle)
+    graph["nodes"][2]["args"].append([[]] * 4000)
+    large = parse_loss_graph("large", inputs, graph)
+    assert large.num_values > 4000
+    table = LossTable()
+
+    def fill(sessions: int, losses: int) -> None:
+        for session, seq in itertools.product(range(sessions), range(losses)):
+            table.add(str(session), seq, large, request_id="x")
+
+    fits = MAX_VALUES_PER_SESSION // large.num_values
+    fill(1, fits)
+    with pytest.raises(UserError, match="custom losses of this session would hold"):
+        fill(1, 1)
+    with pytest.raises(UserError, match="of all sessions"):
+        fill(20, fits)
+    table.drop_session("0")
+    table.add("new", 0, large, request_id="x")

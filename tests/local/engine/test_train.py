@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.local.engine.training_data import make_run, random_datum, reference_logprobs
+from tests.local.engine.training_data import (
+    FORMATS,
+    make_run,
+    random_datum,
+    reference_logprobs,
+    set_random_b,
+)
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.base_model import load_base_model
 from tinker_cookbook.local.engine.optimizer import AdamState
@@ -101,14 +107,16 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_resume_with_optimizer_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_resume_with_optimizer_is_bit_identical(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tiny_model("llama")
-    whole = make_run(folder, random_b=False)
+    whole = make_run(folder, dtype=dtype, random_b=False)
     whole_losses = _train(whole, range(6))
-    half = make_run(folder, random_b=False)
+    half = make_run(folder, dtype=dtype, random_b=False)
     losses = _train(half, range(3))
     half.save(tmp_path, base_model_name="tiny", with_optimizer=True)
-    resumed = TrainingRun.from_folder(load_base_model(folder), tmp_path, with_optimizer=True)
+    base = load_base_model(folder, dtype=dtype)
+    resumed = TrainingRun.from_folder(base, tmp_path, with_optimizer=True)
     losses += _train(resumed, range(3, 6))
     assert losses == whole_losses
     assert torch.equal(resumed.adapter.parameters, whole.adapter.parameters)
@@ -116,7 +124,7 @@ def test_resume_with_optimizer_is_bit_identical(tmp_path: Path) -> None:
     assert whole.adam_state is not None
     assert torch.equal(resumed.adam_state.exp_avg_sq, whole.adam_state.exp_avg_sq)
     # Without the optimizer the weights are the same and the next steps are not.
-    fresh = TrainingRun.from_folder(load_base_model(folder), tmp_path, with_optimizer=False)
+    fresh = TrainingRun.from_folder(base, tmp_path, with_optimizer=False)
     assert _train(fresh, range(3, 6))[0] == whole_losses[3]
     assert not torch.equal(fresh.adapter.parameters, whole.adapter.parameters)
 
@@ -153,7 +161,7 @@ def test_load_of_another_shape_is_refused(tmp_path: Path, spec: LoraSpec, messag
 
 
 def test_sampler_weights_have_no_optimizer_to_load(tmp_path: Path) -> None:
-    folder = tiny_model("llama")
+    folder = tiny_model("llama", tied=False)
     make_run(folder).save(tmp_path, base_model_name="tiny", with_optimizer=False)
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter_config.json",
@@ -201,15 +209,14 @@ def test_saved_folder_loads_in_peft_and_gives_the_same_logprobs(
     np.testing.assert_allclose(result.logprobs[0], merged, atol=2e-4)
 
 
-def test_runs_of_several_ranks_share_one_base() -> None:
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_runs_of_several_ranks_share_one_base(dtype: torch.dtype) -> None:
     """Each run's results are those it has alone, whatever ran on the base in between."""
     folder = tiny_model("llama")
     specs = [LoraSpec(rank=rank, seed=rank) for rank in (2, 40, 8)]
-    alone = [_train(make_run(folder, spec), range(3)) for spec in specs]
-    base = load_base_model(folder)
+    alone = [_train(make_run(folder, spec, dtype=dtype), range(3)) for spec in specs]
+    base = load_base_model(folder, dtype=dtype)
     runs = [TrainingRun(base, spec) for spec in specs]
-    from tests.local.engine.training_data import set_random_b
-
     for run in runs:
         set_random_b(run.adapter)
     together: list[list[float]] = [[], [], []]

@@ -13,7 +13,17 @@ from tinker_cookbook.local.engine.lora import Adapter
 from tinker_cookbook.local.engine.train import TrainingRun
 from tinker_cookbook.local.engine.types import LoraSpec, TrainDatum
 
-__all__ = ["make_run", "peft_model", "random_datum", "reference_logprobs", "set_random_b"]
+__all__ = [
+    "FORMATS",
+    "make_run",
+    "peft_model",
+    "random_datum",
+    "reference_logprobs",
+    "set_random_b",
+]
+
+FORMATS = (torch.float32, torch.bfloat16)
+"""What the engine computes in; tests name theirs, since the default depends on the processor."""
 
 
 def random_datum(rng: np.random.Generator, num_tokens: int, vocab_size: int) -> TrainDatum:

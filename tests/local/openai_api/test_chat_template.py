@@ -109,6 +109,39 @@ def test_options_reach_the_template() -> None:
     assert "</think>" in template.render(messages, options={"enable_thinking": False})
 
 
+TWO_RULES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "x"},
+]
+ONE_RULE = [{"role": "system", "content": "Be brief.\n\nBe kind."}, TWO_RULES[2]]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+        "{{ raise_exception('one system message') }}{% endif %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{% if m.role != 'system' or loop.first %}"
+        "{{ m.content }}{% endif %}{% endfor %}",
+    ],
+)
+def test_system_messages_are_joined_for_a_template_that_wants_one(source: str) -> None:
+    template = ChatTemplate(source, load("smollm2")[0], names={})
+    assert template.render(TWO_RULES) == template.render(ONE_RULE) == "Be brief.\n\nBe kind.x"
+
+
+def test_system_messages_stay_apart_where_the_template_writes_each() -> None:
+    _, template = load("qwen3")
+    assert template.render(TWO_RULES) != template.render(ONE_RULE)
+    assert template.render(TWO_RULES).count("<|im_start|>system") == 2
+
+
+def test_qwen3_5_takes_a_system_and_a_developer_message() -> None:
+    _, template = load("qwen3_5")
+    assert template.render(TWO_RULES) == template.render(ONE_RULE)
+
+
 def test_a_template_cannot_reach_outside(tmp_path: Path) -> None:
     encoder, _ = load("smollm2")
     attack = "{{ messages.__class__.__mro__[1].__subclasses__() }}"

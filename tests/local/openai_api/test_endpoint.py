@@ -169,6 +169,47 @@ def test_mistakes_are_named(client, local_service, options, param, stream) -> No
     assert caught.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize("num_bytes", [200_000, 4 * 2**20])
+@pytest.mark.parametrize("kind", ["prompt", "prompts", "message", "parts", "tools", "options"])
+def test_texts_that_cannot_fit_are_not_tokenized(client, local_service, kind, num_bytes) -> None:
+    """Their characters are counted; counting their tokens would take memory and minutes."""
+    text = "x " * (num_bytes // 2)
+    parts = [{"type": "text", "text": text[:100_000]}] * (len(text) // 100_000)
+    tool = {"type": "function", "function": {"name": "f", "description": text}}
+    asked = {
+        "prompt": {"prompt": text},
+        "prompts": {"prompt": ["short", text]},
+        "message": {"messages": [{"role": "user", "content": text}]},
+        "parts": {"messages": [{"role": "user", "content": parts}]},
+        "tools": {"messages": HELLO, "tools": [tool]},
+        "options": {"messages": HELLO, "extra_body": {"chat_template_kwargs": {"x": [text]}}},
+    }[kind]
+    create = (client if "prompt" in asked else client.chat).completions.create
+    with pytest.raises(openai.BadRequestError, match=r"has \d+ characters; the context") as caught:
+        create(model=local_service.model, **asked)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == ("prompt" if kind.startswith("prompt") else "messages")
+
+
+def test_too_many_completions_of_one_request(client, local_service) -> None:
+    with pytest.raises(openai.BadRequestError, match="n=1024 with 5 prompts") as caught:
+        client.completions.create(model=local_service.model, prompt=["x"] * 5, n=1024)
+    assert caught.value.param == "n"
+
+
+def test_other_threads_run_while_a_text_is_tokenized(tiny_model_folder) -> None:
+    codec = TextCodec(tiny_model_folder)
+    text = "The quick brown fox jumps over the lazy dog. " * 10_000
+    for encode in (codec.encode_text, codec.template.encode):
+        thread = threading.Thread(target=encode, args=[text])
+        thread.start()
+        num_turns = 0
+        while thread.is_alive():
+            time.sleep(0.001)
+            num_turns += 1
+        assert num_turns > 20
+
+
 def test_keys_models_and_paths_that_are_wrong(client, local_service) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         ask(client, local_service, model="gpt-5")

@@ -262,7 +262,7 @@ async def test_an_index_that_cannot_be_used_is_named(service, http) -> None:
     response = await http.get("/training_runs/x")
     assert response.status_code == 400  # the SDK would repeat a 500 for minutes
     assert "index.sqlite3 cannot be used" in response.json()["detail"]
-    service.store.index._connection = service.store.index._open()
+    service.store.index.open()
 
 
 async def test_pages_are_checked(http) -> None:
@@ -323,7 +323,7 @@ async def test_the_end_of_a_session_frees_memory_also_where_the_disk_is_full(ser
     await asyncio.sleep(0.05)
     assert service.losses._request_ids == {}
     assert len(service.sessions) == 0
-    service.store.index._connection = service.store.index._open()
+    service.store.index.open()
 
 
 async def test_resent_samples_are_remembered_as_long_as_their_results(service) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import shutil
 import sqlite3
@@ -16,6 +15,7 @@ import tinker
 
 from tests.conftest import ServiceProcess, start_service
 from tests.e2e.sdk import batch, fails_promptly, forward, is_alive, sample, tokens, train_step
+from tests.local.service.disks import without_special_rights
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +93,6 @@ def read_only(folder: Path) -> Iterator[None]:
     finally:
         for path in folders:
             path.chmod(0o700)
-
-
-def without_special_rights() -> tuple[str, ...]:
-    """A command that takes root's right to write into anything from the command behind it."""
-    if os.geteuid() != 0:
-        return ()
-    if not shutil.which("setpriv"):
-        pytest.skip("root writes into read-only folders, and setpriv is not installed")
-    rights = "-dac_override,-dac_read_search"
-    return ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}")
 
 
 def test_a_folder_that_turns_read_only(tiny_model_folder, tmp_path) -> None:

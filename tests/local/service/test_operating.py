@@ -23,6 +23,7 @@ from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.auth import Authenticator
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.host_guard import host_name
+from tinker_cookbook.local.service.request_ids import TextFormatter
 from tinker_cookbook.local.service.settings import ServiceSettings
 
 KEY = "tml-0123456789abcdef0123"
@@ -144,6 +145,80 @@ def test_json_logs_carry_request_ids(service_factory, tiny_model_folder) -> None
     assert lines[-1]["message"] == "stopped"
 
 
+MEAN = "x\n2026-01-01 00:00:00,000 ERROR forged\x1b[31m\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_names_of_clients_forge_no_lines(
+    service_factory, tiny_model_folder, capfd, log_format: str
+) -> None:
+    """Neither in the log, nor on the terminal of the service, nor in what `status` prints."""
+    service = service_factory(tiny_model_folder, "--log-format", log_format)
+    client = service.connect(display_name=MEAN)
+    run = client.create_lora_training_client(base_model=service.model, rank=2).result()
+    headers = {"X-API-Key": service.api_key}
+    for path, body in (
+        ("create_sampling_session", {"session_id": MEAN, "base_model": MEAN}),
+        ("optim_step", {"model_id": run.model_id, "seq_id": 1, "adam_params": {MEAN: 1}}),
+        ("create_model", {"session_id": run.model_id.split(":")[0], "base_model": MEAN}
+         | {"model_seq_id": 7}),
+    ):  # fmt: skip
+        httpx.post(f"{service.base_url}/api/v1/{path}", json=body, headers=headers)
+    shown = status_command("--state-dir", str(service.state_dir))
+    deadline = time.monotonic() + 30
+    while service.log().count("forged") < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    log = service.log()
+    assert log.count("forged") >= 2, "the refusals are logged with the names"
+    assert r"x\n2026-01-01" in shown.stdout
+    for text in (log, shown.stdout, shown.stderr, *capfd.readouterr()):
+        assert not set(text) & set("\x1b\x9b\u202e")
+        assert not any(line.startswith("2026-01-01 00:00:00,000") for line in text.splitlines())
+
+
+def test_lines_of_a_traceback_are_marked_as_such() -> None:
+    formatter = TextFormatter("%(message)s")
+    try:
+        raise ValueError(MEAN)
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, f"failed for {MEAN}", None, info)
+    first, *others = formatter.format(record).split("\n")
+    assert first.startswith(r"failed for x\n2026")
+    assert all(line.startswith("  | ") for line in others)
+    assert not {"\x1b", "\x9b"} & set("".join(others))
+
+
+def test_the_number_format_is_said_everywhere(local_service, service_client) -> None:
+    """In status, metrics, log and get_info: what the engine multiplies matrices in."""
+    run = service_client.create_lora_training_client(base_model=local_service.model, rank=2)
+    run = run.result()
+    (model,) = get(local_service, "/api/v1/local/status").json()["models"]
+    dtype = model["dtype"]
+    assert dtype in ("float32", "bfloat16")
+    assert model["device"]
+    assert f'dtype="{dtype}"' in get(local_service, "/metrics").text
+    assert f"model {local_service.model} computes in {dtype} on" in local_service.log()
+    info = httpx.post(
+        f"{local_service.base_url}/api/v1/get_info",
+        json={"model_id": run.model_id},
+        headers={"X-API-Key": local_service.api_key},
+    )
+    assert info.json()["model_data"]["dtype"] == dtype
+    shown = status_command("--state-dir", str(local_service.state_dir))
+    assert f"{local_service.model} ({dtype} on {model['device']})" in shown.stdout
+
+
+def test_a_format_that_was_asked_for_is_the_one_that_is_said(
+    service_factory, tiny_model_folder
+) -> None:
+    service = service_factory(tiny_model_folder, "--dtype", "float32")
+    sampler = service.connect().create_sampling_client(base_model=service.model).result()
+    assert sampler.sample(tinker.ModelInput.from_ints([1]), 1, tinker.SamplingParams(max_tokens=1))
+    (model,) = get(service, "/api/v1/local/status").json()["models"]
+    assert (model["is_loaded"], model["dtype"]) == (True, "float32")
+
+
 @pytest.mark.parametrize(
     ("header", "name"),
     [
@@ -153,15 +228,28 @@ def test_json_logs_carry_request_ids(service_factory, tiny_model_folder) -> None
         ("[::1]:8000", "::1"),
         ("::1", "::1"),
         ("evil.example:8400", "evil.example"),
+        ("[::1]evil.com", None),
+        ("[::1]:evil.com", None),
+        ("[::1", None),
+        ("[evil.com]", None),
+        ("[fe80::1%evil.com]", None),
+        ("localhost:evil", None),
+        ("localhost:80:80", None),
+        ("localhost:", None),
+        ("user@localhost", None),
+        ("localhost/evil.com", None),
+        ("localhost evil.com", None),
+        ("", None),
     ],
 )
-def test_the_host_is_read_without_its_port(header: str, name: str) -> None:
+def test_the_host_is_read_without_its_port(header: str, name: str | None) -> None:
     assert host_name(header) == name
 
 
 @pytest.mark.anyio
 async def test_foreign_hosts_are_refused_before_anything_else(service, http) -> None:
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8400", ""):
+    foreign = ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8400", "")
+    for host in (*foreign, "[::1]evil.com", "[::1]:80.evil.com", "[evil.com]", "localhost:x"):
         for path in ("/", "/api/v1/healthz", "/metrics", "/oai/api/v1/models"):
             answer = await http.get(path, headers={"Host": host, "X-API-Key": KEY})
             assert answer.status_code == 421, (host, path)

@@ -13,13 +13,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 
+from tests.conftest import TEST_KEY
 from tests.e2e.sdk import batch, datum, forward, logprobs_of, tokens, train_step
+from tests.local.service.disks import fill, small_disk, without_special_rights
 from tinker_cookbook import cli
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
@@ -157,12 +160,17 @@ def test_checking_a_large_checkpoint_holds_up_its_run_only(
     np.testing.assert_array_equal(np.concatenate(logprobs_of(computed.result())), saved)
 
 
-def start_and_fail(tmp_path: Path, *arguments: str, key: str | None = None) -> str:
+def start_and_fail(
+    tmp_path: Path, *arguments: str, key: str | None = None, wrapper: Sequence[str] = ()
+) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TINKER_API_KEY"}
     if key is not None:
         environment["TINKER_API_KEY"] = key
     done = subprocess.run(
-        [sys.executable, "-m", "tinker_cookbook.local", "--state-dir", str(tmp_path), *arguments],
+        [
+            *(*wrapper, sys.executable, "-m", "tinker_cookbook.local"),
+            *("--state-dir", str(tmp_path), *arguments),
+        ],
         env=environment,
         capture_output=True,
         text=True,
@@ -186,6 +194,39 @@ def test_a_taken_port_is_named(tmp_path, local_service) -> None:
     error = start_and_fail(tmp_path, "--port", port, key="tml-0123456789abcdef")
     assert f"port={port} cannot be bound" in error
     assert "port=70000" in start_and_fail(tmp_path, "--port", "70000", key="tml-0123456789abcdef")
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_state_folder_that_cannot_be_written_is_one_line(
+    tmp_path, tiny_model_folder, is_used: bool
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    if is_used:
+        Store(state).close()
+    state.chmod(0o500)
+    error = start_and_fail(
+        *(state, "--model", str(tiny_model_folder)),
+        key=TEST_KEY,
+        wrapper=without_special_rights(),
+    )
+    assert f"state_dir={state} cannot be written" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("room", [0, 64 * 1024, 200 * 1024])
+def test_a_full_disk_is_one_line(tmp_path, tiny_model_folder, room: int) -> None:
+    """Also where the index still fits, but not everything that is written after it."""
+    with small_disk(tmp_path / "disk", "2m"):
+        fill(tmp_path / "disk", leaving=room)
+        state = tmp_path / "disk" / "state"
+        if room == 200 * 1024:
+            Store(state).close()
+            fill(tmp_path / "disk", leaving=0)
+        error = start_and_fail(state, "--model", str(tiny_model_folder), key=TEST_KEY)
+        assert str(state) in error
+        assert "choose another --state-dir" in error
+        assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

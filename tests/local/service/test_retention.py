@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tinker_cookbook.local.engine.types import TrainResult
+from tinker_cookbook.local.engine.types import TrainDatum, TrainResult
 from tinker_cookbook.local.service import lifecycle, progress
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.index import RunRow, SamplerRow, SessionRow
@@ -98,6 +101,7 @@ def add_run(service: Service, name: str, days_ago: float) -> str:
     index.insert(RunRow(run_id, name, "m", {"rank": 4}, None, then, then, is_trainable=True))
     index.insert(SamplerRow(f"{name}:sample:0", name, "m", None, None, then))
     add_points(service.progress, run_id, 1)
+    service.progress.save()
     service.progress.drop(run_id)
     return run_id
 
@@ -148,3 +152,25 @@ def test_the_curve_of_a_long_run_is_thinned_out(tmp_path: Path, monkeypatch) -> 
     assert 50 <= len(path.read_text().splitlines()) <= 100
     steps = [point[0] for point in log.curve("run")]
     assert steps == list(range(16, 901, 16))
+
+
+def test_a_step_is_counted_while_a_disk_is_slow(tmp_path: Path) -> None:
+    """The event loop counts; it must not wait for the thread that writes."""
+    (tmp_path / "curves").mkdir()
+    log = ProgressLog(tmp_path)
+    datum = TrainDatum(np.zeros(3, np.int32), {"weights": np.ones(3, np.float32)})
+    result = TrainResult(logprobs=[], metrics={"loss:sum": 6.0})
+    log.add_batch("run", [datum], result)
+    log.add_step("run")
+    os.mkfifo(log._path("run"))  # writing waits until somebody reads
+    saving = threading.Thread(target=log.save)
+    saving.start()
+    time.sleep(0.2)
+    assert saving.is_alive()
+    log.add_batch("run", [datum], result)
+    log.add_step("run")
+    assert log.num_steps_of("run") == 2
+    with log._path("run").open() as reader:
+        assert json.loads(reader.readline())[:3] == [1, 2.0, 3]
+    saving.join(30)
+    assert not saving.is_alive()

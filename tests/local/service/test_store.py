@@ -1,5 +1,6 @@
 """Checkpoints are on disk or not at all, and a new start finds them."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -7,14 +8,18 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.local.service.disks import fill, small_disk
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.index import CheckpointRow, Index, RunRow
+from tinker_cookbook.local.service.index import CheckpointRow, Index, RunRow, SessionRow
 from tinker_cookbook.local.service.store import NewCheckpoint, Store
 
 RUN = RunRow(
@@ -337,3 +342,101 @@ def test_processes_share_one_folder(store: Store) -> None:
     rows, total = store.index.checkpoints()
     assert total == 30
     assert all(store.verify(row) for row in rows)
+
+
+@contextmanager
+def write_lock(store: Store) -> Iterator[None]:
+    """Another program writes to the index, a backup for example."""
+    other = sqlite3.connect(store.state_dir / "index.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def test_reading_waits_for_no_writer(store: Store) -> None:
+    row = save(store, "a")
+    change = threading.Thread(target=store.set_public, args=[row, True])
+    with write_lock(store):
+        change.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert store.find(RUN.run_id, "weights", "a") == row
+        assert store.index.runs(limit=5, offset=0, project_id=None) == ([RUN], 1)
+        assert time.monotonic() - began < 5
+        assert change.is_alive()
+    change.join(30)
+    found = store.find(RUN.run_id, "weights", "a")
+    assert found is not None
+    assert found.is_public
+
+
+DAMAGE = [
+    ("runs", "lora", "{"),
+    ("runs", "lora", "[]"),
+    ("runs", "lora", "{}"),
+    ("runs", "user_metadata", "[" * 5000),
+    ("runs", "last_request_at", "yesterday"),
+    ("runs", "created_at", 1e300),
+    ("runs", "base_model", b"\xff"),
+    ("checkpoints", "user_metadata", '"x"'),
+    ("checkpoints", "size_bytes", "many"),
+    ("checkpoints", "expires_at", 1e300),
+    ("sessions", "status", "{}"),
+    ("sessions", "tags", "{}"),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "value"), DAMAGE)
+def test_a_damaged_row_is_passed_over(store: Store, caplog, table, column, value) -> None:
+    """The others are listed, and the log names the damaged one once."""
+    index = store.index
+    for number in (1, 2):
+        run_id = f"{number}:train:0"
+        index.insert(dataclasses.replace(RUN, run_id=run_id, session_id=str(number)))
+        staged = store.stage()
+        new = NewCheckpoint(run_id, "weights", "x", has_optimizer=False, user_metadata={"a": "b"})
+        store.commit(staged, new)
+        index.insert(
+            SessionRow(str(number), 1.0, 2.0, "name", None, [], "default", None, {"type": "active"})
+        )
+    with index.transaction() as connection:
+        key = "session_id" if table == "sessions" else "run_id"
+        damaged = "1" if table == "sessions" else "1:train:0"
+        connection.execute(f"UPDATE {table} SET {column}=? WHERE {key}=?", (value, damaged))
+    for _ in range(2):
+        listed = {
+            "runs": {row.run_id for row in index.runs(limit=10, offset=0, project_id=None)[0]},
+            "checkpoints": {row.run_id for row in index.checkpoints()[0]},
+            "sessions": {row.session_id for row in index.sessions(limit=10, offset=0)},
+        }
+    kept = {key for key in listed.pop(table) if key != RUN.run_id}
+    assert kept == {"2" if table == "sessions" else "2:train:0"}
+    assert all(any(key.startswith("1") for key in keys) for keys in listed.values())
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert f"a row of {table}" in errors[0].getMessage()
+
+
+@pytest.mark.parametrize("how", ["delete", "expire"])
+def test_deleting_works_on_a_full_disk(tmp_path: Path, how: str) -> None:
+    """It is what makes room."""
+    with small_disk(tmp_path / "disk", "4m"):
+        store = Store(tmp_path / "disk" / "state")
+        store.index.insert(RUN)
+        kept, row = save(store, "kept"), save(store, "large", b"x" * 500_000, ttl_seconds=3600)
+        if how == "expire":
+            store.set_expiry(row, time.time() - 1)
+        fill(tmp_path / "disk")
+        with pytest.raises((StorageError, OSError)):
+            save(store, "more")
+        if how == "expire":
+            assert store.remove_expired() == 1
+        else:
+            store.delete(row)
+        assert store.index.checkpoints()[0] == [kept]
+        assert not store.folder(row).exists()
+        store.verify(kept)
+        store.close()

@@ -128,15 +128,57 @@ def sparse(crow, col, data=(1.0,), shape=(5, 3)) -> tinker.TensorData:
         ({"weights": np.array([1, 2, 3, 4, np.inf], np.float32)}, "holds inf at value 4"),
         ({"weights": sparse([0, 1, 1, 1, 1], [0])}, "crow_indices must be 6 values"),
         ({"weights": sparse([0, 2, 1, 1, 1, 1], [0])}, "never fall"),
+        ({"weights": sparse([0, 2**63 - 1, -(2**63), -1, 0, 1], [0])}, "never fall"),
+        ({"weights": sparse([-(2**63), 2**63 - 1, -1, 0, 0, 1], [0])}, "begin at 0"),
+        ({"weights": sparse([0, 1, 1, 1, 1, 1], [-(2**63)])}, r"outside 0\.\.2"),
         ({"weights": sparse([0, 1, 1, 1, 1, 1], [3])}, r"outside 0\.\.2"),
         ({"weights": sparse([0, 1, 1, 1, 1, 2], [0])}, "must be equal"),
-        ({"weights": sparse([0, 1, 1, 1, 1, 1], [0], shape=(5, 2**30))}, "cells fit"),
+        ({"weights": sparse([0, 1, 1, 1, 1, 1], [0], shape=(5, 2**30))}, "K up to"),
     ],
 )
 def test_wrong_tensors_are_refused_with_datum_and_field(inputs, message: str) -> None:
     good = make_datum(weights=np.ones(5, np.float32))
     with pytest.raises(UserError, match=rf"data\[1\]\.loss_fn_inputs\['weights'\].*{message}"):
         decode(good, make_datum(**inputs))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([2**62, 0], "positions, but model_input has 5"),
+        ([5, 2**62], "K up to"),
+        ([5, -1], "K up to"),
+        ([-5], "positions"),
+        ([5, 0, 0], "K up to"),
+        ([5, 1], "holds 0 values"),
+    ],
+)
+def test_shapes_that_the_data_do_not_have(shape: list[int], message: str) -> None:
+    datum = make_datum(weights=np.ones(5, np.float32))
+    sent = ForwardBackwardRequest(
+        forward_backward_input=ForwardBackwardInput(data=[datum], loss_fn="cross_entropy"),
+        model_id="run",
+        seq_id=1,
+    )
+    body = forward_backward_request_to_proto(sent)
+    tensor = body.data[0].loss_fn_inputs["weights"]
+    tensor.dense = b""
+    tensor.shape[:] = shape
+    request = wire.decode_train_request(body.SerializeToString())
+    with pytest.raises(UserError, match=rf"data\[0\]\.loss_fn_inputs\['weights'\].*{message}"):
+        wire.decode_data(request, max_data=1)
+
+
+def test_small_requests_do_not_become_large_ones() -> None:
+    """Sparse tensors and images take what they say, not what they send; 64 such make gigabytes."""
+    wide = sparse([0, 1, 1, 1, 1, 1], [0], shape=(5, 2**20))
+    with pytest.raises(UserError, match=r"data\[\d+\]\.loss_fn_inputs\['weights'\].*few bytes"):
+        decode(*[make_datum(weights=wide)] * 64)
+    assert len(decode(make_datum(weights=wide))) == 1
+    image = tinker.types.ImageChunk(data=b"png", format="png", expected_tokens=1_000_000)
+    pictures = tinker.ModelInput(chunks=[image] * 32)
+    with pytest.raises(UserError, match=r"data\[0\]\.model_input\.chunks\[\d+\].*few bytes"):
+        decode(make_datum(pictures))
 
 
 def test_other_refusals() -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from tinker_cookbook.local.engine.config import ArchConfig, read_arch
+from tinker_cookbook.local.engine.devices import choose_dtype
 from tinker_cookbook.local.engine.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.graph_loss import GraphPackLoss
 from tinker_cookbook.local.engine.head import Head
@@ -22,7 +23,6 @@ from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.packed import MatrixBlocks
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.packing import Pack
-from tinker_cookbook.local.engine.precision import fastest_dtype
 from tinker_cookbook.local.engine.transformer import PackedTransformer
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.engine.weights import ModelWeights, load_weights
@@ -67,6 +67,11 @@ class BaseModel(Protocol):
     def count_image_tokens(self) -> Callable[[ImageInput, str], int] | None:
         """Positions of an image, or a UserError that begins with the given place; None where the
         model reads text only."""
+        ...
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
         ...
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
@@ -128,6 +133,10 @@ class NativeModel:
     @property
     def device(self) -> torch.device:
         return self.weights.device
+
+    @property
+    def ties_embeddings(self) -> bool:
+        return self.weights.ties_embeddings
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         return lora_targets(self.arch, spec)
@@ -199,11 +208,11 @@ def load_base_model(
     """Load a model folder: natively where its architecture is known, else through transformers.
 
     Args:
-        dtype: of the arithmetic; None: by device.
+        dtype: of the arithmetic; None: see `choose_dtype`.
         compiled: train with the compiled kernels where there are any for the device and format.
     """
     reuse_freed_memory()
-    dtype = dtype or fastest_dtype(device)
+    dtype = dtype or choose_dtype(None, torch.device(device))
     arch = read_arch(folder)
     if arch is not None:
         blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None

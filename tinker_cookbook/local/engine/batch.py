@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinker_cookbook.local.engine.csr import to_dense
 from tinker_cookbook.local.engine.loss_graph import LossGraph
 from tinker_cookbook.local.engine.losses import CUSTOM, LOSSES, Loss
 from tinker_cookbook.local.engine.types import ImageInput, LossSpec, SparseRows, TrainDatum
@@ -19,7 +20,6 @@ __all__ = ["CheckedDatum", "check_batch", "check_loss"]
 _KNOWN_INPUTS = {"target_tokens"} | {
     name for loss in LOSSES.values() for name in (*loss.required_inputs, *loss.optional_inputs)
 }
-_MAX_DENSE_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -254,26 +254,4 @@ def _check_values(given: np.ndarray | SparseRows, what: str, targets: np.ndarray
 
 
 def _dense(given: np.ndarray | SparseRows, what: str) -> np.ndarray:
-    """A CSR matrix as a dense one; cells that are not listed are 0."""
-    if not isinstance(given, SparseRows):
-        return given
-    num_rows, num_columns = given.shape
-    starts, columns = given.crow_indices, given.col_indices
-    if num_rows * num_columns > _MAX_DENSE_ELEMENTS:
-        raise UserError(
-            f"{what} has shape {list(given.shape)}; at most {_MAX_DENSE_ELEMENTS} cells fit"
-        )
-    is_valid = (
-        starts.shape == (num_rows + 1,)
-        and int(starts[0]) == 0
-        and int(starts[-1]) == len(columns) == len(given.values)
-        and bool((np.diff(starts) >= 0).all())
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < num_columns))
-    )
-    if not is_valid:
-        raise UserError(
-            f"{what}: crow_indices and col_indices do not describe a matrix of its shape"
-        )
-    dense = np.zeros(given.shape, given.values.dtype)
-    dense[np.repeat(np.arange(num_rows), np.diff(starts)), columns] = given.values
-    return dense
+    return to_dense(given, what) if isinstance(given, SparseRows) else given

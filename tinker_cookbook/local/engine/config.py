@@ -8,22 +8,41 @@ the engine's own kernels. `read_arch` answers None for every other architecture:
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook.exceptions import WeightsError
+from tinker_cookbook.exceptions import ConfigurationError, WeightsError
 
 __all__ = [
+    "DTYPE_NAMES",
     "NATIVE_MODEL_TYPES",
     "ArchConfig",
     "RopeConfig",
+    "dtype_from_environment",
     "read_arch",
     "read_config_json",
     "read_eos_token_ids",
 ]
 
 NATIVE_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+DTYPE_NAMES = ("float32", "bfloat16")
+_DTYPE_VARIABLE = "TINKER_COOKBOOK_DTYPE"
+
+
+def dtype_from_environment() -> str | None:
+    """The number format that the environment asks for, for who is not told; None: by device.
+
+    Raises:
+        ConfigurationError: if it is unknown.
+    """
+    name = os.environ.get(_DTYPE_VARIABLE) or None
+    if name is not None and name not in DTYPE_NAMES:
+        raise ConfigurationError(
+            f"{_DTYPE_VARIABLE}={name!r} is unknown; use one of {', '.join(DTYPE_NAMES)}"
+        )
+    return name
 
 
 @dataclass(frozen=True)

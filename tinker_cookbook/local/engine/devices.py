@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from tinker_cookbook.local.engine.config import DTYPE_NAMES, dtype_from_environment
 from tinker_cookbook.local.engine.precision import fastest_dtype
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["choose_device", "choose_dtype"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -27,9 +26,11 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named format, or bfloat16 where the device multiplies it faster than float32."""
-    if name is not None:
-        if name not in _DTYPES:
-            raise UserError(f"dtype={name!r} is unknown; use one of {', '.join(_DTYPES)}")
-        return _DTYPES[name]
-    return fastest_dtype(device)
+    """The named format, or the environment's, or bfloat16 where the device multiplies it faster
+    than float32."""
+    name = name or dtype_from_environment()
+    if name is None:
+        return fastest_dtype(device)
+    if name not in DTYPE_NAMES:
+        raise UserError(f"dtype={name!r} is unknown; use one of {', '.join(DTYPE_NAMES)}")
+    return getattr(torch, name)

@@ -27,28 +27,35 @@ DatumInputs = Mapping[str, torch.Tensor]
 
 
 def run_graph(
-    graph: LossGraph, logprobs: torch.Tensor, inputs: DatumInputs
+    graph: LossGraph,
+    logprobs: torch.Tensor,
+    inputs: DatumInputs,
+    *,
+    deadline: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The scalar loss and the scalar metrics of one datum.
 
     Args:
         logprobs: float32 [N] or [N, K], as declared.
+        deadline: as for `Budget`.
 
     Raises:
         UserError: naming the node that cannot be computed.
     """
-    return _Interpreter(graph, logprobs, inputs).run()
+    return _Interpreter(graph, logprobs, inputs, Budget(deadline)).run()
 
 
 class _Interpreter:
     """One evaluation of a graph."""
 
-    def __init__(self, graph: LossGraph, logprobs: torch.Tensor, inputs: DatumInputs) -> None:
+    def __init__(
+        self, graph: LossGraph, logprobs: torch.Tensor, inputs: DatumInputs, budget: Budget
+    ) -> None:
         self._graph = graph
         self._given = {"logprobs": logprobs, **inputs}
         self._device = logprobs.device
         self._values: dict[str, Any] = {}
-        self._budget = Budget()
+        self._budget = budget
 
     def run(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         for node in self._graph.nodes[:-1]:
@@ -121,11 +128,12 @@ class GraphPackLoss:
         """Compute everything from logprobs [M, K]."""
         is_flat = self._graph.inputs[0].rank == 1
         gradients = []
+        deadline = Budget.deadline()
         parts = training_logprobs.split(self._lengths)
         for logprobs, inputs in zip(parts, self._inputs, strict=True):
             leaf = (logprobs[:, 0] if is_flat else logprobs).detach().clone().requires_grad_()
             with torch.enable_grad():
-                loss, metrics = run_graph(self._graph, leaf, inputs)
+                loss, metrics = run_graph(self._graph, leaf, inputs, deadline=deadline)
             gradients.append(self._differentiate(loss, leaf).reshape(logprobs.shape))
             self.total += float(loss.detach().double())
             for key, value in metrics.items():

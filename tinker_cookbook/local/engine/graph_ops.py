@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from tinker_cookbook.local.engine.loss_graph import walk
+from tinker_cookbook.local.engine.graph_bounds import Cost, bound
 from tinker_cookbook.local.engine.loss_graph_names import FUNCTIONS
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["Budget", "call_function", "call_method", "read_attribute"]
 
-_MAX_CELLS = 2**27
-_MAX_PRODUCTS = 2**33
+_MAX_CELLS = 2**26
+_CELLS_PER_TENSOR = 1024
+_MAX_PRODUCTS = 2**32
+_MAX_SECONDS = 10.0
+"""Of the engine's thread, for the data that are computed together; it serves others between."""
 _MAX_INT = 2**63
 _ROOTS: dict[str, Any] = {"torch": torch, "math": math, "operator": operator}
 _ARITHMETIC = frozenset(
@@ -25,24 +29,32 @@ _ARITHMETIC = frozenset(
 
 
 class Budget:
-    """What one datum's graph may still compute."""
+    """What the graph of one datum may still compute, and how long those of a pack may take."""
 
-    def __init__(self, cells: int = _MAX_CELLS, products: int = _MAX_PRODUCTS) -> None:
-        """`cells` values of all results together; `products` multiplications of matrices."""
-        self._cells, self._limit = cells, cells
-        self._products = products
+    def __init__(self, deadline: float | None = None) -> None:
+        """`deadline` is of `time.thread_time()`; a full time from now unless given."""
+        self._cells, self._products = _MAX_CELLS, _MAX_PRODUCTS
+        self._deadline = Budget.deadline() if deadline is None else deadline
 
-    def take(self, cells: int, products: int = 0) -> None:
-        """Raises UserError with the numbers where it is exceeded."""
-        self._cells -= cells
-        self._products -= products
+    @staticmethod
+    def deadline() -> float:
+        """When the work that this thread begins now has taken too long."""
+        return time.thread_time() + _MAX_SECONDS
+
+    def take(self, cost: Cost) -> None:
+        """Raises UserError with the numbers where something is exceeded."""
+        self._cells -= cost.cells + _CELLS_PER_TENSOR * cost.tensors
+        self._products -= cost.products
         if self._cells < 0:
             raise UserError(
-                f"a result of up to {cells:,} values goes beyond the {self._limit:,} that all "
-                "results for one datum may have"
+                f"a result of up to {cost.cells:,} values and {cost.tensors:,} tensors goes beyond "
+                f"the {_MAX_CELLS:,} values that all results for one datum may have (a tensor "
+                f"counts as {_CELLS_PER_TENSOR:,} more)"
             )
         if self._products < 0:
-            raise UserError(f"a product of {products:,} multiplications is too large")
+            raise UserError(f"a product of {cost.products:,} multiplications is too large")
+        if time.thread_time() > self._deadline:
+            raise UserError(f"the loss takes longer than {_MAX_SECONDS:g} s; make it simpler")
 
 
 def _resolve(name: str) -> Callable[..., Any]:
@@ -60,7 +72,7 @@ def call_function(target: str, args: Sequence[Any], kwargs: dict[str, Any], budg
     """Call a function of the table with values; the result's size is charged first."""
     if target in _ARITHMETIC:
         _check_numbers(target, args)
-    _charge(target.rsplit(".", 1)[-1], args, kwargs, budget)
+    budget.take(bound(target.rsplit(".", 1)[-1], args, kwargs))
     return _checked(_FUNCTIONS[target](*args, **kwargs))
 
 
@@ -68,7 +80,7 @@ def call_method(target: str, args: Sequence[Any], kwargs: dict[str, Any], budget
     """Call a method of the tensor `args[0]`."""
     if not args or not isinstance(args[0], torch.Tensor):
         raise UserError(f"method {target!r} is called on something that is no tensor")
-    _charge(target, args, kwargs, budget)
+    budget.take(bound(target, args, kwargs))
     return _checked(getattr(torch.Tensor, target)(*args, **kwargs))
 
 
@@ -95,129 +107,3 @@ def _check_numbers(target: str, args: Sequence[Any]) -> None:
         base, exponent = args
         if base.bit_length() * abs(exponent) > 64:
             raise UserError(f"{base} ** {exponent} is beyond 64 bits")
-
-
-def _charge(name: str, args: Sequence[Any], kwargs: dict[str, Any], budget: Budget) -> None:
-    tensors = [value for value in walk([*args, kwargs]) if isinstance(value, torch.Tensor)]
-    if name in ("matmul", "mm", "mv", "dot", "vdot", "outer"):
-        _charge_product(name, tensors, budget)
-        return
-    bound = _BOUNDS.get(name)
-    cells = _broadcast_size(tensors) if bound is None else bound(args, kwargs)
-    budget.take(max(cells, 0))
-
-
-def _broadcast_size(tensors: list[torch.Tensor]) -> int:
-    """As many values as the operands hold together, or as they broadcast to."""
-    total = sum(tensor.numel() for tensor in tensors)
-    try:
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
-    except RuntimeError:
-        return total
-    return max(total, math.prod(shape))
-
-
-def _charge_product(name: str, tensors: list[torch.Tensor], budget: Budget) -> None:
-    sizes = [1 if name == "outer" or not t.ndim else t.shape[-1] for t in tensors[:1]]
-    inner = max(sizes[0], 1) if sizes else 1
-    rows = [max(tensor.numel() // inner, 1) for tensor in tensors]
-    cells = math.prod(rows)
-    budget.take(cells, cells * inner)
-
-
-def _sizes(values: Sequence[Any]) -> list[int]:
-    """Sizes given one by one or as a tuple."""
-    flat = list(values[0]) if values and isinstance(values[0], list | tuple) else list(values)
-    return [abs(int(value)) for value in flat if isinstance(value, int | float)]
-
-
-def _created(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    return math.prod(_sizes([*args, *([kwargs["size"]] if "size" in kwargs else [])]))
-
-
-def _created_full(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    size = args[0] if args else kwargs.get("size", ())
-    return math.prod(_sizes([size]))
-
-
-def _created_by(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    return _created(args[1:], kwargs)
-
-
-def _created_full_by(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    return _created_full(args[1:], kwargs)
-
-
-def _counted(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    numbers = [abs(float(v)) for v in walk([*args, kwargs]) if isinstance(v, int | float)]
-    step = numbers[2] if len(numbers) > 2 else float(kwargs.get("step", 1))
-    return math.ceil(sum(numbers[:2]) / max(abs(step), 1e-9))
-
-
-def _repeated(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    given = [v for key in ("repeats", "dims") for v in [kwargs.get(key)] if v is not None]
-    return args[0].numel() * math.prod(_sizes([*args[1:], *given]))
-
-
-def _expanded(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    shape = list(args[0].shape)
-    given = [*args[1:], *([kwargs["size"]] if "size" in kwargs else [])]
-    raw = list(given[0]) if given and isinstance(given[0], list | tuple) else given
-    own = [1] * (len(raw) - len(shape)) + shape
-    pairs = zip(raw, own[-len(raw) :] if raw else [], strict=False)
-    return math.prod(old if size == -1 else abs(int(size)) for size, old in pairs)
-
-
-def _indexed(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """`x[index]`; a list or tensor of numbers may name rows many times."""
-    owner = args[0]
-    if not isinstance(owner, torch.Tensor):
-        return 0
-    index = [v.numel() for v in walk(list(args[1:])) if isinstance(v, torch.Tensor)]
-    lists = [len(v) for v in args[1:] if isinstance(v, list)]
-    picked = math.prod([*index, *lists])
-    rest = max(owner.numel() // max(owner.shape[0], 1), 1) if owner.ndim else 1
-    return max(owner.numel(), picked * rest if index or lists else 0)
-
-
-def _selected(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    owner = args[0] if args else kwargs["input"]
-    index = args[2] if len(args) > 2 else kwargs["index"]
-    dim = args[1] if len(args) > 1 else kwargs["dim"]
-    return owner.numel() // max(owner.shape[dim], 1) * index.numel()
-
-
-def _padded(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    owner = args[0]
-    pads = args[1] if len(args) > 1 else kwargs["pad"]
-    shape = list(owner.shape)
-    for axis, pair in enumerate(zip(pads[::2], pads[1::2], strict=False)):
-        if axis < len(shape):
-            shape[-1 - axis] += sum(abs(int(side)) for side in pair)
-    return math.prod(shape)
-
-
-def _one_hot(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    classes = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
-    if classes < 0:
-        classes = int(args[0].max()) + 1 if args[0].numel() else 0
-    return args[0].numel() * classes
-
-
-_BOUNDS: dict[str, Callable[[Sequence[Any], dict[str, Any]], int]] = {
-    "zeros": _created,
-    "ones": _created,
-    "full": _created_full,
-    "arange": _counted,
-    "new_zeros": _created_by,
-    "new_ones": _created_by,
-    "new_full": _created_full_by,
-    "repeat": _repeated,
-    "tile": _repeated,
-    "expand": _expanded,
-    "broadcast_to": _expanded,
-    "getitem": _indexed,
-    "index_select": _selected,
-    "pad": _padded,
-    "one_hot": _one_hot,
-}

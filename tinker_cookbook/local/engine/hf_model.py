@@ -88,6 +88,11 @@ class HfModel:
     def transformers_model(self) -> Any:
         return self._model
 
+    @property
+    def ties_embeddings(self) -> bool:
+        head, embed = self._model.get_output_embeddings(), self._model.get_input_embeddings()
+        return head.weight is embed.weight
+
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
         """The nn.Linear modules that `spec` trains."""
         return wanted_targets(self._linears, spec)
@@ -231,7 +236,7 @@ class HfSequence:
         if not past:
             inputs, self._shift = self._model.inputs_from_start(tokens, self._images)
         else:
-            inputs = {"input_ids": tokens[None]}
+            inputs: dict[str, Any] = {"input_ids": tokens[None]}
             # the model itself would remember the shift of whichever sequence came last
             if vision is not None and vision.has_grid_positions:
                 inputs["position_ids"] = vision.text_positions(

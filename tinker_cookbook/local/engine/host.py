@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tinker_cookbook.local.engine.adapter_origin import TIED_HEAD_WARNING, find_origin
 from tinker_cookbook.local.engine.base_model import BaseModel, NativeModel, load_base_model
 from tinker_cookbook.local.engine.config import read_eos_token_ids
 from tinker_cookbook.local.engine.decode import Decoder
@@ -20,7 +20,7 @@ from tinker_cookbook.local.engine.hf_decode import HfCache, HfDecoder
 from tinker_cookbook.local.engine.hf_model import HfModel
 from tinker_cookbook.local.engine.jobs import EngineSettings
 from tinker_cookbook.local.engine.kv_cache import KvCache
-from tinker_cookbook.local.engine.lora import Adapter, read_lora_spec
+from tinker_cookbook.local.engine.lora import Adapter, read_base_model_name, read_lora_spec
 from tinker_cookbook.local.engine.lora_stack import StackedLora
 from tinker_cookbook.local.engine.memory import (
     available_bytes,
@@ -28,6 +28,7 @@ from tinker_cookbook.local.engine.memory import (
     return_freed_memory,
 )
 from tinker_cookbook.local.engine.native.decoder import native_decoder
+from tinker_cookbook.local.engine.precision import lacks_products
 from tinker_cookbook.local.engine.requests import OnToken, Request, check_sample_spec, place_images
 from tinker_cookbook.local.engine.residency import ResidentRun, ResidentSampler, SpillFolder
 from tinker_cookbook.local.engine.stops import build_stop_rule, load_tokenizer
@@ -134,7 +135,10 @@ class EngineHost:
             max_context_length=base.max_positions,
             eos_token_ids=read_eos_token_ids(folder),
             supports_images=base.count_image_tokens is not None,
+            dtype=_computed_dtype(base, self.dtype, self.device),
+            device=str(self.device),
         )
+        logger.info("model %s computes in %s on %s", name, info.dtype, info.device)
         return LoadedModel(info, base, self.dtype, self._cache_bytes())
 
     def _cache_bytes(self) -> int:
@@ -231,11 +235,14 @@ class EngineHost:
         """Begin a run with a new adapter."""
         base = self.model(model_name).base
         self._check_run_fits(base, lora)
-        self._runs[run_id] = ResidentRun(model_name, TrainingRun(base, lora))
+        training = TrainingRun(base, lora)
+        if training.trains_tied_head:
+            logger.warning("the adapter of run %s: %s", run_id, TIED_HEAD_WARNING)
+        self._runs[run_id] = ResidentRun(model_name, training)
 
     def create_run_from(self, run_id: str, folder: Path, *, with_optimizer: bool) -> LoraSpec:
         """Begin a run with a saved adapter, on the model it names; return its shape."""
-        model_name = _base_model_name(folder)
+        model_name = read_base_model_name(folder)
         base = self.model(model_name).base
         self._check_run_fits(base, read_lora_spec(folder))
         training = TrainingRun.from_folder(base, folder, with_optimizer=with_optimizer)
@@ -249,7 +256,12 @@ class EngineHost:
     def save_run(self, run_id: str, folder: Path, *, with_optimizer: bool) -> None:
         """Write a run's adapter into an existing empty folder."""
         run = self._run(run_id)
-        run.training.save(folder, base_model_name=run.model_name, with_optimizer=with_optimizer)
+        run.training.save(
+            folder,
+            base_model_name=run.model_name,
+            with_optimizer=with_optimizer,
+            origin=find_origin(run.model_name, Path(self.model(run.model_name).info.folder)),
+        )
 
     def forward_backward(
         self,
@@ -431,16 +443,15 @@ class EngineHost:
         self._samplers.clear()
 
 
+def _computed_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) -> str:
+    """The format in which matrices are multiplied, which need not be that of the weights."""
+    if isinstance(base, NativeModel) and lacks_products(torch.empty(0, dtype=dtype, device=device)):
+        dtype = torch.float32
+    return str(dtype).removeprefix("torch.")
+
+
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def _base_model_name(folder: Path) -> str:
-    path = folder / "adapter_config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path.name} of the checkpoint is not readable: {error}") from error
 
 
 def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tinker_cookbook.local.engine.adapter_origin import WeightsOrigin
 from tinker_cookbook.local.engine.config import ArchConfig
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.engine.weights import BLOCKS, FUSED, module_shapes
@@ -36,6 +37,7 @@ __all__ = [
     "layer_group",
     "lora_targets",
     "peft_tensor_name",
+    "read_base_model_name",
     "read_lora_spec",
     "sync_folder",
     "write_tensors",
@@ -44,6 +46,7 @@ __all__ = [
 HEAD_PATH = "lm_head"
 MAX_RANK = 1024
 _ALIGNMENT = 16
+_BASE_MODEL_KEY = "base_model"
 
 
 @dataclass(frozen=True)
@@ -195,17 +198,21 @@ class Adapter:
         copy.parameters = self.parameters.clone()
         return copy
 
-    def save_peft(self, folder: Path, *, base_model_name: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, flushed to the disk."""
+    def save_peft(self, folder: Path, *, base_model_name: str, origin: WeightsOrigin) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, flushed to the disk.
+
+        Args:
+            base_model_name: what the service calls the base model; `origin` is what others do.
+        """
         tensors = {}
         for target in self.targets:
             tensors[peft_tensor_name(target.path, "A")] = self.a(target.path)
             tensors[peft_tensor_name(target.path, "B")] = self.b(target.path)
         # in the tensors' file: PEFT warns about keys of adapter_config.json that it does not know
         parts = ",".join(sorted({target.part for target in self.targets}))
-        metadata = {"format": "pt", "trained_parts": parts}
+        metadata = {"format": "pt", "trained_parts": parts, _BASE_MODEL_KEY: base_model_name}
         write_tensors(folder / "adapter_model.safetensors", tensors, metadata)
-        config = _peft_config(self.spec, self.targets, base_model_name)
+        config = _peft_config(self.spec, self.targets, origin)
         path = folder / "adapter_config.json"
         with path.open("w", encoding="utf-8") as file:
             file.write(json.dumps(config, indent=2) + "\n")
@@ -257,12 +264,13 @@ def peft_tensor_name(path: str, side: str) -> str:
 
 
 def _peft_config(
-    spec: LoraSpec, targets: Sequence[LoraTarget], base_model_name: str
+    spec: LoraSpec, targets: Sequence[LoraTarget], origin: WeightsOrigin
 ) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name,
+        "base_model_name_or_path": origin.source,
+        "revision": origin.revision,
         "inference_mode": True,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
@@ -296,6 +304,23 @@ def read_lora_spec(folder: Path) -> LoraSpec:
         train_mlp="mlp" in parts,
         train_unembed="unembed" in parts,
     )
+
+
+def read_base_model_name(folder: Path) -> str:
+    """What the service calls the model that a saved adapter belongs to.
+
+    Raises:
+        UserError: if the folder holds no readable adapter.
+    """
+    with _open_tensors(folder / "adapter_model.safetensors") as file:
+        name = (file.metadata() or {}).get(_BASE_MODEL_KEY)
+    if name is not None:
+        return name
+    path = folder / "adapter_config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint's {path.name} is not readable: {error}") from error
 
 
 def _part_of_module(module: str) -> str:

@@ -96,6 +96,8 @@ class LossGraph:
     inputs: tuple[GraphInput, ...]
     """`logprobs` first."""
     nodes: tuple[GraphNode, ...]
+    num_values: int = 0
+    """Nodes and values in their arguments, which is what it takes in memory."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -123,13 +125,16 @@ def parse_loss_graph(name: str, inputs: Any, graph: Any) -> LossGraph:
         )
     nodes: list[GraphNode] = []
     known: set[str] = set()
+    num_values = len(raw_nodes)
     for index, raw in enumerate(raw_nodes):
-        node = _NodeParser(raw, index, known).parse()
+        parser = _NodeParser(raw, index, known)
+        node = parser.parse()
         nodes.append(node)
         known.add(node.name)
+        num_values += parser.num_values
     _check_placeholders(nodes, checked_inputs)
     _check_output(nodes)
-    return LossGraph(name[:128], checked_inputs, tuple(nodes))
+    return LossGraph(name[:128], checked_inputs, tuple(nodes), num_values)
 
 
 def _parse_inputs(inputs: Any) -> tuple[GraphInput, ...]:
@@ -157,7 +162,7 @@ class _NodeParser:
     def __init__(self, raw: Any, index: int, known: set[str]) -> None:
         self._raw = raw if isinstance(raw, dict) else {}
         self._known = known
-        self._num_values = 0
+        self.num_values = 0
         name = self._raw.get("name")
         shown = name if isinstance(name, str) else index
         self._where = f"custom loss node {str(shown)[:80]!r}"
@@ -220,8 +225,8 @@ class _NodeParser:
             )
 
     def _value(self, raw: Any, depth: int = 0) -> Any:
-        self._num_values += 1
-        if depth > MAX_DEPTH or self._num_values > MAX_VALUES:
+        self.num_values += 1
+        if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
             raise UserError(
                 f"{self._where}: its arguments are nested deeper than {MAX_DEPTH} or hold more "
                 f"than {MAX_VALUES} values"

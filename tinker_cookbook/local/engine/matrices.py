@@ -56,7 +56,7 @@ class Matrix(Protocol):
         ...
 
     def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """An empty input for `forward`, and the view [T, in] of it that the caller fills."""
+        """An input for `forward`, and the view [T, in] of it that the caller fills."""
         ...
 
     def forward(
@@ -134,6 +134,9 @@ class DenseMatrix:
 
     def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.storage.new_empty(rows, self.in_features + _width(lora))
+        # Products in tiles read on behind the last column of `x` and multiply that by zeros, so it
+        # must be numbers: NaN times 0 is NaN.
+        z[:, self.in_features :] = 0
         return z, z[:, : self.in_features]
 
     def forward(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.local.engine.csr import check_csr
 from tinker_cookbook.local.engine.drafts import Drafter
 from tinker_cookbook.local.engine.draws import fresh_seed
 from tinker_cookbook.local.engine.stops import StopRule
@@ -34,6 +35,7 @@ If top-k logprobs were asked for, a fourth argument holds them: (ids int32 [k], 
 
 _MAX_SAMPLES = 4096
 _MAX_TOPK = 1024
+_MAX_TOPK_CELLS = 2**26
 
 
 class Sequence:
@@ -200,6 +202,12 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
     _check_counts(spec)
     _check_distribution(spec)
     _check_prompt_scores(spec, info)
+    max_new = _max_new_tokens(spec, info)
+    _check_answer_size(spec, max_new)
+    return max_new
+
+
+def _max_new_tokens(spec: SampleSpec, info: ModelInfo) -> int:
     room = info.max_context_length - len(spec.prompt)
     if spec.max_tokens is None:
         return room
@@ -213,6 +221,18 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
             f"use max_tokens={room} or less, or a shorter prompt"
         )
     return spec.max_tokens
+
+
+def _check_answer_size(spec: SampleSpec, max_new: int) -> None:
+    """A few bytes may ask for the most likely tokens at many places."""
+    of_prompt = max(spec.topk_prompt_logprobs, spec.prompt_alt_tokens_k) * len(spec.prompt)
+    of_samples = spec.topk_sample_logprobs * spec.num_samples * max_new
+    for name, cells in (("topk_prompt_logprobs", of_prompt), ("topk_sample_logprobs", of_samples)):
+        if cells > _MAX_TOPK_CELLS:
+            raise UserError(
+                f"{name} asks for {cells} logprobs in one answer; at most {_MAX_TOPK_CELLS} are "
+                "given. Use fewer of them, fewer samples or a smaller max_tokens"
+            )
 
 
 def _check_prompt(spec: SampleSpec, info: ModelInfo) -> None:
@@ -288,21 +308,4 @@ def _check_prompt_scores(spec: SampleSpec, info: ModelInfo) -> None:
             "or -1 for an empty cell"
         )
     if isinstance(targets, SparseRows):
-        _check_csr(targets)
-
-
-def _check_csr(targets: SparseRows) -> None:
-    crow, col = np.asarray(targets.crow_indices), np.asarray(targets.col_indices)
-    rows, columns = targets.shape
-    sound = (
-        crow.shape == (rows + 1,)
-        and crow[0] == 0
-        and crow[-1] == len(targets.values) == len(col)
-        and bool(np.all(np.diff(crow) >= 0))
-        and (not col.size or (int(col.min()) >= 0 and int(col.max()) < columns))
-    )
-    if not sound:
-        raise UserError(
-            f"target_prompt_logprobs is not a CSR matrix of shape [{rows}, {columns}]; "
-            f"it has {len(crow)} row pointers, {len(col)} columns and {len(targets.values)} values"
-        )
+        check_csr(targets, "target_prompt_logprobs")

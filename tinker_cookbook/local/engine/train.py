@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from tinker_cookbook.local.engine.adapter_origin import WeightsOrigin, write_card
 from tinker_cookbook.local.engine.base_model import BaseModel
 from tinker_cookbook.local.engine.batch import check_batch, check_loss
 from tinker_cookbook.local.engine.gradients import GradientSink
@@ -100,9 +101,28 @@ class TrainingRun:
             "num_steps": float(self.adam_state.num_steps),
         }
 
-    def save(self, folder: Path, *, base_model_name: str, with_optimizer: bool) -> None:
-        """Write the adapter in PEFT's format, and the optimizer state, into an existing folder."""
-        self.adapter.save_peft(folder, base_model_name=base_model_name)
+    @property
+    def trains_tied_head(self) -> bool:
+        """Whether it adapts an output embedding that is the input embedding too."""
+        trains_head = any(target.part == "unembed" for target in self.adapter.targets)
+        return trains_head and self.model.ties_embeddings
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        base_model_name: str,
+        with_optimizer: bool,
+        origin: WeightsOrigin | None = None,
+    ) -> None:
+        """Write the adapter in PEFT's format, and the optimizer state, into an existing folder.
+
+        Args:
+            origin: of the base model's weights; None: the name says where they are.
+        """
+        origin = origin or WeightsOrigin(base_model_name)
+        self.adapter.save_peft(folder, base_model_name=base_model_name, origin=origin)
+        write_card(folder, base_model_name, origin, tied_head=self.trains_tied_head)
         if with_optimizer:
             state = self.adam_state or AdamState(self.adapter.parameters)
             tensors = {"num_steps": torch.tensor([state.num_steps], dtype=torch.int64)}

@@ -44,6 +44,9 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     """Tokens that end a completion when the request names no stop of its own."""
     supports_images: bool = False
+    dtype: str = "float32"
+    """Number format of its matrix products, such as `bfloat16`; sums are kept in float32."""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

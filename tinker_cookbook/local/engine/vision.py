@@ -8,6 +8,7 @@ adapter.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,12 +108,13 @@ class VisionInputs:
         delta = 0
         if self._rope_index is not None and images:
             grid = inputs.get("image_grid_thw")
-            inputs["mm_token_type_ids"] = types[None].int()
+            if "mm_token_type_ids" in inspect.signature(self._rope_index).parameters:
+                inputs["mm_token_type_ids"] = types[None].int()  # older releases compare the ids
             positions, deltas = self._rope_index(
                 input_ids=ids[None],
-                mm_token_type_ids=inputs["mm_token_type_ids"],
                 image_grid_thw=grid,
                 attention_mask=torch.ones_like(ids)[None],
+                **{name: inputs[name] for name in ("mm_token_type_ids",) if name in inputs},
             )
             inputs["position_ids"], delta = positions, int(deltas.reshape(-1)[0])
         elif self._rope_index is not None:

@@ -87,9 +87,15 @@ class ModelWeights:
         """Memory of the matrices, spare columns included."""
         matrices = [matrix for layer in self.layers for matrix in layer.matrices.values()]
         total = sum(matrix.num_bytes for matrix in [*matrices, self.head])
-        embed, head = self.embed, self.head
-        tied = embed is None or (isinstance(head, DenseMatrix) and head.storage is embed)
-        return total if embed is None or tied else total + embed.numel() * embed.element_size()
+        if self.embed is None or self.ties_embeddings:
+            return total
+        return total + self.embed.numel() * self.embed.element_size()
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
+        head = self.head
+        return self.embed is None or (isinstance(head, DenseMatrix) and head.storage is self.embed)
 
 
 class _Checkpoint:

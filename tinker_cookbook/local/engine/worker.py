@@ -59,7 +59,7 @@ class EngineWorker:
 
         Args:
             device: torch's name; None picks the best there is.
-            dtype: `float32` or `bfloat16` for base weights; None picks what is fast on the device.
+            dtype: `float32` or `bfloat16` for base weights; None: see `choose_dtype`.
             num_threads: CPU threads of torch's kernels; None is torch's own choice.
             kv_cache_bytes: memory for keys and values of one model; None is a quarter of what is
                 free when the model is loaded, at most 4 GiB.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
@@ -60,9 +60,18 @@ class _Answer:
     def _reader(self) -> ReplyReader | None:
         return None
 
-    def _new_choice(self) -> Choice:
-        asked = self._asked
-        return Choice(self._codec, end_ids=self._end_ids, stops=asked.stops, reader=self._reader())
+    def _text_before(self, number: int) -> Sequence[int]:
+        """The tokens that completions of prompt `number` continue as one text."""
+        return ()
+
+    def _new_choice(self, number: int) -> Choice:
+        return Choice(
+            self._codec,
+            end_ids=self._end_ids,
+            stops=self._asked.stops,
+            reader=self._reader(),
+            after=self._text_before(number),
+        )
 
     def _usage(
         self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]
@@ -76,7 +85,7 @@ class _Answer:
         choices: list[dict[str, Any]] = []
         for number, result in enumerate(results):
             for sequence in result.sequences:
-                choice = self._new_choice()
+                choice = self._new_choice(number)
                 # without any, the engine was asked for one to have the prompt scored
                 draws = draws_of(sequence)[: self._asked.max_tokens]
                 pieces = [piece for drawn in draws for piece in choice.push(drawn)]
@@ -99,7 +108,7 @@ class _Answer:
 
     def opening(self, num_choices: int) -> Iterator[dict[str, Any]]:
         """Chunks before the first token."""
-        self._choices = [self._new_choice() for _ in range(num_choices)]
+        self._choices = [self._new_choice(index // self._asked.n) for index in range(num_choices)]
         yield from ()
 
     def take(self, drawn: Drawn) -> Iterator[dict[str, Any]]:
@@ -164,15 +173,19 @@ class ChatAnswer(_Answer):
         *,
         choice: SamplingChoice,
         end_ids: frozenset[int],
-        tool_names: Sequence[str],
+        tools: Sequence[Mapping[str, Any]],
         starts_in_thinking: bool,
     ) -> None:
         super().__init__(model, codec, choice=choice, end_ids=end_ids)
-        self._tool_names = tool_names
+        self._tools = tools
         self._starts_in_thinking = starts_in_thinking
 
     def _reader(self) -> ReplyReader:
-        return ReplyReader(starts_in_thinking=self._starts_in_thinking, tool_names=self._tool_names)
+        return ReplyReader(
+            starts_in_thinking=self._starts_in_thinking,
+            tools=self._tools,
+            token_marks=self._codec.mark_texts.values(),
+        )
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
@@ -223,11 +236,16 @@ class CompletionAnswer(_Answer):
         *,
         choice: SamplingChoice,
         end_ids: frozenset[int],
-        prompts: Sequence[Sequence[int]] | None,
+        prompts: Sequence[Sequence[int]],
+        echo: bool,
     ) -> None:
-        """With `prompts`, each is shown before its completion."""
+        """With `echo`, each prompt is shown before its completions."""
         super().__init__(model, codec, choice=choice, end_ids=end_ids)
         self._prompts = prompts
+        self._echo = echo
+
+    def _text_before(self, number: int) -> Sequence[int]:
+        return self._codec.text_before(self._prompts[number])
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
@@ -235,7 +253,7 @@ class CompletionAnswer(_Answer):
         text = _join(pieces, "content")
         wants = self._asked.top_logprobs is not None
         logprobs = self._logprobs(choice, choice.entries) if wants else None
-        if self._prompts is not None:
+        if self._echo:
             prompt = self._prompts[number]
             shown = self._codec.decode(prompt)
             text = shown + text

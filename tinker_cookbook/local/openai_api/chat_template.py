@@ -19,9 +19,14 @@ from typing import Any
 
 from tinker_cookbook.local.errors import UserError
 
-__all__ = ["ChatTemplate", "SafeEncoder"]
+__all__ = ["ChatTemplate", "SafeEncoder", "encode"]
 
 _ASSISTANT_PROBE = "7294016583"
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text. Other threads run meanwhile, which `tokenizer.encode` does not allow."""
+    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 class SafeEncoder:
@@ -68,7 +73,7 @@ class SafeEncoder:
     def encode(self, text: str) -> list[int]:
         """Encode rendered text: control tokens count where they were not broken by `protect`."""
         named = self._control.sub(lambda match: self._names[match[0]], text)
-        ids = self._plain.encode(self.reveal(named), add_special_tokens=False).ids
+        ids = encode(self._plain, self.reveal(named), add_special_tokens=False)
         return [self._true_ids.get(token, token) for token in ids]
 
 
@@ -94,6 +99,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise UserError(f"the model's chat template cannot be used: {error}") from error
         self.turn_end_ids = self._find_turn_end()
+        self._joins_system = not self._takes_two_system_messages()
 
     @classmethod
     def load(
@@ -126,7 +132,8 @@ class ChatTemplate:
         """The prompt as text, its control tokens told apart from those in messages.
 
         Args:
-            messages: `role`, `content` (a text) and what else the template knows of.
+            messages: `role`, `content` (a text) and what else the template knows of. System
+                messages in a row are joined where the template does not write each of them.
             tools: declarations as in the OpenAI API.
             options: further variables, such as `enable_thinking`.
 
@@ -136,7 +143,8 @@ class ChatTemplate:
         import jinja2
 
         values = dict(options or {}) | self._names
-        values |= {"messages": self._protect(list(messages)), "documents": None}
+        given = _join_system(messages) if self._joins_system else list(messages)
+        values |= {"messages": self._protect(given), "documents": None}
         values |= {"tools": self._protect(list(tools)) if tools else None}
         try:
             return self._template.render(**values, add_generation_prompt=add_generation_prompt)
@@ -153,6 +161,10 @@ class ChatTemplate:
         """Token ids of a rendered prompt."""
         return self._encoder.encode(rendered)
 
+    def reveal(self, rendered: str) -> str:
+        """A rendered prompt as the model sees it."""
+        return self._encoder.reveal(rendered)
+
     def _protect(self, value: Any) -> Any:
         if isinstance(value, str):
             return self._encoder.protect(value)
@@ -161,6 +173,18 @@ class ChatTemplate:
         if isinstance(value, list):
             return [self._protect(item) for item in value]
         return value
+
+    _joins_system = False
+
+    def _takes_two_system_messages(self) -> bool:
+        """Whether the template writes each of two system messages in a row."""
+        probes = [_ASSISTANT_PROBE, _ASSISTANT_PROBE[::-1]]
+        turns = [{"role": "system", "content": probe} for probe in probes]
+        try:
+            text = self.render([*turns, {"role": "user", "content": "hello"}])
+        except UserError:
+            return False
+        return all(probe in text for probe in probes)
 
     def _find_turn_end(self) -> tuple[int, ...]:
         """The control token that the template writes behind an answer, if it writes one."""
@@ -175,6 +199,19 @@ class ChatTemplate:
         behind = text.rpartition(_ASSISTANT_PROBE)[2].lstrip()
         found = [name for name in self._encoder.control_ids if behind.startswith(name)]
         return (self._encoder.control_ids[max(found, key=len)],) if found else ()
+
+
+def _join_system(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the messages with system messages in a row as one, a blank line between them."""
+    joined: list[Mapping[str, Any]] = []
+    for message in messages:
+        before = joined[-1] if joined else {}
+        if before.get("role") == message["role"] == "system":
+            texts = [text for text in (before["content"], message["content"]) if text]
+            joined[-1] = {**before, "content": "\n\n".join(texts)}
+        else:
+            joined.append(message)
+    return joined
 
 
 def _read_json(path: Path) -> dict[str, Any]:

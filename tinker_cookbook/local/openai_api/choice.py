@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,16 +35,27 @@ class Choice:
         end_ids: frozenset[int],
         stops: Sequence[str],
         reader: ReplyReader | None = None,
+        after: Sequence[int] = (),
     ) -> None:
-        """Begin empty; with a `reader` the text is split into reasoning, content and calls."""
+        """Begin empty.
+
+        Args:
+            codec: of the model.
+            end_ids: tokens that end the completion and are not shown.
+            stops: texts that end it.
+            reader: splits the text into reasoning, content and calls.
+            after: tokens whose text this one continues.
+        """
         self.codec = codec
         self.token_ids: list[int] = []
         self.entries: list[LogprobEntry] = []
         self.num_calls = 0
         self._end_ids = end_ids
-        self._stream = TextStream(codec)
+        self._stream = TextStream(codec, after=after)
         self._cutter = StopCutter(stops)
         self._reader = reader
+        self._pending: list[tuple[str, bool]] = []
+        """Texts, and whether each is a mark, that may still be cut off by a stop."""
         self._length = 0
         self._shown_length = 0
         self._num_taken = 0
@@ -56,27 +67,50 @@ class Choice:
         if drawn.token in self._end_ids:
             return []
         self.entries.append(LogprobEntry(drawn, self._length))
-        text = self._stream.push(drawn.token)
-        self._length += len(text)
-        return self._read(self._cutter.push(text), at_end=False)
+        mark = self.codec.mark_texts.get(drawn.token)
+        if self._reader is None or mark is None:
+            return self._take(self._stream.push(drawn.token))
+        return self._take(self._stream.finish()) + self._take(mark, is_mark=True)
 
     def finish(self) -> list[Piece]:
         """Take the end of the completion and return what was held back."""
-        rest = self._cutter.push(self._stream.finish()) + self._cutter.finish()
-        pieces = self._read(rest, at_end=True)
+        pieces = self._take(self._stream.finish())
+        pieces += self._release(len(self._cutter.finish()))
+        if self._reader is not None:
+            pieces += self._counted(self._reader.finish())
         if self._cutter.found is not None:
             self.entries = [entry for entry in self.entries if entry.offset < self._shown_length]
         return pieces
 
-    def _read(self, text: str, *, at_end: bool) -> list[Piece]:
-        self._shown_length += len(text)
-        if self._reader is None:
-            return [Piece("content", text)] if text else []
-        pieces = list(self._reader.push(text))
-        if at_end:
-            pieces += self._reader.finish()
-        self.num_calls += sum(piece.kind == "tool_call" for piece in pieces)
+    def _take(self, text: str, *, is_mark: bool = False) -> list[Piece]:
+        if not text:
+            return []
+        self._length += len(text)
+        self._pending.append((text, is_mark))
+        return self._release(len(self._cutter.push(text)))
+
+    def _release(self, length: int) -> list[Piece]:
+        """Read as many characters, which no stop cuts off."""
+        self._shown_length += length
+        pieces: list[Piece] = []
+        while length and self._pending:
+            text, is_mark = self._pending.pop(0)
+            if len(text) > length:
+                self._pending.insert(0, (text[length:], False))
+                text, is_mark = text[:length], False
+            length -= len(text)
+            pieces += self._read(text, is_mark=is_mark)
         return pieces
+
+    def _read(self, text: str, *, is_mark: bool) -> list[Piece]:
+        if self._reader is None:
+            return [Piece("content", text)]
+        return self._counted(self._reader.mark(text) if is_mark else self._reader.push(text))
+
+    def _counted(self, pieces: Iterable[Piece]) -> list[Piece]:
+        found = list(pieces)
+        self.num_calls += sum(piece.kind == "tool_call" for piece in found)
+        return found
 
     def take_entries(self) -> list[LogprobEntry]:
         """Logprobs that were not taken before, of text that is settled."""

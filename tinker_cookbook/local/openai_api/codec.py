@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.local.engine.stops import load_tokenizer
-from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder
+from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
+from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS
 
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
 # Control tokens that structure an answer; all others are left out of its text.
-SHOWN_MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")
-SHOWN_MARKERS += ("<|python_tag|>",)
+_CONTEXT_TOKENS = 8
+SHOWN_MARKERS = frozenset((*MARKS, *INNER_MARKS))
 
 
 class TextCodec:
@@ -32,6 +34,11 @@ class TextCodec:
         self.template = ChatTemplate.load(folder, self._encoder)
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
+        self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: no text of so many tokens is longer."""
+        self.mark_texts = {i: t.content for i, t in added.items() if t.content in MARKS}
+        """Tokens that a reader of replies takes as marks."""
+        self._control_tokens = frozenset(self._encoder.control_ids.values())
         self.hidden_ids = frozenset(
             i for i, t in added.items() if t.special and t.content not in SHOWN_MARKERS
         )
@@ -41,15 +48,46 @@ class TextCodec:
 
         Control tokens written in it become control tokens: it is the caller's whole prompt.
         """
-        return self.tokenizer.encode(text).ids
+        return encode(self.tokenizer, text)
+
+    def check_length(self, num_characters: int, max_tokens: int, field: str) -> None:
+        """Refuse a text that cannot fit a context, however it is cut into tokens.
+
+        Raises:
+            UserError: it begins with the field.
+        """
+        most = max_tokens * self.longest_token
+        if num_characters > most:
+            raise UserError(
+                f"{field} has {num_characters} characters; the context length is {max_tokens} "
+                f"tokens of at most {self.longest_token} characters each, so {most} are the most "
+                "that can fit. Shorten it"
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """All text, control tokens written out."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def token_text(self, token: int) -> str:
-        """One token alone; bytes that are no text by themselves show as U+FFFD."""
-        return self.decode([token])
+        """One token alone; bytes that are no text by themselves show as U+FFFD.
+
+        SentencePiece vocabularies write the space before a word as part of its token, and leave it
+        out at the start of a text; a token has it wherever it stands.
+        """
+        text = self.decode([token])
+        name = self.tokenizer.id_to_token(token) or ""
+        is_cut = name.startswith("\u2581") and not text.startswith((" ", "\u2581"))
+        return f" {text}" if is_cut else text
+
+    def text_before(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The end of a prompt whose text the next token continues; nothing after a control token.
+
+        A `TextStream` that has read it gives the first token as text in its place, and not as the
+        start of a text.
+        """
+        end = list(prompt[-_CONTEXT_TOKENS:])
+        controls = [at for at, token in enumerate(end) if token in self._control_tokens]
+        return end[controls[-1] + 1 :] if controls else end
 
     def token_bytes(self, token: int) -> list[int]:
         """UTF-8 bytes of one token, also where it holds part of a character only."""
@@ -76,14 +114,24 @@ class TextCodec:
 class TextStream:
     """Decodes a completion token by token; a character is given out once it is whole."""
 
-    def __init__(self, codec: TextCodec, *, hide_control: bool = True) -> None:
-        """Begin empty; control tokens are left out unless told otherwise."""
+    def __init__(
+        self, codec: TextCodec, *, hide_control: bool = True, after: Sequence[int] = ()
+    ) -> None:
+        """Begin empty; control tokens are left out unless told otherwise.
+
+        Args:
+            codec: of the model.
+            hide_control: leave control tokens out.
+            after: tokens that the text continues.
+        """
         from tokenizers.decoders import DecodeStream
 
         self._codec = codec
         self._hidden = codec.hidden_ids if hide_control else frozenset()
         self._stream: Any = DecodeStream(skip_special_tokens=False)
         self._held: list[int] = []
+        for token in after:
+            self._stream.step(codec.tokenizer, token)
 
     def push(self, token: int) -> str:
         """Take a token and return the text that it completes."""

@@ -1,27 +1,32 @@
-"""What a sampled text says: reasoning, content and tool calls, read while it grows.
+"""What a sampled text says to an OpenAI client: reasoning, content and tool calls, while it grows.
 
-Conventions that open models use are recognised: `<think>` blocks, `<tool_call>` blocks holding JSON
-or the function/parameter tags of Qwen's coder models, `[TOOL_CALLS]` of Mistral, and Llama's bare
-JSON object that names a declared tool. A call that cannot be read stays text.
+The reading is that of `tinker_cookbook.replies`, with what clients of many models need: all marks
+that open models use are known, line breaks around them do not count, calls that cannot be read or
+name no declared tool stay text, and arguments have the types that their tool declares.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Piece", "ReplyReader", "split_reasoning"]
+from tinker_cookbook.replies.grammar import TextMark
+from tinker_cookbook.replies.loose import (
+    END_THINK,
+    INNER_MARKS,
+    MARKS,
+    THINK,
+    loose_grammar,
+    read_calls,
+    read_whole,
+)
+from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall, TextPiece, ThoughtPiece
+from tinker_cookbook.replies.reader import ReplyReader as MarkReader
+from tinker_cookbook.replies.scanner import MarkScanner
 
-THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
-MISTRAL_CALLS, MISTRAL_ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
-PYTHON_TAG = "<|python_tag|>"
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+__all__ = ["INNER_MARKS", "MARKS", "Piece", "ReplyReader", "split_reasoning"]
 
 
 @dataclass(frozen=True)
@@ -43,171 +48,77 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 
 class ReplyReader:
-    """Takes text in pieces of any size and yields what it is made of."""
+    """Takes a reply in pieces of any size and yields what it is made of."""
 
-    def __init__(self, *, starts_in_thinking: bool, tool_names: Collection[str]) -> None:
-        self._state: Literal["start", "thinking", "content", "call"] = (
-            "thinking" if starts_in_thinking else "start"
+    def __init__(
+        self,
+        *,
+        starts_in_thinking: bool,
+        tool_names: Collection[str] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        token_marks: Collection[str] = (),
+    ) -> None:
+        """Begin empty.
+
+        Args:
+            starts_in_thinking: the prompt has opened the reasoning.
+            tool_names: tools that may be called, besides those of `tools`.
+            tools: declarations as in the OpenAI API; their schemas give arguments their types.
+            token_marks: of `MARKS`, those that are tokens of the vocabulary. They come by `mark`
+                alone; the same letters in a text are text.
+        """
+        self._tools = tools
+        declared = (tool.get("function", tool).get("name") for tool in tools)
+        self._tool_names = frozenset(tool_names) | frozenset(declared)
+        has_tools = bool(self._tool_names)
+        grammar = loose_grammar(
+            starts_in_thinking=starts_in_thinking,
+            parse_call=self._parse_call if has_tools else None,
+            parse_whole=self._parse_whole if has_tools else None,
         )
-        self._tool_names = frozenset(tool_names)
-        self._held = ""
-        self._said_content = False
-        self._after_marker = starts_in_thinking
-        """Newlines that follow a marker belong to it."""
+        known = MARKS if has_tools else (THINK, END_THINK)
+        in_text = [mark for mark in known if mark not in token_marks]
+        self._reader = MarkScanner(MarkReader(grammar), in_text)
 
     def push(self, text: str) -> Iterator[Piece]:
         """Take more text."""
-        self._held += text
-        yield from self._read(at_end=False)
+        return self._show(self._reader.text(text))
+
+    def mark(self, mark: str) -> Iterator[Piece]:
+        """Take a token that is one of `MARKS`."""
+        return self._show(self._reader.mark(TextMark(mark)))
 
     def finish(self) -> Iterator[Piece]:
-        """Take the end of the text."""
-        yield from self._read(at_end=True)
+        """Take the end of the reply."""
+        return self._show(self._reader.end(is_cut=False))
 
-    def _read(self, *, at_end: bool) -> Iterator[Piece]:
-        before = None
-        while before != (self._state, len(self._held)):
-            before = (self._state, len(self._held))
-            step = {
-                "start": self._read_start,
-                "thinking": self._read_thinking,
-                "content": self._read_content,
-                "call": self._read_call,
-            }[self._state]
-            yield from step(at_end)
+    def _parse_call(self, parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
+        """Read what stands between marks; all of it or nothing."""
+        calls = read_calls("".join(map(str, parts)), raw_text, self._tools)
+        return self._declared(calls) or [BadCall(raw_text, "no call of a declared tool")]
 
-    def _read_start(self, at_end: bool) -> Iterator[Piece]:
-        text = self._held.lstrip()
-        if not at_end and (not text or (THINK.startswith(text) and text != THINK)):
-            return
-        if text.startswith(THINK):
-            self._held = text.removeprefix(THINK)
-            self._state, self._after_marker = "thinking", True
-        else:
-            self._state = "content"
-        yield from ()
+    def _parse_whole(self, text: str) -> Sequence[ReadCall] | None:
+        return self._declared(read_whole(text) or ())
 
-    def _read_thinking(self, at_end: bool) -> Iterator[Piece]:
-        self._drop_newlines()
-        head, found, rest = self._held.partition(END_THINK)
-        if found:
-            self._held, self._state, self._after_marker = rest, "content", True
-            text = head.rstrip("\n")
-        elif at_end:
-            text, self._held = self._held, ""
-        else:
-            text = self._release(_safe_length(self._held, (END_THINK,), hold_newlines=True))
-        if text:
-            yield Piece("reasoning", text)
+    def _declared(self, calls: Iterable[ReadCall]) -> list[ReadCall]:
+        """Return the calls if all are of declared tools; else none."""
+        found = list(calls)
+        names = {call.name if isinstance(call, Call) else None for call in found}
+        return found if names <= self._tool_names else []
 
-    def _read_content(self, at_end: bool) -> Iterator[Piece]:
-        self._drop_newlines()
-        markers = (CALL, MISTRAL_CALLS, PYTHON_TAG) if self._tool_names else ()
-        found = [(at, marker) for marker in markers if (at := self._held.find(marker)) >= 0]
-        if found:
-            at, _ = min(found)
-            text = self._release(at).rstrip("\n")
-            self._state = "call"
-        elif self._may_be_bare_call():
-            text, self._state = "", "call"
-        elif at_end:
-            text, self._held = self._held, ""
-        else:
-            hold = bool(markers)
-            text = self._release(_safe_length(self._held, markers, hold_newlines=hold))
-        if text:
-            self._said_content = True
-            yield Piece("content", text)
-
-    def _may_be_bare_call(self) -> bool:
-        is_first = bool(self._tool_names) and not self._said_content
-        return is_first and self._held.lstrip().startswith("{")
-
-    def _read_call(self, at_end: bool) -> Iterator[Piece]:
-        if self._held.startswith(CALL):
-            body, found, rest = self._held.removeprefix(CALL).partition(END_CALL)
-            if not found and not at_end:
-                return
-            raw = self._held[: len(self._held) - len(rest)]
-        elif at_end:
-            raw, rest = self._held, ""
-            body = raw.strip().removeprefix(PYTHON_TAG)
-        else:
-            return
-        self._held = rest
-        self._state, self._after_marker = "content", True
-        calls = list(self._parse_calls(body))
-        if calls:
-            for call in calls:
-                yield Piece("tool_call", call=call)
-        elif raw:
-            self._said_content = True
-            yield Piece("content", raw)
-
-    def _parse_calls(self, body: str) -> Iterator[dict[str, Any]]:
-        if body.startswith(MISTRAL_CALLS):
-            for part in body.split(MISTRAL_CALLS)[1:]:
-                yield from self._parse_mistral(part)
-            return
-        tagged = _FUNCTION.search(body)
-        if tagged is not None:
-            arguments = {name: _value(text) for name, text in _PARAMETER.findall(tagged[2])}
-            yield from self._call(tagged[1].strip(), arguments)
-            return
-        yield from self._calls_of(_parse_json(body))
-
-    def _parse_mistral(self, part: str) -> Iterator[dict[str, Any]]:
-        name, found, arguments = part.partition(MISTRAL_ARGUMENTS)
-        if found:
-            yield from self._call(name.strip(), _parse_json(arguments))
-        else:
-            yield from self._calls_of(_parse_json(part))
-
-    def _calls_of(self, value: Any) -> Iterator[dict[str, Any]]:
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict):
-                yield from self._call(
-                    item.get("name"), item.get("arguments", item.get("parameters"))
-                )
-
-    def _call(self, name: Any, arguments: Any) -> Iterator[dict[str, Any]]:
-        if name in self._tool_names and isinstance(arguments, dict):
-            text = json.dumps(arguments, ensure_ascii=False)
-            yield {
-                "id": f"call_{secrets.token_hex(12)}",
-                "type": "function",
-                "function": {"name": name, "arguments": text},
-            }
-
-    def _drop_newlines(self) -> None:
-        if self._after_marker and self._held:
-            self._held = self._held.lstrip("\n")
-            self._after_marker = not self._held
-
-    def _release(self, length: int) -> str:
-        text, self._held = self._held[:length], self._held[length:]
-        return text
+    def _show(self, pieces: Iterable[Any]) -> Iterator[Piece]:
+        for piece in pieces:
+            if isinstance(piece, ThoughtPiece):
+                yield Piece("reasoning", piece.text)
+            elif isinstance(piece, TextPiece):
+                yield Piece("content", piece.text)
+            elif isinstance(piece, Call):
+                yield Piece("tool_call", call=_shown(piece))
 
 
-def _safe_length(text: str, markers: tuple[str, ...], *, hold_newlines: bool) -> int:
-    """How much of a text can be given out: not what may begin a marker, nor newlines before it."""
-    end = len(text)
-    longest = max(map(len, markers), default=0) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-length:]) for marker in markers):
-            end -= length
-            break
-    return len(text[:end].rstrip("\n")) if hold_newlines else end
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text.strip())
-    except (ValueError, RecursionError):
-        return None
-
-
-def _value(text: str) -> Any:
-    """A tagged parameter: JSON where it is JSON, else the text itself."""
-    value = _parse_json(text)
-    return text if value is None and text.strip() != "null" else value
+def _shown(call: Call) -> dict[str, Any]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }

@@ -11,6 +11,7 @@ from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.reply import split_reasoning
 from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.settings import Limits
+from tinker_cookbook.replies.json_source import load_json
 
 __all__ = [
     "ChatRequest",
@@ -40,7 +41,7 @@ _SAMPLING = (
     *("model", "stream", "stream_options", "temperature", "top_p", "top_k", "n", "seed", "stop"),
     *("stop_token_ids", "max_tokens", "logprobs", "return_token_ids"),
 )
-# Not implemented by the engine; the value that asks for nothing is accepted.
+# Not implemented; the values that ask for nothing are accepted. So is null for any field at all.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
@@ -48,8 +49,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_p": (0, None),
     "logit_bias": ({}, None),
     "suffix": ("", None),
-    "response_format": ({"type": "text"}, None),
+    "response_format": ({"type": "text"}, {}, None),
+    "functions": ([], None),
+    "function_call": ("auto", "none", None),
+    "reasoning": ({}, None),
+    "documents": ([], None),
+    "bad_words": ([], None),
+    "use_beam_search": (False, None),
+    "length_penalty": (1, None),
+    "min_tokens": (0, None),
+    "typical_p": (1, None),
+    "ignore_eos": (False, None),
+    "skip_special_tokens": (True, None),
+    "spaces_between_special_tokens": (True, None),
+    "include_stop_str_in_output": (False, None),
+    "continue_final_message": (False, None),
+    "add_generation_prompt": (True, None),
 }
+_NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {"echo": (False,), "best_of": (1,)}
 _CHAT = (
     *("messages", "tools", "tool_choice", "max_completion_tokens", "top_logprobs"),
     *("reasoning_effort", "chat_template_kwargs"),
@@ -88,10 +105,6 @@ class ChatRequest:
     tools: list[dict[str, Any]]
     template_options: dict[str, Any]
 
-    @property
-    def tool_names(self) -> list[str]:
-        return [tool["function"]["name"] for tool in self.tools]
-
 
 @dataclass(frozen=True)
 class CompletionRequest:
@@ -109,7 +122,7 @@ def decode_chat_request(body: dict[str, Any], limits: Limits) -> ChatRequest:
         UserError: names the field and the value.
     """
     fields = Fields(body)
-    _check_names(fields, _CHAT)
+    _check_names(fields, _CHAT, _NEUTRAL | _NEUTRAL_CHAT)
     raw = fields.array("messages", max_items=MAX_MESSAGES)
     if not raw:
         raise UserError("messages=[] is empty; give at least one message")
@@ -135,7 +148,7 @@ def decode_completion_request(body: dict[str, Any], limits: Limits) -> Completio
         UserError: names the field and the value.
     """
     fields = Fields(body)
-    _check_names(fields, _COMPLETION)
+    _check_names(fields, _COMPLETION, _NEUTRAL)
     echo = fields.flag("echo", False)
     lowest = 0 if echo else 1
     max_tokens = fields.integer("max_tokens", COMPLETION_TOKENS, minimum=lowest, maximum=MAX_INT32)
@@ -146,14 +159,23 @@ def decode_completion_request(body: dict[str, Any], limits: Limits) -> Completio
         raise UserError(f"best_of={best_of} is not available here; leave it out, or equal to n")
     if echo and sampling.stream:
         raise UserError("echo=true cannot be streamed; leave out echo or stream")
-    return CompletionRequest(sampling, _prompts(fields.values.get("prompt")), echo)
+    prompts = _prompts(fields.values.get("prompt"))
+    if len(prompts) * sampling.n > limits.max_num_samples:
+        raise UserError(
+            f"n={sampling.n} with {len(prompts)} prompts asks for {len(prompts) * sampling.n} "
+            f"completions; at most {limits.max_num_samples} fit a request"
+        )
+    return CompletionRequest(sampling, prompts, echo)
 
 
-def _check_names(fields: Fields, names: tuple[str, ...]) -> None:
-    fields.only(*names, *_SAMPLING, *_NEUTRAL, *_INERT)
-    for name, accepted in _NEUTRAL.items():
-        value = fields.values.get(name)
-        if value not in accepted:
+def _check_names(
+    fields: Fields, names: tuple[str, ...], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    given = Fields({name: value for name, value in fields.values.items() if value is not None})
+    given.only(*names, *_SAMPLING, *neutral, *_INERT)
+    for name, accepted in neutral.items():
+        value = given.values.get(name)
+        if value is not None and value not in accepted:
             raise UserError(
                 f"{name}={str(value)[:80]} is not available here; leave it out, "
                 f"or use {json.dumps(accepted[0])}"
@@ -259,17 +281,23 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         if value.get(name) is not None:
             message[name] = fields.text(name)
     if role == "assistant":
-        reasoning = value.get("reasoning_content")
-        if reasoning is None:
-            reasoning, message["content"] = split_reasoning(text)
+        reasoning, message["content"] = _reasoning(value, text, where)
         if reasoning is not None:
-            message["reasoning_content"] = _content(reasoning, f"{where}.reasoning_content")
+            message["reasoning_content"] = reasoning
         calls = fields.array("tool_calls", [], max_items=1024)
         if calls:
             message["tool_calls"] = [
                 _tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)
             ]
     return message
+
+
+def _reasoning(value: dict[str, Any], text: str, where: str) -> tuple[str | None, str]:
+    """Return a reply's reasoning, by whichever name clients send it, and its text without it."""
+    for name in ("reasoning_content", "reasoning"):
+        if value.get(name) is not None:
+            return _content(value[name], f"{where}.{name}"), text
+    return split_reasoning(text)
 
 
 def _content(value: Any, where: str, *, optional: bool = False) -> str:
@@ -293,14 +321,24 @@ def _tool_call(value: Any, where: str) -> dict[str, Any]:
     function = value.get("function") if isinstance(value, dict) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UserError(f"{where}.function is missing or has no name; expected a function call")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}.function.arguments is not JSON: {error}") from error
+    arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return call | ({"id": value["id"]} if isinstance(value.get("id"), str) else {})
+
+
+def _arguments(value: Any, where: str) -> dict[str, Any]:
+    """Return arguments as an object; what clients send for none is an empty one."""
+    if isinstance(value, str):
+        try:
+            value = load_json(value) if value.strip() else None
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        shown = json.dumps(value)[:80]
+        raise UserError(f"{where}={shown} is not accepted; expected a JSON object")
+    return value
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:

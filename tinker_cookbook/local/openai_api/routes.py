@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ from tinker_cookbook.local.openai_api.sampling import (
 )
 from tinker_cookbook.local.service.connections import wait_until_gone
 from tinker_cookbook.local.service.fields import Fields
-from tinker_cookbook.local.service.http import HttpError, read_fields
+from tinker_cookbook.local.service.http import HttpError, decode, read_fields
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.types import ModelInfo, SampleResult, SampleSpec
@@ -66,8 +67,8 @@ class _Job:
 
 async def list_models(service: Service, request: Request) -> Response:
     started = int(service.started_at)
-    models = [_model(name, started) for name in service.engine.models]
-    rows, _ = service.store.index.checkpoints(limit=MAX_LISTED)
+    models = [_model(name, started) for name in await service.engine.offered()]
+    rows, _ = await asyncio.to_thread(service.store.index.checkpoints, limit=MAX_LISTED)
     models += [
         _model(row.tinker_path, int(row.created_at))
         for row in rows
@@ -87,7 +88,7 @@ def _model(name: str, created: int) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    chat = decode_chat_request(fields.values, service.limits)
+    chat = await decode(fields, decode_chat_request, fields.values, service.limits)
     client = _client_of(request, fields)
     return await _perform(
         service, request, chat.sampling, lambda t: _plan_chat(service, chat, t), client
@@ -96,7 +97,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
 
 async def completions(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
-    asked = decode_completion_request(fields.values, service.limits)
+    asked = await decode(fields, decode_completion_request, fields.values, service.limits)
     client = _client_of(request, fields)
     return await _perform(
         service, request, asked.sampling, lambda t: _plan_completion(service, asked, t), client
@@ -126,10 +127,13 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         )
 
     def render() -> tuple[str, list[int]]:
+        given = (chat.messages, chat.tools, chat.template_options)
+        codec.check_length(_count_characters(given), info.max_context_length, "messages")
         text = template.render(chat.messages, tools=chat.tools, options=chat.template_options)
+        codec.check_length(len(template.reveal(text)), info.max_context_length, "messages")
         return text, template.encode(text)
 
-    text, prompt = await asyncio.to_thread(render)
+    text, prompt = await TEXTS.run(render)
     ends = end_token_ids(chat.sampling, info.eos_token_ids, template.turn_end_ids)
     spec = build_spec(chat.sampling, prompt, ends, codec)
     answer = ChatAnswer(
@@ -137,17 +141,33 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
         codec,
         choice=chat.sampling,
         end_ids=ends,
-        tool_names=chat.tool_names,
+        tools=chat.tools,
         starts_in_thinking=text.rstrip().endswith("<think>"),
     )
     return _Job(target, chat.sampling, [spec], answer)
 
 
+def _count_characters(value: Any) -> int:
+    """Of all texts in objects and lists."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _count_characters(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_count_characters, value))
+    return 0
+
+
 async def _plan_completion(service: Service, asked: CompletionRequest, target: Target) -> _Job:
     info, codec = await _load(service, target)
-    prompts = await asyncio.to_thread(
-        lambda: [codec.encode_text(p) if isinstance(p, str) else p for p in asked.prompts]
-    )
+
+    def encode(prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        codec.check_length(len(prompt), info.max_context_length, "prompt")
+        return codec.encode_text(prompt)
+
+    prompts = await TEXTS.run(lambda: [encode(prompt) for prompt in asked.prompts])
     ends = end_token_ids(asked.sampling, info.eos_token_ids, ())
     specs = [build_spec(asked.sampling, prompt, ends, codec) for prompt in prompts]
     if asked.echo and asked.sampling.top_logprobs is not None:
@@ -157,7 +177,8 @@ async def _plan_completion(service: Service, asked: CompletionRequest, target: T
         codec,
         choice=asked.sampling,
         end_ids=ends,
-        prompts=prompts if asked.echo else None,
+        prompts=prompts,
+        echo=asked.echo,
     )
     return _Job(target, asked.sampling, specs, answer)
 
@@ -190,7 +211,7 @@ async def _answer_whole(
     started = Sampling.start(service, target, job.specs, watch=False, client=client)
     async with started as sampling:
         results = await sampling.results()
-    body = await asyncio.to_thread(_whole_body, job, results)
+    body = await TEXTS.run(_whole_body, job, results)
     return Response(body, media_type="application/json")
 
 

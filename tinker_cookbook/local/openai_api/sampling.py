@@ -19,6 +19,7 @@ from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.names import parse_tinker_path
+from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.service.core import Service
@@ -78,7 +79,7 @@ class Codecs:
         """The codec of a model folder; UserError if its tokenizer cannot be used."""
         task = self._loading.get(folder)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            loading = asyncio.to_thread(TextCodec, Path(folder))
+            loading = TEXTS.run(TextCodec, Path(folder))
             task = self._loading[folder] = asyncio.create_task(loading)
         return await asyncio.shield(task)
 

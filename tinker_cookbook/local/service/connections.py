@@ -1,4 +1,9 @@
-"""Connections whose other end has gone or takes nothing."""
+"""Connections whose other end is slow: it has gone, takes nothing, or does not say what it wants.
+
+Nobody has shown a key before the head of a request is there, and each open connection takes a file
+descriptor, so the head must come soon. What comes after it has times of its own: a body
+`http.BODY_SECONDS`, an idle connection that of uvicorn.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +49,41 @@ async def wait_until_gone(request: Request) -> None:
 
 
 class HttpProtocol(AutoHTTPProtocol):
-    """uvicorn's, and a connection that takes nothing of what was written to it is cut off.
+    """uvicorn's protocol, which cuts off a connection that sends no request or takes no answer.
 
     Whoever writes waits until the client has taken what was written before; that ends with it.
     """
 
+    head_seconds = 20.0
+    """How long a client may take to send the head of a request; then its connection ends."""
     write_seconds = 20.0
     """How long a client may take nothing; then its connection ends."""
     transport: Any
+    cycle: Any
+    _head_timer: asyncio.TimerHandle | None = None
     _unread = 0
     _check: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        """Time what is not yet a request; more bytes of it do not begin the time anew."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching_head()
+        elif self._head_timer is None:
+            loop = asyncio.get_running_loop()
+            self._head_timer = loop.call_later(self.head_seconds, self.transport.close)
+
+    def _stop_watching_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -65,6 +95,7 @@ class HttpProtocol(AutoHTTPProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_watching_head()
         super().connection_lost(exc)
 
     def _watch(self) -> None:

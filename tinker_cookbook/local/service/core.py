@@ -27,6 +27,7 @@ from tinker_cookbook.local.service.samplers import SamplerTable
 from tinker_cookbook.local.service.sessions import Session, SessionTable
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.store import Store
+from tinker_cookbook.local.service.threads import STORING
 from tinker_cookbook.local.service.trace import TraceLog
 
 __all__ = ["Service", "Work"]
@@ -236,10 +237,11 @@ class Service:
     async def free_run(self, run: Run) -> None:
         """Remove a run from memory; what it saved stays."""
         self.runs.pop(run.run_id, None)
+        await STORING.run(self.progress.save)
         self.progress.drop(run.run_id)
         await asyncio.wrap_future(self.engine.worker.free_run(run.run_id))
         seen = {run.run_id: run.last_request_at}
-        await asyncio.to_thread(self.store.index.touch_runs, seen)
+        await STORING.run(self.store.index.touch_runs, seen)
 
     async def _watch_clients(self) -> None:
         while True:
@@ -269,7 +271,7 @@ class Service:
         """Note in the index when sessions and runs were last used."""
         await self.sessions.record_seen()
         used = {run.run_id: run.last_request_at for run in self.runs.values()}
-        await asyncio.to_thread(self.store.index.touch_runs, used)
+        await STORING.run(self.store.index.touch_runs, used)
 
     async def _keep_house(self) -> None:
         while True:
@@ -287,7 +289,7 @@ class Service:
         self.futures.expire()
         self._forget_answered()
         self.sessions.presence.forget_silent(self.limits.session_idle_seconds)
-        await asyncio.to_thread(self.progress.save)
+        await STORING.run(self.progress.save)
         steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
         for step in steps:
             try:
@@ -318,10 +320,10 @@ class Service:
             run.gate.forget_answered(is_kept)
 
     async def _remove_expired(self) -> None:
-        await asyncio.to_thread(self.store.remove_expired)
+        await STORING.run(self.store.remove_expired)
 
     async def _remove_old(self) -> None:
-        await asyncio.to_thread(self.retention.remove_old_if_due)
+        await STORING.run(self.retention.remove_old_if_due)
 
     async def _end_idle_sessions(self) -> None:
         for session in self.sessions.idle(self.limits.session_idle_seconds):

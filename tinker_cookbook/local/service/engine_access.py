@@ -6,9 +6,12 @@ The engine imports torch and loads weights for seconds while the service already
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # What transformers' older configurations call the longest context.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+FOLDER_LEVELS = 3
+MAX_LISTED = 500
 _FALLBACK_LENGTH = 2048
 """Of models without a limit of their own; the engine takes the same."""
 
@@ -56,6 +61,22 @@ def _read_card(name: str) -> ModelCard:
         architecture=str(config.get("model_type", "unknown")),
         max_context_length=next(found, _FALLBACK_LENGTH),
     )
+
+
+def _list_folders(roots: Sequence[Path]) -> list[str]:
+    """Model folders up to three levels below some folders, as the hub's cache has them."""
+    found: list[str] = []
+    for root in roots:
+        for folder, below, files in os.walk(root):
+            depth = len(Path(folder).relative_to(root).parts)
+            if depth and "config.json" in files:
+                found.append(str(Path(folder).resolve()))
+            if (depth and "config.json" in files) or depth == FOLDER_LEVELS:
+                below.clear()
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if len(found) >= MAX_LISTED:
+                return found
+    return list(dict.fromkeys(found))
 
 
 class EngineAccess:
@@ -132,14 +153,28 @@ class EngineAccess:
     def is_ready(self) -> bool:
         return self._worker.done() and self._worker.exception() is None
 
-    def is_loaded(self, name: str) -> bool:
-        """Whether a model was loaded and has not failed to."""
-        load = self._loads.get(name)
-        return load is not None and load.done() and load.exception() is None
+    def loaded_models(self) -> dict[str, ModelInfo]:
+        """What is known of the models that were loaded and have not failed to."""
+        loads = list(self._loads.items())
+        done = [(name, load) for name, load in loads if load.done() and not load.cancelled()]
+        return {name: load.result() for name, load in done if load.exception() is None}
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that the owner named."""
         return self._settings.models
+
+    async def offered(self) -> list[str]:
+        """The models that clients may name: those of the owner, then those in the folders."""
+        found = await asyncio.to_thread(_list_folders, self._settings.model_dirs)
+        known = {str(Path(name).resolve()) for name in self.models if Path(name).is_dir()}
+        offered = list(self.models)
+        for name in found:
+            if name not in known:
+                with contextlib.suppress(UserError):  # a folder that holds something else
+                    await self.describe(name)
+                    offered.append(name)
+        return offered
 
     def canonical_name(self, base_model: str, *, field: str = "base_model") -> str:
         """The served name of a model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -10,10 +11,15 @@ from typing import Any
 
 from tinker_cookbook.local.errors import UserError
 
-__all__ = ["Fields", "parse_json_object"]
+__all__ = ["LARGE_BODY", "Fields", "parse_json_object"]
 
 MAX_TEXT = 4096
 MAX_METADATA_ITEMS = 256
+MAX_VALUES = 2**21
+MAX_CONTAINERS = 2**18
+"""Lists and objects in a body, or brackets in its texts: each takes 20 times what it is sent as."""
+LARGE_BODY = 2**16
+"""Bytes; what is larger is read on another thread."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -21,14 +27,18 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     """Parse a request body; an empty one is an empty object.
 
     Raises:
-        UserError: not UTF-8, not JSON, not an object, NaN or Infinity literals, nested too deep, or
-            with half a surrogate pair in a text, which could be neither stored nor sent back.
+        UserError: not UTF-8, not JSON, not an object, NaN or Infinity literals, nested too deep,
+            too many values, or with half a surrogate pair in a text, which could be neither stored
+            nor sent back.
     """
     if not body:
         return {}
+    _check_counts(body)
+    # a number that goes through Python lets other threads run
+    hooks = {} if len(body) < LARGE_BODY else {"parse_int": _whole, "parse_float": _real}
     try:
         text = body.decode("utf-8-sig")  # json.loads itself would let halves of pairs pass
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, **hooks)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -40,11 +50,36 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def _check_counts(body: bytes) -> None:
+    containers = body.count(b"[") + body.count(b"{")
+    values = containers + body.count(b",")
+    if values > MAX_VALUES or containers > MAX_CONTAINERS:
+        raise UserError(
+            f"the request body holds up to {values} values, {containers} of them lists and "
+            f"objects; at most {MAX_VALUES} and {MAX_CONTAINERS} are read. Send less at once"
+        )
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+def _real(text: str) -> float:
+    return float(text)
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _show(value: Any) -> str:
+    """The beginning of a value; of large ones not all is written first."""
+    if isinstance(value, str | bytes):
+        value = value[:200]
+    elif isinstance(value, list):
+        value = value[:40]
+    elif isinstance(value, dict):
+        value = dict(itertools.islice(value.items(), 40))
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -54,9 +89,11 @@ class Fields:
 
     _REQUIRED: Any = object()
 
-    def __init__(self, values: dict[str, Any], *, prefix: str = "") -> None:
+    def __init__(self, values: dict[str, Any], *, prefix: str = "", is_large: bool = False) -> None:
+        """`is_large` says that whoever reads all of it should do so on another thread."""
         self.values = values
         self.prefix = prefix
+        self.is_large = is_large
 
     def _refuse(self, name: str, value: Any, expected: str) -> UserError:
         return UserError(f"{self.prefix}{name}={_show(value)} is not accepted; expected {expected}")

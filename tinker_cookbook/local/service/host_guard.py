@@ -7,6 +7,7 @@ this service's own origin in a browser. Its requests still carry its name as the
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -19,12 +20,15 @@ __all__ = ["HostGuard", "host_name"]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-def host_name(header: str) -> str:
-    """The name in a Host header, without port and brackets, in lower case."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header
+_HOST = re.compile(
+    r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?|(?P<bare>[0-9a-f:]+)"
+)
+
+
+def host_name(header: str) -> str | None:
+    """The name in a Host header, without port and brackets, in lower case; None if it is none."""
+    found = _HOST.fullmatch(header.strip().lower())
+    return None if found is None else found["literal"] or found["name"] or found["bare"]
 
 
 class HostGuard:
@@ -57,7 +61,9 @@ class HostGuard:
         )
         await refusal(scope, receive, send)
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_ours(self, name: str | None) -> bool:
+        if name is None:
+            return False
         if name in self._names:
             return True
         try:

@@ -7,18 +7,20 @@ so they are never used for a request that cannot succeed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import zstandard
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.fields import Fields, parse_json_object
+from tinker_cookbook.local.service.fields import LARGE_BODY, Fields, parse_json_object
+from tinker_cookbook.local.service.threads import READING
 
 __all__ = [
     "HttpError",
+    "decode",
     "error_response",
     "no_content",
     "query_integer",
@@ -32,6 +34,15 @@ BODY_SECONDS = 600.0
 """How long a request's body may take to arrive."""
 BODY_PAUSE_SECONDS = 60.0
 """How long nothing of it may arrive."""
+
+
+MAX_DIGITS = 18
+FREE_BYTES = 8 * 2**20
+MAX_RATIO = 100
+"""How often a compressed body may hold its own length, beyond `FREE_BYTES`."""
+MAX_WINDOW = 128 * 2**20
+PART_BYTES = 2**20
+T = TypeVar("T")
 
 
 class HttpError(Exception):
@@ -62,8 +73,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             nothing of it in BODY_PAUSE_SECONDS.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise HttpError(413, f"the body has {declared} bytes; at most {max_bytes} are accepted")
+    if declared.isdigit() and (len(declared) > MAX_DIGITS or int(declared) > max_bytes):
+        raise HttpError(
+            413, f"the body has {declared[:40]} bytes; at most {max_bytes} are accepted"
+        )
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await _gather_body(request, max_bytes)
@@ -93,7 +106,17 @@ async def _gather_body(request: Request, max_bytes: int) -> bytes:
 
 async def read_fields(request: Request, max_bytes: int) -> Fields:
     """Read a JSON object."""
-    return Fields(parse_json_object(await read_body(request, max_bytes)))
+    body = await read_body(request, max_bytes)
+    if len(body) < LARGE_BODY:
+        return Fields(parse_json_object(body))
+    return Fields(await READING.run(parse_json_object, body), is_large=True)
+
+
+async def decode(fields: Fields, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """The result of a function that goes through a whole request; a large one is for a thread."""
+    if fields.is_large:
+        return await READING.run(function, *args, **kwargs)
+    return function(*args, **kwargs)
 
 
 async def read_batch(request: Request, max_bytes: int) -> bytes:
@@ -104,14 +127,29 @@ async def read_batch(request: Request, max_bytes: int) -> bytes:
         return body
     if encoding != "zstd":
         raise HttpError(400, f"Content-Encoding {encoding!r} is not supported; use zstd or none")
+    return await READING.run(_decompress, body, max_bytes)
+
+
+def _decompress(body: bytes, max_bytes: int) -> bytes:
+    """Bounded also by what was sent: a few bytes do not become gigabytes."""
+    limit = min(max_bytes, max(FREE_BYTES, MAX_RATIO * len(body)))
+    parts: list[bytes] = []
+    size = 0
     try:
-        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-            plain = reader.read(max_bytes + 1)
+        with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(body) as reader:
+            while part := reader.read(PART_BYTES):
+                size += len(part)
+                if size > limit:
+                    raise HttpError(
+                        413,
+                        f"the decompressed body has more than {limit} bytes, which is all that "
+                        f"{len(body)} compressed ones may become; send less at once, or do not "
+                        "compress it",
+                    )
+                parts.append(part)
     except zstandard.ZstdError as error:
         raise HttpError(400, f"the body is not valid zstd: {error}") from error
-    if len(plain) > max_bytes:
-        raise HttpError(413, f"the decompressed body has more than {max_bytes} bytes")
-    return plain
+    return b"".join(parts)
 
 
 def query_integer(request: Request, name: str, default: int, *, minimum: int, maximum: int) -> int:

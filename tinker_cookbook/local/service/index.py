@@ -2,11 +2,17 @@
 
 Several processes may share one file: WAL, a busy timeout, unique ids, short transactions. A commit
 is on disk when the call returns (`synchronous=FULL`).
+
+Changes wait for each other, and for other programs that write to the file, so they are made on
+threads. What is read comes from a connection of the thread's own, which waits for nobody: the event
+loop may read. A row that is damaged is passed over and logged, and the others stay.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import sqlite3
 import threading
 import time
@@ -29,7 +35,15 @@ __all__ = [
     "SessionRow",
 ]
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
+WRITE_SECONDS = 30.0
+"""How long a change waits for another program that writes."""
+READ_SECONDS = 0.2
+"""In WAL mode readers wait only for a program that has the whole file to itself."""
+LAST_SECOND = 253402300799
+"""Of the year 9999, the last one that has a date."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, created_at REAL NOT NULL, last_seen_at REAL NOT NULL,
@@ -136,14 +150,38 @@ _TABLES: dict[type, str] = {
 }
 
 
+_COLUMN_TYPES: dict[str, type | tuple[type, ...]] = {
+    "user_metadata": dict,
+    "tags": list,
+    "status": dict,
+    "lora": dict,
+    "size_bytes": int,
+}
+_REQUIRED_KEYS = {"status": ("type",), "lora": ("rank",)}
+
+
 def _to_row(cls: type[_Row], record: sqlite3.Row) -> _Row:
+    """Raises ValueError or TypeError for a damaged one."""
     values: dict[str, Any] = dict(record)
     for key, value in values.items():
         if key in _JSON_COLUMNS and value is not None:
             values[key] = json.loads(value)
         elif key.startswith(("is_", "has_")):
             values[key] = bool(value)
+        _check_column(key, values[key])
     return cls(**values)
+
+
+def _check_column(name: str, value: Any) -> None:
+    if value is None or name.startswith(("is_", "has_")):
+        return
+    if name.endswith("_at"):
+        if not isinstance(value, int | float) or not math.fabs(value) <= LAST_SECOND:
+            raise ValueError(f"{name}={value!r} is no time")
+    elif not isinstance(value, _COLUMN_TYPES.get(name, str)):
+        raise ValueError(f"{name} holds a {type(value).__name__}")
+    elif isinstance(value, dict) and not set(_REQUIRED_KEYS.get(name, ())) <= set(value):
+        raise ValueError(f"{name} lacks {_REQUIRED_KEYS[name]}")
 
 
 def _to_record(row: Any) -> dict[str, Any]:
@@ -162,20 +200,39 @@ class Index:
         self.is_complete = True
         """False for a new file, until it lists what the folder holds already."""
         self._lock = threading.RLock()
+        """Held by whoever makes a change."""
+        self._damaged: set[str] = set()
+        """Rows that were logged as damaged."""
+        self.open()
+
+    def open(self) -> None:
+        """Connect, also again after `close`.
+
+        Raises:
+            ConfigurationError, IndexDamagedError: it cannot be used as it is.
+        """
         try:
             self._connection = self._open()
         except sqlite3.OperationalError as error:  # locked, no rights, no space
             raise ConfigurationError(
-                f"{path} cannot be used as the service's index: {error}"
+                f"{self.path} cannot be used as the service's index: {error}; free some space, or "
+                "choose another --state-dir"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise IndexDamagedError(f"{path} is damaged: {error}") from error
+            raise IndexDamagedError(f"{self.path} is damaged: {error}") from error
+        self._is_closed = False
+        self._own = threading.local()
+        self._readers: list[sqlite3.Connection] = []
 
-    def _open(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path, timeout=30.0, isolation_level=None, check_same_thread=False
+            self.path, timeout=timeout, isolation_level=None, check_same_thread=False
         )
         connection.row_factory = sqlite3.Row
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect(WRITE_SECONDS)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -191,6 +248,18 @@ class Index:
         self.is_complete = version == SCHEMA_VERSION
         return connection
 
+    @property
+    def _reader(self) -> sqlite3.Connection:
+        """This thread's connection for reading."""
+        reader: sqlite3.Connection | None = getattr(self._own, "reader", None)
+        if self._is_closed:
+            raise sqlite3.ProgrammingError("it was closed")
+        if reader is None:
+            reader = self._own.reader = self._connect(READ_SECONDS)
+            reader.execute("PRAGMA query_only=1")
+            self._readers.append(reader)
+        return reader
+
     def mark_complete(self) -> None:
         """Say that nothing is missing; only then may what is not listed be removed."""
         with self._lock, self._naming_the_file():
@@ -199,6 +268,9 @@ class Index:
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
+            for reader in self._readers:
+                reader.close()
             self._connection.close()
 
     @contextmanager
@@ -223,8 +295,8 @@ class Index:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
 
     def _query(self, sql: str, parameters: Any = ()) -> list[sqlite3.Row]:
-        with self._lock, self._naming_the_file():
-            return self._connection.execute(sql, parameters).fetchall()
+        with self._naming_the_file():
+            return self._reader.execute(sql, parameters).fetchall()
 
     def insert(self, row: SessionRow | RunRow | SamplerRow | CheckpointRow) -> None:
         """Add a row, or raise NameTakenError."""
@@ -240,7 +312,18 @@ class Index:
 
     def _select(self, cls: type[_Row], where: str = "1", parameters: Any = ()) -> list[_Row]:
         sql = f"SELECT * FROM {_TABLES[cls]} WHERE {where}"
-        return [_to_row(cls, record) for record in self._query(sql, parameters)]
+        rows = []
+        for record in self._query(sql, parameters):
+            try:
+                rows.append(_to_row(cls, record))
+            except (ValueError, TypeError, RecursionError) as error:
+                self._log_damage(f"{_TABLES[cls]} {record[0]!r}", error)
+        return rows
+
+    def _log_damage(self, row: str, error: Exception) -> None:
+        if row not in self._damaged:
+            self._damaged.add(row)
+            logger.error("%s: a row of %s is damaged and left out: %s", self.path, row, error)
 
     def session(self, session_id: str) -> SessionRow | None:
         return next(iter(self._select(SessionRow, "session_id=?", (session_id,))), None)
@@ -390,13 +473,15 @@ class Index:
         with self.transaction() as connection:
             connection.execute("DELETE FROM checkpoints WHERE folder=?", (folder,))
 
-    def take_expired(self, now: float) -> list[str]:
-        """Remove expired checkpoints from the index; returns their folders."""
+    def expired(self, now: float) -> list[str]:
+        """The folders of checkpoints whose time is over."""
+        sql = "SELECT folder FROM checkpoints WHERE expires_at <= ?"
+        return [record["folder"] for record in self._query(sql, (now,))]
+
+    def remove_expired(self, now: float) -> None:
+        """Forget what `expired` lists for the same time."""
         with self.transaction() as connection:
-            found = connection.execute(
-                "DELETE FROM checkpoints WHERE expires_at <= ? RETURNING folder", (now,)
-            ).fetchall()
-        return [record["folder"] for record in found]
+            connection.execute("DELETE FROM checkpoints WHERE expires_at <= ?", (now,))
 
     def remove_old_records(self, before: float) -> int:
         """Forget sessions not heard of since a time, with what belongs to them.

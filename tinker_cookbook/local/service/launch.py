@@ -6,15 +6,18 @@ import argparse
 import math
 import os
 import shlex
+import shutil
 import stat
 import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.local.engine.config import dtype_from_environment
 from tinker_cookbook.local.service.auth import KEY_PREFIX, key_path, load_or_make_key
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.lifecycle import bind, is_loopback, serve, write_ready_file
 from tinker_cookbook.local.service.settings import Limits, RetentionSettings, ServiceSettings
+from tinker_cookbook.local.service.store import SPARE_BYTES
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
 
 __all__ = ["build_settings", "check_arguments", "run_service"]
@@ -40,7 +43,7 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
         host=args.host,
         port=args.port,
         device=args.device,
-        dtype=args.dtype,
+        dtype=args.dtype or dtype_from_environment(),
         assets_dir=args.assets_dir and args.assets_dir.expanduser().resolve(),
         num_threads=args.num_threads,
         allowed_hosts=tuple(args.allowed_hosts or ()),
@@ -92,10 +95,16 @@ def _check_state_folder(state_dir: Path) -> None:
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         is_shared = bool(state_dir.stat().st_mode & stat.S_ISVTX)
+        free = shutil.disk_usage(state_dir).free
     except OSError as error:
         raise ConfigurationError(
             f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
         ) from error
+    if free < SPARE_BYTES:
+        raise ConfigurationError(
+            f"state_dir={state_dir} is on a full disk: {free} bytes are free; free some space, or "
+            "choose another --state-dir"
+        )
     # it becomes its owner's alone, which would lock others out of /tmp, or of a home
     if is_shared or state_dir in (Path.home().resolve(), Path("/")):
         raise ConfigurationError(

@@ -26,10 +26,11 @@ from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.connections import HttpProtocol
 from tinker_cookbook.local.service.core import Service
-from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter
+from tinker_cookbook.local.service.request_ids import JsonFormatter, RequestIdFilter, TextFormatter
 from tinker_cookbook.local.service.retention import log_path, prune_logs
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.utils.processes import is_running
+from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["bind", "is_loopback", "serve", "write_ready_file"]
 
@@ -62,17 +63,26 @@ def write_ready_file(path: Path, values: dict[str, object]) -> None:
 
 
 def set_up_logging(settings: ServiceSettings) -> Path:
-    """Log to a file of this process in the state folder; warnings also go to stderr."""
+    """Log to a file of this process in the state folder; warnings also go to stderr.
+
+    Raises:
+        ConfigurationError: the state folder cannot be written.
+    """
     path = log_path(settings.state_dir, os.getpid())
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = settings.retention
-    prune_logs(path.parent, max_bytes=kept.log_bytes, before=time.time() - kept.keep_seconds)
     part_bytes = kept.log_bytes // LOG_PARTS
-    to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prune_logs(path.parent, max_bytes=kept.log_bytes, before=time.time() - kept.keep_seconds)
+        to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"state_dir={settings.state_dir} cannot be written: {error}; choose another --state-dir"
+        ) from error
     if settings.log_format == "json":
         to_file.setFormatter(JsonFormatter())
     else:
-        to_file.setFormatter(logging.Formatter(TEXT_FORMAT))
+        to_file.setFormatter(TextFormatter(TEXT_FORMAT))
     to_file.addFilter(RequestIdFilter())
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(_BriefFormatter())
@@ -83,13 +93,13 @@ def set_up_logging(settings: ServiceSettings) -> Path:
     return path
 
 
-class _BriefFormatter(logging.Formatter):
+class _BriefFormatter(TextFormatter):
     """On the terminal, what the user can mend comes without a traceback; the log file has it."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, TinkerCookbookError | UserError):
-            return f"{record.getMessage()}: {error}"
+            return escape_controls(f"{record.getMessage()}: {error}")
         return super().format(record)
 
 

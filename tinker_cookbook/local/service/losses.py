@@ -9,6 +9,9 @@ __all__ = ["MAX_GRAPH_BYTES", "LossTable"]
 
 MAX_GRAPH_BYTES = 2**20
 MAX_PER_SESSION = 256
+MAX_VALUES_PER_SESSION = 2**19
+MAX_VALUES = 2**22
+"""Of all sessions; a value takes up to 100 bytes."""
 
 
 class LossTable:
@@ -29,6 +32,14 @@ class LossTable:
             UserError: the session has too many.
         """
         graphs = self._graphs.setdefault(session_id, {})
+        kept = sum(graph.num_values for graph in graphs.values()) + graph.num_values
+        total = sum(g.num_values for of_one in self._graphs.values() for g in of_one.values())
+        if kept > MAX_VALUES_PER_SESSION or total + graph.num_values > MAX_VALUES:
+            raise UserError(
+                f"the custom losses of this session would hold {kept} values; at most "
+                f"{MAX_VALUES_PER_SESSION} are kept, and {MAX_VALUES} of all sessions. Reuse their "
+                "handles, or close sessions"
+            )
         if len(graphs) >= MAX_PER_SESSION:
             raise UserError(
                 f"this session has {len(graphs)} custom losses, as many as are kept; reuse their "

@@ -67,6 +67,11 @@ class Metrics:
         """Everything, in the text format."""
         page = _Page()
         page.add("tinker_info", "gauge", "1", [((("version", VERSION),), 1)])
+        formats = [
+            ((("model", name), ("dtype", info.dtype), ("device", info.device)), 1)
+            for name, info in service.engine.loaded_models().items()
+        ]
+        page.add("tinker_model_info", "gauge", "Loaded models and their number format", formats)
         page.add(
             "tinker_uptime_seconds", "gauge", "Since start", _one(time.time() - service.started_at)
         )

@@ -56,12 +56,15 @@ class _RunProgress:
 
 
 class ProgressLog:
-    """Used on the event loop's thread; `save` on any one other."""
+    """Used on the event loop's thread; `save` and `curve`, which wait for the disk, on others."""
 
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "curves"
         self._runs: dict[str, _RunProgress] = {}
-        self._saving = threading.Lock()  # a point is in memory or in the file for whoever looks
+        self._saving = threading.Lock()
+        """A point is in memory or in the file for whoever holds this, which may take long."""
+        self._adding = threading.Lock()
+        """Held for a moment only: the event loop takes it."""
         self.num_trained_tokens = 0
         self.num_steps = 0
 
@@ -81,14 +84,13 @@ class ProgressLog:
         run.num_steps += 1
         if run.weight > 0:
             point = Point(run.num_steps, run.loss_sum / run.weight, run.num_tokens, time.time())
-            with self._saving:
+            with self._adding:
                 run.unsaved = [*(run.unsaved or []), point]
         run.loss_sum = run.weight = 0.0
         run.num_tokens = 0
 
     def drop(self, run_id: str) -> None:
-        """Forget a run that has left the memory; what was saved stays."""
-        self.save()
+        """Forget a run that has left the memory; `save` comes first, and what was saved stays."""
         self._runs.pop(run_id, None)
 
     def num_steps_of(self, run_id: str) -> int:
@@ -98,7 +100,8 @@ class ProgressLog:
         """Append new points to the files."""
         for run_id, run in list(self._runs.items()):
             with self._saving:
-                points, run.unsaved = run.unsaved, None
+                with self._adding:
+                    points, run.unsaved = run.unsaved, None
                 if not points:
                     continue
                 try:
@@ -140,7 +143,8 @@ class ProgressLog:
         with self._saving:
             points = self._saved(run_id)
             run = self._runs.get(run_id)
-            points += [_as_list(point) for point in (run.unsaved if run and run.unsaved else [])]
+            unsaved = run.unsaved if run is not None else None
+            points += [_as_list(point) for point in unsaved or []]
         stride = -(-len(points) // MAX_POINTS_SENT) or 1
         return points[::-stride][::-1]  # the newest is always there
 

@@ -1,4 +1,7 @@
-"""An id for every HTTP request, the client's or a new one, in each line that it logs."""
+"""Lines of the log: an id for every HTTP request in each, and clients' texts in visible letters.
+
+A name with a newline in it must not look like a line of its own, nor one with ESC reach a terminal.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["JsonFormatter", "RequestIdFilter", "begin_request"]
+from tinker_cookbook.utils.terminal_text import escape_controls
+
+__all__ = ["JsonFormatter", "RequestIdFilter", "TextFormatter", "begin_request"]
 
 NO_REQUEST = "-"
 _ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -36,6 +41,18 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
+class TextFormatter(logging.Formatter):
+    """One line for each record; those of a traceback follow it, marked as such."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escape_controls(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  | {escape_controls(line)}" for line in lines)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, request_id, and what `extra` holds."""
 
@@ -50,4 +67,4 @@ class JsonFormatter(logging.Formatter):
         values |= getattr(record, "fields", {})
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False)
+        return escape_controls(json.dumps(values, ensure_ascii=False))

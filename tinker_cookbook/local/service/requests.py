@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.local.engine.csr import MAX_COLUMNS, check_csr
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     ImageInput,
@@ -21,7 +22,6 @@ from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.assets import read_asset
 from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.settings import Limits
-from tinker_cookbook.local.service.wire import check_csr
 
 __all__ = [
     "decode_adam",
@@ -34,6 +34,7 @@ __all__ = [
 MAX_RANK = 4096
 MAX_STOPS = 256
 MAX_TOP_LOGPROBS = 1024
+MAX_IMAGE_TOKENS = 1_000_000
 MAX_INT32 = 2**31 - 1
 
 
@@ -62,17 +63,17 @@ def refuse_other_optimizer(config: dict[str, Any] | None, *, field: str) -> None
     if kind != "adamw":
         reason = ": its update rule is not public" if kind == "dimuon" else ""
         raise UserError(
-            f"{field}.type={kind!r} is not available here{reason}; use 'adamw' (AdamParams)"
+            f"{field}.type={str(kind)[:40]!r} is not available here{reason}; use 'adamw' "
+            "(AdamParams)"
         )
 
 
 def decode_adam(body: dict[str, Any]) -> AdamSpec:
     """Read the step's settings from an optim_step request."""
-    refuse_other_optimizer(body.get("optimizer_params"), field="optimizer_params")
-    values = body.get("adam_params") or body.get("optimizer_params") or {}
-    if not isinstance(values, dict):
-        raise UserError(f"adam_params={values!r} is not accepted; expected an object")
-    fields = Fields(values, prefix="adam_params.")
+    given = Fields(body)
+    optimizer = given.object("optimizer_params", {})
+    refuse_other_optimizer(optimizer, field="optimizer_params")
+    fields = Fields(given.object("adam_params", {}) or optimizer, prefix="adam_params.")
     fields.only(
         *("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm", "type")
     )
@@ -97,7 +98,7 @@ def decode_prompt(
     """
     parts: list[np.ndarray] = []
     images: list[ImageInput] = []
-    position = 0
+    position = num_image_tokens = 0
     for index, chunk in enumerate(Fields(values, prefix="prompt.").array("chunks")):
         where = f"prompt.chunks[{index}]"
         if not isinstance(chunk, dict):
@@ -108,6 +109,12 @@ def decode_prompt(
         elif kind in ("image", "image_asset_pointer"):
             image = _image(Fields(chunk, prefix=f"{where}."), position, assets_dir)
             images.append(image)
+            num_image_tokens += image.expected_tokens or 0
+            if num_image_tokens > MAX_IMAGE_TOKENS:
+                raise UserError(
+                    f"{where}.expected_tokens={image.expected_tokens} is too many: the images of a "
+                    f"prompt may take {MAX_IMAGE_TOKENS} tokens together"
+                )
             part = np.zeros(image.expected_tokens or 0, dtype=np.int32)
         else:
             raise UserError(
@@ -123,11 +130,23 @@ def decode_prompt(
 
 
 def _tokens(values: Sequence[Any], where: str) -> np.ndarray:
+    found = _as_integers(values)
+    if found is not None and (not found.size or (found.min() >= 0 and found.max() <= MAX_INT32)):
+        return found.astype(np.int32)
     for index, value in enumerate(values):
-        # bool is an int in Python, but not a token id
         if type(value) is not int or not 0 <= value <= MAX_INT32:
             raise UserError(f"{where}[{index}]={str(value)[:40]} is not a token id")
-    return np.array(values, dtype=np.int32)
+    raise AssertionError("one of them is no token id")
+
+
+def _as_integers(values: Sequence[Any]) -> np.ndarray | None:
+    """int64, or None if one of them is something else; bool is an int in Python but not here."""
+    if not set(map(type, values)) <= {int}:
+        return None
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        return None
 
 
 def _image(fields: Fields, position: int, assets_dir: Path | None) -> ImageInput:
@@ -139,7 +158,9 @@ def _image(fields: Fields, position: int, assets_dir: Path | None) -> ImageInput
         position=position,
         data=raw,
         format=fields.text("format", choices=("png", "jpeg")),
-        expected_tokens=fields.integer("expected_tokens", None, minimum=1, maximum=1_000_000),
+        expected_tokens=fields.integer(
+            "expected_tokens", None, minimum=1, maximum=MAX_IMAGE_TOKENS
+        ),
     )
 
 
@@ -242,10 +263,11 @@ def _targets(values: dict[str, Any] | None, prompt_length: int) -> np.ndarray | 
     fields.text("dtype", choices=("int64",))
     data = _integers(fields, "data")
     shape = tuple(_integers(fields, "shape").tolist()) if values.get("shape") else (data.size,)
-    if len(shape) != 2 or shape[0] != prompt_length - 1:
+    is_wide = len(shape) == 2 and not 0 <= shape[1] <= MAX_COLUMNS
+    if len(shape) != 2 or shape[0] != max(prompt_length - 1, 0) or is_wide:
         raise UserError(
-            f"{name} has shape {list(shape)}; expected [{prompt_length - 1}, K] for this prompt "
-            f"of {prompt_length} tokens"
+            f"{name} has shape {list(shape)}; expected [{max(prompt_length - 1, 0)}, K] for this "
+            f"prompt of {prompt_length} tokens, with K up to {MAX_COLUMNS}"
         )
     if values.get("sparse_crow_indices") is not None:
         rows = SparseRows(
@@ -256,14 +278,17 @@ def _targets(values: dict[str, Any] | None, prompt_length: int) -> np.ndarray | 
         )
         check_csr(rows, name)
         return rows
-    if shape[1] < 0 or shape[0] * shape[1] != data.size:
+    if shape[0] * shape[1] != data.size:
         raise UserError(f"{name} has shape {list(shape)} but holds {data.size} values")
     return data.reshape(shape)
 
 
 def _integers(fields: Fields, name: str) -> np.ndarray:
     values = fields.array(name)
+    found = _as_integers(values)
+    if found is not None:
+        return found
     for value in values:
         if type(value) is not int or not -(2**63) <= value < 2**63:
             raise UserError(f"{fields.prefix}{name} holds {str(value)[:40]}; use whole numbers")
-    return np.array(values, dtype=np.int64)
+    raise AssertionError("one of them is no whole number of 64 bits")

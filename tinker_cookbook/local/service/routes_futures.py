@@ -16,6 +16,9 @@ from tinker_cookbook.local.service.routes_sampling import CLONE_STRIDE, sampling
 
 __all__ = ["ROUTES"]
 
+MAX_RETRIEVED = 100_000
+"""Results that a poll may say it has."""
+
 Result = TypeVar("Result")
 
 
@@ -50,7 +53,7 @@ async def retrieve_futures(service: Service, request: Request) -> Response:
     clone = target.integer("cloned_sampler_id", 0, minimum=0, maximum=CLONE_STRIDE)
     hold = service.limits.poll_hold_seconds
     seconds = min(hold, fields.number("timeout", hold, minimum=0.0))
-    service.futures.drop(fields.texts("retrieved_request_ids", [], max_items=1_000_000))
+    service.futures.drop(fields.texts("retrieved_request_ids", [], max_items=MAX_RETRIEVED))
     hold = service.futures.wait_group(
         sampling_group(sampler.sampler_id, clone),
         fields.integer("prev_cursor", 0, minimum=0),

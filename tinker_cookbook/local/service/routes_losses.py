@@ -9,8 +9,9 @@ from tinker_cookbook.local.engine.loss_graph import LossGraph, parse_loss_graph
 from tinker_cookbook.local.engine.types import LossSpec
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.core import Service
+from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.futures import Payload
-from tinker_cookbook.local.service.http import read_fields
+from tinker_cookbook.local.service.http import decode, read_fields
 from tinker_cookbook.local.service.losses import MAX_GRAPH_BYTES
 
 __all__ = ["ROUTES", "attach_graph"]
@@ -20,6 +21,7 @@ MAX_SEQ_ID = 2**31 - 1
 
 async def create_custom_loss(service: Service, request: Request) -> Response:
     fields = await read_fields(request, MAX_GRAPH_BYTES)
+    graph = await decode(fields, _read_graph, fields)
     session = service.sessions.get_active(fields.text("session_id"))
     seq = fields.integer("custom_loss_seq_id", minimum=0, maximum=MAX_SEQ_ID)
     known = service.losses.request_id_of(session.session_id, seq)
@@ -27,7 +29,8 @@ async def create_custom_loss(service: Service, request: Request) -> Response:
         return JSONResponse({"request_id": known})
     entry = service.futures.create("create_custom_loss", session.session_id)
     try:
-        graph = _read_graph(fields.text("name"), fields.values)
+        if isinstance(graph, UserError):
+            raise graph
         loss_id = service.losses.add(session.session_id, seq, graph, request_id=entry.request_id)
     except UserError as error:
         service.futures.fail(entry, str(error), "user")
@@ -37,8 +40,13 @@ async def create_custom_loss(service: Service, request: Request) -> Response:
     return JSONResponse({"request_id": entry.request_id})
 
 
-def _read_graph(name: str, values: dict) -> LossGraph:
-    return parse_loss_graph(name, values.get("inputs"), values.get("graph"))
+def _read_graph(fields: Fields) -> LossGraph | UserError:
+    """The loss, or what is wrong with it."""
+    values = fields.values
+    try:
+        return parse_loss_graph(fields.text("name"), values.get("inputs"), values.get("graph"))
+    except UserError as error:
+        return error
 
 
 def attach_graph(service: Service, loss: LossSpec, session_id: str) -> LossSpec:

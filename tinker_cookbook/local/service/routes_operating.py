@@ -91,10 +91,7 @@ def _describe(service: Service, limit: int) -> dict[str, Any]:
         "started": render_time(service.started_at),
         "uptime_seconds": time.time() - service.started_at,
         "is_stopping": service.is_draining,
-        "models": [
-            {"name": name, "is_loaded": service.engine.is_loaded(name)}
-            for name in service.engine.models
-        ],
+        "models": _describe_models(service),
         "queue": {
             "operations": engine.get("queued_operations", 0.0),
             "unfinished": service.futures.stats()["futures_unfinished"],
@@ -119,6 +116,21 @@ def _describe(service: Service, limit: int) -> dict[str, Any]:
         "runs": [_describe_run(service, row) for row in runs],
         "checkpoints": [_describe_checkpoint(row) for row in checkpoints],
     }
+
+
+def _describe_models(service: Service) -> list[dict[str, Any]]:
+    """Those that the owner named, and those of folders that are in use."""
+    loaded = service.engine.loaded_models()
+    names = dict.fromkeys([*service.engine.models, *loaded])
+    return [
+        {
+            "name": name,
+            "is_loaded": name in loaded,
+            "dtype": loaded[name].dtype if name in loaded else None,
+            "device": loaded[name].device if name in loaded else None,
+        }
+        for name in names
+    ]
 
 
 def _describe_run(service: Service, row: RunRow) -> dict[str, Any]:

@@ -55,39 +55,53 @@ def _require_run(service: Service, run_id: str) -> RunRow:
 async def list_runs(service: Service, request: Request) -> Response:
     limit, offset = _page(request, 20)
     project = request.query_params.get("project_id")
-    rows, total = service.store.index.runs(limit=limit, offset=offset, project_id=project)
-    return JSONResponse(
-        {
-            "training_runs": [_run_json(service, row) for row in rows],
-            "cursor": {"offset": offset, "limit": limit, "total_count": total},
-        }
-    )
+
+    def read() -> Response:
+        rows, total = service.store.index.runs(limit=limit, offset=offset, project_id=project)
+        return JSONResponse(
+            {
+                "training_runs": [_run_json(service, row) for row in rows],
+                "cursor": {"offset": offset, "limit": limit, "total_count": total},
+            }
+        )
+
+    return await asyncio.to_thread(read)
 
 
 async def get_run(service: Service, request: Request) -> Response:
-    return JSONResponse(_run_json(service, _require_run(service, request.path_params["run_id"])))
+    run = _require_run(service, request.path_params["run_id"])
+    return JSONResponse(await asyncio.to_thread(_run_json, service, run))
 
 
 async def list_run_checkpoints(service: Service, request: Request) -> Response:
     run = _require_run(service, request.path_params["run_id"])
-    rows, _ = service.store.index.checkpoints(run.run_id)
-    return JSONResponse({"checkpoints": [render_checkpoint(row) for row in rows]})
+
+    def read() -> Response:
+        rows, _ = service.store.index.checkpoints(run.run_id)
+        return JSONResponse({"checkpoints": [render_checkpoint(row) for row in rows]})
+
+    return await asyncio.to_thread(read)
 
 
 async def list_checkpoints(service: Service, request: Request) -> Response:
     limit, offset = _page(request, 100)
-    rows, total = service.store.index.checkpoints(limit=limit, offset=offset)
-    return JSONResponse(
-        {
-            "checkpoints": [render_checkpoint(row) for row in rows],
-            "cursor": {"offset": offset, "limit": limit, "total_count": total},
-        }
-    )
+
+    def read() -> Response:
+        rows, total = service.store.index.checkpoints(limit=limit, offset=offset)
+        return JSONResponse(
+            {
+                "checkpoints": [render_checkpoint(row) for row in rows],
+                "cursor": {"offset": offset, "limit": limit, "total_count": total},
+            }
+        )
+
+    return await asyncio.to_thread(read)
 
 
 async def list_sessions(service: Service, request: Request) -> Response:
     limit, offset = _page(request, 20)
-    rows = service.store.index.sessions(limit=limit, offset=offset)
+    index = service.store.index
+    rows = await asyncio.to_thread(index.sessions, limit=limit, offset=offset)
     return JSONResponse({"sessions": [row.session_id for row in rows]})
 
 

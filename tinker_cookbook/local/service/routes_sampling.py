@@ -9,11 +9,12 @@ import time
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tinker_cookbook.local.engine.types import SampleSpec
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.futures import Payload
-from tinker_cookbook.local.service.http import HttpError, no_content, read_fields
+from tinker_cookbook.local.service.http import HttpError, decode, no_content, read_fields
 from tinker_cookbook.local.service.index import NameTakenError, SamplerRow
 from tinker_cookbook.local.service.names import parse_tinker_path
 from tinker_cookbook.local.service.requests import decode_sample_spec
@@ -97,31 +98,38 @@ async def asample(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
     if fields.values.get("sampling_session_id") is None:
         raise UserError("sampling_session_id is missing; create a sampling session first")
+    spec = await decode(fields, _decode, service, fields)
     sampler = service.samplers.get(fields.text("sampling_session_id"))
     seq_id = fields.integer("seq_id", minimum=0)
     sample = sampler.submitted.get(seq_id)
     if sample is None:
         service.require_open()
         service.sessions.get_active(sampler.row.session_id)
-        sample = _submit(service, sampler, seq_id, fields)
+        sample = _submit(service, sampler, seq_id, spec)
     return JSONResponse(
         {"request_id": sample.request_id, "sample_sequence_ids": sample.sequence_ids}
     )
 
 
+def _decode(service: Service, fields: Fields) -> SampleSpec | UserError:
+    """What is to be sampled, or why it cannot be."""
+    try:
+        return decode_sample_spec(
+            fields.values, service.limits, assets_dir=service.settings.assets_dir
+        )
+    except UserError as error:
+        return error
+
+
 def _submit(
-    service: Service, sampler: SamplerSession, seq_id: int, fields: Fields
+    service: Service, sampler: SamplerSession, seq_id: int, spec: SampleSpec | UserError
 ) -> SubmittedSample:
     session_id = sampler.row.session_id
     group = sampling_group(sampler.sampler_id, seq_id // CLONE_STRIDE)
     entry = service.futures.create("sample", session_id, group=group)
     num_samples = 0
-    try:
-        spec = decode_sample_spec(
-            fields.values, service.limits, assets_dir=service.settings.assets_dir
-        )
-    except UserError as error:
-        service.futures.fail(entry, str(error), "user")
+    if isinstance(spec, UserError):
+        service.futures.fail(entry, str(spec), "user")
     else:
         num_samples = spec.num_samples
 

@@ -67,7 +67,7 @@ async def forget_key(service: Service, request: Request) -> Response:
 
 async def capabilities(service: Service, request: Request) -> Response:
     models = []
-    for name in service.engine.models:
+    for name in await service.engine.offered():
         info = await service.engine.describe(name)
         models.append(
             {

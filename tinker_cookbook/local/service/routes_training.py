@@ -25,6 +25,7 @@ from tinker_cookbook.local.service.requests import (
 )
 from tinker_cookbook.local.service.routes_losses import attach_graph
 from tinker_cookbook.local.service.runs import Run, SequenceGate
+from tinker_cookbook.local.service.threads import READING, STORING
 from tinker_cookbook.local.service.wire import (
     TrainRequest,
     decode_data,
@@ -151,7 +152,7 @@ async def _record_run(service: Service, run: Run, user_metadata: dict[str, str] 
         is_trainable=True,
     )
     try:
-        await asyncio.to_thread(service.store.index.insert, row)
+        await STORING.run(service.store.index.insert, row)
     except NameTakenError as error:
         await asyncio.wrap_future(service.engine.worker.free_run(run.run_id))
         raise UserError(
@@ -202,6 +203,7 @@ async def get_info(service: Service, request: Request) -> Response:
     if row is None:
         raise HttpError(404, f"model_id={model_id[:200]!r} does not exist")
     info = await service.engine.describe(row.base_model)
+    loaded = service.engine.loaded_models().get(row.base_model)
     return JSONResponse(
         {
             "type": "get_info",
@@ -210,6 +212,7 @@ async def get_info(service: Service, request: Request) -> Response:
                 "arch": info.architecture,
                 "model_name": row.base_model,
                 "tokenizer_id": info.folder,
+                "dtype": None if loaded is None else loaded.dtype,
             },
             "optimizer_config": ADAMW,
             "is_lora": True,
@@ -223,7 +226,7 @@ async def forward_backward(service: Service, request: Request) -> Response:
     body = await read_batch(request, service.limits.max_batch_bytes)
     is_large = len(body) > INLINE_BATCH_BYTES
     if is_large:
-        message = await asyncio.to_thread(decode_train_request, body)
+        message = await READING.run(decode_train_request, body)
     else:
         message = decode_train_request(body)
     run = service.get_run(message.model_id)
@@ -231,7 +234,7 @@ async def forward_backward(service: Service, request: Request) -> Response:
         raise UserError(f"seq_id={message.seq_id} is out of range; use 1 to {MAX_SEQ_ID}")
     data = _decode(message, service) if not is_large else None
     if data is None:
-        data = await asyncio.to_thread(_decode, message, service)
+        data = await READING.run(_decode, message, service)
     kind = "forward" if message.forward_only else "forward_backward"
     work = _train_work(service, run, message, data)
     return ack(service.submit(run, message.seq_id, kind, work))

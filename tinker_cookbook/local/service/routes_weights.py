@@ -30,6 +30,7 @@ from tinker_cookbook.local.service.rendering import render_time
 from tinker_cookbook.local.service.routes_training import ack, read_numbered
 from tinker_cookbook.local.service.runs import Run
 from tinker_cookbook.local.service.store import NewCheckpoint
+from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ROUTES"]
 
@@ -105,9 +106,9 @@ async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
             new.run_id, staged, with_optimizer=new.has_optimizer
         )
         await asyncio.wrap_future(saving)
-        return await asyncio.to_thread(store.commit, staged, new)
+        return await STORING.run(store.commit, staged, new)
     finally:
-        await asyncio.to_thread(store.discard, staged)
+        await STORING.run(store.discard, staged)
 
 
 async def _open_unsaved_sampler(service: Service, run: Run, fields: Fields) -> str:
@@ -149,14 +150,14 @@ def find_checkpoint(service: Service, request: Request) -> CheckpointRow:
 
 
 async def delete_checkpoint(service: Service, request: Request) -> Response:
-    await asyncio.to_thread(service.store.delete, find_checkpoint(service, request))
+    await STORING.run(service.store.delete, find_checkpoint(service, request))
     return no_content()
 
 
 async def publish(service: Service, request: Request) -> Response:
     """POST publishes, DELETE takes it back; doing either twice is no error."""
     row = find_checkpoint(service, request)
-    await asyncio.to_thread(service.store.set_public, row, request.method == "POST")
+    await STORING.run(service.store.set_public, row, request.method == "POST")
     return no_content()
 
 
@@ -165,7 +166,7 @@ async def set_ttl(service: Service, request: Request) -> Response:
     fields = await read_fields(request, service.limits.max_json_bytes)
     ttl = check_ttl(fields.integer("ttl_seconds", None))
     expires_at = None if ttl is None else time.time() + ttl
-    await asyncio.to_thread(service.store.set_expiry, row, expires_at)
+    await STORING.run(service.store.set_expiry, row, expires_at)
     return no_content()
 
 
@@ -188,9 +189,10 @@ async def weights_info(service: Service, request: Request) -> Response:
             "base_model": run.base_model,
             "is_lora": True,
             "lora_rank": run.lora["rank"],
-            "train_unembed": run.lora["train_unembed"],
-            "train_mlp": run.lora["train_mlp"],
-            "train_attn": run.lora["train_attn"],
+            **{
+                part: run.lora.get(part, True)
+                for part in ("train_unembed", "train_mlp", "train_attn")
+            },
             "optimizer_config": {"type": "adamw"},
         }
     )
@@ -226,7 +228,7 @@ async def copy_weights(service: Service, request: Request) -> Response:
         last_request_at=now,
         is_trainable=False,
     )
-    await asyncio.to_thread(index.insert, target)
+    await STORING.run(index.insert, target)
     new = NewCheckpoint(
         run_id=run_id,
         segment=source.segment,
@@ -238,12 +240,12 @@ async def copy_weights(service: Service, request: Request) -> Response:
     failed = {"type": "cancelled", "detail": "the copy could not be made"}
     try:
         with service.store.pin(source):
-            row = await asyncio.to_thread(service.store.copy, source, new)
+            row = await STORING.run(service.store.copy, source, new)
     except BaseException:
         await service.end_session(session, failed)
         raise
     if idempotency_key:
-        await asyncio.to_thread(index.put_copy, idempotency_key, row.tinker_path)
+        await STORING.run(index.put_copy, idempotency_key, row.tinker_path)
     done = {"type": "client_finished", "reason": {"type": "success"}, "detail": "copied"}
     await service.end_session(session, done)
     return JSONResponse({"tinker_path": row.tinker_path})
@@ -282,7 +284,8 @@ async def download(service: Service, request: Request) -> Response:
     if link is None:
         raise HttpError(403, "this download link is not valid or has expired; ask for a new one")
     if link.file == TRACE:
-        return Response(service.trace.export(link.folder), media_type="application/octet-stream")
+        timeline = await asyncio.to_thread(service.trace.export, link.folder)
+        return Response(timeline, media_type="application/octet-stream")
     row = service.store.index.checkpoint_in(link.folder)
     if row is None:
         raise HttpError(404, "this checkpoint was deleted or has expired")

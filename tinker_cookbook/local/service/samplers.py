@@ -3,6 +3,9 @@
 Many sessions share one engine sampler: one per base model, one per saved checkpoint, one per run
 for its in-flight sessions. Those of models and checkpoints can be made again from what is saved; a
 snapshot taken without a name lives as long as its session, or until its run took many newer ones.
+
+A path can be saved over, so a checkpoint is known by its folder, which is new with every save. A
+session keeps the weights that its path had when it was opened; the next one has the new weights.
 """
 
 from __future__ import annotations
@@ -19,14 +22,17 @@ from dataclasses import dataclass, field
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.engine_access import EngineAccess
 from tinker_cookbook.local.service.http import HttpError
-from tinker_cookbook.local.service.index import SamplerRow
+from tinker_cookbook.local.service.index import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.names import parse_tinker_path
 from tinker_cookbook.local.service.store import Store
+from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["SamplerSession", "SamplerTable", "SubmittedSample"]
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint:"
+"""Begins the keys of engine samplers of saved weights; the folder's name follows."""
 MAX_REMEMBERED = 50_000
 MAX_IDLE_ADAPTERS = 8
 """Saved checkpoints' adapters that stay loaded while nobody samples from them."""
@@ -103,10 +109,23 @@ class SamplerTable:
                 f"memory; the service keeps the {MAX_SNAPSHOTS_PER_RUN} last used of a run while "
                 "its session lives. Use save_weights_for_sampler to keep one",
             )
+        if row.model_path is not None and self._checkpoint(row).created_at > row.created_at:
+            raise _replaced(row)
         return self._add(row, self._shared_key(row))
 
     def _shared_key(self, row: SamplerRow) -> str:
-        return f"base:{row.base_model}" if row.model_path is None else f"path:{row.model_path}"
+        """The engine sampler of a model or of a path's weights; UserError if they are gone."""
+        if row.model_path is None:
+            return f"base:{row.base_model}"
+        return f"{CHECKPOINT}{self._checkpoint(row).folder}"
+
+    def _checkpoint(self, row: SamplerRow) -> CheckpointRow:
+        assert row.model_path is not None, "a base model has no checkpoint"
+        path = parse_tinker_path(row.model_path, field="model_path")
+        checkpoint = self._store.find(path.run_id, path.segment, path.name)
+        if checkpoint is None:
+            raise UserError(f"model_path={row.model_path!r} does not exist; it may have expired")
+        return checkpoint
 
     def _add(self, row: SamplerRow, engine_key: str) -> SamplerSession:
         session = self._sessions[row.sampler_id] = SamplerSession(row, engine_key)
@@ -120,7 +139,7 @@ class SamplerTable:
         """
         key = self._shared_key(row)
         await self._ensure(key, row)
-        await asyncio.to_thread(self._store.index.insert, row)
+        await STORING.run(self._store.index.insert, row)
         return self._add(row, key)
 
     async def adopt(self, row: SamplerRow, engine_key: str) -> list[str]:
@@ -130,7 +149,7 @@ class SamplerTable:
             The ids of the sampling sessions that were let go for it.
         """
         self._engine_samplers.setdefault(engine_key, _EngineSampler(None))
-        await asyncio.to_thread(self._store.index.insert, row)
+        await STORING.run(self._store.index.insert, row)
         session = self._add(row, engine_key)
         return self._drop_old_snapshots(session)
 
@@ -181,10 +200,9 @@ class SamplerTable:
             await asyncio.wrap_future(worker.create_sampler(key, row.base_model))
             return
         self._make_room()
-        path = parse_tinker_path(row.model_path, field="model_path")
-        checkpoint = self._store.find(path.run_id, path.segment, path.name)
+        checkpoint = self._store.index.checkpoint_in(key.removeprefix(CHECKPOINT))
         if checkpoint is None:
-            raise UserError(f"model_path={row.model_path!r} does not exist; it may have expired")
+            raise _replaced(row)
         with self._store.pin(checkpoint):
             folder = await asyncio.to_thread(self._store.verify, checkpoint)
             await asyncio.wrap_future(worker.create_sampler(key, row.base_model, folder=folder))
@@ -194,7 +212,7 @@ class SamplerTable:
         idle = [
             (sampler.last_used, key)
             for key, sampler in self._engine_samplers.items()
-            if key.startswith("path:") and not sampler.num_running
+            if key.startswith(CHECKPOINT) and not sampler.num_running
             if sampler.loaded is not None and sampler.loaded.done()
         ]
         for _, key in sorted(idle)[: max(0, len(idle) - MAX_IDLE_ADAPTERS + 1)]:
@@ -254,6 +272,13 @@ class SamplerTable:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+
+def _replaced(row: SamplerRow) -> UserError:
+    return UserError(
+        f"model_path={row.model_path!r} was saved again or deleted since this sampling session was "
+        "opened, and its weights are no longer in memory; create a new sampling client"
+    )
 
 
 def _log_failure(future: Future[None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.index import Index, SessionRow
 from tinker_cookbook.local.service.presence import Presence
+from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ACTIVE", "DEFAULT_PROJECT", "Session", "SessionTable"]
 
@@ -66,7 +66,7 @@ class SessionTable:
             sdk_version=sdk_version,
             status=ACTIVE,
         )
-        await asyncio.to_thread(self._index.insert, row)
+        await STORING.run(self._index.insert, row)
         session = self._sessions[row.session_id] = Session(row)
         return session
 
@@ -110,12 +110,12 @@ class SessionTable:
         session.row.status = status
         self.presence.end(session.session_id)
         self._sessions.pop(session.session_id, None)
-        await asyncio.to_thread(self._index.update_session, session.session_id, status=status)
+        await STORING.run(self._index.update_session, session.session_id, status=status)
         return True
 
     async def set_project(self, session_id: str, project_id: str) -> None:
         self.get(session_id).row.project_id = project_id
-        await asyncio.to_thread(self._index.update_session, session_id, project_id=project_id)
+        await STORING.run(self._index.update_session, session_id, project_id=project_id)
 
     def idle(self, seconds: float) -> list[Session]:
         """Active sessions not heard of for this long."""
@@ -135,7 +135,7 @@ class SessionTable:
         """Write to the index when each session was last heard of."""
         offset = time.time() - time.monotonic()
         seen = {key: session.last_seen + offset for key, session in self._sessions.items()}
-        await asyncio.to_thread(self._index.touch_sessions, seen)
+        await STORING.run(self._index.touch_sessions, seen)
 
     def is_here(self, session_id: str) -> bool:
         return session_id in self._sessions

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +38,13 @@ from tinker_cookbook.local.service.index import (
     RunRow,
 )
 
-__all__ = ["NewCheckpoint", "Store"]
+__all__ = ["SPARE_BYTES", "NewCheckpoint", "Store"]
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
+SPARE_BYTES = 2**20
+"""A disk with less room than this counts as full."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def _hash_file(path: Path) -> str:
 
 def _manifest_text(manifest: dict) -> str:
     return json.dumps(manifest, indent=1) + "\n"
+
+
+def _unusable(state_dir: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"state_dir={state_dir} cannot be used: {error}; free some space, or choose another "
+        "--state-dir"
+    )
 
 
 class Store:
@@ -107,10 +116,7 @@ class Store:
                 self._rebuild_index()
             self.remove_leftovers()
         except (OSError, StorageError) as error:
-            raise ConfigurationError(
-                f"state_dir={state_dir} cannot be used: {error}; free some space, or choose "
-                "another --state-dir"
-            ) from error
+            raise _unusable(state_dir, error) from error
 
     def _hold_lock(self) -> int:
         path = self._locks / self.instance
@@ -144,14 +150,22 @@ class Store:
         """Leave a note, readable by the owner only, that says how to reach this process.
 
         It is in `running/` until `close`; one whose instance holds no lock was left by a crash.
+
+        Raises:
+            ConfigurationError: the disk does not take it.
         """
         folder = self.state_dir / "running"
-        folder.mkdir(mode=0o700, exist_ok=True)
         temporary = folder / f".{self.instance}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(values, file)
-        temporary.replace(self._note)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(values, file)
+            temporary.replace(self._note)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise _unusable(self.state_dir, error) from error
 
     @property
     def _note(self) -> Path:
@@ -364,16 +378,39 @@ class Store:
                     self._remove_folder(row.folder)
 
     def delete(self, row: CheckpointRow) -> None:
-        """Forget a checkpoint, then remove its files."""
-        self.index.delete_checkpoint(row.folder)
-        self._remove_folder(row.folder)
+        """Forget a checkpoint, then remove its files.
+
+        Raises:
+            StorageError: the index does not take the change.
+        """
+        self._forget([row.folder], lambda: self.index.delete_checkpoint(row.folder))
 
     def remove_expired(self) -> int:
         """Delete checkpoints whose time is over; returns how many."""
-        expired = self.index.take_expired(time.time())
-        for folder in expired:
-            self._remove_folder(folder)
+        now = time.time()
+        expired = self.index.expired(now)
+        self._forget(expired, lambda: self.index.remove_expired(now))
         return len(expired)
+
+    def _forget(self, folders: Sequence[str], change_index: Callable[[], None]) -> None:
+        """Change the index and remove folders; where the disk is full the files go first.
+
+        A change takes some room too. Should it still fail then, the checkpoint is listed, refused
+        as damaged, and can be deleted again.
+        """
+        try:
+            change_index()
+        except StorageError:
+            if shutil.disk_usage(self.state_dir).free > SPARE_BYTES:
+                raise
+            logger.warning("the disk is full: deleted checkpoints make room before they are noted")
+            self._remove_folders(folders)
+            change_index()
+        self._remove_folders(folders)
+
+    def _remove_folders(self, folders: Sequence[str]) -> None:
+        for folder in folders:
+            self._remove_folder(folder)
 
     def _remove_folder(self, folder: str) -> None:
         if folder in self._pins:

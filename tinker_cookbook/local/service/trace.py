@@ -84,11 +84,12 @@ class TraceLog:
         self._num_spans -= len(self._spans.pop(session_id, ()))
 
     def export(self, session_id: str) -> bytes:
-        """The trace file; a session without requests gives an empty timeline."""
+        """The trace file; a session without requests gives an empty timeline. On any thread."""
         events: list[dict] = []
         lanes: dict[str, int] = {}
         # results are made on other threads, so requests may end in another order than they began
-        for span in sorted(self._spans.get(session_id, ()), key=lambda span: span.started_at):
+        spans = tuple(self._spans.get(session_id, ()))  # at once, as others are added meanwhile
+        for span in sorted(spans, key=lambda span: span.started_at):
             lane = lanes.setdefault(span.lane, len(lanes) + 1)
             events.append(
                 {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.local.engine.csr import MAX_COLUMNS, check_csr
 from tinker_cookbook.local.engine.types import (
     ImageInput,
     LossSpec,
@@ -28,15 +29,14 @@ from tinker_cookbook.local.service.proto import load_proto
 __all__ = [
     "MISSING_LOGPROB",
     "TrainRequest",
-    "check_csr",
     "decode_data",
     "decode_train_request",
     "encode_sample_result",
     "encode_train_result",
 ]
 
-MAX_TARGETS_PER_TOKEN = 1 << 20
-MAX_DENSE_CELLS = 1 << 28
+FREE_CELLS = 1 << 24
+CELLS_PER_BYTE = 4
 MISSING_LOGPROB = -99999.0
 _FLOAT32, _INT64, _INT32, _BFLOAT16 = 1, 2, 3, 4
 _ITEM_TYPES = {_FLOAT32: "<f4", _INT64: "<i8", _INT32: "<i4", _BFLOAT16: "<u2"}
@@ -52,6 +52,26 @@ class TrainRequest:
     forward_only: bool
     data: Sequence[Any]
     """Protobuf Datum messages."""
+    num_bytes: int
+    """Of the request's body."""
+
+
+class _Room:
+    """How much more the data may hold once decoded: images and sparse tensors say how large they
+    are instead of bringing as many bytes.
+    """
+
+    def __init__(self, body_bytes: int) -> None:
+        self._left = FREE_CELLS + CELLS_PER_BYTE * body_bytes
+
+    def take(self, cells: int, name: str) -> None:
+        """Raises UserError that begins with `name`."""
+        self._left -= cells
+        if self._left < 0:
+            raise UserError(
+                f"{name} takes {cells} values in memory, which is too many for a request of few "
+                "bytes; send fewer columns or images at once"
+            )
 
 
 def decode_train_request(body: bytes) -> TrainRequest:
@@ -74,6 +94,7 @@ def decode_train_request(body: bytes) -> TrainRequest:
         loss=LossSpec(message.loss_fn, config),
         forward_only=message.forward_only,
         data=message.data,
+        num_bytes=len(body),
     )
 
 
@@ -90,21 +111,26 @@ def decode_data(request: TrainRequest, *, max_data: int) -> list[TrainDatum]:
         raise UserError("data=[] is empty; send at least one datum")
     if len(request.data) > max_data:
         raise UserError(f"data holds {len(request.data)} datums; at most {max_data} fit a request")
-    return [_decode_datum(datum, f"data[{index}]") for index, datum in enumerate(request.data)]
+    room = _Room(request.num_bytes)
+    return [
+        _decode_datum(datum, f"data[{index}]", room) for index, datum in enumerate(request.data)
+    ]
 
 
-def _decode_datum(message: Any, where: str) -> TrainDatum:
-    tokens, images = _decode_chunks(message.model_input, where)
+def _decode_datum(message: Any, where: str, room: _Room) -> TrainDatum:
+    tokens, images = _decode_chunks(message.model_input, where, room)
     if tokens.size == 0:
         raise UserError(f"{where}.model_input has no tokens; send at least one")
     loss_inputs = {
-        name: _decode_loss_input(tensor, tokens.size, f"{where}.loss_fn_inputs[{name!r}]")
+        name: _decode_loss_input(tensor, tokens.size, f"{where}.loss_fn_inputs[{name!r}]", room)
         for name, tensor in message.loss_fn_inputs.items()
     }
     return TrainDatum(tokens=tokens, loss_inputs=loss_inputs, images=images)
 
 
-def _decode_chunks(chunks: Iterable[Any], where: str) -> tuple[np.ndarray, tuple[ImageInput, ...]]:
+def _decode_chunks(
+    chunks: Iterable[Any], where: str, room: _Room
+) -> tuple[np.ndarray, tuple[ImageInput, ...]]:
     parts: list[np.ndarray] = []
     images: list[ImageInput] = []
     position = 0
@@ -122,7 +148,9 @@ def _decode_chunks(chunks: Iterable[Any], where: str) -> tuple[np.ndarray, tuple
             image = chunk.image
             expected = image.expected_tokens if image.HasField("expected_tokens") else None
             images.append(ImageInput(position, image.data, image.format, expected))
-            part = np.zeros(_image_length(expected, name), dtype=np.int32)
+            num_tokens = _image_length(expected, name)
+            room.take(num_tokens, name)
+            part = np.zeros(num_tokens, dtype=np.int32)
         else:
             raise UserError(
                 f"{name} is a {kind or 'empty'} chunk; use encoded text or image chunks"
@@ -143,23 +171,36 @@ def _image_length(expected_tokens: int | None, name: str) -> int:
     return expected_tokens
 
 
-def _decode_loss_input(message: Any, num_tokens: int, name: str) -> np.ndarray | SparseRows:
+def _decode_loss_input(
+    message: Any, num_tokens: int, name: str, room: _Room
+) -> np.ndarray | SparseRows:
     shape = tuple(message.shape)
-    if any(size < 0 for size in shape) or len(shape) > 2:
-        raise UserError(f"{name} has shape {list(shape)}; expected [N] or [N, K]")
-    if message.HasField("sparse_csr"):
-        value = _decode_sparse(message, shape, name)
-    else:
-        value = _decode_dense(message, shape, name)
-        if not shape and value.size == 1 != num_tokens:
-            return value.reshape(())  # a number, which custom losses can read
-    rows = value.shape[0]
-    if rows != num_tokens:
+    if len(shape) > 2 or any(not 0 <= size <= MAX_COLUMNS for size in shape[1:]):
         raise UserError(
-            f"{name} has {rows} positions, but model_input has {num_tokens} tokens; "
+            f"{name} has shape {list(shape)}; expected [N] or [N, K] with K up to {MAX_COLUMNS}"
+        )
+    if shape:
+        _check_positions(shape[0], num_tokens, name)
+    if message.HasField("sparse_csr"):
+        rows = _decode_sparse(message, shape, name)
+        room.take(math.prod(rows.shape), name)
+        return rows
+    values = _decode_values(message.dense, message.dtype, name)
+    if not shape and values.size == 1 != num_tokens:
+        return values.reshape(())  # a number, which custom losses can read
+    shape = shape or (values.size,)
+    _check_positions(shape[0], num_tokens, name)
+    if math.prod(shape) != values.size:
+        raise UserError(f"{name} has shape {list(shape)} but holds {values.size} values")
+    return values.reshape(shape)
+
+
+def _check_positions(num_positions: int, num_tokens: int, name: str) -> None:
+    if num_positions != num_tokens:
+        raise UserError(
+            f"{name} has {num_positions} positions, but model_input has {num_tokens} tokens; "
             "every loss input needs one entry per input token"
         )
-    return value
 
 
 def _decode_values(raw: bytes, dtype: int, name: str) -> np.ndarray:
@@ -179,14 +220,6 @@ def _decode_values(raw: bytes, dtype: int, name: str) -> np.ndarray:
     return values
 
 
-def _decode_dense(message: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    values = _decode_values(message.dense, message.dtype, name)
-    shape = shape or (values.size,)
-    if math.prod(shape) != values.size:
-        raise UserError(f"{name} has shape {list(shape)} but holds {values.size} values")
-    return values.reshape(shape)
-
-
 def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> SparseRows:
     csr = message.sparse_csr
     if len(shape) != 2:
@@ -199,26 +232,6 @@ def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> SparseRow
     )
     check_csr(rows, name)
     return rows
-
-
-def check_csr(rows: SparseRows, name: str) -> None:
-    """Raise UserError unless the indices form a valid CSR matrix of acceptable size."""
-    num_rows, num_columns = rows.shape
-    if num_columns > MAX_TARGETS_PER_TOKEN or num_rows * num_columns > MAX_DENSE_CELLS:
-        raise UserError(f"{name} has shape {list(rows.shape)}; at most {MAX_DENSE_CELLS} cells fit")
-    crow, col = rows.crow_indices, rows.col_indices
-    if crow.size != num_rows + 1 or crow[0] != 0 or (np.diff(crow) < 0).any():
-        raise UserError(
-            f"{name}.crow_indices must be {num_rows + 1} values from 0 that never fall; "
-            f"got {crow.size}"
-        )
-    if crow[-1] != col.size or col.size != rows.values.size:
-        raise UserError(
-            f"{name} lists {rows.values.size} values, {col.size} columns and ends its rows at "
-            f"{crow[-1]}; these must be equal"
-        )
-    if col.size and (col.min() < 0 or col.max() >= num_columns):
-        raise UserError(f"{name}.col_indices reach outside 0..{num_columns - 1}")
 
 
 def encode_train_result(result: TrainResult) -> bytes:

@@ -1,0 +1,90 @@
+"""Request bodies: what clients send and means nothing, histories as clients keep them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.openai_api.requests import (
+    decode_chat_request,
+    decode_completion_request,
+)
+from tinker_cookbook.local.service.settings import Limits
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def decode(**fields: Any):
+    return decode_chat_request({"model": "m", "messages": HELLO} | fields, Limits())
+
+
+def decode_reply(**fields: Any) -> dict[str, Any]:
+    return decode(messages=[*HELLO, {"role": "assistant", **fields}]).messages[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prediction": None, "web_search_options": None, "audio": None, "anything": None},
+        {"functions": [], "function_call": None},
+        {"functions": None, "function_call": "auto"},
+        {"ignore_eos": False, "skip_special_tokens": True, "echo": False, "best_of": 1},
+        {"min_tokens": 0, "length_penalty": 1.0, "use_beam_search": False, "bad_words": []},
+        {"presence_penalty": 0, "logit_bias": {}, "response_format": {"type": "text"}},
+        {"add_generation_prompt": True, "continue_final_message": False, "documents": []},
+        {"tools": None, "tool_choice": None, "stop": None, "stream_options": None, "seed": None},
+    ],
+)
+def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> None:
+    assert decode(**fields) == decode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prediction": {"type": "content", "content": "x"}},
+        {"functions": [{"name": "f"}]},
+        {"ignore_eos": True},
+        {"skip_special_tokens": False},
+        {"echo": True},
+        {"min_tokens": 5},
+        {"temprature": 1},
+    ],
+)
+def test_fields_that_ask_for_something_are_refused_by_name(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(UserError, match=f"^{name}"):
+        decode(**fields)
+
+
+def test_completions_take_empty_fields_too() -> None:
+    given = {"model": "m", "prompt": "x"}
+    empty = {"suffix": None, "prediction": None, "ignore_eos": False, "echo": None}
+    assert decode_completion_request(given | empty, Limits()) == decode_completion_request(
+        given, Limits()
+    )
+
+
+@pytest.mark.parametrize("arguments", [None, "null", "", " ", "{}", {}])
+def test_calls_without_arguments_have_an_empty_object(arguments: Any) -> None:
+    message = decode_reply(tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "3", '"text"', "{", '{"a": NaN}', 3, [1]])
+def test_arguments_that_are_no_object_are_refused_by_name(arguments: Any) -> None:
+    with pytest.raises(UserError, match=r"^messages\[1\]\.tool_calls\[0\]\.function\.arguments"):
+        decode_reply(tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+
+
+def test_reasoning_of_a_history_has_two_names() -> None:
+    assert decode_reply(content="4", reasoning="add")["reasoning_content"] == "add"
+    assert decode_reply(content="4", reasoning_content="add")["reasoning_content"] == "add"
+    both = decode_reply(content="4", reasoning="x", reasoning_content="add")
+    assert both["reasoning_content"] == "add"
+    assert "reasoning_content" not in decode_reply(content="4", reasoning=None)
+    assert decode_reply(content="<think>\nadd\n</think>\n\n4")["reasoning_content"] == "add"
+    with pytest.raises(UserError, match=r"^messages\[1\]\.reasoning="):
+        decode_reply(content="4", reasoning={"effort": "high"})

@@ -1,0 +1,283 @@
+"""Reasoning and tool calls that stand as markup in the text of a reply, made parts of the message.
+
+Most public data writes a reply as one text: `<think>`, the reasoning, `</think>`, the answer, and
+calls between `<tool_call>` and `</tool_call>`. A renderer takes text as text: it would write an
+empty block of its own and train the tags as letters. So whoever reads data from elsewhere converts
+it first, here:
+
+    message, count = structure_reply_markup({"role": "assistant", "content": "<think>add</think>4"})
+
+What is converted:
+ - `<think>...</think>` at the start of a text, or on lines of its own further down;
+ - reasoning whose opening tag is missing (the prompt had it): a `</think>` alone on its line, in a
+   text without `<think>`;
+ - calls at the end of a text. Text behind a call would change places with it, so such a call stays.
+Tags in code (between backticks or fences), tags in the middle of a sentence, blocks that are not
+closed and calls that cannot be read stay text; `remaining_markup` finds those outside code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.tool_calls import as_tool_call, call_name_and_arguments
+from tinker_cookbook.renderers.types import (
+    ContentPart,
+    Message,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+)
+from tinker_cookbook.replies.loose import (
+    CALL,
+    END_CALL,
+    END_THINK,
+    MISTRAL_CALLS,
+    THINK,
+    loose_grammar,
+    read_calls,
+)
+from tinker_cookbook.replies.pieces import Call, ReadCall, TextPiece
+from tinker_cookbook.replies.reader import ReplyReader
+from tinker_cookbook.replies.scanner import MarkScanner
+
+__all__ = ["remaining_markup", "structure_reply_markup"]
+
+_MARKUP = re.compile(r"</?think>|</?tool_call>|\[TOOL_CALLS\]")
+_CALL_STARTS = (CALL, MISTRAL_CALLS)
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+_BACKTICKS = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
+_BLANK_LINES = re.compile(r"(?:[ \t]*\n)+|[ \t]+")
+
+
+def structure_reply_markup(message: Message, tools: Sequence[ToolSpec] = ()) -> tuple[Message, int]:
+    """Return a reply with its markup made thinking parts and tool calls, and how many blocks.
+
+    Blank lines around reasoning, and those between it and the answer, belong to the markup. The
+    order of reasoning and text is kept; a block without reasoning leaves nothing behind.
+
+    Args:
+        message: of any role; only the assistant's are changed. A message that has reasoning or
+            calls besides its text keeps other ones in the text as they are; the same ones, written
+            twice, are taken out of it.
+        tools: declarations. Where a notation writes arguments without types, they have those that
+            their tool declares.
+
+    Returns:
+        The message itself and 0 where there is nothing to convert, else a copy: its content a
+        string, or a list of parts if there is reasoning.
+    """
+    content: Any = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str | list):
+        return message, 0
+    given = [TextPart(type="text", text=content)] if isinstance(content, str) else content
+    parts, num_blocks = _structure_thinking(message, given)
+    calls: list[ToolCall] = []
+    if parts and parts[-1].get("type") == "text":
+        text, calls = _split_calls(cast(TextPart, parts[-1])["text"], tools)
+        if calls and _may_add_calls(message, calls):
+            parts = [*parts[:-1], *_text_part(text)]
+        else:
+            calls = []
+    if not num_blocks and not calls:
+        return message, 0
+    changed: dict[str, Any] = {**message, "content": _simplest(parts)}
+    if calls and not message.get("tool_calls"):
+        changed["tool_calls"] = calls
+    return cast(Message, changed), num_blocks + len(calls)
+
+
+def remaining_markup(message: Message) -> list[str]:
+    """Return the tags of reasoning and calls that stand in a message's text, outside code.
+
+    After `structure_reply_markup`: what a renderer would train as letters. Mostly a reply that was
+    cut off, or a call that cannot be read.
+    """
+    content: Any = message.get("content")
+    parts = [content] if isinstance(content, str) else content or []
+    texts = [part if isinstance(part, str) else part.get("text") or "" for part in parts]
+    return [match.group() for text in texts for match in _outside_code(text)]
+
+
+def _structure_thinking(
+    message: Message, parts: Sequence[ContentPart]
+) -> tuple[list[ContentPart], int]:
+    """Return the parts with the blocks of their texts made thinking parts, and how many."""
+    had = message.get("reasoning_content") or ""
+    had += "".join(map(_thought, parts))
+    found: list[ContentPart] = []
+    num_blocks = 0
+    for part in parts:
+        if part.get("type") != "text":
+            found.append(part)
+            continue
+        pieces, count = _split_thinking(cast(TextPart, part)["text"])
+        num_blocks += count
+        found += pieces if count else [part]
+    thoughts = [part for part in found if part.get("type") == "thinking" and part not in parts]
+    if had.strip() and thoughts:
+        if "".join(map(_thought, thoughts)) != had.strip():
+            return list(parts), 0
+        found = [part for part in found if part not in thoughts]
+    return found, num_blocks
+
+
+def _split_thinking(text: str) -> tuple[list[ContentPart], int]:
+    """Return texts and reasoning in their order, and how many blocks of reasoning there were."""
+    pieces: list[ContentPart] = []
+    position = num_blocks = 0
+    for start, body_start, body_end, end in _think_blocks(text):
+        before = text[position:start]
+        if before.strip():
+            pieces += _text_part(before)
+        reasoning = _without_blank_start(text[body_start:body_end]).rstrip()
+        if reasoning and pieces and _thought(pieces[-1]):
+            reasoning = f"{_thought(pieces.pop())}\n\n{reasoning}"
+        if reasoning:
+            pieces.append(ThinkingPart(type="thinking", thinking=reasoning))
+        position = end + len(text[end:]) - len(_without_blank_start(text[end:]))
+        num_blocks += 1
+    return pieces + _text_part(text[position:]), num_blocks
+
+
+def _think_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """Yield where each block starts, where its reasoning starts and ends, and where it ends."""
+    position = 0
+    has_opening, is_leading = False, True
+    while (opening := _next_opening(text, position)) is not None:
+        has_opening = True
+        is_leading = is_leading and not text[position:opening].strip()
+        body = opening + len(THINK)
+        close = _find_close(text, body)
+        if close is None:
+            return
+        end = close + len(END_THINK)
+        if is_leading or not text[end:].partition("\n")[0].strip():
+            yield opening, body, close, end
+        position = end
+    if not has_opening:
+        closes = [match for match in _outside_code(text) if match.group() == END_THINK]
+        if len(closes) == 1 and _stands_alone(text, closes[0].start(), closes[0].end()):
+            yield 0, 0, closes[0].start(), closes[0].end()
+
+
+def _next_opening(text: str, position: int) -> int | None:
+    """Return the next `<think>` that begins a line outside code."""
+    for match in _outside_code(text[position:]):
+        start = position + match.start()
+        line_start = max(text.rfind("\n", 0, start) + 1, position)
+        if match.group() == THINK and not text[line_start:start].strip():
+            return start
+    return None
+
+
+def _find_close(text: str, position: int) -> int | None:
+    """Return the first `</think>` outside code; of those in code the first, if all are."""
+    for match in _outside_code(text[position:]):
+        if match.group() == END_THINK:
+            return position + match.start()
+    close = text.find(END_THINK, position)
+    return None if close < 0 else close
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether what stands there is a line of its own."""
+    line_start = text.rfind("\n", 0, start) + 1
+    return not text[line_start:start].strip() and not text[end:].partition("\n")[0].strip()
+
+
+def _without_blank_start(text: str) -> str:
+    """Return the text without blank lines at its start, or without spaces where it has none."""
+    blank = _BLANK_LINES.match(text)
+    return text[blank.end() :] if blank else text
+
+
+def _outside_code(text: str) -> list[re.Match[str]]:
+    """Return the tags of a text that are neither in a fenced block nor between backticks."""
+    code = list(_code_spans(text))
+    found = list(_MARKUP.finditer(text))
+    return [m for m in found if not any(start <= m.start() < end for start, end in code)]
+
+
+def _code_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where code starts and ends: fenced blocks, the last maybe open, and backticks."""
+    start, fence, position = 0, "", 0
+    for match in _FENCE.finditer(text):
+        mark = match.group(1)
+        if not fence:
+            yield from (
+                (m.start(), m.end()) for m in _BACKTICKS.finditer(text, position, match.start())
+            )
+            start, fence = match.start(), mark
+        elif mark.startswith(fence) and match.group().strip() == mark:
+            yield start, match.end()
+            fence, position = "", match.end()
+    if fence:
+        yield start, len(text)
+    else:
+        yield from ((m.start(), m.end()) for m in _BACKTICKS.finditer(text, position))
+
+
+def _split_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[str, list[ToolCall]]:
+    """Return the text before the calls that end it, and these; all of it if there are none."""
+    for match in _outside_code(text):
+        if match.group() in _CALL_STARTS:
+            calls = _read_calls(text[match.start() :], tools)
+            if calls:
+                return text[: match.start()].rstrip("\n"), calls
+    return text, []
+
+
+def _read_calls(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
+    """Return the calls of a text that is nothing but calls, none if it is anything else."""
+
+    def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
+        return read_calls("".join(map(str, parts)), raw_text, tools)
+
+    grammar = loose_grammar(parse_call=parse_call)
+    grammar = replace(grammar, tolerance=replace(grammar.tolerance, unclosed_calls_count=False))
+    marks = MarkScanner(ReplyReader(grammar), (CALL, END_CALL, MISTRAL_CALLS))
+    calls: list[ToolCall] = []
+    for piece in (*marks.text(text), *marks.end(is_cut=False)):
+        call = as_tool_call(piece) if isinstance(piece, Call) else None
+        if isinstance(call, ToolCall):
+            calls.append(call)
+        elif not isinstance(piece, TextPiece) or piece.text.strip():
+            return []
+    return calls
+
+
+def _may_add_calls(message: Message, calls: Sequence[ToolCall]) -> bool:
+    """Whether the message has no calls besides its text, or the same ones."""
+    had: Sequence[Any] = message.get("tool_calls") or ()
+    return not had or [_meaning(call) for call in had] == [_meaning(call) for call in calls]
+
+
+def _meaning(call: Any) -> object:
+    """Return what a call asks for, however it is written; of what is no call, itself."""
+    try:
+        name, arguments = call_name_and_arguments(call)
+    except (RendererError, AttributeError):
+        return call
+    return name, json.loads(arguments)
+
+
+def _thought(part: ContentPart) -> str:
+    return cast(ThinkingPart, part)["thinking"] if part.get("type") == "thinking" else ""
+
+
+def _text_part(text: str) -> list[ContentPart]:
+    return [TextPart(type="text", text=text)] if text else []
+
+
+def _simplest(parts: Sequence[ContentPart]) -> str | list[ContentPart]:
+    """Return one text as a string, everything else as parts."""
+    if all(part.get("type") == "text" for part in parts):
+        return "".join(cast(TextPart, part)["text"] for part in parts)
+    return list(parts)

@@ -1,0 +1,74 @@
+"""Marks that stand in the text: found, and handed on as marks, however the text comes in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from tinker_cookbook.replies.grammar import Mark, TextMark
+
+__all__ = ["MarkScanner", "PieceReader"]
+
+
+class PieceReader(Protocol):
+    """Takes text and marks, and yields pieces. Run each iterator to its end."""
+
+    def text(self, text: str) -> Iterator[Any]:
+        """Take more text."""
+        ...
+
+    def mark(self, mark: Mark) -> Iterator[Any]:
+        """Take a mark; all text before it has been given."""
+        ...
+
+    def end(self, *, is_cut: bool) -> Iterator[Any]:
+        """Take the end of the reply, which the model wrote or the token limit made."""
+        ...
+
+
+class MarkScanner:
+    """Stands before a reader; text that may be the beginning of a mark is held back."""
+
+    def __init__(self, reader: PieceReader, marks: Iterable[str]) -> None:
+        self._reader = reader
+        self._marks = sorted(set(marks), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._marks)) or r"(?!)")
+        self._held = ""
+
+    def text(self, text: str) -> Iterator[Any]:
+        """Take more text and pass on what is settled."""
+        text = self._held + text
+        position = 0
+        for found in self._pattern.finditer(text):
+            if found.start() > position:
+                yield from self._reader.text(text[position : found.start()])
+            yield from self._reader.mark(TextMark(found.group()))
+            position = found.end()
+        end = len(text) - self._length_to_hold(text[position:])
+        self._held = text[end:]
+        if end > position:
+            yield from self._reader.text(text[position:end])
+
+    def mark(self, mark: Mark) -> Iterator[Any]:
+        """Pass a mark on; what was held back stood before it."""
+        yield from self._release()
+        yield from self._reader.mark(mark)
+
+    def end(self, *, is_cut: bool) -> Iterator[Any]:
+        """Pass on the end."""
+        yield from self._release()
+        yield from self._reader.end(is_cut=is_cut)
+
+    def _release(self) -> Iterator[Any]:
+        held, self._held = self._held, ""
+        if held:
+            yield from self._reader.text(held)
+
+    def _length_to_hold(self, text: str) -> int:
+        """How many characters at the end of a text begin a mark."""
+        longest = max(map(len, self._marks), default=0) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(mark.startswith(text[-length:]) for mark in self._marks):
+                return length
+        return 0

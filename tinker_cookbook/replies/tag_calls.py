@@ -1,0 +1,154 @@
+"""Tool calls in tags: `<function=NAME>` with one `<parameter=NAME>` for each argument.
+
+    <function=get_weather>
+    <parameter=city>
+    Zürich
+    </parameter>
+    </function>
+
+A value may hold anything, tags included, so it ends only where the format goes on: at a
+`</parameter>` that another parameter or the end of the function follows. Where a tag is missing,
+two readings would do, and neither is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tinker_cookbook.replies.json_source import json_text, load_json, object_text
+from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall
+
+__all__ = ["PYTHON_WORDS", "json_source", "read_tag_calls", "tags_are_open"]
+
+PYTHON_WORDS: Mapping[str, str] = {"true": "True", "false": "False", "null": "None"}
+"""How Qwen3.5 and Nemotron 3 write these three; later models write JSON."""
+
+_NOT_CLOSED = "a parameter is not closed"
+_FUNCTION_START = re.compile(r"\s*<function=([^\n]*?)>\n")
+_PARAMETER_START = re.compile(r"<parameter=((?:(?!</?(?:parameter|function))[^\n])*?)>\n")
+_PARAMETER_END = re.compile(r"\n</parameter>\n(?=<parameter=|\s*</function>\s*(?:\Z|<function=))")
+_FUNCTION_END = re.compile(r"\s*</function>\s*")
+_LOOSE_FUNCTION_START = re.compile(r"\s*<function=([^>\n]+)>")
+_LOOSE_PARAMETER_START = re.compile(r"\s*<parameter=([^>\n]+)>\n?")
+_LOOSE_PARAMETER_END = re.compile(
+    r"\n?</parameter>(?=\s*<parameter=|\s*</function>\s*(?:\Z|<function=))"
+)
+# Structure within a value: a parameter or a function before it was not closed.
+_INNER_START = re.compile(r"^<parameter=[^>\n]+>$", re.MULTILINE)
+_INNER_END = re.compile(r"^</parameter>$", re.MULTILINE)
+_INNER_FUNCTION = re.compile(
+    r"</function>\s*(?:</tool_call>\s*<tool_call>\s*)?<function=[^>\n]+>\n"
+)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where tags stand: on lines of their own, or anywhere."""
+
+    function: re.Pattern[str]
+    parameter: re.Pattern[str]
+    value_end: re.Pattern[str]
+
+
+_STRICT = _Lines(_FUNCTION_START, _PARAMETER_START, _PARAMETER_END)
+_LOOSE = _Lines(_LOOSE_FUNCTION_START, _LOOSE_PARAMETER_START, _LOOSE_PARAMETER_END)
+
+
+class _TagError(ValueError):
+    """What is wrong with a call."""
+
+
+def read_tag_calls(
+    body: str, raw_text: str, words: Mapping[str, str], *, is_strict: bool = True
+) -> list[ReadCall]:
+    """Read all calls of a block; anything that is not exactly calls comes back with the reason.
+
+    Args:
+        body: what stood between the marks of the block.
+        raw_text: the whole block.
+        words: how truth values and null are written, where not as in JSON.
+        is_strict: every tag stands on a line of its own, and the words are these alone, so that a
+            call is written again as it was read. Else JSON's words count beside these.
+    """
+    try:
+        functions = _read(body, _STRICT if is_strict else _LOOSE)
+    except _TagError as error:
+        return [BadCall(raw_text, str(error))]
+    return [
+        Call(name, object_text([(k, json_source(v, words, is_strict)) for k, v in pairs.items()]))
+        for name, pairs in functions
+    ]
+
+
+def tags_are_open(body: str) -> bool:
+    """Whether a beginning of calls ends within a parameter, so that what follows belongs to it."""
+    try:
+        _read(body, _LOOSE)
+    except _TagError as error:
+        return str(error) == _NOT_CLOSED
+    return False
+
+
+def _read(body: str, lines: _Lines) -> list[tuple[str, dict[str, str]]]:
+    """Return name and texts of the arguments of each function."""
+    functions: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while position < len(body) or not functions:
+        start = lines.function.match(body, position)
+        if start is None:
+            raise _TagError("expected <function=NAME>, parameters and </function>")
+        if not start[1].strip():
+            raise _TagError("the function has no name")
+        members, position = _read_members(body, start.end(), lines)
+        functions.append((start[1] if lines is _STRICT else start[1].strip(), members))
+    return functions
+
+
+def _read_members(body: str, position: int, lines: _Lines) -> tuple[dict[str, str], int]:
+    """Return the arguments from a position on, and where the function ends."""
+    members: dict[str, str] = {}
+    while (start := lines.parameter.match(body, position)) is not None:
+        end = lines.value_end.search(body, start.end())
+        if end is None:
+            raise _TagError(_NOT_CLOSED)
+        key, value = start[1], body[start.end() : end.start()]
+        if len(_INNER_START.findall(value)) > len(_INNER_END.findall(value)):
+            raise _TagError(f"parameter {key!r} holds the start of another")
+        if _INNER_FUNCTION.search(value):
+            raise _TagError(f"parameter {key!r} holds another function")
+        if key in members:
+            raise _TagError(f"parameter {key!r} stands twice")
+        members[key] = value
+        position = end.end()
+    function_end = _FUNCTION_END.match(body, position)
+    if function_end is None:
+        rest = body[position:].partition("</function>")[0].strip()
+        raise _TagError(
+            f"not a parameter: {rest[:80]!r}" if rest else "expected </function> at the end"
+        )
+    return members, function_end.end()
+
+
+def json_source(value: str, words: Mapping[str, str], is_strict: bool = True) -> str:
+    """Return a value as JSON text: its own if it is JSON other than a string, else a string.
+
+    Args:
+        value: as it stood between its tags.
+        words: as for `read_tag_calls`.
+        is_strict: whether JSON's words are texts where the format has others for them.
+    """
+    for source, word in words.items():
+        if value == word:
+            return source
+        if value == source and is_strict:
+            return json_text(value)  # the format writes the other word for it
+    if value == value.strip():  # JSON allows space around a value; a text keeps its own
+        try:
+            parsed = load_json(value)
+        except ValueError:
+            parsed = ""
+        if not isinstance(parsed, str):
+            return value
+    return json_text(value)
