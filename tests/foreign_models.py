@@ -83,7 +83,7 @@ def _qwen3_moe() -> Any:
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
     }
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_SIZE, **_HEADS, head_dim=8, **experts))
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_SIZE, **_HEADS, **experts))
 
 
 def _bert(**options: Any) -> Any:

@@ -12,8 +12,11 @@ import torch
 
 from tests.tiny_models import TINY_ARCHITECTURES, tiny_model
 from tinker_cookbook.local.engine.base_model import NativeModel, load_base_model
+from tinker_cookbook.local.engine.config import read_arch
+from tinker_cookbook.local.engine.lora import lora_targets
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan
+from tinker_cookbook.unembedding import choose_train_unembed
 
 RATES = MachineRates(flops=150e9, bandwidth=20e9)
 QWEN3_600M = {
@@ -98,6 +101,21 @@ def test_without_a_compiler_the_format_halves_the_weights(
     half = build_plan("m", folder, rates=RATES, free_bytes=16 * GIB, dtype="bfloat16")
     assert full.memory["weights"] == 2 * half.memory["weights"]
     assert full.dtype_reason == "as asked for"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_command_plans_the_adapter_that_recipes_train(tmp_path: Path, tied: bool) -> None:
+    folder = write_config(tmp_path, tie_word_embeddings=tied)
+    command = [sys.executable, "-m", "tinker_cookbook.cli", "serve", "--plan", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    spec = LoraSpec(train_unembed=choose_train_unembed(str(folder)))
+    assert spec.train_unembed is not tied
+    arch = read_arch(folder)
+    assert arch is not None
+    parameters = 32 * sum(t.in_features + t.out_features for t in lora_targets(arch, spec))
+    parts = "attention, MLP" + ("" if tied else ", output embedding")
+    assert f"rank 32 on {parts}: {parameters / 1e6:.1f} million parameters" in done.stdout
 
 
 def test_the_command_prints_a_plan_without_loading_anything(tmp_path: Path) -> None:

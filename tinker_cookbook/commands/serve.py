@@ -97,7 +97,10 @@ def _check_device(name: str | None) -> None:
 def _print_plan(args: argparse.Namespace) -> int:
     from tinker_cookbook.local.plan import build_plan, describe_plan
     from tinker_cookbook.model_files import resolve_model_folder
+    from tinker_cookbook.unembedding import choose_train_unembed
 
     folder = resolve_model_folder(args.plan, weights=False)
-    print(describe_plan(build_plan(args.plan, folder, dtype=args.dtype)))
+    unembed = choose_train_unembed(str(folder))  # as recipes train it
+    plan = build_plan(args.plan, folder, dtype=args.dtype, train_unembed=unembed)
+    print(describe_plan(plan))
     return 0

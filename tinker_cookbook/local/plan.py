@@ -16,6 +16,7 @@ from pathlib import Path
 from tinker_cookbook.local.engine.config import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import find_compiler
+from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.plan_shapes import ModelShape, read_shape
 
 __all__ = ["MachineRates", "ModelPlan", "build_plan", "describe_plan", "measure_rates"]
@@ -86,6 +87,7 @@ def build_plan(
     folder: Path,
     *,
     rank: int = 32,
+    train_unembed: bool = True,
     dtype: str | None = None,
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
@@ -93,7 +95,9 @@ def build_plan(
     """Plan a model from `folder`/config.json; weights need not be there.
 
     Args:
-        rank: LoRA rank of the runs, on what they train if nothing is said.
+        rank: LoRA rank of the runs, on attention and MLP.
+        train_unembed: whether they train the output embedding too, as the service does if a client
+            says nothing.
         dtype: `float32` or `bfloat16`; None is what the environment asks for, or else what the
             engine would choose on a CPU.
         free_bytes: memory that may be taken; None asks the system.
@@ -104,7 +108,7 @@ def build_plan(
     """
     from tinker_cookbook.local.engine.base_model import PACK_TOKENS_CPU
 
-    shape = read_shape(folder, rank)
+    shape = read_shape(folder, LoraSpec(rank=rank, train_unembed=train_unembed))
     chosen, reason = _choose_dtype(dtype or dtype_from_environment())
     size = 2 if chosen == "bfloat16" else 4
     free = available_bytes() if free_bytes is None else free_bytes

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.local.engine.config import ArchConfig, read_arch, read_config_json
+from tinker_cookbook.local.engine.types import LoraSpec
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.lora import LoraTarget
@@ -35,7 +36,7 @@ class ModelShape:
     spare_parameters: int
     """Room beside the matrices, where training puts the adapter in use."""
     adapter_parts: dict[str, int]
-    """`attn`, `mlp` or `unembed` -> parameters of an adapter as runs have it if nothing is said."""
+    """`attn`, `mlp` or `unembed` -> parameters of the adapter."""
     cached_numbers: int
     """Keys and values of one token."""
     pass_bytes: Callable[[int, int], int]
@@ -57,22 +58,23 @@ class ModelShape:
         return self.num_parameters - embeddings - self.hidden_size
 
 
-def read_shape(folder: Path, rank: int) -> ModelShape:
-    """The shape of a model and of an adapter of this rank on it.
+def read_shape(folder: Path, spec: LoraSpec) -> ModelShape:
+    """The shape of a model and of an adapter on it.
 
     Raises:
         WeightsError: in one line, if the engine could not run it.
     """
     arch = read_arch(folder)
-    return _transformers_shape(folder, rank) if arch is None else _native_shape(arch, rank)
+    return _transformers_shape(folder, spec) if arch is None else _native_shape(arch, spec)
 
 
-def _native_shape(arch: ArchConfig, rank: int) -> ModelShape:
+def _native_shape(arch: ArchConfig, spec: LoraSpec) -> ModelShape:
     from tinker_cookbook.local.engine.base_model import blocks_to_keep, native_pass_bytes
     from tinker_cookbook.local.engine.head import head_buffer_bytes
     from tinker_cookbook.local.engine.lora import lora_targets
     from tinker_cookbook.local.engine.transformer import block_activation_bytes
-    from tinker_cookbook.local.engine.types import LoraSpec
+
+    rank = spec.rank
 
     def pass_bytes(num_tokens: int, itemsize: int) -> int:
         block = block_activation_bytes(arch, num_tokens, rank, itemsize)
@@ -91,7 +93,7 @@ def _native_shape(arch: ArchConfig, rank: int) -> ModelShape:
         max_positions=arch.max_positions,
         num_parameters=blocks + embeddings + arch.hidden_size,
         spare_parameters=_spare_parameters(arch, rank) * arch.num_layers,
-        adapter_parts=_count_parts(lora_targets(arch, LoraSpec(rank=rank)), rank),
+        adapter_parts=_count_parts(lora_targets(arch, spec), rank),
         cached_numbers=arch.num_layers * 2 * arch.kv_size,
         pass_bytes=pass_bytes,
     )
@@ -124,7 +126,7 @@ def _count_parts(targets: Iterable[LoraTarget], rank: int) -> dict[str, int]:
     return dict(parts)
 
 
-def _transformers_shape(folder: Path, rank: int) -> ModelShape:
+def _transformers_shape(folder: Path, spec: LoraSpec) -> ModelShape:
     from tinker_cookbook.local.engine.hf_model import (
         find_linears,
         hf_pass_bytes,
@@ -132,7 +134,6 @@ def _transformers_shape(folder: Path, rank: int) -> ModelShape:
         wanted_targets,
     )
     from tinker_cookbook.local.engine.hf_support import model_on_meta
-    from tinker_cookbook.local.engine.types import LoraSpec
     from tinker_cookbook.local.engine.vision import has_vision
 
     model = model_on_meta(folder)
@@ -148,7 +149,7 @@ def _transformers_shape(folder: Path, rank: int) -> ModelShape:
         max_positions=max_positions(config),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         spare_parameters=0,
-        adapter_parts=_count_parts(wanted_targets(targets, LoraSpec(rank=rank)), rank),
+        adapter_parts=_count_parts(wanted_targets(targets, spec), spec.rank),
         cached_numbers=_cached_numbers(text),
         pass_bytes=lambda num_tokens, itemsize: hf_pass_bytes(
             config, num_tokens, vocab_size=int(vocab_size), backward=True

@@ -12,14 +12,13 @@ import uvicorn
 from tinker_cookbook.local.service.connections import HttpProtocol
 from tinker_cookbook.local.service.lifecycle import bind
 from tinker_cookbook.local.service.presence import Presence
-from tinker_cookbook.local.service.settings import Limits
+from tinker_cookbook.local.service.settings import Patience
 
 NEVER = 1000.0
 
 
 def presence(cut: float = NEVER, silent: float = NEVER, ended: float = NEVER) -> Presence:
-    limits = Limits(cut_seconds=cut, silent_seconds=silent, ended_seconds=ended)
-    found = Presence(limits)
+    found = Presence(Patience(cut_seconds=cut, silent_seconds=silent, ended_seconds=ended))
     found.hear("s")
     return found
 

@@ -129,10 +129,7 @@ class Request:
     """Completions that have no first token yet."""
     unfinished: int = 0
     finished: list[SampledSequence | None] = field(default_factory=list)
-    first_logits: Any = None
-    """Logits behind the last prompt token, kept until every completion has started."""
     cache_hit_tokens: int = 0
-    prefilled: bool = False
 
     def __post_init__(self) -> None:
         self.prompt = np.ascontiguousarray(self.spec.prompt, np.int32)

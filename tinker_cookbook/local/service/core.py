@@ -63,7 +63,7 @@ class Service:
             keep_bytes=self.limits.result_keep_bytes,
             read_keep_seconds=self.limits.read_keep_seconds,
         )
-        self.sessions = SessionTable(self.store.index, Presence(self.limits))
+        self.sessions = SessionTable(self.store.index, Presence(self.limits.patience))
         self.samplers = SamplerTable(self.engine, self.store)
         self.losses = LossTable()
         self.runs: dict[str, Run] = {}

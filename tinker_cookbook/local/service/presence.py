@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tinker_cookbook.local.service.settings import Limits
+from tinker_cookbook.local.service.settings import Patience
 
 __all__ = ["Presence"]
 
@@ -29,8 +29,8 @@ class _Client:
 class Presence:
     """Signs of life of sessions. Used on the event loop's thread only."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
         self._clients: dict[str, _Client] = {}
 
     def hear(self, session_id: str) -> None:
@@ -63,11 +63,11 @@ class Presence:
     def is_lost(self, session_id: str) -> bool:
         """Whether nobody will come for results any more."""
         client = self._clients.setdefault(session_id, _Client())
-        now, limits = time.monotonic(), self._limits
+        now, patience = time.monotonic(), self._patience
         if client.ended_at is not None:
-            return now - client.ended_at > limits.ended_seconds
-        patience = limits.cut_seconds if client.was_cut else limits.silent_seconds
-        return not client.num_polls and now - client.heard_at > patience
+            return now - client.ended_at > patience.ended_seconds
+        seconds = patience.cut_seconds if client.was_cut else patience.silent_seconds
+        return not client.num_polls and now - client.heard_at > seconds
 
     def forget_silent(self, seconds: float) -> None:
         """Drop what is known of sessions not heard of for so long."""

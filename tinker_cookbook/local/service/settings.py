@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["DAY_SECONDS", "Limits", "RetentionSettings", "ServiceSettings"]
+__all__ = ["DAY_SECONDS", "Limits", "Patience", "RetentionSettings", "ServiceSettings"]
 
 DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When the samples of a client are dropped since it will not fetch them."""
+
+    cut_seconds: float = 5.0
+    """The connections over which it waited ended, and nothing was heard of its session since."""
+    silent_seconds: float = 60.0
+    """Nothing was heard of its session, and it holds no request."""
+    ended_seconds: float = 2.0
+    """It has closed its session."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,7 @@ class Limits:
     download_link_seconds: float = 3600.0
     spill_seconds: float = 600.0
     """A run or sampler not used for this long moves from memory to the state folder."""
-    cut_seconds: float = 5.0
-    """Samples are dropped when the connections over which a client waited for results ended, and
-    nothing was heard of its session for so long."""
-    silent_seconds: float = 60.0
-    """The same where no connection ended: as when a client stopped before it asked for results."""
-    ended_seconds: float = 2.0
-    """Samples are dropped so long after their client has closed its session."""
+    patience: Patience = field(default_factory=Patience)
     drain_seconds: float = 60.0
     """How long a shutdown waits for what is in flight."""
 
