@@ -299,10 +299,10 @@ def test_kimi_ids_of_another_shape_are_replaced_in_call_and_result() -> None:
 
 
 def test_kimi_results_follow_a_line_break() -> None:
-    template = load_tokenizer("kimi_k2_thinking").chat_template
-    assert "tool_call_id }}\\n" in template  # a backslash and an n
+    template = load_tokenizer("kimi_k2").chat_template
+    assert "tool_call_id }}\\n{{" in template  # a backslash and an n
     talk = [QUESTION, called("f"), {"role": "tool", "content": "1"}]
-    assert "## Return of functions.f:0\n1<|im_end|>" in text_of("kimi_k2", talk)
+    assert "## Return of functions.f:0\n1<|im_end|>" in text_of("kimi_k2_instruct", talk)
 
 
 def test_kimi_calls_parse_with_their_ids() -> None:
