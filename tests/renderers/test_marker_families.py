@@ -188,6 +188,17 @@ def test_gpt_oss_text_beside_a_call_is_a_preamble() -> None:
     assert "<|channel|>analysis<|message|>Let me see.<|end|>" in decoded
 
 
+def test_gpt_oss_empty_reasoning_counts_as_none() -> None:
+    name = "gpt_oss_medium_reasoning"
+    reply = thought("", "A")
+    assert text_of(name, [QUESTION, reply]).endswith(
+        "<|start|>assistant<|channel|>final<|message|>A<|return|>"
+    )
+    given = [dict(QUESTION), {"role": "assistant", "content": "A", "thinking": ""}]
+    theirs = FAMILIES[name].tokenizer.apply_chat_template(given, tokenize=False)
+    assert "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final" in theirs
+
+
 def test_gpt_oss_later_system_messages_and_several_calls() -> None:
     name = "gpt_oss_no_sysprompt"
     text = text_of(name, [QUESTION, {"role": "system", "content": "S"}])
@@ -285,6 +296,13 @@ def test_kimi_ids_of_another_shape_are_replaced_in_call_and_result() -> None:
     text = text_of("kimi_k2", talk)
     assert text.count("functions.f:0") == text.count("functions.g:7") == 2
     assert "call_abc" not in text
+
+
+def test_kimi_results_follow_a_line_break() -> None:
+    template = load_tokenizer("kimi_k2").chat_template
+    assert "tool_call_id }}\\n{{" in template  # a backslash and an n
+    talk = [QUESTION, called("f"), {"role": "tool", "content": "1"}]
+    assert "## Return of functions.f:0\n1<|im_end|>" in text_of("kimi_k2_instruct", talk)
 
 
 def test_kimi_calls_parse_with_their_ids() -> None:

@@ -168,8 +168,8 @@ def test_verify_says_which_renderer_fits(capsys) -> None:
     out = render(capsys, "--verify", folder, "--renderer", "qwen3")
     lines = out.splitlines()
     assert lines[2] == "use qwen3"  # the verdict comes first
-    _, *numbers = next(line for line in lines if line.startswith("qwen3 ")).split()
-    assert len(numbers) == 7
+    row = next(line for line in lines if line.startswith("qwen3 "))
+    assert len(row.split()) == 8
     assert main(["render", "--verify", folder, "--renderer", "chatml"]) == 1
     out = capsys.readouterr().out
     assert "no renderer fits" in out

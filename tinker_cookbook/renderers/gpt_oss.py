@@ -20,7 +20,8 @@ Differences from the template, all on purpose:
  5. Several calls in one reply are refused: `<|call|>` ends the turn, and the template drops all but
     the first. Give each call a message of its own, followed by its result.
  6. Arguments given as JSON text are written as they are; the template would quote them again.
- 7. A result is written under its own `name` if it has one, else under that of the last call.
+ 7. Empty reasoning counts as none; the template writes an empty analysis message.
+ 8. A result is written under its own `name` if it has one, else under that of the last call.
 """
 
 from __future__ import annotations
