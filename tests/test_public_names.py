@@ -50,6 +50,7 @@ PACKAGES = {
         "Utf8TokenDecoder",
         "classify_parse_failure",
         "ensure_text",
+        "find_image_renderer_names",
         "format_content_as_string",
         "get_registered_renderer_names",
         "get_renderer",
