@@ -90,11 +90,6 @@ def start_service(
     return ServiceProcess(process, base_url, str(model), state_dir, api_key)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The SDK leaves the connections of its clients open until the process ends."""
-    config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
-
-
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """`@pytest.mark.anyio` tests run on asyncio."""

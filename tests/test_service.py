@@ -1,6 +1,7 @@
 """Which service is chosen and why; the embedded one as a real process, from start to crash."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import tinker
 
 from tests.conftest import TEST_KEY, ServiceProcess
 from tests.e2e.sdk import text, tokens
+from tests.e2e.test_service import search, session_id
 from tinker_cookbook import embedded_service, service, tokenizer_utils
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError, WeightsDownloadError
 from tinker_cookbook.model_files import DEFAULT_MODEL
@@ -376,3 +378,19 @@ def test_a_service_that_cannot_start_shows_why(monkeypatch, tmp_path: Path, tiny
     with pytest.raises(TrainingError, match=r"(?s)stopped \(exit status [12]\).*log"):
         _ = connection.base_url
     connection.close()
+
+
+@pytest.mark.parametrize("end", ["success", "errored"])
+def test_sessions_end_with_the_connection(local_service, monkeypatch, end: str):
+    """No request of the SDK is in flight any more when the interpreter ends."""
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    opened = service.connect(local_service.base_url)
+    with contextlib.suppress(ZeroDivisionError), opened as connection:
+        client = connection.service_client()
+        session = session_id(client)
+        if end == "errored":
+            raise ZeroDivisionError
+    rest = tinker.RestClient(base_url=local_service.base_url, api_key=local_service.api_key)
+    (found,) = search(rest, session_id=session).sessions
+    assert found.status.type == "client_finished"
+    assert found.status.reason.type == end

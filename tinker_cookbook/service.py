@@ -28,6 +28,7 @@ from tinker_cookbook.exceptions import (
     TrainingError,
 )
 from tinker_cookbook.utils.nearest_name import did_you_mean
+from tinker_cookbook.utils.sdk_sessions import SessionEnd, close_session
 
 if TYPE_CHECKING:
     import tinker
@@ -234,6 +235,7 @@ class Connection:
         self._choice = choice
         self._api_key = api_key
         self._embedded = embedded
+        self._service_clients: list[tinker.ServiceClient] = []
 
     @property
     def base_url(self) -> str:
@@ -261,13 +263,18 @@ class Connection:
         return f"{self.base_url}/ (asks for the service's key)"
 
     def service_client(self, **kwargs: Any) -> tinker.ServiceClient:
-        """An SDK client of this service; keyword arguments go to `tinker.ServiceClient`."""
+        """An SDK client of this service; keyword arguments go to `tinker.ServiceClient`.
+
+        Its session ends with the `with` block of the connection.
+        """
         import tinker
 
         # SDKs that other Tinker servers need may not know names of sessions
         if "display_name" not in inspect.signature(tinker.ServiceClient.__init__).parameters:
             kwargs.pop("display_name", None)
-        return tinker.ServiceClient(base_url=self.base_url, api_key=self._api_key, **kwargs)
+        client = tinker.ServiceClient(base_url=self.base_url, api_key=self._api_key, **kwargs)
+        self._service_clients.append(client)
+        return client
 
     def rest_client(self) -> Any:
         """An SDK client for runs and checkpoints, which opens no session."""
@@ -387,6 +394,11 @@ class Connection:
         if self._embedded is not None:
             self._embedded.stop(at_once=at_once)
 
+    def _end_sessions(self, status: SessionEnd) -> None:
+        clients, self._service_clients = self._service_clients, []
+        for client in clients:
+            close_session(client, status)
+
     def __enter__(self) -> Connection:
         if self._embedded is not None:
             self._embedded.interrupt_main_thread_on_crash()
@@ -403,7 +415,11 @@ class Connection:
             _entered.remove(self)
         crash = self._embedded.crash_report() if self._embedded is not None else None
         # Ctrl-C cancels the main task of an event loop, and is raised anywhere else
-        self.close(at_once=exc_type in (KeyboardInterrupt, asyncio.CancelledError))
+        interrupted = exc_type in (KeyboardInterrupt, asyncio.CancelledError)
+        status = "interrupted" if interrupted else "success" if exc_type is None else "errored"
+        if crash is None:
+            self._end_sessions(status)
+        self.close(at_once=interrupted)
         if crash is not None and exc_value is not None:
             raise TrainingError(crash) from exc_value
 

@@ -18,6 +18,7 @@ from tinker_cookbook.run_options import OptimizerOptions
 from tinker_cookbook.service import Connection
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace
+from tinker_cookbook.utils.sdk_sessions import SessionEnd, close_session
 from tinker_cookbook.utils.session_naming import (
     describe_session,
     name_run,
@@ -101,7 +102,7 @@ async def open_service_client(
     dashboard = await asyncio.to_thread(connection.describe_dashboard)
     if dashboard is not None:
         print(f"watch    {dashboard}", flush=True)
-    status = "interrupted"
+    status: SessionEnd = "interrupted"
     try:
         yield client
         status = "success"
@@ -109,19 +110,7 @@ async def open_service_client(
         status = "errored"
         raise
     finally:
-        await _close_session(client, status)
-
-
-async def _close_session(client: tinker.ServiceClient, status: Any) -> None:
-    """The outcome is a courtesy to the service: a service that is gone must not delay the end."""
-    import tinker
-
-    if not hasattr(client, "close"):
-        return
-    try:
-        await asyncio.wait_for(client.close(status), timeout=10 if status == "success" else 2)
-    except (tinker.TinkerError, TimeoutError, ValueError, RuntimeError) as error:
-        logger.info("the session could not be closed: %s", error)
+        await asyncio.to_thread(close_session, client, status)
 
 
 async def create_training_client(

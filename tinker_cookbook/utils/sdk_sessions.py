@@ -1,0 +1,37 @@
+"""Sessions of the `tinker` SDK, closed when a program is done with them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import tinker
+
+__all__ = ["SessionEnd", "close_session"]
+
+logger = logging.getLogger(__name__)
+
+SessionEnd = Literal["success", "errored", "interrupted"]
+PATIENCE_SECONDS = {"success": 10.0, "errored": 2.0, "interrupted": 1.0}
+
+
+def close_session(client: tinker.ServiceClient, status: SessionEnd) -> None:
+    """Tell the service how the session ended, and stop the SDK's requests for it.
+
+    A client that is closed already, or an SDK that cannot close one, is left alone. A service that
+    is gone delays the end by at most `PATIENCE_SECONDS`.
+
+    A request that the SDK's background thread has in flight while the interpreter ends can abort
+    the process (exit status -6), with all its work done: before Python 3.14 such threads are forced
+    to exit, which compiled code on their stack does not survive.
+    Source: github.com/python/cpython/issues/87135.
+    """
+    import tinker
+
+    if not hasattr(client, "close"):
+        return
+    try:
+        client.close(status).result(timeout=PATIENCE_SECONDS[status])
+    except (tinker.TinkerError, TimeoutError, ValueError, RuntimeError) as error:
+        logger.info("the session could not be closed: %s", error)
