@@ -34,10 +34,10 @@ class GuessingModel:
         import torch
         from tokenizers import Tokenizer
 
-        from tinker_cookbook.local.engine.base_model import NativeModel, load_base_model
-        from tinker_cookbook.local.engine.generation import GenerationLimits, Generator
-        from tinker_cookbook.local.engine.kv_cache import KvCache
-        from tinker_cookbook.local.engine.native.decoder import native_decoder
+        from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
+        from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
+        from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+        from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 
         base = load_base_model(Path(folder), dtype=torch.float32)
         assert isinstance(base, NativeModel), "the default model is native"
@@ -51,8 +51,8 @@ class GuessingModel:
 
     def reply(self, text: str, temperature: float, *, guesses: bool) -> dict[str, Any]:
         """Sample a reply of fixed length."""
-        from tinker_cookbook.local.engine.requests import Request
-        from tinker_cookbook.local.engine.stops import StopRule
+        from tinker_cookbook.local.engine.sampling.sequence import Request
+        from tinker_cookbook.local.engine.sampling.stops import StopRule
         from tinker_cookbook.local.engine.types import SampleSpec
 
         chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"

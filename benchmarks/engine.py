@@ -411,8 +411,8 @@ def _format_in_use() -> torch.dtype:
     """What a service that is not told computes its products in."""
     import torch
 
-    from tinker_cookbook.local.engine.devices import choose_dtype
-    from tinker_cookbook.local.engine.precision import product_dtype
+    from tinker_cookbook.local.engine.model.devices import choose_dtype
+    from tinker_cookbook.local.engine.model.precision import product_dtype
 
     return product_dtype(choose_dtype(None, torch.device("cpu")))
 
@@ -433,8 +433,8 @@ def _matmul_flops(threads: int, dtype: torch.dtype) -> float:
 
 def _flops_per_token(folder: str) -> float:
     """Forward and backward without weight gradients; the head forward for 2/3 of the rows twice."""
-    from tinker_cookbook.local.engine.config import read_arch
-    from tinker_cookbook.local.engine.weights import module_shapes
+    from tinker_cookbook.local.engine.model.architecture import read_arch
+    from tinker_cookbook.local.engine.model.weights import module_shapes
 
     arch = read_arch(Path(folder))
     assert arch is not None, "the default model is native"

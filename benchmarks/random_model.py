@@ -89,8 +89,8 @@ def write_model(name: str, folder: Path, *, with_weights: bool = True) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from tinker_cookbook.local.engine.config import read_arch
-    from tinker_cookbook.local.engine.weights import BLOCKS, FUSED, module_shapes
+    from tinker_cookbook.local.engine.model.architecture import read_arch
+    from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
 
     arch = read_arch(folder)
     assert arch is not None, "all shapes are of architectures that the engine runs itself"

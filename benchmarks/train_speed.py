@@ -58,8 +58,8 @@ def engine_data(lengths: tuple[int, ...], vocab_size: int) -> list[Any]:
 def engine_run(folder: Path, dtype: str, *, train_unembed: bool = False) -> Any:
     import torch
 
-    from tinker_cookbook.local.engine.base_model import load_base_model
-    from tinker_cookbook.local.engine.train import TrainingRun
+    from tinker_cookbook.local.engine.model.base_model import load_base_model
+    from tinker_cookbook.local.engine.training.run import TrainingRun
     from tinker_cookbook.local.engine.types import LoraSpec
 
     model = load_base_model(folder, dtype=getattr(torch, dtype))
@@ -203,9 +203,9 @@ def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[
     """The step's share of the measured matrix-product peak."""
     import torch
 
-    from tinker_cookbook.local.engine.config import read_arch
-    from tinker_cookbook.local.engine.precision import product_dtype
-    from tinker_cookbook.local.engine.weights import module_shapes
+    from tinker_cookbook.local.engine.model.architecture import read_arch
+    from tinker_cookbook.local.engine.model.precision import product_dtype
+    from tinker_cookbook.local.engine.model.weights import module_shapes
 
     torch.set_num_threads(options["threads"])
     arch = read_arch(Path(options["folder"]))
@@ -262,7 +262,7 @@ def measure_tracking(options: dict[str, Any], num_steps: int = 10) -> dict[str, 
 def measure_runs(options: dict[str, Any], num_runs: int = 16) -> dict[str, float]:
     """Several runs on one base: extra memory of each, and time of a step against one run alone."""
     from tinker_cookbook.local.engine.memory import resident_bytes
-    from tinker_cookbook.local.engine.train import TrainingRun
+    from tinker_cookbook.local.engine.training.run import TrainingRun
     from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
 
     first = engine_run(Path(options["folder"]), options["dtype"])
@@ -317,7 +317,7 @@ def main() -> None:
 
     import torch
 
-    from tinker_cookbook.local.engine.devices import choose_dtype
+    from tinker_cookbook.local.engine.model.devices import choose_dtype
     from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
 
     picked = choose_dtype(None, torch.device("cpu"))

@@ -224,7 +224,7 @@ def test_the_wall_stops_a_wrong_edge(source: str, target: str, at_import: bool, 
     [
         ("tinker_cookbook.supervised.train", "tinker_cookbook.supervised.data", True),
         ("tinker_cookbook.supervised.data", "tinker.types", False),
-        ("tinker_cookbook.local.engine.train", "torch.nn", True),
+        ("tinker_cookbook.local.engine.training.run", "torch.nn", True),
         ("tinker_cookbook.local.openai_api.reply", "tinker_cookbook.replies.reader", True),
         ("tinker_cookbook.renderers.parsing", "tinker_cookbook.replies.reader", True),
         ("tinker_cookbook.local.service.app", "tinker_cookbook.model_files.cookbook_home", True),

@@ -44,7 +44,7 @@ def test_parameter_count_follows_the_choice() -> None:
         get_lora_param_count(name, 4, train_unembed=flag)
         for flag in (True, choose_train_unembed(name))
     )
-    from tinker_cookbook.local.engine.base_model import load_base_model
+    from tinker_cookbook.local.engine.model.base_model import load_base_model
     from tinker_cookbook.local.engine.types import LoraSpec
 
     base = load_base_model(tiny_model(tied=True))

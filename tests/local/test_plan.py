@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.tiny_models import TINY_ARCHITECTURES, tiny_model
-from tinker_cookbook.local.engine.base_model import NativeModel, load_base_model
-from tinker_cookbook.local.engine.config import read_arch
-from tinker_cookbook.local.engine.lora import lora_targets
+from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
+from tinker_cookbook.local.engine.model.architecture import read_arch
+from tinker_cookbook.local.engine.model.lora import lora_targets
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan
 from tinker_cookbook.unembedding import choose_train_unembed

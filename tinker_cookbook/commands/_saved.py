@@ -46,7 +46,7 @@ class _StateFolder:
     """Of the services that recipes start for themselves; none needs to run."""
 
     def __init__(self) -> None:
-        from tinker_cookbook.local.service.store import Store
+        from tinker_cookbook.local.service.storage.store import Store
         from tinker_cookbook.model_files import cookbook_home
 
         folder = cookbook_home().resolve() / "service"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinker_cookbook.local.engine.config import dtype_from_environment, read_config_json
+from tinker_cookbook.local.engine.model.architecture import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.engine.types import LoraSpec
@@ -106,7 +106,7 @@ def build_plan(
     Raises:
         WeightsError: in one line, if the engine could not run the model.
     """
-    from tinker_cookbook.local.engine.base_model import PACK_TOKENS_CPU
+    from tinker_cookbook.local.engine.model.base_model import PACK_TOKENS_CPU
 
     shape = read_shape(folder, LoraSpec(rank=rank, train_unembed=train_unembed))
     chosen, reason = _choose_dtype(dtype or dtype_from_environment())

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.local.engine.config import ArchConfig, read_arch, read_config_json
+from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch, read_config_json
 from tinker_cookbook.local.engine.types import LoraSpec
 
 if TYPE_CHECKING:
-    from tinker_cookbook.local.engine.lora import LoraTarget
+    from tinker_cookbook.local.engine.model.lora import LoraTarget
 
 __all__ = ["ModelShape", "read_shape"]
 
@@ -69,10 +69,10 @@ def read_shape(folder: Path, spec: LoraSpec) -> ModelShape:
 
 
 def _native_shape(arch: ArchConfig, spec: LoraSpec) -> ModelShape:
-    from tinker_cookbook.local.engine.base_model import blocks_to_keep, native_pass_bytes
-    from tinker_cookbook.local.engine.head import head_buffer_bytes
-    from tinker_cookbook.local.engine.lora import lora_targets
-    from tinker_cookbook.local.engine.transformer import block_activation_bytes
+    from tinker_cookbook.local.engine.model.base_model import blocks_to_keep, native_pass_bytes
+    from tinker_cookbook.local.engine.model.head import head_buffer_bytes
+    from tinker_cookbook.local.engine.model.lora import lora_targets
+    from tinker_cookbook.local.engine.model.transformer import block_activation_bytes
 
     rank = spec.rank
 
@@ -100,7 +100,7 @@ def _native_shape(arch: ArchConfig, spec: LoraSpec) -> ModelShape:
 
 
 def _block_parameters(arch: ArchConfig) -> int:
-    from tinker_cookbook.local.engine.weights import module_shapes
+    from tinker_cookbook.local.engine.model.weights import module_shapes
 
     norms = 2 * arch.hidden_size + (2 * arch.head_dim if arch.qk_norm else 0)
     bias = arch.q_size + 2 * arch.kv_size if arch.qkv_bias else 0
@@ -109,8 +109,8 @@ def _block_parameters(arch: ArchConfig) -> int:
 
 def _spare_parameters(arch: ArchConfig, rank: int) -> int:
     """In one block; a loaded model has room for some rank from the start."""
-    from tinker_cookbook.local.engine.matrices import spare_columns
-    from tinker_cookbook.local.engine.weights import FUSED, LORA_ROOM, module_shapes
+    from tinker_cookbook.local.engine.model.matrices import spare_columns
+    from tinker_cookbook.local.engine.model.weights import FUSED, LORA_ROOM, module_shapes
 
     shapes = module_shapes(arch)
     return sum(
@@ -127,14 +127,14 @@ def _count_parts(targets: Iterable[LoraTarget], rank: int) -> dict[str, int]:
 
 
 def _transformers_shape(folder: Path, spec: LoraSpec) -> ModelShape:
-    from tinker_cookbook.local.engine.hf_model import (
+    from tinker_cookbook.local.engine.model.hf_model import (
         find_linears,
         hf_pass_bytes,
         max_positions,
         wanted_targets,
     )
-    from tinker_cookbook.local.engine.hf_support import model_on_meta
-    from tinker_cookbook.local.engine.vision import has_vision
+    from tinker_cookbook.local.engine.model.hf_support import model_on_meta
+    from tinker_cookbook.local.engine.model.vision import has_vision
 
     model = model_on_meta(folder)
     config, text = model.config, model.config.get_text_config()

@@ -228,7 +228,7 @@ def test_samplers_are_dropped_but_finish_what_they_serve(worker):
 
 def test_stop_strings_end_completions(worker):
     worker.create_sampler("base", MODEL)
-    from tinker_cookbook.local.engine.stops import load_tokenizer
+    from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
     free = worker.sample("base", SampleSpec(PROMPT, 1, 60, seed=3, stop=[])).result(SECONDS)

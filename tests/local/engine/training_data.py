@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinker_cookbook.local.engine.base_model import load_base_model
-from tinker_cookbook.local.engine.lora import Adapter
-from tinker_cookbook.local.engine.train import TrainingRun
+from tinker_cookbook.local.engine.model.base_model import load_base_model
+from tinker_cookbook.local.engine.model.lora import Adapter
+from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import LoraSpec, TrainDatum
 
 __all__ = [

@@ -11,15 +11,15 @@ import pytest
 import zstandard
 
 from tinker_cookbook.local.errors import StorageError
-from tinker_cookbook.local.service import trace
+from tinker_cookbook.local.service.state import trace
 from tinker_cookbook.local.service.app import ROUTES, build_app
-from tinker_cookbook.local.service.core import Service
-from tinker_cookbook.local.service.engine_access import EngineAccess
-from tinker_cookbook.local.service.futures import Entry, Payload
-from tinker_cookbook.local.service.index import SamplerRow
-from tinker_cookbook.local.service.routes_service import CLIENT_CONFIG
-from tinker_cookbook.local.service.samplers import SubmittedSample
-from tinker_cookbook.local.service.settings import Limits, ServiceSettings
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.state.engine import EngineAccess
+from tinker_cookbook.local.service.state.futures import Entry, Payload
+from tinker_cookbook.local.service.storage.index import SamplerRow
+from tinker_cookbook.local.service.routes.sessions import CLIENT_CONFIG
+from tinker_cookbook.local.service.state.samplers import SubmittedSample
+from tinker_cookbook.local.service.state.settings import Limits, ServiceSettings
 
 pytestmark = pytest.mark.anyio
 

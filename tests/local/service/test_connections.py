@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
-from tinker_cookbook.local.service.connections import HttpProtocol
+from tinker_cookbook.local.service.protocol.connections import HttpProtocol
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.fields import Fields, parse_json_object
+from tinker_cookbook.local.service.protocol.fields import Fields, parse_json_object
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from tinker_cookbook.local.service.futures import FutureTable, Payload
+from tinker_cookbook.local.service.state.futures import FutureTable, Payload
 
 pytestmark = pytest.mark.anyio
 

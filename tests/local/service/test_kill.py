@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import ServiceProcess
-from tinker_cookbook.local.service.store import Store
+from tinker_cookbook.local.service.storage.store import Store
 
 NUM_KILLS = int(os.environ.get("TINKER_COOKBOOK_TEST_KILLS", "4"))
 

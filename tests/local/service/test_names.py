@@ -3,7 +3,7 @@
 import pytest
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.names import (
+from tinker_cookbook.local.service.protocol.paths import (
     MAX_TTL_SECONDS,
     check_name,
     check_ttl,

@@ -5,13 +5,13 @@ import pytest
 
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, SparseRows
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.requests import (
+from tinker_cookbook.local.service.protocol.json_requests import (
     decode_adam,
     decode_lora,
     decode_sample_spec,
     refuse_other_optimizer,
 )
-from tinker_cookbook.local.service.settings import Limits
+from tinker_cookbook.local.service.state.settings import Limits
 
 
 def sample_body(**changes) -> dict:

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 
 from tinker_cookbook.local.engine.types import TrainDatum, TrainResult
-from tinker_cookbook.local.service import lifecycle, progress
-from tinker_cookbook.local.service.core import Service
-from tinker_cookbook.local.service.index import RunRow, SamplerRow, SessionRow
-from tinker_cookbook.local.service.progress import ProgressLog
-from tinker_cookbook.local.service.retention import log_path, prune_logs
-from tinker_cookbook.local.service.settings import (
+from tinker_cookbook.local.service.process import lifecycle
+from tinker_cookbook.local.service.storage import progress
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.storage.index import RunRow, SamplerRow, SessionRow
+from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
+from tinker_cookbook.local.service.state.settings import (
     DAY_SECONDS,
     RetentionSettings,
     ServiceSettings,
 )
-from tinker_cookbook.local.service.store import NewCheckpoint
+from tinker_cookbook.local.service.storage.store import NewCheckpoint
 
 KEY = "tml-0123456789abcdef0123"
 KEEP = RetentionSettings(keep_days=10, log_bytes=100_000)

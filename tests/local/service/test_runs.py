@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tinker_cookbook.local.service.runs import SequenceGate
+from tinker_cookbook.local.service.state.runs import SequenceGate
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,8 @@ from tinker_cookbook.local.engine.types import (
     TrainResult,
 )
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service import proto, wire
+from tinker_cookbook.local.service.protocol import protobuf as proto
+from tinker_cookbook.local.service.protocol import wire
 
 TOKENS = [3, 1, 4, 1, 5]
 

@@ -10,29 +10,29 @@ from pathlib import Path
 
 import torch
 
-from tinker_cookbook.local.engine.adapter_origin import TIED_HEAD_WARNING, find_origin
-from tinker_cookbook.local.engine.base_model import BaseModel, NativeModel, load_base_model
-from tinker_cookbook.local.engine.config import read_eos_token_ids
-from tinker_cookbook.local.engine.decode import Decoder
-from tinker_cookbook.local.engine.devices import choose_device, choose_dtype
-from tinker_cookbook.local.engine.generation import GenerationLimits, Generator
-from tinker_cookbook.local.engine.hf_decode import HfCache, HfDecoder
-from tinker_cookbook.local.engine.hf_model import HfModel
+from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
+from tinker_cookbook.local.engine.model.base_model import BaseModel, NativeModel, load_base_model
+from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
+from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
+from tinker_cookbook.local.engine.model.devices import choose_device, choose_dtype
+from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
+from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
+from tinker_cookbook.local.engine.model.hf_model import HfModel
 from tinker_cookbook.local.engine.jobs import EngineSettings
-from tinker_cookbook.local.engine.kv_cache import KvCache
-from tinker_cookbook.local.engine.lora import Adapter, read_base_model_name, read_lora_spec
-from tinker_cookbook.local.engine.lora_stack import StackedLora
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.memory import (
     available_bytes,
     resident_bytes,
     return_freed_memory,
 )
-from tinker_cookbook.local.engine.native.decoder import native_decoder
-from tinker_cookbook.local.engine.precision import lacks_products
-from tinker_cookbook.local.engine.requests import OnToken, Request, check_sample_spec, place_images
+from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.model.precision import lacks_products
+from tinker_cookbook.local.engine.sampling.sequence import OnToken, Request, check_sample_spec, place_images
 from tinker_cookbook.local.engine.residency import ResidentRun, ResidentSampler, SpillFolder
-from tinker_cookbook.local.engine.stops import build_stop_rule, load_tokenizer
-from tinker_cookbook.local.engine.train import TrainingPass, TrainingRun
+from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
+from tinker_cookbook.local.engine.training.run import TrainingPass, TrainingRun
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,

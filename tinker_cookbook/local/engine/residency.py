@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tinker_cookbook.local.engine.base_model import BaseModel
-from tinker_cookbook.local.engine.lora import Adapter
-from tinker_cookbook.local.engine.lora_stack import StackedLora
-from tinker_cookbook.local.engine.optimizer import AdamState
-from tinker_cookbook.local.engine.train import TrainingRun
+from tinker_cookbook.local.engine.model.base_model import BaseModel
+from tinker_cookbook.local.engine.model.lora import Adapter
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.training.optimizer import AdamState
+from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["ResidentRun", "ResidentSampler", "SpillFolder"]

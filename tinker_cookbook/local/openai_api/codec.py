@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook.local.engine.stops import load_tokenizer
+from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
 from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS, marks_among

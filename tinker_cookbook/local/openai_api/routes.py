@@ -37,14 +37,14 @@ from tinker_cookbook.local.openai_api.sampling import (
     find_target,
     with_prompt_scores,
 )
-from tinker_cookbook.local.service.connections import wait_until_gone
-from tinker_cookbook.local.service.fields import Fields
-from tinker_cookbook.local.service.http import HttpError, decode, read_fields
+from tinker_cookbook.local.service.protocol.connections import wait_until_gone
+from tinker_cookbook.local.service.protocol.fields import Fields
+from tinker_cookbook.local.service.protocol.http import HttpError, decode, read_fields
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.types import ModelInfo, SampleResult, SampleSpec
-    from tinker_cookbook.local.service.core import Service
+    from tinker_cookbook.local.service.state.core import Service
 
 __all__ = ["PREFIX", "ROUTES"]
 

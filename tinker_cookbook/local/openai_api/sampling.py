@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinker_cookbook.local.engine.requests import OnToken
+from tinker_cookbook.local.engine.sampling.sequence import OnToken
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
-from tinker_cookbook.local.service.http import HttpError
-from tinker_cookbook.local.service.names import parse_tinker_path
+from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
-    from tinker_cookbook.local.service.core import Service
+    from tinker_cookbook.local.service.state.core import Service
 
 __all__ = [
     "Codecs",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.matrices import LoraPair
-from tinker_cookbook.local.engine.native.packed import PackedMatrix
+from tinker_cookbook.local.engine.model.matrices import LoraPair
+from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 
 __all__ = ["Products"]
 

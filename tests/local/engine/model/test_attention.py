@@ -1,0 +1,96 @@
+"""Attention inside segments, on torch and on compiled kernels, against torch's own in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tinker_cookbook.local.engine.model import attention
+from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+
+SHAPES = [
+    # key heads, query heads of each, head size, lengths
+    (1, 1, 8, (1,)),
+    (2, 3, 64, (5, 33, 1)),
+    (3, 3, 64, (300, 129)),
+    (1, 8, 12, (40, 257)),
+    (2, 5, 80, (31, 32, 256)),
+    (1, 1, 128, (1300, 7)),
+]
+"""Segments shorter and longer than a block of keys; the longest goes back in several ranges."""
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(attention, "_kernels", lambda: None)
+    elif attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    return request.param
+
+
+def draw(kv_heads: int, group: int, dim: int, tokens: int) -> list[torch.Tensor]:
+    """Queries, keys, values and a gradient of the output."""
+    torch.manual_seed(tokens)
+    queries, keys = (kv_heads, tokens * group, dim), (kv_heads, tokens, dim)
+    q, k, v, grad = (torch.randn(size) for size in (queries, keys, keys, queries))
+    return [q * dim**-0.5, k, v, grad]
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...]
+) -> torch.Tensor:
+    group, parts, start = q.shape[1] // k.shape[1], [], 0
+    for length in lengths:
+        keys = slice(start, start + length)
+        rows = slice(start * group, (start + length) * group)
+        scores = q[:, rows] @ k[:, keys].transpose(1, 2)
+        later = torch.ones(length, length, dtype=torch.bool).triu(1).repeat_interleave(group, 0)
+        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        parts.append(weights @ v[:, keys])
+        start += length
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize(("kv_heads", "group", "dim", "lengths"), SHAPES)
+@pytest.mark.usefixtures("path")
+def test_values_and_gradients(
+    kv_heads: int, group: int, dim: int, lengths: tuple[int, ...]
+) -> None:
+    *inputs, grad = draw(kv_heads, group, dim, sum(lengths))
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    expected = reference(*exact, lengths)
+    expected.backward(grad.double())
+
+    out, beside = attention_forward(*inputs, lengths)
+    found = attention_backward(grad, *inputs, out, beside, lengths)
+    assert (out - expected).abs().max() < 2e-5
+    for ours, tensor in zip(found, exact, strict=True):
+        assert tensor.grad is not None
+        error = (ours - tensor.grad).norm() / tensor.grad.norm().clamp(min=1)
+        assert error < 5e-6
+
+
+@pytest.mark.usefixtures("path")
+def test_large_scores_overflow_nothing() -> None:
+    q, k, v, grad = draw(1, 2, 16, 300)
+    q *= 1e4
+    out, beside = attention_forward(q, k, v, (300,))
+    found = attention_backward(grad, q, k, v, out, beside, (300,))
+    assert all(tensor.isfinite().all() for tensor in (out, *found))
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+    if attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    *inputs, grad = draw(1, 2, 16, 1400)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            out, beside = attention_forward(*inputs, (1100, 300))
+            results.append((out, *attention_backward(grad, *inputs, out, beside, (1100, 300))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -1,0 +1,36 @@
+"""Which device and number format the engine uses when nobody says."""
+
+from __future__ import annotations
+
+import torch
+
+from tinker_cookbook.local.engine.model.architecture import DTYPE_NAMES, dtype_from_environment
+from tinker_cookbook.local.engine.model.precision import fastest_dtype
+from tinker_cookbook.local.errors import UserError
+
+__all__ = ["choose_device", "choose_dtype"]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or an accelerator if torch sees one, or the CPU."""
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"device={name!r} is not usable: {first_line}") from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named format, or the environment's, or bfloat16 where the device multiplies it faster
+    than float32."""
+    name = name or dtype_from_environment()
+    if name is None:
+        return fastest_dtype(device)
+    if name not in DTYPE_NAMES:
+        raise UserError(f"dtype={name!r} is unknown; use one of {', '.join(DTYPE_NAMES)}")
+    return getattr(torch, name)

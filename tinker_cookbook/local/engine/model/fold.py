@@ -1,0 +1,43 @@
+"""The adapter that the training thread's next products use; one at a time per base model."""
+
+from __future__ import annotations
+
+import weakref
+
+from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
+from tinker_cookbook.local.engine.model.matrices import LoraPair
+from tinker_cookbook.local.engine.model.weights import FUSED, ModelWeights
+
+__all__ = ["AdapterFold"]
+
+
+class AdapterFold:
+    """Hands an adapter to the matrices that compute with it."""
+
+    def __init__(self, weights: ModelWeights) -> None:
+        self._weights = weights
+        self._adapter: weakref.ref[Adapter] | None = None
+        self._version = -1
+        self._pairs: dict[str, LoraPair] = {}
+
+    def load(self, adapter: Adapter) -> None:
+        """Make this the adapter in use, unless it is already, unchanged."""
+        loaded = self._adapter() if self._adapter is not None else None
+        if adapter is loaded and adapter.version == self._version:
+            return
+        self._adapter, self._version = weakref.ref(adapter), adapter.version
+        parameters = adapter.parameters.to(self._weights.dtype)
+        self._pairs = {}
+        for index, layer in enumerate(self._weights.layers):
+            for name in FUSED:
+                group = layer_group(index, name)
+                targets = adapter.group(group)
+                if targets:
+                    a = adapter.layout.stacked_a(parameters, group)
+                    b = tuple(adapter.b(target.path) for target in targets)
+                    self._pairs[group] = LoraPair(a, b, adapter.scale)
+                layer.matrices[name].hold(self._pairs.get(group))
+
+    def pair(self, group: str) -> LoraPair | None:
+        """The matrices of a group; None where it is not trained."""
+        return self._pairs.get(group)

@@ -1,0 +1,59 @@
+"""Where the gradients of an adapter are summed up."""
+
+from __future__ import annotations
+
+import torch
+
+from tinker_cookbook.local.engine.model.lora import AdapterLayout
+from tinker_cookbook.local.engine.model.precision import add_product
+
+__all__ = ["GradientSink", "SpareGradients"]
+
+
+class GradientSink:
+    """Adds the gradients of LoRA matrices into one flat float32 tensor."""
+
+    def __init__(self, layout: AdapterLayout, flat: torch.Tensor) -> None:
+        self.layout = layout
+        self.flat = flat
+
+    def add(
+        self,
+        group: str,
+        *,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        low_grad: torch.Tensor,
+        out_grad: torch.Tensor,
+    ) -> None:
+        """For `out += B low`, `low = scale A x`: dA = low_grad' x, dB = out_grad' low.
+
+        `low_grad` is the gradient of `A x`.
+        """
+        add_product(self.layout.stacked_a(self.flat, group), low_grad.t(), x)
+        rank, top = self.layout.rank, 0
+        for position, target in enumerate(self.layout.groups[group]):
+            add_product(
+                self.layout.matrix(self.flat, target.path + ".B"),
+                out_grad[:, top : top + target.out_features].t(),
+                low[:, position * rank : (position + 1) * rank],
+            )
+            top += target.out_features
+
+
+class SpareGradients:
+    """Keeps the last gradient tensor that was given back: fresh memory costs more than zeroing."""
+
+    def __init__(self) -> None:
+        self._spare: torch.Tensor | None = None
+
+    def take(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of zeros."""
+        spare, self._spare = self._spare, None
+        if spare is None or spare.shape != like.shape or spare.device != like.device:
+            return torch.zeros_like(like)
+        return spare.zero_()
+
+    def give(self, gradient: torch.Tensor) -> None:
+        """Take back a tensor that nobody reads any more."""
+        self._spare = gradient

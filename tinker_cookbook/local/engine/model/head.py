@@ -1,0 +1,152 @@
+"""From hidden states to logprobs of targets, and back, in chunks of rows.
+
+No [tokens, vocabulary] tensor is kept: the logits and the probabilities of a chunk live in two
+reused buffers; the probabilities turn into the gradient in place. All of it is float32.
+
+Legend: M rows (positions with targets), C rows of a chunk, K targets of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from tinker_cookbook.local.engine.model.gradients import GradientSink
+from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter
+from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
+
+__all__ = ["Head", "LogprobGradient", "head_buffer_bytes"]
+
+LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
+"""From a slice of rows and their logprobs [C, K] to the loss gradient [C, K]."""
+
+_CHUNK_BYTES = 48 * 2**20
+_SMALLEST_EXACT = -80.0
+"""Below, exp(logprob) nears the smallest normal float32."""
+
+
+def head_buffer_bytes(vocab_size: int, num_rows: int, *, chunk_bytes: int = _CHUNK_BYTES) -> int:
+    """Memory of the buffers of logits and probabilities for so many rows."""
+    return 2 * 4 * min(_chunk_rows(vocab_size, num_rows, chunk_bytes), num_rows) * vocab_size
+
+
+def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
+    size = max(16, chunk_bytes // (4 * vocab_size))
+    count = max(1, -(-num_rows // size))
+    return max(1, -(-num_rows // count))
+
+
+class Head:
+    """The unembedding of one base model."""
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        *,
+        backward_matrix: DenseMatrix | None = None,
+        chunk_bytes: int = _CHUNK_BYTES,
+    ) -> None:
+        """
+        Args:
+            matrix: [V, H]; it stays frozen.
+            backward_matrix: the same in another format, for the gradient; None: `matrix`.
+            chunk_bytes: bounds the logits in memory.
+        """
+        self._matrix = matrix
+        self._backward_matrix = backward_matrix
+        self._vocab = matrix.out_features
+        self._chunk_bytes = chunk_bytes
+        self._buffers = torch.empty(2, 0, 0)
+
+    def logprobs(
+        self, adapter: Adapter, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 [M, K] of the int64 targets [M, K] after the states [M, H]."""
+        logprobs = torch.empty(targets.shape, device=hidden.device)
+        for rows in self._chunks(hidden.shape[0]):
+            logits, _ = self._logits(adapter, hidden[rows])
+            logprobs[rows], _ = self._softmax(logits, targets[rows])
+        return logprobs
+
+    def logprobs_and_gradient(
+        self,
+        adapter: Adapter,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        gradient_of: LogprobGradient,
+        sink: GradientSink,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `logprobs`, with the gradient [M, H] of the hidden states; LoRA's goes to `sink`."""
+        hidden_grad = torch.empty_like(hidden)
+        logprobs = torch.empty(targets.shape, device=hidden.device)
+        for rows in self._chunks(hidden.shape[0]):
+            logits, low = self._logits(adapter, hidden[rows])
+            logprobs[rows], probabilities = self._softmax(logits, targets[rows])
+            gradient = gradient_of(rows, logprobs[rows])
+            # d logprob_k / d logits = onehot_k - softmax, summed over k with the given factors.
+            logits_grad = probabilities.mul_(-gradient.sum(1, keepdim=True))
+            logits_grad.scatter_add_(1, targets[rows], gradient)
+            hidden_grad[rows] = self._states_gradient(logits_grad.to(hidden.dtype))
+            if low is not None:
+                self._add_lora(adapter, sink, hidden[rows], low, logits_grad, hidden_grad[rows])
+        return logprobs, hidden_grad
+
+    def buffer_bytes(self, num_rows: int) -> int:
+        """Memory of the two buffers for so many rows."""
+        return head_buffer_bytes(self._vocab, num_rows, chunk_bytes=self._chunk_bytes)
+
+    def _chunks(self, num_rows: int) -> list[slice]:
+        size = _chunk_rows(self._vocab, num_rows, self._chunk_bytes)
+        return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+
+    def _logits(
+        self, adapter: Adapter, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float32 [C, V] in the reused buffer, and the low-rank values [C, r] of a trained head."""
+        num_rows = hidden.shape[0]
+        if self._buffers.shape[1] < num_rows or self._buffers.device != hidden.device:
+            self._buffers = torch.empty(2, num_rows, self._vocab, device=hidden.device)
+        logits = self._buffers[0, :num_rows]
+        self._matrix.multiply_into(logits, hidden)
+        if not adapter.group(HEAD_PATH):
+            return logits, None
+        low = (hidden.float() @ adapter.a(HEAD_PATH).t()).mul_(adapter.scale)
+        logits.addmm_(low, adapter.b(HEAD_PATH).t())
+        return logits, low
+
+    def _states_gradient(self, logits_grad: torch.Tensor) -> torch.Tensor:
+        if self._backward_matrix is None:
+            return self._matrix.backward(logits_grad)[0]
+        rounded = logits_grad.to(self._backward_matrix.storage.dtype)
+        return self._backward_matrix.backward(rounded)[0]
+
+    def _softmax(
+        self, logits: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs of the targets, and all probabilities in the other buffer.
+
+        The logarithm of a softmax is one pass over the vocabulary less than a log-softmax and its
+        exponential, and as exact until the probability leaves float32's range.
+        """
+        probabilities = self._buffers[1, : len(logits)]
+        torch.softmax(logits, dim=-1, out=probabilities)
+        logprobs = probabilities.gather(1, targets).log_()
+        unlikely = (logprobs < _SMALLEST_EXACT).any(dim=1).nonzero()[:, 0]
+        if len(unlikely):
+            exact = torch.log_softmax(logits[unlikely], dim=-1)
+            logprobs[unlikely] = exact.gather(1, targets[unlikely])
+        return logprobs, probabilities
+
+    def _add_lora(
+        self,
+        adapter: Adapter,
+        sink: GradientSink,
+        hidden: torch.Tensor,
+        low: torch.Tensor,
+        logits_grad: torch.Tensor,
+        hidden_grad: torch.Tensor,
+    ) -> None:
+        low_grad = (logits_grad @ adapter.b(HEAD_PATH)).mul_(adapter.scale)
+        sink.add(HEAD_PATH, x=hidden.float(), low=low, low_grad=low_grad, out_grad=logits_grad)
+        hidden_grad.add_(low_grad @ adapter.a(HEAD_PATH))

@@ -1,0 +1,100 @@
+"""Group the data of a request into packs that are computed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tinker_cookbook.local.engine.training.checks import CheckedDatum
+from tinker_cookbook.local.engine.types import ImageInput
+
+__all__ = ["Pack", "build_pack", "plan_packs"]
+
+
+@dataclass
+class Pack:
+    """Sequences that go through the model together. T tokens, M rows with K targets each."""
+
+    indices: list[int]
+    """Which data of the request these are."""
+    tokens: torch.Tensor
+    """int64 [T]."""
+    lengths: list[int]
+    rows: torch.Tensor
+    """int64 [M]: the token a row of the fields below belongs to; rows with a gradient first."""
+    num_gradient_rows: int
+    """Rows from here on add nothing to the gradient."""
+    targets: torch.Tensor
+    """int64 [M, K]."""
+    inputs: Mapping[str, torch.Tensor]
+    """float32 [M, K] each, and `sequence` [M, 1]: the number of the datum inside the pack."""
+    images: Sequence[tuple[ImageInput, ...]] = field(default_factory=list)
+    """Of each datum; empty for models that read text only."""
+
+
+def plan_packs(lengths: Sequence[int], widths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of the data of each pack, in order.
+
+    A pack holds neighbours of equal target width, up to `max_tokens` tokens; a longer one is alone.
+    Packs of one request are of about equal size, since a small last pack computes at a worse rate.
+    """
+    packs: list[list[int]] = []
+    first = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or widths[end] != widths[first]:
+            packs.extend(_split_evenly(list(range(first, end)), lengths, max_tokens))
+            first = end
+    return packs
+
+
+def _split_evenly(indices: list[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    total = sum(lengths[index] for index in indices)
+    count = max(1, -(-total // max_tokens))
+    goal = total / count
+    packs: list[list[int]] = [[]]
+    in_pack = 0
+    for index in indices:
+        length = lengths[index]
+        # Half of a datum may reach over the goal, none over the limit.
+        if packs[-1] and (in_pack + length > max_tokens or in_pack + length / 2 > goal):
+            packs.append([])
+            in_pack = 0
+        packs[-1].append(index)
+        in_pack += length
+    return packs
+
+
+def build_pack(
+    indices: list[int], data: Sequence[CheckedDatum], driver: str, device: torch.device
+) -> Pack:
+    """Concatenate the data; zeros of the input `driver` mean no gradient ("": there are none)."""
+    chosen = [data[index] for index in indices]
+    lengths = [len(datum.tokens) for datum in chosen]
+    targets = np.concatenate([datum.targets for datum in chosen])
+    inputs = {
+        name: np.concatenate([datum.inputs[name] for datum in chosen]) for name in chosen[0].inputs
+    }
+    sequence = np.repeat(np.arange(len(chosen), dtype=np.float32), lengths)
+    inputs["sequence"] = sequence[:, None]
+    has_gradient = np.ones(len(targets), bool)
+    if driver:
+        has_gradient = (inputs[driver] != 0).any(axis=1)
+    order = np.argsort(~has_gradient, kind="stable")
+
+    def place(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    tokens = np.concatenate([datum.tokens for datum in chosen]).astype(np.int64)
+    return Pack(
+        indices=indices,
+        tokens=place(tokens),
+        lengths=lengths,
+        rows=place(order),
+        num_gradient_rows=int(has_gradient.sum()),
+        targets=place(targets[order]),
+        inputs={name: place(values[order]) for name, values in inputs.items()},
+        images=[datum.images for datum in chosen],
+    )

@@ -1,0 +1,115 @@
+"""Adapters in the form sampling uses, and their application to batches that mix them.
+
+The low-rank part is computed first and the base product accumulates on top of it, so the sum is
+rounded once: adding two rounded products would lose small updates in bfloat16.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
+
+__all__ = ["LoraRouter", "StackedLora"]
+
+_keys = itertools.count(1)
+
+
+class StackedLora:
+    """An adapter frozen for sampling: one A and one B per stacked projection."""
+
+    def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
+        """`adapter` must not change any more: a snapshot, or one just loaded."""
+        self.key = next(_keys)
+        """Stands for these weights, for example in the prefix store."""
+        self.adapter = adapter
+        self.native_table: Any = None
+        """Addresses for the compiled kernels, filled in by them."""
+        self._dtype = dtype
+        self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        stacks = sum(t.numel() * t.element_size() for pair in self._stacks.values() for t in pair)
+        return self.adapter.parameters.numel() * 4 + stacks
+
+    def delta(self, x: Tensor, group: str) -> Tensor | None:
+        """Return scale * x A' B' for a group of modules; None where the group has no adapter."""
+        if not self.adapter.group(group):
+            return None
+        if group not in self._stacks:
+            self._stacks[group] = self._stack(group)
+        a, b = self._stacks[group]
+        return functional.linear(functional.linear(x, a), b)
+
+    def _stack(self, group: str) -> tuple[Tensor, Tensor]:
+        adapter = self.adapter
+        members = adapter.group(group)
+        scaled = [adapter.b(target.path) * adapter.scale for target in members]
+        a = adapter.stacked_a(group).to(self._dtype)
+        return a, torch.block_diag(*scaled).to(self._dtype)
+
+
+@dataclass(frozen=True)
+class _Group:
+    adapter: StackedLora | None
+    rows: slice | Tensor
+
+
+class LoraRouter:
+    """Sends every row of a batch through its own adapter."""
+
+    def __init__(self, spans: list[tuple[StackedLora | None, int]], device: torch.device) -> None:
+        """`spans` gives the adapter of so many consecutive rows, over the whole batch."""
+        rows_of: dict[StackedLora | None, list[np.ndarray]] = {}
+        first = 0
+        for adapter, count in spans:
+            rows_of.setdefault(adapter, []).append(np.arange(first, first + count))
+            first += count
+        self._groups = [
+            _Group(adapter, _as_slice(np.concatenate(parts), device))
+            for adapter, parts in rows_of.items()
+        ]
+
+    def project(self, x: Tensor, weight: Tensor, index: int, name: str) -> Tensor:
+        """Return x [N, in] times a stacked projection [out, in] of one block, with adapters."""
+        return self._product(x, weight, layer_group(index, name))
+
+    def project_head(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the logits of x [N, H]."""
+        return self._product(x, weight, HEAD_PATH)
+
+    def _product(self, x: Tensor, weight: Tensor, group: str) -> Tensor:
+        delta = self._delta(x, weight.shape[0], group)
+        if delta is None:
+            return functional.linear(x, weight)
+        return torch.addmm(delta, x, weight.t())
+
+    def _delta(self, x: Tensor, out_features: int, group: str) -> Tensor | None:
+        if len(self._groups) == 1:
+            adapter = self._groups[0].adapter
+            return None if adapter is None else adapter.delta(x, group)
+        total = None
+        for part in self._groups:
+            delta = None if part.adapter is None else part.adapter.delta(x[part.rows], group)
+            if delta is None:
+                continue
+            if total is None:
+                total = x.new_zeros(len(x), out_features)
+            total[part.rows] = delta
+        return total
+
+
+def _as_slice(rows: np.ndarray, device: torch.device) -> slice | Tensor:
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return slice(first, last + 1)
+    return torch.from_numpy(rows).to(device)

@@ -1,0 +1,316 @@
+"""A training run: an adapter on a shared base model, its gradient and its optimizer state.
+
+run = TrainingRun(model, LoraSpec(rank=32, seed=1))
+result = run.forward_backward(data, LossSpec("cross_entropy"))
+metrics = run.optim_step(AdamSpec(learning_rate=1e-4))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, write_card
+from tinker_cookbook.local.engine.model.base_model import BaseModel
+from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
+from tinker_cookbook.local.engine.model.gradients import GradientSink
+from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
+from tinker_cookbook.local.engine.model.lora import (
+    Adapter,
+    peft_tensor_name,
+    read_lora_spec,
+    sync_folder,
+    write_tensors,
+)
+from tinker_cookbook.local.engine.training.losses import PackLoss
+from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
+from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
+from tinker_cookbook.local.engine.types import (
+    AdamSpec,
+    LoraSpec,
+    LossSpec,
+    TrainDatum,
+    TrainResult,
+)
+from tinker_cookbook.local.errors import UserError
+
+__all__ = ["TrainingPass", "TrainingRun"]
+
+_OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+class TrainingRun:
+    """One LoRA adapter in training. Used by one thread."""
+
+    def __init__(self, model: BaseModel, spec: LoraSpec) -> None:
+        """A new adapter; the same seed gives the same run."""
+        self.model = model
+        self.adapter = Adapter(spec, model.lora_targets(spec), device=model.device)
+        self.gradient: torch.Tensor | None = None
+        """Sum over all calls since the last step; None when there was none."""
+        self.adam_state: AdamState | None = None
+
+    @classmethod
+    def from_folder(cls, model: BaseModel, folder: Path, *, with_optimizer: bool) -> TrainingRun:
+        """A run that continues from a folder written by `save`.
+
+        Raises:
+            UserError: if the folder does not hold what is asked for, or fits another model.
+        """
+        run = cls(model, read_lora_spec(folder))
+        run.load(folder, with_optimizer=with_optimizer)
+        return run
+
+    def forward_backward(
+        self, data: Sequence[TrainDatum], loss: LossSpec, *, backward: bool = True
+    ) -> TrainResult:
+        """Logprobs and loss of the data; with `backward` the gradient is added to `gradient`.
+
+        Raises:
+            UserError: if the data or the loss is unusable; no gradient is left behind then.
+        """
+        training_pass = TrainingPass(self, data, loss, backward=backward)
+        while not training_pass.step():
+            pass
+        return training_pass.result()
+
+    def optim_step(self, adam: AdamSpec) -> dict[str, float]:
+        """One AdamW step on the accumulated gradient, which is cleared. Without one, a no-op step
+        on a zero gradient.
+
+        Raises:
+            UserError: if a setting is unusable; the gradient stays then.
+        """
+        check_adam_spec(adam)
+        gradient = self.gradient
+        if gradient is None:
+            gradient = self.model.spare_gradients.take(self.adapter.parameters)
+        self.adam_state = self.adam_state or AdamState(self.adapter.parameters)
+        grad_norm = self.adam_state.step(self.adapter.parameters, gradient, adam)
+        self.model.spare_gradients.give(gradient)
+        self.gradient = None
+        self.adapter.version += 1
+        return {
+            "grad_norm": grad_norm,
+            "learning_rate": float(adam.learning_rate),
+            "num_steps": float(self.adam_state.num_steps),
+        }
+
+    @property
+    def trains_tied_head(self) -> bool:
+        """Whether it adapts an output embedding that is the input embedding too."""
+        trains_head = any(target.part == "unembed" for target in self.adapter.targets)
+        return trains_head and self.model.ties_embeddings
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        base_model_name: str,
+        with_optimizer: bool,
+        origin: WeightsOrigin | None = None,
+    ) -> None:
+        """Write the adapter in PEFT's format, and the optimizer state, into an existing folder.
+
+        Args:
+            origin: of the base model's weights; None: the name says where they are.
+        """
+        origin = origin or WeightsOrigin(base_model_name)
+        self.adapter.save_peft(folder, base_model_name=base_model_name, origin=origin)
+        write_card(folder, base_model_name, origin, tied_head=self.trains_tied_head)
+        if with_optimizer:
+            state = self.adam_state or AdamState(self.adapter.parameters)
+            tensors = {"num_steps": torch.tensor([state.num_steps], dtype=torch.int64)}
+            for key, name, moment in self._moments(state):
+                tensors[name] = self.adapter.layout.matrix(moment, key)
+            write_tensors(folder / _OPTIMIZER_FILE, tensors, {"optimizer": "adamw"})
+            sync_folder(folder)
+
+    def load(self, folder: Path, *, with_optimizer: bool) -> None:
+        """Take over a saved adapter; pending gradients are dropped.
+
+        Without the optimizer state the next step starts with fresh moments.
+
+        Raises:
+            UserError: if the folder does not fit this run, or has no optimizer state to load.
+        """
+        state = None
+        if with_optimizer:
+            state = self._read_optimizer(folder)
+        self.adapter.load_peft(folder)
+        self.adam_state = state
+        self.gradient = None
+
+    def _read_optimizer(self, folder: Path) -> AdamState:
+        path = folder / _OPTIMIZER_FILE
+        if not path.exists():
+            raise UserError(
+                "the checkpoint has no optimizer state; load it without the optimizer, "
+                "or use one that was saved for training"
+            )
+        state = AdamState(self.adapter.parameters)
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for key, name, moment in self._moments(state):
+                if name not in names:
+                    raise UserError(f"the checkpoint's optimizer state lacks {name}")
+                place, saved = self.adapter.layout.matrix(moment, key), file.get_tensor(name)
+                if saved.shape != place.shape:
+                    raise UserError(
+                        f"the checkpoint's {name} has shape {tuple(saved.shape)}; this run needs "
+                        f"{tuple(place.shape)}. Load it into a run of the same rank"
+                    )
+                place.copy_(saved)
+            state.num_steps = int(file.get_tensor("num_steps")[0])
+        return state
+
+    def _moments(self, state: AdamState) -> list[tuple[str, str, torch.Tensor]]:
+        """(layout key, name in the file, flat tensor) of every saved moment matrix."""
+        return [
+            (f"{target.path}.{side}", f"{label}.{peft_tensor_name(target.path, side)}", moment)
+            for label, moment in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq))
+            for target in self.adapter.targets
+            for side in "AB"
+        ]
+
+
+class TrainingPass:
+    """One forward or forward_backward, pack by pack, so that other work can run in between."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        data: Sequence[TrainDatum],
+        loss: LossSpec,
+        *,
+        backward: bool = True,
+    ) -> None:
+        """Check everything and plan the packs; nothing is computed yet.
+
+        Raises:
+            UserError: if the data or the loss is unusable.
+        """
+        self._run = run
+        self._loss, self._config = check_loss(loss)
+        self._graph = loss.graph if loss.name == "custom" else None
+        model = run.model
+        self._data = check_batch(
+            data,
+            loss.name,
+            vocab_size=model.vocab_size,
+            max_tokens=model.max_positions,
+            graph=self._graph,
+            count_image_tokens=model.count_image_tokens,
+        )
+        lengths = [len(datum.tokens) for datum in self._data]
+        widths = [datum.targets.shape[1] for datum in self._data]
+        self._packs = plan_packs(lengths, widths, model.pack_tokens)
+        self._next_pack = 0
+        self._backward = backward
+        self._gradient: torch.Tensor | None = None
+        self._logprobs: list[np.ndarray | None] = [None] * len(data)
+        self._loss_sum = 0.0
+        self._graph_metrics: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(datum.tokens) for datum in self._data)
+
+    @property
+    def num_bytes(self) -> int:
+        """About what the computation takes beside what is there already."""
+        model, parameters = self._run.model, self._run.adapter.parameters
+        sizes = [
+            (sum(len(self._data[i].tokens) for i in pack), self._data[pack[0]].targets.shape[1])
+            for pack in self._packs
+        ]
+        rank = self._run.adapter.rank
+        largest = max(
+            model.batch_bytes(tokens, targets, rank, backward=self._backward)
+            for tokens, targets in sizes
+        )
+        results = 4 * sum(datum.targets.size for datum in self._data)
+        return largest + results + (parameters.nbytes if self._backward else 0)
+
+    def step(self) -> bool:
+        """Compute the next pack; True when all are done."""
+        if self._next_pack == len(self._packs):
+            return True
+        indices = self._packs[self._next_pack]
+        model, adapter = self._run.model, self._run.adapter
+        pack = build_pack(indices, self._data, self._loss.driver, model.device)
+        pack_loss = self._build_loss(pack)
+        if self._backward:
+            if self._gradient is None:
+                self._gradient = model.spare_gradients.take(adapter.parameters)
+            sink = GradientSink(adapter.layout, self._gradient)
+            logprobs = model.logprobs_and_gradient(adapter, pack, pack_loss, sink)
+        else:
+            logprobs = model.logprobs(adapter, pack)
+            if pack_loss.by_sequence:
+                pack_loss.see_all(logprobs)
+            else:
+                pack_loss.gradient(slice(0, len(logprobs)), logprobs)
+        self._loss_sum += pack_loss.total
+        if isinstance(pack_loss, GraphPackLoss):
+            for key, value in pack_loss.metrics.items():
+                self._graph_metrics[key] = self._graph_metrics.get(key, 0.0) + value
+        in_order = torch.empty_like(logprobs)
+        in_order[pack.rows] = logprobs
+        for index, part in zip(indices, in_order.split(pack.lengths), strict=True):
+            values = part.cpu().numpy()
+            self._logprobs[index] = values[:, 0] if self._data[index].is_flat else values
+        self._next_pack += 1
+        return self._next_pack == len(self._packs)
+
+    def _build_loss(self, pack: Pack) -> PackLoss | GraphPackLoss:
+        if self._graph is None:
+            return PackLoss(self._loss, self._config, pack.inputs)
+        device = self._run.model.device
+        inputs = [
+            {
+                name: torch.from_numpy(np.ascontiguousarray(value)).to(device)
+                for name, value in self._data[index].graph_inputs.items()
+            }
+            for index in pack.indices
+        ]
+        return GraphPackLoss(self._graph, inputs, pack.lengths)
+
+    def result(self) -> TrainResult:
+        """The result; adds the gradient to the run's. Call once, after the last step.
+
+        Raises:
+            UserError: if the loss or its gradient is not finite; the gradient is dropped then.
+        """
+        if not np.isfinite(self._loss_sum):
+            raise UserError(
+                f"the loss is {self._loss_sum}; the inputs lead out of the range of float32. "
+                "Check weights, advantages and logprobs for extreme values"
+            )
+        if self._gradient is not None:
+            if not bool(torch.isfinite(self._gradient.sum())):
+                self._run.model.spare_gradients.give(self._gradient)
+                raise UserError(
+                    "the gradient is not finite; the inputs lead out of the range of float32. "
+                    "Check weights, advantages and logprobs for extreme values"
+                )
+            if self._run.gradient is None:
+                self._run.gradient = self._gradient
+            else:
+                self._run.gradient.add_(self._gradient)
+                self._run.model.spare_gradients.give(self._gradient)
+            self._gradient = None
+        num_tokens = sum(len(datum.tokens) for datum in self._data)
+        metrics = {"loss:sum": self._loss_sum, "num_tokens:sum": float(num_tokens)}
+        for key, total in self._graph_metrics.items():
+            metrics[key] = total / len(self._data) if key.endswith(":mean") else total
+        return TrainResult(
+            logprobs=[values for values in self._logprobs if values is not None], metrics=metrics
+        )

@@ -1,0 +1,73 @@
+"""Refuses requests whose Host header names another site.
+
+A page on a foreign site can have its name resolve to 127.0.0.1 (DNS rebinding) and then counts as
+this service's own origin in a browser. Its requests still carry its name as the host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tinker_cookbook.local.service.protocol.http import error_response
+
+__all__ = ["HostGuard", "host_name"]
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+_HOST = re.compile(
+    r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?|(?P<bare>[0-9a-f:]+)"
+)
+
+
+def host_name(header: str) -> str | None:
+    """The name in a Host header, without port and brackets, in lower case; None if it is none."""
+    found = _HOST.fullmatch(header.strip().lower())
+    return None if found is None else found["literal"] or found["name"] or found["bare"]
+
+
+class HostGuard:
+    """Lets requests through that name this service."""
+
+    def __init__(self, app: ASGIApp, *, listens_on: str, allowed: Collection[str] = ()) -> None:
+        """Wrap an application.
+
+        Args:
+            listens_on: the address the service is bound to; any literal address and this name are
+                accepted, since only names can be rebound.
+            allowed: further names, of a reverse proxy for example.
+        """
+        self._app = app
+        self._names = {name.lower() for name in (*LOOPBACK_NAMES, listens_on, *allowed)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        hosts = Headers(scope=scope).getlist("host")
+        if len(hosts) == 1 and self._is_ours(host_name(hosts[0])):
+            await self._app(scope, receive, send)
+            return
+        shown = ", ".join(hosts)[:100]
+        refusal = error_response(
+            421,
+            f"Host={shown!r} is not a name of this service; use its address, or start it with "
+            "--allowed-host NAME",
+        )
+        await refusal(scope, receive, send)
+
+    def _is_ours(self, name: str | None) -> bool:
+        if name is None:
+            return False
+        if name in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True

@@ -1,0 +1,171 @@
+"""Routes for whoever runs the service: its page, its state, its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import re
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from tinker_cookbook.local.engine.memory import available_bytes
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.protocol.http import HttpError, query_integer, read_fields
+from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow
+from tinker_cookbook.local.service.state.metrics import CONTENT_TYPE, VERSION
+from tinker_cookbook.local.service.protocol.rest_objects import render_checkpoint, render_time
+
+__all__ = ["PATHS_WITHOUT_KEY", "ROUTES", "STATUS_PATHS"]
+
+PAGE, TICKET = "/", "/dashboard/token"
+STATUS, METRICS = "/api/v1/local/status", "/metrics"
+CURVE = "/api/v1/local/curves/{run_id}"
+PATHS_WITHOUT_KEY = (PAGE, TICKET)
+STATUS_PATHS = (STATUS, METRICS)
+MAX_LISTED = 500
+MAX_TICKET_BYTES = 1024
+
+
+async def page(service: Service, request: Request) -> Response:
+    """The dashboard. It holds nothing secret: its script asks for the key and then for the data."""
+    text, policy = _page()
+    return HTMLResponse(
+        text, headers={"content-security-policy": policy, "cache-control": "no-cache"}
+    )
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and the policy that lets it run its own script and talk to this service only."""
+    text = Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
+    script = _hash_of(text, "script")
+    style = _hash_of(text, "style")
+    policy = (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _hash_of(text: str, tag: str) -> str:
+    found = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    assert found is not None, f"the page has one <{tag}>"
+    digest = hashlib.sha256(found[1].encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+async def exchange_ticket(service: Service, request: Request) -> Response:
+    """A ticket from the link that `serve` prints, for a token."""
+    fields = await read_fields(request, MAX_TICKET_BYTES)
+    if not service.auth.tickets.take(fields.text("ticket")):
+        raise HttpError(403, "ticket was used or has expired; sign in with the service's key")
+    return JSONResponse({"token": service.auth.make_token()})
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    return Response(service.metrics.render(service), headers={"content-type": CONTENT_TYPE})
+
+
+async def status(service: Service, request: Request) -> Response:
+    limit = query_integer(request, "limit", 100, minimum=0, maximum=MAX_LISTED)
+    return JSONResponse(await asyncio.to_thread(_describe, service, limit))
+
+
+def _describe(service: Service, limit: int) -> dict[str, Any]:
+    """Everything that `status` and the page show."""
+    index = service.store.index
+    runs, num_runs = index.runs(limit=limit, offset=0, project_id=None)
+    checkpoints, num_checkpoints = index.checkpoints(limit=limit)
+    engine = service.engine_stats()
+    return {
+        "version": VERSION,
+        "pid": os.getpid(),
+        "state_dir": str(service.settings.state_dir),
+        "started": render_time(service.started_at),
+        "uptime_seconds": time.time() - service.started_at,
+        "is_stopping": service.is_draining,
+        "models": _describe_models(service),
+        "queue": {
+            "operations": engine.get("queued_operations", 0.0),
+            "unfinished": service.futures.stats()["futures_unfinished"],
+            "sampling_running": engine.get("running_sequences", 0.0),
+            "sampling_waiting": engine.get("waiting_requests", 0.0),
+        },
+        "totals": {
+            "optimizer_steps": service.progress.num_steps,
+            "trained_tokens": service.progress.num_trained_tokens,
+            "sampled_tokens": engine.get("sampled_tokens", 0.0),
+            "sampled_tokens_per_second": engine.get("sampled_tokens_per_second", 0.0),
+        },
+        "memory": {
+            "resident_bytes": service.resident_bytes(),
+            "available_bytes": available_bytes(),
+            "kv_cache_bytes": engine.get("kv_cache_bytes", 0.0),
+        },
+        "num_sessions": len(service.sessions),
+        "num_samplers": len(service.samplers),
+        "num_runs": num_runs,
+        "num_checkpoints": num_checkpoints,
+        "runs": [_describe_run(service, row) for row in runs],
+        "checkpoints": [_describe_checkpoint(row) for row in checkpoints],
+    }
+
+
+def _describe_models(service: Service) -> list[dict[str, Any]]:
+    """Those that the owner named, and those of folders that are in use."""
+    loaded = service.engine.loaded_models()
+    names = dict.fromkeys([*service.engine.models, *loaded])
+    return [
+        {
+            "name": name,
+            "is_loaded": name in loaded,
+            "dtype": loaded[name].dtype if name in loaded else None,
+            "device": loaded[name].device if name in loaded else None,
+        }
+        for name in names
+    ]
+
+
+def _describe_run(service: Service, row: RunRow) -> dict[str, Any]:
+    live = service.runs.get(row.run_id)
+    session = service.store.index.session(row.session_id)
+    last_request_at = row.last_request_at if live is None else live.last_request_at
+    return {
+        "run_id": row.run_id,
+        "name": None if session is None else session.display_name,
+        "base_model": row.base_model,
+        "lora_rank": row.lora["rank"],
+        "is_live": live is not None,
+        "is_busy": live is not None and live.num_running > 0,
+        "num_steps": service.progress.num_steps_of(row.run_id),
+        "created": render_time(row.created_at),
+        "last_request": render_time(last_request_at),
+    }
+
+
+def _describe_checkpoint(row: CheckpointRow) -> dict[str, Any]:
+    return render_checkpoint(row) | {"run_id": row.run_id}
+
+
+async def curve(service: Service, request: Request) -> Response:
+    run_id = request.path_params["run_id"]
+    if service.store.index.run(run_id) is None:
+        raise HttpError(404, f"run {run_id[:200]!r} does not exist")
+    points = await asyncio.to_thread(service.progress.curve, run_id)
+    return JSONResponse({"columns": ["step", "loss", "tokens", "time"], "points": points})
+
+
+ROUTES = [
+    ("GET", PAGE, page),
+    ("POST", TICKET, exchange_ticket),
+    ("GET", METRICS, metrics),
+    ("GET", STATUS, status),
+    ("GET", CURVE, curve),
+]

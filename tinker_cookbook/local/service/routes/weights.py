@@ -1,0 +1,337 @@
+"""Routes that save weights, hand them out as files, and change saved checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+import time
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.service.protocol.auth import DownloadLink
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.protocol.fields import Fields
+from tinker_cookbook.local.service.state.futures import Payload
+from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
+from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SamplerRow
+from tinker_cookbook.local.service.protocol.paths import (
+    SEGMENT_TYPES,
+    check_name,
+    check_ttl,
+    parse_tinker_path,
+)
+from tinker_cookbook.local.service.protocol.rest_objects import render_time
+from tinker_cookbook.local.service.routes.training import ack, read_numbered
+from tinker_cookbook.local.service.state.runs import Run
+from tinker_cookbook.local.service.storage.store import NewCheckpoint
+from tinker_cookbook.local.service.threads import STORING
+
+__all__ = ["ROUTES"]
+
+ARCHIVE = "archive.tar"
+TRACE = "trace.pftrace"
+MAX_SEQ_ID = 2**31 - 1
+
+
+async def save_weights(service: Service, request: Request) -> Response:
+    fields, run, seq_id = await read_numbered(service, request)
+
+    async def work() -> Payload:
+        name = fields.text("path", f"{seq_id:06d}")
+        new = _new_checkpoint(fields, run, "weights", name)
+        row = await _save(service, new)
+        return Payload.of_json({"path": row.tinker_path, "type": "save_weights"})
+
+    return ack(service.submit(run, seq_id, "save_weights", work))
+
+
+async def save_weights_for_sampler(service: Service, request: Request) -> Response:
+    fields, run, seq_id = await read_numbered(service, request)
+
+    async def work() -> Payload:
+        answer = {"type": "save_weights_for_sampler"}
+        if fields.values.get("sampling_session_seq_id") is not None:
+            sampler_id = await _open_unsaved_sampler(service, run, fields)
+            return Payload.of_json(answer | {"sampling_session_id": sampler_id})
+        new = _new_checkpoint(fields, run, "sampler_weights", fields.text("path", f"{seq_id:06d}"))
+        row = await _save(service, new)
+        return Payload.of_json(answer | {"path": row.tinker_path})
+
+    return ack(service.submit(run, seq_id, "save_weights_for_sampler", work))
+
+
+async def save_weights_external(service: Service, request: Request) -> Response:
+    fields, run, seq_id = await read_numbered(service, request)
+
+    async def work() -> Payload:
+        if fields.texts("age_encryption_recipients", None):
+            raise UserError(
+                "age_encryption_recipients is not available on this service; leave it out and "
+                "encrypt the downloaded files"
+            )
+        new = _new_checkpoint(fields, run, "external_weights", fields.text("path"))
+        row = await _save(service, new)
+        answer = {"path": row.tinker_path, "size_bytes": row.size_bytes}
+        return Payload.of_json(answer | {"type": "save_weights_external"})
+
+    return ack(service.submit(run, seq_id, "save_weights_external", work))
+
+
+def _new_checkpoint(fields: Fields, run: Run, segment: str, name: str) -> NewCheckpoint:
+    return NewCheckpoint(
+        run_id=run.run_id,
+        segment=segment,
+        name=check_name(name),
+        has_optimizer=segment == "weights",
+        ttl_seconds=check_ttl(fields.integer("ttl_seconds", None)),
+        user_metadata=fields.metadata("user_metadata"),
+        overwrite=fields.flag("overwrite", False),
+    )
+
+
+async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
+    """Write a run's weights as they are at this point of its order."""
+    store = service.store
+    if not new.overwrite and store.find(new.run_id, new.segment, new.name) is not None:
+        raise store.name_taken(new)
+    staged = store.stage()
+    try:
+        saving = service.engine.worker.save_run(
+            new.run_id, staged, with_optimizer=new.has_optimizer
+        )
+        await asyncio.wrap_future(saving)
+        return await STORING.run(store.commit, staged, new)
+    finally:
+        await STORING.run(store.discard, staged)
+
+
+async def _open_unsaved_sampler(service: Service, run: Run, fields: Fields) -> str:
+    """Begin a sampling session on a run's weights without saving them."""
+    seq = fields.integer("sampling_session_seq_id", minimum=0, maximum=MAX_SEQ_ID)
+    kind = fields.text("kind", "snapshot", choices=("snapshot", "inflight"))
+    sampler_id = f"{run.session_id}:sample:{seq}"
+    worker = service.engine.worker
+    if kind == "snapshot":
+        key = sampler_id
+        made = worker.create_sampler(key, run.base_model, run_id=run.run_id)
+    elif run.inflight_sampler is None:
+        key = run.inflight_sampler = f"{run.run_id}:inflight"
+        made = worker.create_sampler(key, run.base_model, run_id=run.run_id)
+    else:
+        key = run.inflight_sampler
+        made = worker.refresh_sampler(key, run.run_id)
+    await asyncio.wrap_future(made)
+    row = SamplerRow(
+        sampler_id=sampler_id,
+        session_id=run.session_id,
+        base_model=run.base_model,
+        model_path=None,
+        run_id=run.run_id,
+        created_at=time.time(),
+    )
+    for dropped in await service.samplers.adopt(row, key):
+        service.futures.drop_group(dropped)
+    return sampler_id
+
+
+def find_checkpoint(service: Service, request: Request) -> CheckpointRow:
+    """The checkpoint that a REST path names; HttpError 404 otherwise."""
+    run_id, segment, name = (request.path_params[key] for key in ("run_id", "segment", "name"))
+    row = service.store.find(run_id, segment, name) if segment in SEGMENT_TYPES else None
+    if row is None:
+        raise HttpError(404, f"checkpoint tinker://{run_id}/{segment}/{name} does not exist"[:400])
+    return row
+
+
+async def delete_checkpoint(service: Service, request: Request) -> Response:
+    await STORING.run(service.store.delete, find_checkpoint(service, request))
+    return no_content()
+
+
+async def publish(service: Service, request: Request) -> Response:
+    """POST publishes, DELETE takes it back; doing either twice is no error."""
+    row = find_checkpoint(service, request)
+    await STORING.run(service.store.set_public, row, request.method == "POST")
+    return no_content()
+
+
+async def set_ttl(service: Service, request: Request) -> Response:
+    row = find_checkpoint(service, request)
+    fields = await read_fields(request, service.limits.max_json_bytes)
+    ttl = check_ttl(fields.integer("ttl_seconds", None))
+    expires_at = None if ttl is None else time.time() + ttl
+    await STORING.run(service.store.set_expiry, row, expires_at)
+    return no_content()
+
+
+def _find_by_path(service: Service, path: str, field: str) -> tuple[CheckpointRow, RunRow]:
+    parsed = parse_tinker_path(path, field=field)
+    row = service.store.find(parsed.run_id, parsed.segment, parsed.name)
+    run = service.store.index.run(parsed.run_id)
+    if row is None or run is None:
+        raise HttpError(
+            404, f"{field}={path!r} does not exist; it may have expired or been deleted"
+        )
+    return row, run
+
+
+async def weights_info(service: Service, request: Request) -> Response:
+    fields = await read_fields(request, service.limits.max_json_bytes)
+    _, run = _find_by_path(service, fields.text("tinker_path"), "tinker_path")
+    return JSONResponse(
+        {
+            "base_model": run.base_model,
+            "is_lora": True,
+            "lora_rank": run.lora["rank"],
+            **{
+                part: run.lora.get(part, True)
+                for part in ("train_unembed", "train_mlp", "train_attn")
+            },
+            "optimizer_config": {"type": "adamw"},
+        }
+    )
+
+
+async def copy_weights(service: Service, request: Request) -> Response:
+    """Copy a checkpoint into a run of its own, in a new session; that run cannot be trained."""
+    fields = await read_fields(request, service.limits.max_json_bytes)
+    source, run = _find_by_path(service, fields.text("source_path"), "source_path")
+    ttl = check_ttl(fields.integer("ttl_seconds", None))
+    project = fields.text("destination_project_id", None)
+    idempotency_key = request.headers.get("x-idempotency-key", "")[:200]
+    index = service.store.index
+    known = index.copy_of(idempotency_key) if idempotency_key else None
+    if known is not None:
+        return JSONResponse({"tinker_path": known})
+    session = await service.sessions.create(
+        display_name=f"copy of {source.tinker_path}",
+        user_metadata=None,
+        tags=[],
+        project_id=project,
+        sdk_version=None,
+    )
+    run_id = f"{session.session_id}:train:0"
+    now = time.time()
+    target = RunRow(
+        run_id=run_id,
+        session_id=session.session_id,
+        base_model=run.base_model,
+        lora=run.lora,
+        user_metadata=run.user_metadata,
+        created_at=now,
+        last_request_at=now,
+        is_trainable=False,
+    )
+    await STORING.run(index.insert, target)
+    new = NewCheckpoint(
+        run_id=run_id,
+        segment=source.segment,
+        name=source.name,
+        has_optimizer=source.has_optimizer,
+        ttl_seconds=ttl,
+        user_metadata=source.user_metadata,
+    )
+    failed = {"type": "cancelled", "detail": "the copy could not be made"}
+    try:
+        with service.store.pin(source):
+            row = await STORING.run(service.store.copy, source, new)
+    except BaseException:
+        await service.end_session(session, failed)
+        raise
+    if idempotency_key:
+        await STORING.run(index.put_copy, idempotency_key, row.tinker_path)
+    done = {"type": "client_finished", "reason": {"type": "success"}, "detail": "copied"}
+    await service.end_session(session, done)
+    return JSONResponse({"tinker_path": row.tinker_path})
+
+
+def download_url(service: Service, request: Request, folder: str, file: str) -> tuple[str, float]:
+    """A link that works without a key until a time."""
+    expires_at = float(int(time.time() + service.limits.download_link_seconds))
+    token = service.auth.sign_link(DownloadLink(folder, file, expires_at))
+    base = str(request.base_url).rstrip("/")
+    return f"{base}/api/v1/download/{token}/{file}", expires_at
+
+
+async def external_weights_urls(service: Service, request: Request) -> Response:
+    row = find_checkpoint(service, request)
+    if row.segment != "external_weights":
+        raise HttpError(400, f"{row.tinker_path} is not external; use save_weights_external")
+    expires_at = 0.0
+    urls: dict[str, str] = {}
+    for path in await asyncio.to_thread(service.store.weight_files, row):
+        urls[path.name], expires_at = download_url(service, request, row.folder, path.name)
+    return JSONResponse({"urls": urls, "expires": render_time(expires_at)})
+
+
+async def archive(service: Service, request: Request) -> Response:
+    """SDKs up to 0.35: a redirect to one tar file."""
+    row = find_checkpoint(service, request)
+    url, expires_at = download_url(service, request, row.folder, ARCHIVE)
+    expires = format_datetime(datetime.fromtimestamp(expires_at, UTC), usegmt=True)
+    return Response(status_code=302, headers={"location": url, "expires": expires})
+
+
+async def download(service: Service, request: Request) -> Response:
+    """Serve what a signed link allows. This route needs no key."""
+    link = service.auth.read_link(request.path_params["token"])
+    if link is None:
+        raise HttpError(403, "this download link is not valid or has expired; ask for a new one")
+    if link.file == TRACE:
+        timeline = await asyncio.to_thread(service.trace.export, link.folder)
+        return Response(timeline, media_type="application/octet-stream")
+    row = service.store.index.checkpoint_in(link.folder)
+    if row is None:
+        raise HttpError(404, "this checkpoint was deleted or has expired")
+    files = {path.name: path for path in await asyncio.to_thread(service.store.weight_files, row)}
+    if link.file == ARCHIVE:
+        return await _send_archive(service, list(files.values()))
+    if link.file not in files:
+        raise HttpError(404, f"{row.tinker_path} has no file {link.file!r}")
+    return FileResponse(files[link.file], media_type="application/octet-stream")
+
+
+async def _send_archive(service: Service, files: list[Path]) -> Response:
+    staged = service.store.stage()
+    path = staged / ARCHIVE
+    await asyncio.to_thread(_write_archive, path, files)
+    clean_up = BackgroundTask(service.store.discard, staged)
+    return FileResponse(path, media_type="application/x-tar", background=clean_up)
+
+
+def _write_archive(path: Path, files: list[Path]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for file in files:
+            tar.add(file, arcname=file.name)
+        tar.addfile(tarfile.TarInfo("checkpoint_complete"))  # the older CLI looks for it
+
+
+async def trace_export(service: Service, request: Request) -> Response:
+    session_id = request.path_params["session_id"]
+    service.sessions.get(session_id)
+    url, _ = download_url(service, request, session_id, TRACE)
+    return JSONResponse({"status": "ready", "url": url})
+
+
+_CHECKPOINT = "/training_runs/{run_id}/checkpoints/{segment}/{name}"
+ROUTES = [
+    ("POST", "/save_weights", save_weights),
+    ("POST", "/save_weights_for_sampler", save_weights_for_sampler),
+    ("POST", "/save_weights_external", save_weights_external),
+    ("POST", "/weights_info", weights_info),
+    ("POST", "/copy_weights", copy_weights),
+    ("DELETE", _CHECKPOINT, delete_checkpoint),
+    ("POST", f"{_CHECKPOINT}/publish", publish),
+    ("DELETE", f"{_CHECKPOINT}/publish", publish),
+    ("PUT", f"{_CHECKPOINT}/ttl", set_ttl),
+    ("GET", f"{_CHECKPOINT}/external_weights_urls", external_weights_urls),
+    ("GET", f"{_CHECKPOINT}/archive", archive),
+    ("GET", "/download/{token}/{file}", download),
+    ("GET", "/sessions/{session_id}/trace_export", trace_export),
+]

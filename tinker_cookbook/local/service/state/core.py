@@ -1,0 +1,396 @@
+"""The service behind the routes: everything they share, and the life of one operation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+
+from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
+from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.openai_api.sampling import Codecs
+from tinker_cookbook.local.service.protocol.auth import Authenticator
+from tinker_cookbook.local.service.state.engine import EngineAccess
+from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
+from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.service.state.losses import LossTable
+from tinker_cookbook.local.service.state.metrics import Metrics
+from tinker_cookbook.local.service.state.presence import Presence
+from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.retention import Retention
+from tinker_cookbook.local.service.state.runs import Run
+from tinker_cookbook.local.service.state.samplers import SamplerTable
+from tinker_cookbook.local.service.state.sessions import Session, SessionTable
+from tinker_cookbook.local.service.state.settings import ServiceSettings
+from tinker_cookbook.local.service.storage.store import Store
+from tinker_cookbook.local.service.threads import STORING
+from tinker_cookbook.local.service.state.trace import TraceLog
+
+__all__ = ["Service", "Work"]
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[Payload]]
+"""One operation.
+
+It gives work to the engine before it first awaits, or is submitted `alone`, to keep a run's order.
+"""
+
+HOUSEKEEPING_SECONDS = 20.0
+WATCH_SECONDS = 1.0
+IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
+"""Freed memory is given back to the system once the process has grown by so much. While it works,
+that costs time, as the work takes most of it again."""
+FETCH_SECONDS = 2.0
+"""How long a shutdown leaves clients to fetch what has just been finished."""
+
+
+class Service:
+    """State of one service process. Used on the event loop's thread only."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.limits = settings.limits
+        self.auth = Authenticator(settings.api_key)
+        self.store = Store(settings.state_dir)
+        self.engine = EngineAccess(settings, spill_dir=self.store.spill_dir)
+        self.futures = FutureTable(
+            keep_seconds=self.limits.result_keep_seconds,
+            keep_bytes=self.limits.result_keep_bytes,
+            read_keep_seconds=self.limits.read_keep_seconds,
+        )
+        self.sessions = SessionTable(self.store.index, Presence(self.limits.patience))
+        self.samplers = SamplerTable(self.engine, self.store)
+        self.losses = LossTable()
+        self.runs: dict[str, Run] = {}
+        self.trace = TraceLog()
+        self.metrics = Metrics()
+        self.progress = ProgressLog(settings.state_dir)
+        self.retention = Retention(settings.retention, self.store, self.progress)
+        self.codecs = Codecs()
+        self.started_at = time.time()
+        self.is_draining = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._streams: set[asyncio.Future] = set()
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._settled_bytes = 0
+        """Memory of this process after freed memory was last given back."""
+        self._freeing: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self.engine.start()
+        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._watching = asyncio.create_task(self._watch_clients())
+
+    def require_open(self) -> None:
+        """Refuse new work while shutting down; the SDK sends it again to the next service."""
+        if self.is_draining:
+            raise HttpError(503, "the service is shutting down", {"retry-after": "1"})
+
+    def launch(
+        self, entry: Entry, work: Work, *, lane: str, run: Run | None = None
+    ) -> asyncio.Task[None]:
+        """Run an operation and put its result, or its failure, into its future."""
+        started_at = time.time()
+        task = asyncio.create_task(self._perform(entry, work))
+        self._tasks[entry.request_id] = task
+        if run is not None:
+            run.num_running += 1
+
+        def settle(_: asyncio.Task[None]) -> None:
+            # also reached when the task was cancelled before its first step
+            self._tasks.pop(entry.request_id, None)
+            self.futures.fail(entry, f"{entry.kind} was cancelled", "user")
+            self.trace.add(entry, lane, started_at)
+            outcome = "done" if not entry.failed else f"{entry.category}_error"
+            self.metrics.count_operation(entry.kind, outcome, time.time() - started_at)
+            if run is not None:
+                run.num_running -= 1
+                run.touch()
+
+        task.add_done_callback(settle)
+        return task
+
+    async def _perform(self, entry: Entry, work: Work) -> None:
+        try:
+            self.futures.resolve(entry, await work())
+        except (UserError, HttpError, TinkerCookbookError) as error:
+            logger.info("%s %s refused: %s", entry.request_id, entry.kind, error)
+            self.futures.fail(entry, str(error), "user")
+        except StorageError as error:
+            logger.error("%s %s failed: %s", entry.request_id, entry.kind, error)
+            self.futures.fail(entry, str(error), "server")
+        except Exception as error:
+            logger.exception("%s %s failed", entry.request_id, entry.kind)
+            self.futures.fail(
+                entry, f"{type(error).__name__}: {error} (request {entry.request_id})", "server"
+            )
+
+    @contextlib.contextmanager
+    def in_flight(self, work: asyncio.Future) -> Iterator[None]:
+        """Count work that has no entry of its own; a shutdown waits for it, then cancels it."""
+        self._streams.add(work)
+        try:
+            yield
+        finally:
+            self._streams.discard(work)
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._streams)
+
+    def engine_stats(self) -> dict[str, float]:
+        """Counts and memory of the engine; empty while it starts."""
+        return self.engine.worker.stats() if self.engine.is_ready else {}
+
+    def resident_bytes(self) -> int:
+        """Memory of this process."""
+        return resident_bytes()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop an operation; one that is finished or unknown is left alone."""
+        task = self._tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+
+    def get_run(self, run_id: str) -> Run:
+        """A run in this process's memory; HttpError 404 otherwise."""
+        run = self.runs.get(run_id)
+        if run is not None:
+            return run
+        row = self.store.index.run(run_id)
+        if row is None:
+            raise HttpError(404, f"model_id={run_id[:200]!r} does not exist")
+        raise HttpError(
+            404,
+            f"model_id={run_id!r} is no longer in memory (its session ended or the service was "
+            "restarted); continue from one of its checkpoints with "
+            "create_training_client_from_state_with_optimizer",
+        )
+
+    def submit(self, run: Run, seq_id: int, kind: str, work: Work, *, alone: bool = False) -> str:
+        """Queue a numbered operation of a run; returns its request id, the same if it is resent.
+
+        Args:
+            alone: later operations of the run start when this one is finished, so that it may await
+                other things before it gives work to the engine.
+        """
+        known = run.gate.request_id_of(seq_id)
+        if known is not None:
+            return known
+        if run.gate.has_forgotten(seq_id):
+            raise HttpError(
+                410, f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
+            )
+        self.require_open()
+        self.sessions.get_active(run.session_id)
+        if run.is_closed:
+            raise HttpError(400, f"model_id={run.run_id!r} is closed")
+        run.touch()
+        entry = self.futures.create(kind, run.session_id)
+
+        def start() -> None:
+            task = self.launch(entry, work, lane=run.run_id, run=run)
+            if alone:
+                run.gate.pause()
+                task.add_done_callback(lambda _: run.gate.resume())
+
+        run.gate.submit(seq_id, entry.request_id, start)
+        return entry.request_id
+
+    async def end_session(self, session: Session, status: dict) -> None:
+        """Record the end of a session and free its runs and samplers once their work is done."""
+        if not session.is_active:
+            return
+        try:
+            await self.sessions.end(session, status)
+        finally:  # also where the disk does not take the record
+            self._begin_freeing(session)
+
+    def _begin_freeing(self, session: Session) -> None:
+        runs = [run for run in self.runs.values() if run.session_id == session.session_id]
+        for run in runs:
+            run.is_closed = True
+            run.gate.close()
+        task = asyncio.create_task(self._free_session(session.session_id, runs))
+        self._freeing.add(task)
+        task.add_done_callback(self._freeing.discard)
+        task.add_done_callback(_log_task_failure)
+
+    async def _free_session(self, session_id: str, runs: list[Run]) -> None:
+        for entry in self.futures.unfinished(session_id):
+            await entry.done.wait()
+        for run in runs:
+            try:
+                await self.free_run(run)
+            except StorageError as error:
+                logger.error("when %s was last used is not recorded: %s", run.run_id, error)
+        self.losses.drop_session(session_id)
+        for sampler_id in self.samplers.close_session(session_id):
+            self.futures.drop_group(sampler_id)
+
+    async def free_run(self, run: Run) -> None:
+        """Remove a run from memory; what it saved stays."""
+        self.runs.pop(run.run_id, None)
+        await STORING.run(self.progress.save)
+        self.progress.drop(run.run_id)
+        await asyncio.wrap_future(self.engine.worker.free_run(run.run_id))
+        seen = {run.run_id: run.last_request_at}
+        await STORING.run(self.store.index.touch_runs, seen)
+
+    async def _watch_clients(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                self.drop_unwanted()
+            except Exception:
+                logger.exception("samples of clients that are gone could not be dropped")
+
+    def drop_unwanted(self) -> None:
+        """Cancel the samples of clients that are gone; training that was accepted is finished.
+
+        A client that comes back finds them gone, upon which the SDK asks for them anew.
+        """
+        entries = [self.futures.get(request_id) for request_id in self._tasks]
+        samples = [entry for entry in entries if entry is not None and entry.kind == "sample"]
+        sessions = {entry.session_id for entry in samples}
+        lost = {session for session in sessions if self.sessions.presence.is_lost(session)}
+        unwanted = [entry for entry in samples if entry.session_id in lost]
+        for entry in unwanted:
+            entry.is_unwanted = True
+            self.cancel(entry.request_id)
+        for session_id in lost:
+            logger.info("session %s: its client is gone, its samples are dropped", session_id)
+
+    async def _record_use(self) -> None:
+        """Note in the index when sessions and runs were last used."""
+        await self.sessions.record_seen()
+        used = {run.run_id: run.last_request_at for run in self.runs.values()}
+        await STORING.run(self.store.index.touch_runs, used)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(min(HOUSEKEEPING_SECONDS, max(self.limits.spill_seconds, 0.5)))
+            try:
+                await self.keep_house()
+            except Exception:
+                logger.exception("housekeeping failed; it is tried again")
+
+    async def keep_house(self) -> None:
+        """Drop old results, expired checkpoints and abandoned sessions; note who was seen.
+
+        A disk that takes nothing keeps none of it from freeing memory.
+        """
+        self.futures.expire()
+        self._forget_answered()
+        self.sessions.presence.forget_silent(self.limits.session_idle_seconds)
+        await STORING.run(self.progress.save)
+        steps = (self._remove_expired, self._end_idle_sessions, self._record_use, self._remove_old)
+        for step in steps:
+            try:
+                await step()
+            except StorageError as error:
+                logger.error("housekeeping: %s", error)
+        await self._return_memory()
+        if self.engine.is_ready:
+            idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
+            await asyncio.wrap_future(idle)
+
+    async def _return_memory(self) -> None:
+        """Give back what large requests took and no longer use."""
+        grown = resident_bytes() - self._settled_bytes
+        is_idle = not self._tasks and not self._streams
+        if grown > (IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES):
+            await asyncio.to_thread(return_freed_memory, collect=is_idle)
+            self._settled_bytes = resident_bytes()
+
+    def _forget_answered(self) -> None:
+        """Keep no numbers of requests whose results are not kept any more."""
+
+        def is_kept(request_id: str) -> bool:
+            return self.futures.get(request_id) is not None
+
+        self.samplers.forget_answered(is_kept)
+        for run in self.runs.values():
+            run.gate.forget_answered(is_kept)
+
+    async def _remove_expired(self) -> None:
+        await STORING.run(self.store.remove_expired)
+
+    async def _remove_old(self) -> None:
+        await STORING.run(self.retention.remove_old_if_due)
+
+    async def _end_idle_sessions(self) -> None:
+        for session in self.sessions.idle(self.limits.session_idle_seconds):
+            if self.futures.unfinished(session.session_id):
+                continue
+            if self.sessions.is_elsewhere(session, self.limits.session_idle_seconds):
+                self.sessions.forget(session)
+                continue
+            detail = f"no sign of the client for {self.limits.session_idle_seconds:g} s"
+            logger.info("session %s expired: %s", session.session_id, detail)
+            try:
+                await self.end_session(session, {"type": "cancelled", "detail": detail})
+            except StorageError as error:
+                logger.error("the end of %s is not recorded: %s", session.session_id, error)
+            self.trace.drop(session.session_id)
+
+    def _unfinished_work(self) -> list[asyncio.Future]:
+        return [work for work in (*self._tasks.values(), *self._streams) if not work.done()]
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new work, let what is in flight finish, and fail what does not in time."""
+        self.is_draining = True
+        for run in self.runs.values():
+            run.gate.close()
+        deadline = time.monotonic() + seconds
+        # some are started, and so seen, when an earlier one of their run is finished
+        while (work := self._unfinished_work()) and time.monotonic() < deadline:
+            logger.info("shutting down: %d operations in flight", len(work))
+            await asyncio.wait(work, timeout=deadline - time.monotonic())
+        for stream in self._streams:
+            if not stream.done():
+                logger.warning("an answer was not finished at shutdown")
+                stream.cancel()
+        for entry in self.futures.unfinished():
+            logger.warning("%s %s was not finished at shutdown", entry.request_id, entry.kind)
+            self.futures.fail(entry, f"the service stopped before {entry.kind} finished", "server")
+        deadline = time.monotonic() + min(seconds, FETCH_SECONDS)
+        while self.futures.has_unread() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    def describe_work(self) -> str:
+        """What is in flight in words, such as `2 forward_backward, 1 save_weights`, or nothing."""
+        kinds = Counter(entry.kind for entry in self.futures.unfinished())
+        kinds["OpenAI answer"] = len(self._streams)
+        return ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+
+    def abandon(self) -> None:
+        """Remove what a process that ends now would leave to the next start."""
+        self.progress.save()
+        self.store.abandon()
+
+    async def close(self) -> None:
+        """Stop the engine and close the store. `drain` comes first."""
+        for task in (self._housekeeping, self._watching):
+            if task is not None:
+                task.cancel()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        try:
+            await self._record_use()
+        except StorageError as error:
+            logger.error("what was last used is not recorded: %s", error)
+        await asyncio.to_thread(self.engine.close)
+        self.progress.save()
+        self.store.close()
+
+
+def _log_task_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("freeing a session's memory failed", exc_info=task.exception())

@@ -1,0 +1,242 @@
+"""The service's hold on the engine: started in the background, one catalog of models.
+
+The engine imports torch and loads weights for seconds while the service already answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.local.engine.types import ModelInfo
+from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.service.state.settings import ServiceSettings
+from tinker_cookbook.model_files import resolve_model_folder
+
+if TYPE_CHECKING:
+    from tinker_cookbook.local.engine.worker import EngineWorker
+
+__all__ = ["EngineAccess", "ModelCard"]
+
+logger = logging.getLogger(__name__)
+
+# What transformers' older configurations call the longest context.
+_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+FOLDER_LEVELS = 3
+MAX_LISTED = 500
+_FALLBACK_LENGTH = 2048
+"""Of models without a limit of their own; the engine takes the same."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What clients ask about a model before they use it."""
+
+    folder: str
+    architecture: str
+    max_context_length: int
+
+
+def _read_card(name: str) -> ModelCard:
+    folder = resolve_model_folder(name, weights=False).resolve()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/config.json holds no object")
+    nested = config.get("text_config")
+    text_config = nested if isinstance(nested, dict) else config
+    lengths = (text_config.get(name) for name in _LENGTH_NAMES)
+    found = (value for value in lengths if isinstance(value, int) and value > 0)
+    return ModelCard(
+        folder=str(folder),
+        architecture=str(config.get("model_type", "unknown")),
+        max_context_length=next(found, _FALLBACK_LENGTH),
+    )
+
+
+def _list_folders(roots: Sequence[Path]) -> list[str]:
+    """Model folders up to three levels below some folders, as the hub's cache has them."""
+    found: list[str] = []
+    for root in roots:
+        for folder, below, files in os.walk(root):
+            depth = len(Path(folder).relative_to(root).parts)
+            if depth and "config.json" in files:
+                found.append(str(Path(folder).resolve()))
+            if (depth and "config.json" in files) or depth == FOLDER_LEVELS:
+                below.clear()
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if len(found) >= MAX_LISTED:
+                return found
+    return list(dict.fromkeys(found))
+
+
+class EngineAccess:
+    """Starts the engine and hands it out once it is there."""
+
+    def __init__(self, settings: ServiceSettings, *, spill_dir: Path | None = None) -> None:
+        """`spill_dir` is where unused adapters wait."""
+        self._settings = settings
+        self._spill_dir = spill_dir
+        self._worker: Future[EngineWorker] = Future()
+        self._loads: dict[str, Future[ModelInfo]] = {}
+        self._cards: dict[str, ModelCard] = {}
+        self._is_closing = False
+        self._names = {name: name for name in settings.models}
+        for name in settings.models:
+            if Path(name).is_dir():
+                self._names.setdefault(str(Path(name).resolve()), name)
+
+    def start(self) -> None:
+        threading.Thread(target=self._start_worker, name="engine-start", daemon=True).start()
+
+    def _start_worker(self) -> None:
+        try:
+            from tinker_cookbook.local.engine.worker import EngineWorker
+
+            settings = self._settings
+            worker = EngineWorker(
+                device=settings.device,
+                dtype=settings.dtype,
+                num_threads=settings.num_threads,
+                memory_bytes=settings.memory_bytes,
+                spill_dir=self._spill_dir,
+            )
+            first = worker.load_model(settings.models[0])
+        except BaseException as error:
+            logger.exception("the engine could not be started")
+            self._worker.set_exception(error)
+            return
+        first.add_done_callback(self._log_first_load)
+        self._loads[settings.models[0]] = first
+        self._worker.set_result(worker)
+
+    def _log_first_load(self, load: Future[ModelInfo]) -> None:
+        # what is there now stays; looking through all of it again and again would hold up requests
+        gc.collect()
+        gc.freeze()
+        error = load.exception()
+        if error is not None and self._is_closing:
+            logger.info("model %s was not loaded: the service stops", self._settings.models[0])
+        elif error is not None:
+            logger.error("model %s could not be loaded: %s", self._settings.models[0], error)
+        else:
+            logger.info("model %s is loaded", self._settings.models[0])
+
+    async def ready(self) -> EngineWorker:
+        """The engine, waiting for its start."""
+        return await asyncio.shield(asyncio.wrap_future(self._worker))
+
+    async def wait_for_failure(self) -> None:
+        """Return if the engine cannot be started; the error is logged. Otherwise never return."""
+        try:
+            worker = await self.ready()
+            first = asyncio.wrap_future(self._loads[self._settings.models[0]])
+            await asyncio.gather(first, return_exceptions=True)
+        except Exception:
+            return
+        if worker.has_ended:
+            return
+        await asyncio.Event().wait()
+
+    @property
+    def worker(self) -> EngineWorker:
+        """The engine; only for callers that hold something made by it."""
+        return self._worker.result(timeout=0)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._worker.done() and self._worker.exception() is None
+
+    def loaded_models(self) -> dict[str, ModelInfo]:
+        """What is known of the models that were loaded and have not failed to."""
+        loads = list(self._loads.items())
+        done = [(name, load) for name, load in loads if load.done() and not load.cancelled()]
+        return {name: load.result() for name, load in done if load.exception() is None}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the owner named."""
+        return self._settings.models
+
+    async def offered(self) -> list[str]:
+        """The models that clients may name: those of the owner, then those in the folders."""
+        found = await asyncio.to_thread(_list_folders, self._settings.model_dirs)
+        known = {str(Path(name).resolve()) for name in self.models if Path(name).is_dir()}
+        offered = list(self.models)
+        for name in found:
+            if name not in known:
+                with contextlib.suppress(UserError):  # a folder that holds something else
+                    await self.describe(name)
+                    offered.append(name)
+        return offered
+
+    def canonical_name(self, base_model: str, *, field: str = "base_model") -> str:
+        """The served name of a model.
+
+        Raises:
+            UserError: this service does not serve it.
+        """
+        name = self._names.get(base_model) or self._find_in_folders(base_model)
+        if name is None:
+            raise UserError(
+                f"{field}={base_model!r} is not served here; this service has "
+                f"{', '.join(self.models)}. Start it with --model {base_model} to add it"
+            )
+        return name
+
+    def _find_in_folders(self, base_model: str) -> str | None:
+        """A model folder under one of the owner's folders, by absolute or relative path."""
+        for root in self._settings.model_dirs:
+            try:
+                folder = (root / base_model).resolve(strict=True)
+            except (OSError, ValueError, RuntimeError):
+                continue
+            inside = folder != root and folder.is_relative_to(root)
+            if inside and (folder / "config.json").is_file():
+                return str(folder)
+        return None
+
+    async def load(self, name: str) -> ModelInfo:
+        """Load a served model if it is not loaded yet.
+
+        Raises:
+            UserError: it cannot be loaded; names the model and the cause.
+        """
+        worker = await self.ready()
+        load = self._loads.get(name)
+        if load is None or (load.done() and load.exception() is not None):
+            load = self._loads[name] = worker.load_model(name)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(load))
+        except (UserError, TinkerCookbookError, OSError) as error:
+            raise UserError(f"base_model={name!r} cannot be loaded: {error}") from error
+
+    async def describe(self, name: str) -> ModelCard:
+        """What a served model's config.json says; its weights need not be loaded.
+
+        Raises:
+            UserError: the model's files cannot be found or read.
+        """
+        card = self._cards.get(name)
+        if card is None:
+            try:
+                card = self._cards[name] = await asyncio.to_thread(_read_card, name)
+            except (TinkerCookbookError, OSError, ValueError) as error:
+                raise UserError(f"base_model={name!r} cannot be read: {error}") from error
+        return card
+
+    def close(self) -> None:
+        """Stop the engine; one that is still starting ends with the process."""
+        self._is_closing = True
+        if self.is_ready:
+            self.worker.close()
