@@ -35,9 +35,9 @@ class GuessingModel:
         from tokenizers import Tokenizer
 
         from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
-        from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
         from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
         from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+        from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
 
         base = load_base_model(Path(folder), dtype=torch.float32)
         assert isinstance(base, NativeModel), "the default model is native"

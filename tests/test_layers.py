@@ -1,6 +1,7 @@
 """Imports point down only: the folders are the architecture, and this test is its wall."""
 
 import ast
+import graphlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,30 @@ SHARED = tuple(f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_fi
 LOCAL_MAY_IMPORT = (LOCAL, *SHARED)
 REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
+# The rooms of the local service, and the rooms that each may import; the longest prefix decides.
+# Training and sampling never meet, and nothing below the process knows who starts it.
+ENGINE_SEAM = "types csr loss_graph loss_graph_names memory"
+"""Modules of the engine that say what crosses its border; they hold no torch models."""
+LOCAL_ROOMS: dict[str, str] = {
+    "errors": "",
+    **{f"engine.{name}": "errors seam" for name in ENGINE_SEAM.split()},
+    "engine.native": "errors seam",
+    "engine.model": "errors seam engine.native",
+    "engine.training": "errors seam engine.native engine.model",
+    "engine.sampling": "errors seam engine.native engine.model",
+    "engine": "errors seam engine.native engine.model engine.training engine.sampling",
+    "service": "errors seam engine engine.sampling",
+    "service.storage": "errors seam service",
+    "service.protocol": "errors seam service",
+    "service.state": "errors seam engine engine.sampling service service.storage service.protocol",
+    "service.routes": "errors seam engine service service.storage service.protocol service.state",
+    "openai_api": "errors seam engine engine.sampling service service.protocol service.state",
+    "app": "errors service service.protocol service.routes service.state openai_api",
+    "plan_shapes": "errors seam engine.native engine.model",
+    "plan": "errors seam engine.native engine.model plan_shapes",
+    "process": "errors seam engine engine.model engine.native service service.storage "
+    "service.protocol service.state app plan",
+}
 # Names of recipes that lie elsewhere; it is no recipe itself, so nobody copies it.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
@@ -126,6 +151,24 @@ def under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
+def room_of(name: str) -> str | None:
+    """The room of a module or name of the local service; None outside it and for its entry."""
+    inside = name.removeprefix(f"{LOCAL}.")
+    rooms = [room for room in LOCAL_ROOMS if under(inside, room)]
+    return max(rooms, key=len) if rooms and inside != name else None
+
+
+def room_problem(edge: Edge) -> str | None:
+    """What is wrong with an edge between two rooms of the local service, or None."""
+    source, target = room_of(edge.source), room_of(edge.target)
+    if source is None or target is None or source == target:
+        return None
+    allowed = set(LOCAL_ROOMS[source].split())
+    if "seam" in allowed or source.removeprefix("engine.") in ENGINE_SEAM.split():
+        allowed |= {f"engine.{name}" for name in ENGINE_SEAM.split()}
+    return None if target in allowed else f"local.{source} imports local.{target}"
+
+
 def layer_of(name: str) -> int | None:
     prefixes = [prefix for prefix in LAYERS if under(name, prefix)]
     return LAYERS[max(prefixes, key=len)] if prefixes else None
@@ -139,7 +182,7 @@ def edge_problem(edge: Edge) -> str | None:
         inside = under(edge.target, PACKAGE)
         if inside and not any(under(edge.target, prefix) for prefix in LOCAL_MAY_IMPORT):
             return "the local service imports client code"
-        return None
+        return room_problem(edge)
     if under(edge.source, REPLIES) and not under(edge.target, REPLIES):
         outside = edge.target.partition(".")[0] not in sys.stdlib_module_names
         return "the reader of replies imports more than the standard library" if outside else None
@@ -179,6 +222,25 @@ def test_no_edge_points_up():
     assert not problems, "\n" + "\n".join(problems)
 
 
+def test_every_module_of_the_local_service_has_a_room():
+    modules = {module_name(path, ROOT) for path in (ROOT / PACKAGE / "local").rglob("*.py")}
+    without = {name for name in modules if room_of(name) is None}
+    assert without == {LOCAL, f"{LOCAL}.__main__"}
+
+
+def test_modules_of_the_local_service_import_each_other_in_no_circle():
+    graph: dict[str, set[str]] = {}
+    for path in (ROOT / PACKAGE / "local").rglob("*.py"):
+        name = module_name(path, ROOT)
+        graph[name] = {
+            target
+            for edge in read_edges(path, ROOT)
+            for target in (edge.target, edge.target.rpartition(".")[0])
+            if (ROOT / Path(*target.split("."))).with_suffix(".py").is_file()
+        }
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names a circle
+
+
 def test_every_module_has_a_layer():
     modules = {module_name(path, ROOT) for path in (ROOT / PACKAGE).rglob("*.py")}
     outside = {name for name in modules if not under(name, LOCAL)}
@@ -206,11 +268,15 @@ def test_recipes_and_examples_use_no_torch_and_no_other_recipe():
         ("tinker_cookbook.supervised.data", "tinker_cookbook.supervised.train", True, "layer 4"),
         ("tinker_cookbook.supervised.data", "torch.nn", False, "torch"),
         ("tinker_cookbook.supervised.data", "tinker.types", True, "where it is used"),
-        ("tinker_cookbook.local.service.app", "tinker_cookbook.renderers", False, "client code"),
+        ("tinker_cookbook.local.app", "tinker_cookbook.renderers", False, "client code"),
         ("tinker_cookbook.service", "tinker_cookbook.local.errors", False, "local service"),
         ("tinker_cookbook.replies.reader", "tinker_cookbook.exceptions", False, "standard library"),
         ("tinker_cookbook.replies.reader", "pydantic", True, "standard library"),
         ("tinker_cookbook.cli", "recipes.sl_basic", False, "recipe"),
+        (f"{LOCAL}.engine.training.run", f"{LOCAL}.engine.sampling.stops.x", True, "sampling"),
+        (f"{LOCAL}.engine.native.products", f"{LOCAL}.engine.model.matrices.x", True, "model"),
+        (f"{LOCAL}.service.state.core", f"{LOCAL}.openai_api.sampling.x", False, "openai_api"),
+        (f"{LOCAL}.service.routes.rest", f"{LOCAL}.process.launch.x", False, "process"),
     ],
 )
 def test_the_wall_stops_a_wrong_edge(source: str, target: str, at_import: bool, word: str):
@@ -227,7 +293,7 @@ def test_the_wall_stops_a_wrong_edge(source: str, target: str, at_import: bool, 
         ("tinker_cookbook.local.engine.training.run", "torch.nn", True),
         ("tinker_cookbook.local.openai_api.reply", "tinker_cookbook.replies.reader", True),
         ("tinker_cookbook.renderers.parsing", "tinker_cookbook.replies.reader", True),
-        ("tinker_cookbook.local.service.app", "tinker_cookbook.model_files.cookbook_home", True),
+        ("tinker_cookbook.local.app", "tinker_cookbook.model_files.cookbook_home", True),
     ],
 )
 def test_the_wall_lets_a_right_edge_through(source: str, target: str, at_import: bool):

@@ -214,8 +214,8 @@ def test_default_model_answers(default_folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
     from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
+    from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
     from tinker_cookbook.local.engine.model.lora import Adapter
     from tinker_cookbook.local.engine.types import LoraSpec
 

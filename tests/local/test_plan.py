@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.tiny_models import TINY_ARCHITECTURES, tiny_model
-from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.architecture import read_arch
+from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import lora_targets
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan

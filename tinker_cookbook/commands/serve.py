@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.service.process.arguments import add_operating_arguments
+from tinker_cookbook.local.process.arguments import add_operating_arguments
 
 __all__ = ["add_arguments", "run"]
 
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if args.plan is not None:
         return _print_plan(args)
     try:
-        from tinker_cookbook.local.service.process.launch import (
+        from tinker_cookbook.local.process.launch import (
             build_settings,
             check_arguments,
             run_service,
         )
-        from tinker_cookbook.local.service.process.models import check_model
+        from tinker_cookbook.local.process.models import check_model
         from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
     except ImportError as error:
         raise ConfigurationError(

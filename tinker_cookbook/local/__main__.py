@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-from tinker_cookbook.local.service.process.arguments import add_operating_arguments
-from tinker_cookbook.local.service.process.launch import build_settings, run_service
+from tinker_cookbook.local.process.arguments import add_operating_arguments
+from tinker_cookbook.local.process.launch import build_settings, run_service
 
 __all__ = ["main"]
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinker_cookbook.local.engine.model.architecture import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.memory import available_bytes
+from tinker_cookbook.local.engine.model.architecture import dtype_from_environment, read_config_json
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.plan_shapes import ModelShape, read_shape

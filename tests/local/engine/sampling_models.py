@@ -9,14 +9,14 @@ import torch
 
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
 from tinker_cookbook.local.engine.sampling.sequence import Request, check_sample_spec
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
+from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
 from tinker_cookbook.local.engine.types import LoraSpec, ModelInfo, SampleResult, SampleSpec
 
 DECODERS = ("torch", "compiled")

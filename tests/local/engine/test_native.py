@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from tests.local.engine.sampling_models import random_adapter
-from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
-from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.model.architecture import read_arch
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
-from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
-from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.sampling import native_decoder as native
-from tinker_cookbook.local.engine.sampling.native_decoder import NativeDecoder, native_decoder
+from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
+from tinker_cookbook.local.engine.sampling import native_decoder as native
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.native_decoder import NativeDecoder, native_decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
 
 TOLERANCE = 2e-4
 

@@ -11,7 +11,7 @@ from tinker_cookbook.local.openai_api.requests import (
     decode_chat_request,
     decode_completion_request,
 )
-from tinker_cookbook.local.service.state.settings import Limits
+from tinker_cookbook.local.service.settings import Limits
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

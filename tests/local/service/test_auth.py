@@ -9,7 +9,11 @@ import time
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.service.protocol.auth import Authenticator, DownloadLink, load_or_make_key
+from tinker_cookbook.local.service.protocol.auth import (
+    Authenticator,
+    DownloadLink,
+    load_or_make_key,
+)
 
 KEY = "tml-0123456789abcdef0123"
 

@@ -18,13 +18,13 @@ import tinker
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.sdk import batch, train_step
-from tinker_cookbook.local.service.routes import operating as routes_operating
-from tinker_cookbook.local.service.app import build_app
+from tinker_cookbook.local.app import build_app
 from tinker_cookbook.local.service.protocol.auth import Authenticator
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.host_guard import host_name
 from tinker_cookbook.local.service.protocol.request_ids import TextFormatter
-from tinker_cookbook.local.service.state.settings import ServiceSettings
+from tinker_cookbook.local.service.routes import operating as routes_operating
+from tinker_cookbook.local.service.settings import ServiceSettings
+from tinker_cookbook.local.service.state.core import Service
 
 KEY = "tml-0123456789abcdef0123"
 

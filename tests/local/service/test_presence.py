@@ -9,10 +9,10 @@ import time
 import pytest
 import uvicorn
 
+from tinker_cookbook.local.process.lifecycle import bind
 from tinker_cookbook.local.service.protocol.connections import HttpProtocol
-from tinker_cookbook.local.service.process.lifecycle import bind
+from tinker_cookbook.local.service.settings import Patience
 from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.state.settings import Patience
 
 NEVER = 1000.0
 

@@ -26,7 +26,7 @@ from tests.local.service.disks import fill, small_disk, without_special_rights
 from tinker_cookbook import cli
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.service.process.launch import build_settings
+from tinker_cookbook.local.process.launch import build_settings
 from tinker_cookbook.local.service.storage.store import Store
 
 

@@ -11,7 +11,7 @@ from tinker_cookbook.local.service.protocol.json_requests import (
     decode_sample_spec,
     refuse_other_optimizer,
 )
-from tinker_cookbook.local.service.state.settings import Limits
+from tinker_cookbook.local.service.settings import Limits
 
 
 def sample_body(**changes) -> dict:

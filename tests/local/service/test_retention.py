@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 from tinker_cookbook.local.engine.types import TrainDatum, TrainResult
-from tinker_cookbook.local.service.process import lifecycle
-from tinker_cookbook.local.service.storage import progress
-from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.index import RunRow, SamplerRow, SessionRow
-from tinker_cookbook.local.service.storage.progress import ProgressLog
-from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
-from tinker_cookbook.local.service.state.settings import (
+from tinker_cookbook.local.process import lifecycle
+from tinker_cookbook.local.service.settings import (
     DAY_SECONDS,
     RetentionSettings,
     ServiceSettings,
 )
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.storage import progress
+from tinker_cookbook.local.service.storage.index import RunRow, SamplerRow, SessionRow
+from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 
 KEY = "tml-0123456789abcdef0123"

@@ -13,13 +13,13 @@ import pytest
 
 from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, train_step
+from tinker_cookbook.local.app import build_app
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol import http as service_http
-from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.protocol.auth import Authenticator, DownloadLink
+from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage.progress import ProgressLog
-from tinker_cookbook.local.service.state.settings import ServiceSettings
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 
 ROOT = Path(__file__).parents[3]

@@ -10,28 +10,33 @@ from pathlib import Path
 
 import torch
 
-from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
-from tinker_cookbook.local.engine.model.base_model import BaseModel, NativeModel, load_base_model
-from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
-from tinker_cookbook.local.engine.model.devices import choose_device, choose_dtype
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
-from tinker_cookbook.local.engine.model.hf_model import HfModel
 from tinker_cookbook.local.engine.jobs import EngineSettings
-from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
-from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
-from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.memory import (
     available_bytes,
     resident_bytes,
     return_freed_memory,
 )
-from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
+from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
+from tinker_cookbook.local.engine.model.base_model import BaseModel, NativeModel, load_base_model
+from tinker_cookbook.local.engine.model.devices import choose_device, choose_dtype
+from tinker_cookbook.local.engine.model.hf_model import HfModel
+from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
 from tinker_cookbook.local.engine.model.precision import lacks_products
-from tinker_cookbook.local.engine.sampling.sequence import OnToken, Request, check_sample_spec, place_images
 from tinker_cookbook.local.engine.residency import ResidentRun, ResidentSampler, SpillFolder
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
+from tinker_cookbook.local.engine.sampling.sequence import (
+    OnToken,
+    Request,
+    check_sample_spec,
+    place_images,
+)
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
+from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
 from tinker_cookbook.local.engine.training.run import TrainingPass, TrainingRun
 from tinker_cookbook.local.engine.types import (
     AdamSpec,

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from tinker_cookbook.local.engine.training.loss_graph import LossGraph
+from tinker_cookbook.local.engine.loss_graph import LossGraph
 
 __all__ = [
     "AdamSpec",

@@ -10,7 +10,7 @@ from typing import Any
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.reply import split_reasoning
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.settings import Limits
+from tinker_cookbook.local.service.settings import Limits
 from tinker_cookbook.replies.json_source import load_json
 
 __all__ = [

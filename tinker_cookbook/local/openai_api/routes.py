@@ -33,6 +33,7 @@ from tinker_cookbook.local.openai_api.sampling import (
     Sampling,
     Target,
     build_spec,
+    codecs_of,
     end_token_ids,
     find_target,
     with_prompt_scores,
@@ -114,7 +115,7 @@ def _client_of(request: Request, fields: Fields) -> str:
 
 async def _load(service: Service, target: Target) -> tuple[ModelInfo, TextCodec]:
     info = await service.engine.load(target.base_model)
-    return info, await service.codecs.get(info.folder)
+    return info, await codecs_of(service).get(info.folder)
 
 
 async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Job:

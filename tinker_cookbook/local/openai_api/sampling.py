@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ __all__ = [
     "Sampling",
     "Target",
     "build_spec",
+    "codecs_of",
     "end_token_ids",
     "find_target",
     "with_prompt_scores",
@@ -82,6 +84,14 @@ class Codecs:
             loading = TEXTS.run(TextCodec, Path(folder))
             task = self._loading[folder] = asyncio.create_task(loading)
         return await asyncio.shield(task)
+
+
+_codecs: weakref.WeakKeyDictionary[Service, Codecs] = weakref.WeakKeyDictionary()
+
+
+def codecs_of(service: Service) -> Codecs:
+    """The codecs of a service, made at its first request."""
+    return _codecs.setdefault(service, Codecs())
 
 
 def end_token_ids(

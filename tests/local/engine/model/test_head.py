@@ -8,8 +8,8 @@ import torch
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter
-from tinker_cookbook.local.engine.training.losses import LOSSES, PackLoss
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
+from tinker_cookbook.local.engine.training.losses import LOSSES, PackLoss
 from tinker_cookbook.local.engine.types import LoraSpec
 
 VOCAB, HIDDEN, CHUNK_ROWS = 20, 6, 16

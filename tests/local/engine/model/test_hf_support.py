@@ -14,8 +14,8 @@ import torch
 from tests.foreign_models import RUN_THROUGH_TRANSFORMERS, foreign_model
 from tests.vision_models import tiny_vision_model
 from tinker_cookbook.exceptions import WeightsError
-from tinker_cookbook.local.engine.model.base_model import load_base_model
 from tinker_cookbook.local.engine.model.architecture import read_arch
+from tinker_cookbook.local.engine.model.base_model import load_base_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.types import LoraSpec

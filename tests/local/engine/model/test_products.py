@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinker_cookbook.local.engine.model.matrices import LoraPair
-from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
+from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.operands import LoraPair
 from tinker_cookbook.local.engine.native.products import Products
 
 SHAPES = [

@@ -11,8 +11,8 @@ import torch
 
 from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook.local.engine.host import EngineHost
-from tinker_cookbook.local.engine.model.images import decode_image
 from tinker_cookbook.local.engine.jobs import EngineSettings
+from tinker_cookbook.local.engine.model.images import decode_image
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     ImageInput,

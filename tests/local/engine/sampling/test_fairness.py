@@ -15,9 +15,9 @@ import torch
 
 from tests.local.engine.sampling_models import Sampled, sampled
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.model.hf_model import HfModel
+from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
+from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
 from tinker_cookbook.local.engine.sampling.sequence import Request, check_sample_spec
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule
 from tinker_cookbook.local.engine.sampling.turns import Turns

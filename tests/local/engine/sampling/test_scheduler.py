@@ -8,10 +8,10 @@ import torch
 
 from tests.local.engine.sampling_models import DECODERS, Sampled, random_adapter, sampled
 from tests.tiny_models import TINY_ARCHITECTURES
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits
-from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import (
     LossSpec,

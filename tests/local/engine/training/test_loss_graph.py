@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from tinker.lib.public_interfaces.custom_loss import encode_graph, trace_loss
 
+from tinker_cookbook.local.engine.loss_graph import MAX_NODES, LossGraph, parse_loss_graph
 from tinker_cookbook.local.engine.training import graph_ops
 from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss, run_graph
-from tinker_cookbook.local.engine.training.loss_graph import MAX_NODES, LossGraph, parse_loss_graph
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.state.losses import MAX_VALUES_PER_SESSION, LossTable
 

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.native.attention import AttentionKernels
 from tinker_cookbook.local.engine.native.build import load_kernels
-from tinker_cookbook.local.engine.model.precision import lacks_products
 
 __all__ = ["attention_backward", "attention_forward"]
 

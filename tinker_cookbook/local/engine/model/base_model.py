@@ -15,19 +15,18 @@ import torch
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch
 from tinker_cookbook.local.engine.model.devices import choose_dtype
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
-from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget, lora_targets
-from tinker_cookbook.local.engine.training.losses import PackLoss
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
-from tinker_cookbook.local.engine.native.build import load_kernels
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks
-from tinker_cookbook.local.engine.native.products import Products
-from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.model.pack import Pack
+from tinker_cookbook.local.engine.model.pack_loss import PackLoss
+from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks
 from tinker_cookbook.local.engine.model.transformer import PackedTransformer
-from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
+from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.model.weights import ModelWeights, load_weights
+from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.products import Products
+from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 
 __all__ = [
     "PACK_TOKENS_CPU",
@@ -89,7 +88,7 @@ class BaseModel(Protocol):
         ...
 
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss | GraphPackLoss, sink: GradientSink
+        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
         """As `logprobs`; also runs the loss and adds the LoRA gradients to `sink`."""
         ...
@@ -155,7 +154,7 @@ class NativeModel:
 
     @torch.no_grad()
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss | GraphPackLoss, sink: GradientSink
+        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
         exact = self._exact_parts() if loss.compares else None
         transformer, head = exact or (self.transformer, self.head)

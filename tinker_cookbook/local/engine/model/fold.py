@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 
 from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
-from tinker_cookbook.local.engine.model.matrices import LoraPair
 from tinker_cookbook.local.engine.model.weights import FUSED, ModelWeights
+from tinker_cookbook.local.engine.native.operands import LoraPair
 
 __all__ = ["AdapterFold"]
 

@@ -20,13 +20,16 @@ import torch.nn.functional as F
 from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.model.architecture import read_config_json
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
-from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
-from tinker_cookbook.local.engine.model.hf_support import check_cache, check_is_causal, read_hf_config
+from tinker_cookbook.local.engine.model.hf_support import (
+    check_cache,
+    check_is_causal,
+    read_hf_config,
+)
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget
-from tinker_cookbook.local.engine.training.losses import PackLoss
 from tinker_cookbook.local.engine.model.pack import Pack
-from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
+from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.model.vision import VISION_PATH_WORDS, VisionInputs, has_vision
+from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 
 __all__ = [
     "HfModel",
@@ -109,7 +112,7 @@ class HfModel:
             return self._logprobs(pack)
 
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss | GraphPackLoss, sink: GradientSink
+        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
         """As `logprobs`; also runs the loss and adds the LoRA gradients to `sink`."""
         matrices = _matrices(adapter)

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
+from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
 
 __all__ = [

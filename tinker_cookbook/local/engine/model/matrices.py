@@ -8,30 +8,19 @@ With them `W x + B (s A x)` is one product over `[x | low]`, accumulated in floa
 once. Two products added in bfloat16 would round most of a small update away. The training thread
 alone writes the spare columns; everything else reads the view `weight`.
 
-`native.packed.PackedMatrix` is the counterpart on the compiled kernels, with the same results.
+`packed_matrix.PackedMatrix` is the counterpart on the compiled kernels, with the same results.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from tinker_cookbook.local.engine.model.precision import add_product, lacks_products, product
+from tinker_cookbook.local.engine.native.operands import LoraPair
 
-__all__ = ["DenseMatrix", "LoraPair", "Matrix", "spare_columns"]
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """An adapter's part of a stacked matrix: `y += B low`, `low = scale A x`, module by module."""
-
-    a: torch.Tensor
-    """[rank * modules, in] in the format of the matrix."""
-    b: tuple[torch.Tensor, ...]
-    """Per module float32 [out, rank]."""
-    scale: float
+__all__ = ["DenseMatrix", "Matrix", "spare_columns"]
 
 
 class Matrix(Protocol):

@@ -8,10 +8,26 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tinker_cookbook.local.engine.training.checks import CheckedDatum
 from tinker_cookbook.local.engine.types import ImageInput
 
-__all__ = ["Pack", "build_pack", "plan_packs"]
+__all__ = ["CheckedDatum", "Pack", "build_pack", "plan_packs"]
+
+
+@dataclass(frozen=True)
+class CheckedDatum:
+    """A datum whose arrays are dense, two-dimensional and consistent."""
+
+    tokens: np.ndarray
+    """int32 [N]."""
+    targets: np.ndarray
+    """int64 [N, K]."""
+    inputs: dict[str, np.ndarray]
+    """float32 [N, K] each."""
+    is_flat: bool
+    """Targets came as [N]; logprobs go back that way."""
+    graph_inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    """What an uploaded loss reads: float32 or int64 of the rank that it declared."""
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass

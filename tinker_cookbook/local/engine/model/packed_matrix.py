@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinker_cookbook.local.engine.model.matrices import LoraPair
 from tinker_cookbook.local.engine.memory import prefer_large_pages
+from tinker_cookbook.local.engine.native.operands import LoraPair
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.native.products import Products

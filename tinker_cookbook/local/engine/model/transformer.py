@@ -20,12 +20,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
+from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
 from tinker_cookbook.local.engine.model.fold import AdapterFold
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
-from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
 from tinker_cookbook.local.engine.model.ops import (
     RopeTable,
     apply_rope,
@@ -38,6 +37,7 @@ from tinker_cookbook.local.engine.model.ops import (
     swiglu_into,
 )
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
 
 __all__ = [
     "PackedTransformer",

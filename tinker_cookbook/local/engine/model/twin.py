@@ -14,7 +14,12 @@ import torch
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, holds_bfloat16
-from tinker_cookbook.local.engine.model.weights import FUSED, LayerWeights, ModelWeights, module_shapes
+from tinker_cookbook.local.engine.model.weights import (
+    FUSED,
+    LayerWeights,
+    ModelWeights,
+    module_shapes,
+)
 
 __all__ = ["float32_twin", "twin_bytes"]
 

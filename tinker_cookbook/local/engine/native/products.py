@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.model.matrices import LoraPair
-from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
+from tinker_cookbook.local.engine.native.operands import LoraPair, PackedOperand
 
 __all__ = ["Products"]
 
@@ -79,7 +78,7 @@ class Products:
 
     def forward(
         self,
-        matrix: PackedMatrix,
+        matrix: PackedOperand,
         x: Tensor,
         lora: LoraPair | None = None,
         *,
@@ -111,7 +110,7 @@ class Products:
         return y, low
 
     def backward(
-        self, matrix: PackedMatrix, grad: Tensor, lora: LoraPair | None = None
+        self, matrix: PackedOperand, grad: Tensor, lora: LoraPair | None = None
     ) -> tuple[Tensor, Tensor]:
         """Gradients [T, in] of `x` and [T, rank * modules] of `x A'` from that of `forward`'s y."""
         x_grad = grad.new_empty(len(grad), matrix.in_features)
@@ -177,7 +176,7 @@ def _set_part(part: _Part, y: Tensor, *, bias: Tensor | None = None, scale: floa
         part.bias = bias.data_ptr()
 
 
-def _set_packed(right: _Right, matrix: PackedMatrix, address: int, layout: int) -> None:
+def _set_packed(right: _Right, matrix: PackedOperand, address: int, layout: int) -> None:
     right.at, right.layout, right.half = address, layout, matrix.half
     right.stride = matrix.in_features
 

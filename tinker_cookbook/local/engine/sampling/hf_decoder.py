@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.sampling.batch import Batch
 from tinker_cookbook.local.engine.model.hf_model import HfModel, HfSequence
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.batch import Batch
 from tinker_cookbook.local.engine.types import ImageInput
 
 __all__ = ["HfCache", "HfDecoder"]

@@ -16,23 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.sampling.batch import Batch
-from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.sampling.kv_cache import Row, cache_shape
-from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
-from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.memory import available_bytes
-from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.model.architecture import ArchConfig
+from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
+from tinker_cookbook.local.engine.model.matrices import Matrix
+from tinker_cookbook.local.engine.model.ops import RopeTable
 from tinker_cookbook.local.engine.model.packed_matrix import (
     MatrixBlocks,
     PackedMatrix,
     pack_panels,
 )
-from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
-from tinker_cookbook.local.engine.model.ops import RopeTable
-from tinker_cookbook.local.engine.model.weights import FUSED, LayerWeights, ModelWeights, module_shapes
+from tinker_cookbook.local.engine.model.weights import (
+    FUSED,
+    LayerWeights,
+    ModelWeights,
+    module_shapes,
+)
+from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.products import Products
+from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.batch import Batch
+from tinker_cookbook.local.engine.sampling.kv_cache import Row, cache_shape
 
 __all__ = ["NativeDecoder", "native_decoder"]
 

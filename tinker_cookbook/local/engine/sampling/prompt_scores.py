@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tinker_cookbook.local.engine.sampling.draw import ALTERNATIVES_STREAM, draw_uniforms
-from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
     draw_tokens,
     logsumexp,
     topk_logprobs,
 )
+from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.types import SampleResult, SparseRows, TokenLogprobs
 
 __all__ = ["PromptScores"]

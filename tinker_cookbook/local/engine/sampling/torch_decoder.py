@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.sampling.kv_cache import Pool, cache_shape
-from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable, apply_rope, rms_norm
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
+from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
+from tinker_cookbook.local.engine.sampling.kv_cache import Pool, cache_shape
 
 __all__ = ["Decoder"]
 

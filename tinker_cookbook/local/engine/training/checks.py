@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from tinker_cookbook.local.engine.csr import to_dense
-from tinker_cookbook.local.engine.training.loss_graph import LossGraph
+from tinker_cookbook.local.engine.loss_graph import LossGraph
+from tinker_cookbook.local.engine.model.pack import CheckedDatum
 from tinker_cookbook.local.engine.training.losses import CUSTOM, LOSSES, Loss
 from tinker_cookbook.local.engine.types import ImageInput, LossSpec, SparseRows, TrainDatum
 from tinker_cookbook.local.errors import UserError
@@ -20,23 +20,6 @@ __all__ = ["CheckedDatum", "check_batch", "check_loss"]
 _KNOWN_INPUTS = {"target_tokens"} | {
     name for loss in LOSSES.values() for name in (*loss.required_inputs, *loss.optional_inputs)
 }
-
-
-@dataclass(frozen=True)
-class CheckedDatum:
-    """A datum whose arrays are dense, two-dimensional and consistent."""
-
-    tokens: np.ndarray
-    """int32 [N]."""
-    targets: np.ndarray
-    """int64 [N, K]."""
-    inputs: dict[str, np.ndarray]
-    """float32 [N, K] each."""
-    is_flat: bool
-    """Targets came as [N]; logprobs go back that way."""
-    graph_inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """What an uploaded loss reads: float32 or int64 of the rank that it declared."""
-    images: tuple[ImageInput, ...] = ()
 
 
 def check_loss(spec: LossSpec) -> tuple[Loss, dict[str, float]]:

@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 
+from tinker_cookbook.local.engine.loss_graph import (
+    Constant,
+    GraphNode,
+    LossGraph,
+    Ref,
+    Slice,
+)
 from tinker_cookbook.local.engine.training.graph_ops import (
     Budget,
     call_function,
     call_method,
     read_attribute,
 )
-from tinker_cookbook.local.engine.training.loss_graph import Constant, GraphNode, LossGraph, Ref, Slice
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["DatumInputs", "GraphPackLoss", "run_graph"]
@@ -110,7 +116,7 @@ class _Interpreter:
 
 
 class GraphPackLoss:
-    """The loss of one pack, computed at once; stands in for `losses.PackLoss`."""
+    """The loss of one pack, computed at once; a `PackLoss`."""
 
     by_sequence = True
     compares = True

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinker_cookbook.local.engine.training.loss_graph import walk
+from tinker_cookbook.local.engine.loss_graph import walk
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["Cost", "bound"]

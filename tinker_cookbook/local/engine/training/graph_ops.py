@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from tinker_cookbook.local.engine.loss_graph_names import FUNCTIONS
 from tinker_cookbook.local.engine.training.graph_bounds import Cost, bound
-from tinker_cookbook.local.engine.training.loss_graph_names import FUNCTIONS
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["Budget", "call_function", "call_method", "read_attribute"]

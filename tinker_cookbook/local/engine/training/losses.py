@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["CUSTOM", "LOSSES", "Loss", "PackLoss", "loss_and_gradient"]
+__all__ = ["CUSTOM", "LOSSES", "BuiltInPackLoss", "Loss", "loss_and_gradient"]
 
 Inputs = Mapping[str, torch.Tensor]
 Config = Mapping[str, float]
@@ -144,14 +144,15 @@ def loss_and_gradient(
     return float(values.detach().double().sum()), gradient
 
 
-class PackLoss:
-    """The loss of one pack, asked for its gradient slice by slice."""
+class BuiltInPackLoss:
+    """A loss of `LOSSES` for one pack, asked for its gradient slice by slice."""
 
     def __init__(self, loss: Loss, config: Config, inputs: Inputs) -> None:
         """`inputs` are float32 [M, K] (and `sequence` [M, 1])."""
         self.by_sequence = loss.by_sequence
         self.compares = loss.compares
         self.total = 0.0
+        self.metrics: dict[str, float] = {}
         self._loss, self._config, self._inputs = loss, config, inputs
         self._gradient: torch.Tensor | None = None
 

@@ -17,9 +17,7 @@ from safetensors import safe_open
 
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, write_card
 from tinker_cookbook.local.engine.model.base_model import BaseModel
-from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
 from tinker_cookbook.local.engine.model.gradients import GradientSink
-from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
 from tinker_cookbook.local.engine.model.lora import (
     Adapter,
     peft_tensor_name,
@@ -27,9 +25,12 @@ from tinker_cookbook.local.engine.model.lora import (
     sync_folder,
     write_tensors,
 )
-from tinker_cookbook.local.engine.training.losses import PackLoss
-from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
 from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
+from tinker_cookbook.local.engine.model.pack_loss import PackLoss
+from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
+from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
+from tinker_cookbook.local.engine.training.losses import BuiltInPackLoss
+from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,
@@ -259,9 +260,8 @@ class TrainingPass:
             else:
                 pack_loss.gradient(slice(0, len(logprobs)), logprobs)
         self._loss_sum += pack_loss.total
-        if isinstance(pack_loss, GraphPackLoss):
-            for key, value in pack_loss.metrics.items():
-                self._graph_metrics[key] = self._graph_metrics.get(key, 0.0) + value
+        for key, value in pack_loss.metrics.items():
+            self._graph_metrics[key] = self._graph_metrics.get(key, 0.0) + value
         in_order = torch.empty_like(logprobs)
         in_order[pack.rows] = logprobs
         for index, part in zip(indices, in_order.split(pack.lengths), strict=True):
@@ -270,9 +270,9 @@ class TrainingPass:
         self._next_pack += 1
         return self._next_pack == len(self._packs)
 
-    def _build_loss(self, pack: Pack) -> PackLoss | GraphPackLoss:
+    def _build_loss(self, pack: Pack) -> PackLoss:
         if self._graph is None:
-            return PackLoss(self._loss, self._config, pack.inputs)
+            return BuiltInPackLoss(self._loss, self._config, pack.inputs)
         device = self._run.model.device
         inputs = [
             {

@@ -21,7 +21,7 @@ from tinker_cookbook.local.engine.types import (
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.assets import read_asset
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.settings import Limits
+from tinker_cookbook.local.service.settings import Limits
 
 __all__ = [
     "decode_adam",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.settings import DAY_SECONDS
+from tinker_cookbook.local.service.settings import DAY_SECONDS
 
 __all__ = [
     "MAX_NAME_LENGTH",

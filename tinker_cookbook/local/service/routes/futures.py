@@ -9,10 +9,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.service.protocol.connections import unless_gone
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
 from tinker_cookbook.local.service.protocol.http import HttpError, read_fields
 from tinker_cookbook.local.service.routes.sampling import CLONE_STRIDE, sampling_group
+from tinker_cookbook.local.service.state.core import Service
 
 __all__ = ["ROUTES"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.engine.training.loss_graph import LossGraph, parse_loss_graph
+from tinker_cookbook.local.engine.loss_graph import LossGraph, parse_loss_graph
 from tinker_cookbook.local.engine.types import LossSpec
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.protocol.http import decode, read_fields
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.losses import MAX_GRAPH_BYTES
 
 __all__ = ["ROUTES", "attach_graph"]

@@ -16,11 +16,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from tinker_cookbook.local.engine.memory import available_bytes
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.http import HttpError, query_integer, read_fields
+from tinker_cookbook.local.service.routes.metrics_page import (
+    CONTENT_TYPE,
+    VERSION,
+    render_metrics,
+)
+from tinker_cookbook.local.service.routes.rest_objects import render_checkpoint, render_time
+from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow
-from tinker_cookbook.local.service.state.metrics import CONTENT_TYPE, VERSION
-from tinker_cookbook.local.service.protocol.rest_objects import render_checkpoint, render_time
 
 __all__ = ["PATHS_WITHOUT_KEY", "ROUTES", "STATUS_PATHS"]
 
@@ -70,7 +74,7 @@ async def exchange_ticket(service: Service, request: Request) -> Response:
 
 
 async def metrics(service: Service, request: Request) -> Response:
-    return Response(service.metrics.render(service), headers={"content-type": CONTENT_TYPE})
+    return Response(render_metrics(service), headers={"content-type": CONTENT_TYPE})
 
 
 async def status(service: Service, request: Request) -> Response:

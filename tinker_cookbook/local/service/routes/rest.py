@@ -14,16 +14,16 @@ from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.auth import OWNER
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
 from tinker_cookbook.local.service.protocol.http import HttpError, query_integer, read_fields
-from tinker_cookbook.local.service.storage.index import RunRow, SessionRow
-from tinker_cookbook.local.service.protocol.rest_objects import (
+from tinker_cookbook.local.service.routes.rest_objects import (
     render_checkpoint,
     render_run,
     render_session_summary,
     render_time,
 )
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.storage.index import RunRow, SessionRow
 
 __all__ = ["ROUTES"]
 

@@ -11,15 +11,15 @@ from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.engine.types import SampleSpec
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.protocol.http import HttpError, decode, no_content, read_fields
-from tinker_cookbook.local.service.storage.index import NameTakenError, SamplerRow
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.protocol.json_requests import decode_sample_spec
-from tinker_cookbook.local.service.state.samplers import SamplerSession, SubmittedSample
+from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import encode_sample_result, result_cells
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.state.futures import Payload
+from tinker_cookbook.local.service.state.samplers import SamplerSession, SubmittedSample
+from tinker_cookbook.local.service.storage.index import NameTakenError, SamplerRow
 
 __all__ = ["ROUTES", "sampling_group"]
 

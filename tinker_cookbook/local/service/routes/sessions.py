@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
 from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
+from tinker_cookbook.local.service.state.core import Service
 
 __all__ = ["ROUTES"]
 

@@ -12,26 +12,26 @@ from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.engine.types import LoraSpec, TrainDatum
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.core import Service, Work
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.protocol.http import HttpError, read_batch, read_fields
-from tinker_cookbook.local.service.storage.index import NameTakenError, RunRow
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.protocol.json_requests import (
     decode_adam,
     decode_lora,
     refuse_other_optimizer,
 )
-from tinker_cookbook.local.service.routes.losses import attach_graph
-from tinker_cookbook.local.service.state.runs import Run, SequenceGate
-from tinker_cookbook.local.service.threads import READING, STORING
+from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import (
     TrainRequest,
     decode_data,
     decode_train_request,
     encode_train_result,
 )
+from tinker_cookbook.local.service.routes.losses import attach_graph
+from tinker_cookbook.local.service.state.core import Service, Work
+from tinker_cookbook.local.service.state.futures import Payload
+from tinker_cookbook.local.service.state.runs import Run, SequenceGate
+from tinker_cookbook.local.service.storage.index import NameTakenError, RunRow
+from tinker_cookbook.local.service.threads import READING, STORING
 
 __all__ = ["ROUTES", "ack", "read_numbered"]
 

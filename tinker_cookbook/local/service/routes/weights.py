@@ -15,20 +15,20 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.auth import DownloadLink
-from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SamplerRow
 from tinker_cookbook.local.service.protocol.paths import (
     SEGMENT_TYPES,
     check_name,
     check_ttl,
     parse_tinker_path,
 )
-from tinker_cookbook.local.service.protocol.rest_objects import render_time
+from tinker_cookbook.local.service.routes.rest_objects import render_time
 from tinker_cookbook.local.service.routes.training import ack, read_numbered
+from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.runs import Run
+from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SamplerRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 from tinker_cookbook.local.service.threads import STORING
 

@@ -12,23 +12,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.openai_api.sampling import Codecs
 from tinker_cookbook.local.service.protocol.auth import Authenticator
+from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
-from tinker_cookbook.local.service.protocol.http import HttpError
 from tinker_cookbook.local.service.state.losses import LossTable
 from tinker_cookbook.local.service.state.metrics import Metrics
 from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.storage.progress import ProgressLog
-from tinker_cookbook.local.service.storage.retention import Retention
 from tinker_cookbook.local.service.state.runs import Run
 from tinker_cookbook.local.service.state.samplers import SamplerTable
 from tinker_cookbook.local.service.state.sessions import Session, SessionTable
-from tinker_cookbook.local.service.state.settings import ServiceSettings
+from tinker_cookbook.local.service.state.trace import TraceLog
+from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.retention import Retention
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
-from tinker_cookbook.local.service.state.trace import TraceLog
 
 __all__ = ["Service", "Work"]
 
@@ -71,7 +70,6 @@ class Service:
         self.metrics = Metrics()
         self.progress = ProgressLog(settings.state_dir)
         self.retention = Retention(settings.retention, self.store, self.progress)
-        self.codecs = Codecs()
         self.started_at = time.time()
         self.is_draining = False
         self._tasks: dict[str, asyncio.Task[None]] = {}

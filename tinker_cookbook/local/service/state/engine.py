@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.local.engine.types import ModelInfo
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.settings import ServiceSettings
+from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.model_files import resolve_model_folder
 
 if TYPE_CHECKING:

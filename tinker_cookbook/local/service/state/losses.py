@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.local.engine.training.loss_graph import LossGraph
+from tinker_cookbook.local.engine.loss_graph import LossGraph
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["MAX_GRAPH_BYTES", "LossTable"]

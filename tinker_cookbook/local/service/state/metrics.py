@@ -1,29 +1,18 @@
-"""Counters of the service and their text form for Prometheus.
-
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (text format 0.0.4).
-"""
+"""Counters of the service, filled as things happen."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-if TYPE_CHECKING:
-    from tinker_cookbook.local.service.state.core import Service
+__all__ = ["Durations", "Labels", "Metrics"]
 
-__all__ = ["CONTENT_TYPE", "VERSION", "Metrics"]
-
-VERSION = version("tinker-cookbook")
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+"""Upper bounds of a histogram's buckets, in seconds."""
 Labels = tuple[tuple[str, str], ...]
-Samples = Iterable[tuple[Labels, float]]
 
 
-class _Durations:
+class Durations:
     """A histogram of seconds for each set of labels."""
 
     def __init__(self) -> None:
@@ -35,129 +24,31 @@ class _Durations:
         counts[sum(seconds > bound for bound in BUCKETS)] += 1
         self._sums[labels] = self._sums.get(labels, 0.0) + seconds
 
-    def lines(self, name: str) -> Iterable[str]:
+    def samples(self) -> Iterator[tuple[str, Labels, float]]:
+        """Suffix of the name, labels and value: cumulative buckets, then sum and count."""
         for labels, counts in self._counts.items():
             total = 0
             for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
                 total += count
-                yield _line(f"{name}_bucket", (*labels, ("le", bound)), total)
-            yield _line(f"{name}_sum", labels, self._sums[labels])
-            yield _line(f"{name}_count", labels, total)
+                yield "_bucket", (*labels, ("le", bound)), total
+            yield "_sum", labels, self._sums[labels]
+            yield "_count", labels, total
 
 
 class Metrics:
     """What is counted as it happens; the rest is asked of the service when it is wanted."""
 
     def __init__(self) -> None:
-        self._requests: Counter[Labels] = Counter()
-        self._request_seconds = _Durations()
-        self._operations: Counter[Labels] = Counter()
-        self._operation_seconds = _Durations()
+        self.requests: Counter[Labels] = Counter()
+        self.request_seconds = Durations()
+        self.operations: Counter[Labels] = Counter()
+        self.operation_seconds = Durations()
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         labels = (("method", method), ("route", route), ("status", str(status)))
-        self._requests[labels] += 1
-        self._request_seconds.add((("route", route),), seconds)
+        self.requests[labels] += 1
+        self.request_seconds.add((("route", route),), seconds)
 
     def count_operation(self, kind: str, outcome: str, seconds: float) -> None:
-        self._operations[(("kind", kind), ("outcome", outcome))] += 1
-        self._operation_seconds.add((("kind", kind),), seconds)
-
-    def render(self, service: Service) -> str:
-        """Everything, in the text format."""
-        page = _Page()
-        page.add("tinker_info", "gauge", "1", [((("version", VERSION),), 1)])
-        formats = [
-            ((("model", name), ("dtype", info.dtype), ("device", info.device)), 1)
-            for name, info in service.engine.loaded_models().items()
-        ]
-        page.add("tinker_model_info", "gauge", "Loaded models and their number format", formats)
-        page.add(
-            "tinker_uptime_seconds", "gauge", "Since start", _one(time.time() - service.started_at)
-        )
-        page.add("tinker_http_requests", "counter", "HTTP requests", self._requests.items())
-        page.add_histogram(
-            "tinker_http_request_seconds", "Until the answer begins", self._request_seconds
-        )
-        page.add("tinker_operations", "counter", "Finished operations", self._operations.items())
-        page.add_histogram(
-            "tinker_operation_seconds", "From start to result", self._operation_seconds
-        )
-        engine = service.engine_stats()
-        _add_queues(page, service, engine)
-        _add_work(page, service, engine)
-        _add_memory(page, service, engine)
-        return page.text()
-
-
-class _Page:
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def add(self, name: str, kind: str, text: str, samples: Samples) -> None:
-        suffix = "_total" if kind == "counter" else ""
-        self._head(name + suffix, kind, text)
-        self._lines += [_line(name + suffix, labels, value) for labels, value in samples]
-
-    def add_histogram(self, name: str, text: str, durations: _Durations) -> None:
-        self._head(name, "histogram", text)
-        self._lines += durations.lines(name)
-
-    def _head(self, name: str, kind: str, text: str) -> None:
-        self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-
-    def text(self) -> str:
-        return "\n".join([*self._lines, ""])
-
-
-def _add_queues(page: _Page, service: Service, engine: Mapping[str, float]) -> None:
-    futures = service.futures.stats()
-    lengths = {
-        "engine": engine.get("queued_operations", 0.0),
-        "sampling_waiting": engine.get("waiting_requests", 0.0),
-        "sampling_running": engine.get("running_sequences", 0.0),
-        "out_of_order": float(sum(run.gate.num_held for run in service.runs.values())),
-        "unfinished": futures["futures_unfinished"],
-        "streams": float(service.num_streams),
-    }
-    samples = [((("queue", name),), value) for name, value in lengths.items()]
-    page.add("tinker_queue_length", "gauge", "Work that waits or runs, by kind", samples)
-    page.add("tinker_results_kept", "gauge", "Results that can be read", _one(futures["futures"]))
-
-
-def _add_work(page: _Page, service: Service, engine: Mapping[str, float]) -> None:
-    page.add("tinker_runs", "gauge", "Training runs in memory", _one(len(service.runs)))
-    page.add("tinker_samplers", "gauge", "Sampling sessions", _one(len(service.samplers)))
-    page.add("tinker_sessions", "gauge", "Active sessions", _one(len(service.sessions)))
-    page.add("tinker_models_loaded", "gauge", "Base models", _one(engine.get("models", 0.0)))
-    counters = {
-        "optimizer_steps": ("Optimizer steps", service.progress.num_steps),
-        "trained_tokens": ("Tokens of forward_backward", service.progress.num_trained_tokens),
-        "prompt_tokens": ("Prompt tokens computed", engine.get("prompt_tokens", 0.0)),
-        "sampled_tokens": ("Tokens sampled", engine.get("sampled_tokens", 0.0)),
-        "sampling_seconds": ("Time the engine sampled", engine.get("sampling_seconds", 0.0)),
-    }
-    for name, (text, value) in counters.items():
-        page.add(f"tinker_{name}", "counter", text, _one(value))
-
-
-def _add_memory(page: _Page, service: Service, engine: Mapping[str, float]) -> None:
-    results = service.futures.stats()["futures_result_bytes"]
-    page.add("tinker_result_bytes", "gauge", "Results kept in memory", _one(results))
-    cache = engine.get("kv_cache_bytes", 0.0)
-    page.add("tinker_kv_cache_bytes", "gauge", "Keys and values of samples", _one(cache))
-    page.add("process_resident_memory_bytes", "gauge", "RSS", _one(service.resident_bytes()))
-    page.add("process_start_time_seconds", "gauge", "Unix time", _one(service.started_at))
-
-
-def _one(value: float) -> Samples:
-    return [((), value)]
-
-
-def _line(name: str, labels: Labels, value: float) -> str:
-    shown = ",".join(f'{key}="{_escape(text)}"' for key, text in labels)
-    return f"{name}{{{shown}}} {value:.15g}" if shown else f"{name} {value:.15g}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        self.operations[(("kind", kind), ("outcome", outcome))] += 1
+        self.operation_seconds.add((("kind", kind),), seconds)

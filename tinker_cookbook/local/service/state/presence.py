@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tinker_cookbook.local.service.state.settings import Patience
+from tinker_cookbook.local.service.settings import Patience
 
 __all__ = ["Presence"]
 

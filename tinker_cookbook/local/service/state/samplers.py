@@ -20,10 +20,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.protocol.http import HttpError
-from tinker_cookbook.local.service.storage.index import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.state.engine import EngineAccess
+from tinker_cookbook.local.service.storage.index import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinker_cookbook.local.service.protocol.http import HttpError
-from tinker_cookbook.local.service.storage.index import Index, SessionRow
 from tinker_cookbook.local.service.state.presence import Presence
+from tinker_cookbook.local.service.storage.index import Index, SessionRow
 from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ACTIVE", "DEFAULT_PROJECT", "Session", "SessionTable"]

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tinker_cookbook.local.service.settings import RetentionSettings
 from tinker_cookbook.local.service.storage.progress import ProgressLog
-from tinker_cookbook.local.service.state.settings import RetentionSettings
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.utils.processes import is_running
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tinker_cookbook.local.engine.training.loss_graph_names import (
+from tinker_cookbook.local.engine.loss_graph_names import (
     ATTRIBUTES,
     FUNCTIONS,
     METHODS,

@@ -14,10 +14,15 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.model.architecture import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
+from tinker_cookbook.local.process.lifecycle import (
+    bind,
+    is_loopback,
+    serve,
+    write_ready_file,
+)
 from tinker_cookbook.local.service.protocol.auth import KEY_PREFIX, key_path, load_or_make_key
+from tinker_cookbook.local.service.settings import Limits, RetentionSettings, ServiceSettings
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.process.lifecycle import bind, is_loopback, serve, write_ready_file
-from tinker_cookbook.local.service.state.settings import Limits, RetentionSettings, ServiceSettings
 from tinker_cookbook.local.service.storage.store import SPARE_BYTES
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
 

@@ -22,13 +22,17 @@ from pathlib import Path
 import uvicorn
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.local.app import build_app
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.app import build_app
 from tinker_cookbook.local.service.protocol.connections import HttpProtocol
+from tinker_cookbook.local.service.protocol.request_ids import (
+    JsonFormatter,
+    RequestIdFilter,
+    TextFormatter,
+)
+from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.protocol.request_ids import JsonFormatter, RequestIdFilter, TextFormatter
 from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
-from tinker_cookbook.local.service.state.settings import ServiceSettings
 from tinker_cookbook.utils.processes import is_running
 from tinker_cookbook.utils.terminal_text import escape_controls
 

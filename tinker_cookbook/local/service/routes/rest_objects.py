@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tinker_cookbook.local.service.protocol.auth import OWNER
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SessionRow
 from tinker_cookbook.local.service.protocol.paths import SEGMENT_TYPES
+from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SessionRow
 
 __all__ = ["render_checkpoint", "render_run", "render_session_summary", "render_time"]
 

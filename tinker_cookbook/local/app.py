@@ -17,6 +17,9 @@ from starlette.types import ASGIApp
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.openai_api import routes as openai_routes
 from tinker_cookbook.local.openai_api.errors import openai_error_response
+from tinker_cookbook.local.service.protocol.host_guard import HostGuard
+from tinker_cookbook.local.service.protocol.http import HttpError, error_response
+from tinker_cookbook.local.service.protocol.request_ids import begin_request
 from tinker_cookbook.local.service.routes import futures as routes_futures
 from tinker_cookbook.local.service.routes import losses as routes_losses
 from tinker_cookbook.local.service.routes import operating as routes_operating
@@ -26,9 +29,6 @@ from tinker_cookbook.local.service.routes import sessions as routes_service
 from tinker_cookbook.local.service.routes import training as routes_training
 from tinker_cookbook.local.service.routes import weights as routes_weights
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.protocol.host_guard import HostGuard
-from tinker_cookbook.local.service.protocol.http import HttpError, error_response
-from tinker_cookbook.local.service.protocol.request_ids import begin_request
 
 __all__ = ["build_app"]
 
