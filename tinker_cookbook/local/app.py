@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.errors import ShuttingDownError, StorageError, UserError
 from tinker_cookbook.local.openai_api import routes as openai_routes
 from tinker_cookbook.local.openai_api.errors import openai_error_response
 from tinker_cookbook.local.service.protocol.host_guard import HostGuard
-from tinker_cookbook.local.service.protocol.http import HttpError, error_response
+from tinker_cookbook.local.service.protocol.http import HttpError, as_http_error, error_response
 from tinker_cookbook.local.service.protocol.request_ids import begin_request
 from tinker_cookbook.local.service.routes import futures as routes_futures
 from tinker_cookbook.local.service.routes import losses as routes_losses
@@ -96,8 +96,9 @@ class _Endpoint:
             return await self.handler(self.service, request)
         except HttpError as error:
             return self.render_error(error.status, error.detail, error.headers)
-        except UserError as error:
-            return self.render_error(400, str(error), None)
+        except (UserError, ShuttingDownError) as error:
+            answer = as_http_error(error)
+            return self.render_error(answer.status, answer.detail, answer.headers)
         except ClientDisconnect:
             return self.render_error(400, "the client went away", None)
         except StorageError as error:

@@ -1,6 +1,6 @@
 """Errors that cross from the engine to the client."""
 
-__all__ = ["StorageError", "UserError"]
+__all__ = ["GoneError", "NotFoundError", "ShuttingDownError", "StorageError", "UserError"]
 
 
 class UserError(ValueError):
@@ -8,6 +8,18 @@ class UserError(ValueError):
 
     It names the field and the value, says what is accepted and what to do.
     """
+
+
+class NotFoundError(UserError):
+    """What the request names does not exist, or does not exist any more."""
+
+
+class GoneError(UserError):
+    """The request was answered before, and its result is no longer kept."""
+
+
+class ShuttingDownError(RuntimeError):
+    """The service takes no new work, since it is about to stop."""
 
 
 class StorageError(RuntimeError):

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.answers import ChatAnswer, CompletionAnswer
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.errors import describe_error
@@ -40,7 +40,12 @@ from tinker_cookbook.local.openai_api.sampling import (
 )
 from tinker_cookbook.local.service.protocol.connections import wait_until_gone
 from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, decode, read_fields
+from tinker_cookbook.local.service.protocol.http import (
+    HttpError,
+    as_http_error,
+    decode,
+    read_fields,
+)
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
@@ -251,7 +256,9 @@ async def _events(job: _Job, sampling: Sampling, first: list[Drawn]) -> AsyncIte
             yield _event(chunk)
     except HttpError as error:
         yield _event({"error": describe_error(error.status, error.detail)})
-    except (UserError, TinkerCookbookError) as error:
+    except (UserError, ShuttingDownError) as error:
+        yield _event({"error": describe_error(as_http_error(error).status, str(error))})
+    except TinkerCookbookError as error:
         yield _event({"error": describe_error(400, str(error))})
     except Exception as error:
         number = secrets.token_hex(6)

@@ -14,7 +14,12 @@ import zstandard
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import (
+    GoneError,
+    NotFoundError,
+    ShuttingDownError,
+    UserError,
+)
 from tinker_cookbook.local.service.protocol.fields import LARGE_BODY, Fields, parse_json_object
 from tinker_cookbook.local.service.threads import READING
 
@@ -43,6 +48,17 @@ MAX_RATIO = 100
 MAX_WINDOW = 128 * 2**20
 PART_BYTES = 2**20
 T = TypeVar("T")
+
+
+_STATUS: dict[type[Exception], int] = {NotFoundError: 404, GoneError: 410, ShuttingDownError: 503}
+
+
+def as_http_error(error: UserError | ShuttingDownError) -> HttpError:
+    """How a client hears of an error of the service's state."""
+    status = _STATUS.get(type(error), 400)
+    # a service that is about to stop: the SDK sends the request again to the next one
+    headers = {"retry-after": "1"} if status == 503 else None
+    return HttpError(status, str(error), headers)
 
 
 class HttpError(Exception):

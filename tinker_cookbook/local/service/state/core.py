@@ -11,9 +11,14 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
-from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.errors import (
+    GoneError,
+    NotFoundError,
+    ShuttingDownError,
+    StorageError,
+    UserError,
+)
 from tinker_cookbook.local.service.protocol.auth import Authenticator
-from tinker_cookbook.local.service.protocol.http import HttpError
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
@@ -88,7 +93,7 @@ class Service:
     def require_open(self) -> None:
         """Refuse new work while shutting down; the SDK sends it again to the next service."""
         if self.is_draining:
-            raise HttpError(503, "the service is shutting down", {"retry-after": "1"})
+            raise ShuttingDownError("the service is shutting down")
 
     def launch(
         self, entry: Entry, work: Work, *, lane: str, run: Run | None = None
@@ -117,7 +122,7 @@ class Service:
     async def _perform(self, entry: Entry, work: Work) -> None:
         try:
             self.futures.resolve(entry, await work())
-        except (UserError, HttpError, TinkerCookbookError) as error:
+        except (UserError, ShuttingDownError, TinkerCookbookError) as error:
             logger.info("%s %s refused: %s", entry.request_id, entry.kind, error)
             self.futures.fail(entry, str(error), "user")
         except StorageError as error:
@@ -157,15 +162,14 @@ class Service:
             task.cancel()
 
     def get_run(self, run_id: str) -> Run:
-        """A run in this process's memory; HttpError 404 otherwise."""
+        """A run in this process's memory; NotFoundError otherwise."""
         run = self.runs.get(run_id)
         if run is not None:
             return run
         row = self.store.index.run(run_id)
         if row is None:
-            raise HttpError(404, f"model_id={run_id[:200]!r} does not exist")
-        raise HttpError(
-            404,
+            raise NotFoundError(f"model_id={run_id[:200]!r} does not exist")
+        raise NotFoundError(
             f"model_id={run_id!r} is no longer in memory (its session ended or the service was "
             "restarted); continue from one of its checkpoints with "
             "create_training_client_from_state_with_optimizer",
@@ -182,13 +186,13 @@ class Service:
         if known is not None:
             return known
         if run.gate.has_forgotten(seq_id):
-            raise HttpError(
-                410, f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
+            raise GoneError(
+                f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
             )
         self.require_open()
         self.sessions.get_active(run.session_id)
         if run.is_closed:
-            raise HttpError(400, f"model_id={run.run_id!r} is closed")
+            raise UserError(f"model_id={run.run_id!r} is closed")
         run.touch()
         entry = self.futures.create(kind, run.session_id)
 

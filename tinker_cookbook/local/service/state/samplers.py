@@ -19,8 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.storage.index import CheckpointRow, SamplerRow
@@ -95,16 +94,15 @@ class SamplerTable:
         return session.row if session is not None else self._store.index.sampler(sampler_id)
 
     def get(self, sampler_id: str) -> SamplerSession:
-        """A sampling session that can sample; HttpError 404 otherwise."""
+        """A sampling session that can sample; NotFoundError otherwise."""
         session = self._sessions.get(sampler_id)
         if session is not None:
             return session
         row = self._store.index.sampler(sampler_id)
         if row is None:
-            raise HttpError(404, f"sampling_session_id={sampler_id[:200]!r} does not exist")
+            raise NotFoundError(f"sampling_session_id={sampler_id[:200]!r} does not exist")
         if row.run_id is not None:
-            raise HttpError(
-                404,
+            raise NotFoundError(
                 f"sampling_session_id={sampler_id!r} was not saved by name and is no longer in "
                 f"memory; the service keeps the {MAX_SNAPSHOTS_PER_RUN} last used of a run while "
                 "its session lives. Use save_weights_for_sampler to keep one",

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.state.presence import Presence
 from tinker_cookbook.local.service.storage.index import Index, SessionRow
 from tinker_cookbook.local.service.threads import STORING
@@ -71,31 +71,30 @@ class SessionTable:
         return session
 
     def get(self, session_id: str) -> Session:
-        """A session, active or not, of this process or another; HttpError 404 if there is none."""
+        """A session, active or not, of this process or another; NotFoundError if there is none."""
         session = self._sessions.get(session_id)
         if session is not None:
             return session
         row = self._index.session(session_id)
         if row is None:
-            raise HttpError(404, f"session_id={session_id[:80]!r} does not exist")
+            raise NotFoundError(f"session_id={session_id[:80]!r} does not exist")
         return Session(row)
 
     def get_active(self, session_id: str) -> Session:
-        """A session that accepts work; HttpError otherwise.
+        """A session that accepts work; UserError otherwise.
 
         One that an earlier life of the service began is taken up again.
         """
         session = self.hear(session_id)
         if not session.is_active:
-            raise HttpError(
-                400,
+            raise UserError(
                 f"session_id={session_id!r} has ended ({describe_status(session.row.status)}); "
                 "create a new ServiceClient",
             )
         return session
 
     def hear(self, session_id: str) -> Session:
-        """Note a sign of the client; HttpError 404 if there is no such session."""
+        """Note a sign of the client; NotFoundError if there is no such session."""
         session = self.get(session_id)
         session.touch()
         self.presence.hear(session_id)
