@@ -19,6 +19,7 @@ from tinker_cookbook.service import Connection
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace
 from tinker_cookbook.utils.session_naming import (
+    RUN_NAME_METADATA_KEY,
     describe_session,
     name_run,
     resolve_session_display_name,
@@ -44,9 +45,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-RUN_NAME_METADATA_KEY = "run_name"
-"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
 
 
 @dataclass
