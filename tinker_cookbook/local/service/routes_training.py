@@ -183,6 +183,7 @@ async def _note_origin(
     """For the dashboard: a run that goes on from a checkpoint is shown with its first part."""
     origin = await asyncio.to_thread(service.progress.origin_in, found, is_resumed=with_optimizer)
     service.progress.begin_from(run.run_id, origin)
+    await STORING.run(service.progress.save)  # a service that is killed keeps it
 
 
 async def _load_into_run(service: Service, fields: Fields) -> Response:
