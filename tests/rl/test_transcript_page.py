@@ -232,6 +232,9 @@ def test_replies_are_filtered_by_reward_and_ending(browser: Any, tmp_path: Path)
     assert shown() == [0.5]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("link", name="all steps").click()
+    folder = os.environ.get("PAGE_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=str(Path(folder) / "transcripts.png"))
     page.get_by_role("link", name="step 1").click()
     page.get_by_role("link", name="step 0").click()
     assert page.url == path.as_uri()
@@ -239,7 +242,6 @@ def test_replies_are_filtered_by_reward_and_ending(browser: Any, tmp_path: Path)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         shades.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        folder = os.environ.get("PAGE_SCREENSHOTS")
         if folder:
             page.screenshot(path=str(Path(folder) / f"transcript-{scheme}.png"), full_page=True)
     assert shades[0] != shades[1]

@@ -144,7 +144,9 @@ def _model_state(model: dict[str, Any]) -> str:
 
 def _run_line(run: dict[str, Any]) -> str:
     state = "ended" if not run["is_live"] else "working" if run["is_busy"] else "in memory"
-    num_steps = run["first_step"] + run["num_steps"]
+    if run.get("continued_by"):
+        state += ", goes on in a newer run"
+    num_steps = run.get("first_step", 0) + run["num_steps"]
     if num_steps:
         state += f", {num_steps} steps"
     name = f"{run['name']}  " if run["name"] else ""

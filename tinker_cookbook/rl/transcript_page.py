@@ -37,7 +37,7 @@ __all__ = ["build_page", "write_transcripts"]
 
 SAID_CHARACTERS = 160
 CUT = "cut by the token limit"
-ENDINGS = {
+ENDINGS: dict[str, str] = {
     StopReason.COMPLETED: "completed",
     StopReason.TOOL_STOPPED: "ended by a tool",
     StopReason.MAX_TURNS: "out of turns",

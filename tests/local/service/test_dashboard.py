@@ -111,6 +111,7 @@ def kinds(local_service: ServiceProcess) -> str:
     """
     client = local_service.connect(display_name="sl_basic chat lr=0.01 " + "long-name" * 8)
     first = client.create_lora_training_client(base_model=local_service.model, rank=2).result()
+    path = ""
     for number in range(4):
         train_step(first, batch())
         path = first.save_state(f"{number + 1:06d}").result().path
@@ -127,13 +128,15 @@ def kinds(local_service: ServiceProcess) -> str:
 
 def show_only(page: Any, name: str) -> None:
     """Choose one run for the chart."""
+    from playwright.sync_api import expect
+
     page.wait_for_selector("#runs tbody tr")
+    checked = page.locator("#runs input:checked")
+    others = page.locator(f"#runs input:checked:not([aria-label='Show the curve of {name}'])")
     page.get_by_label(f"Show the curve of {name}").check()
-    for box in page.locator("#runs input:checked").all():
-        if not box.get_attribute("aria-label").endswith(name):
-            box.uncheck()
-            break
-    page.wait_for_function("document.querySelectorAll('#runs input:checked').length === 1")
+    while others.count():
+        others.first.click()
+    expect(checked).to_have_count(1)
 
 
 def take(page: Any, name: str) -> None:
@@ -152,7 +155,7 @@ def test_reinforcement_learning_shows_what_means_something(
     sign_in(page, local_service.api_key)
     name = "rl_basic sums lr=0.0001"
     show_only(page, name)
-    page.wait_for_function("document.getElementById('legend').innerText.includes('rl_basic')")
+    page.locator("#legend", has_text="rl_basic").wait_for()
     assert "Entropy of the sampled tokens" in page.inner_text("#chart-title")
     titles = page.locator("#measure option").all_inner_texts()
     assert "importance_sampling objective per token" in titles
@@ -165,6 +168,12 @@ def test_reinforcement_learning_shows_what_means_something(
     page.select_option("#measure", "tokens")
     assert "22 at step 1" in page.inner_text("#legend")
     take(page, "dashboard-rl")
+    page.get_by_label("Show the curve of sl_basic chat").check()
+    page.locator("#legend li").nth(1).wait_for()
+    assert "(importance_sampling): 22 at step 1" in page.inner_text("#legend")
+    assert "(cross_entropy):" in page.inner_text("#legend")
+    page.select_option("#measure", "loss")
+    assert page.inner_text("#chart-title") == "Loss or objective per token"
 
 
 def test_a_resumed_run_is_shown_once_and_its_checkpoints_together(
@@ -176,7 +185,7 @@ def test_a_resumed_run_is_shown_once_and_its_checkpoints_together(
     rows = page.locator("#runs tbody tr", has_text="sl_basic chat")
     assert rows.count() == 1
     assert "resumed at step 4" in rows.inner_text()
-    page.wait_for_function("document.getElementById('legend').innerText.includes('at step 5')")
+    page.locator("#legend", has_text="at step 5").wait_for()
     heads = page.locator("#checkpoints tr.group", has_text="sl_basic chat")
     assert heads.count() == 1
     assert "5 checkpoints" in heads.inner_text()
