@@ -28,7 +28,8 @@ details tr { display: inline-block; margin-right: 1.4rem } td { padding: .1rem .
 details td:first-child { color: var(--soft) }
 td { font-variant-numeric: tabular-nums } details td:last-child { white-space: pre-wrap }
 .steps th, .steps td { padding: .25rem 1.2rem .25rem 0; text-align: left; vertical-align: top;
-       border-bottom: 1px solid var(--line) } .steps th { font-weight: normal; color: var(--soft) }
+       overflow-wrap: normal; border-bottom: 1px solid var(--line) }
+.steps td:first-child { white-space: nowrap } .steps th { font-weight: normal; color: var(--soft) }
 .good { color: var(--good) } .bad { color: var(--bad) } .note { color: var(--soft) }
 h2 span { font-weight: normal } details[open] > summary .said { display: none }
 pre.reply + .note { margin: -.2rem 0 .3rem; font-size: .85rem }

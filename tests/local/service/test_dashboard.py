@@ -214,6 +214,8 @@ def test_the_base_model_answers_beside_the_tuned_one(
     bodies: list[Any] = []
     page.on("request", lambda r: bodies.append(r.post_data_json) if "chat/" in r.url else None)
     page.select_option("#model", trained)
+    chosen = page.locator("#model option:checked").inner_text()
+    assert chosen == f"tried-in-a-browser of {ATTACK}"
     page.get_by_label("base model's answer").check()
     page.get_by_label("System prompt").fill("Answer in one word.")
     page.fill("#temperature", "0")
