@@ -170,13 +170,35 @@ def test_runs_show_the_name_that_their_program_gave_them(local_service) -> None:
     assert described(local_service, run)["name"] == metadata["run_name"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"origin": {"x": 1}}', '{"num_steps": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 5000,
+        '{"origin": {"x": 1}}',
+        '{"origin": {"path": "p", "run_id": "r", "step": "x", "is_resumed": true}}',
+        '{"num_steps": "x"}',
+        '{"marks": {"weights/x": []}}',
+        '{"marks": 1}',
+    ],
+)
 def test_damaged_facts_are_no_facts(tmp_path: Path, text: str) -> None:
     log = ProgressLog(tmp_path)
     (tmp_path / "curves").mkdir()
     log._path("run", "json").write_text(text)
     assert log.facts("run") == RunFacts()
     assert log.curve("run") == []
+
+
+def test_damaged_points_are_left_out(tmp_path: Path) -> None:
+    log = ProgressLog(tmp_path)
+    (tmp_path / "curves").mkdir()
+    lines = ["[1, 0.5, 10, 100.0]", "[]", "5", '["x", 0.5, 10, 1.0]', '[2, {"a": 1}, 10, 1.0]']
+    lines += ["[3, NaN, 10, 300.0]", "[4, 0.5", "[5, 0.5, 10, 500.0]"]
+    log._path("run").write_text("\n".join(lines))
+    assert [point[:2] for point in log.curve("run")] == [[1, 0.5], [3, None]]
 
 
 def test_runs_that_begin_from_each_other_end(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ MAX_POINTS_SAVED = 20_000
 
 COLUMNS = ("step", "loss", "tokens", "time", "negative_logprob", "divergence")
 """Of a point, as it is saved and sent; points of older versions have the first four."""
+MIN_COLUMNS = 4
 MAX_PARTS = 200
 """Parts of a run that are joined to one curve."""
 
@@ -232,10 +233,11 @@ class ProgressLog:
 
     def _saved(self, run_id: str) -> list[list[Any]]:
         points: list[list[Any]] = []
-        with contextlib.suppress(OSError, ValueError):  # none yet, or a line that a crash cut short
+        # none yet, or a line that a crash cut short
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             for line in self._path(run_id).read_text(encoding="utf-8").splitlines():
-                points.append(json.loads(line))
-        return points
+                points.append(json.loads(line, parse_constant=lambda _: None))
+        return list(filter(_is_point, points))
 
     def _path(self, run_id: str, kind: str = "jsonl") -> Path:
         """A client's text never becomes a file name."""
@@ -245,6 +247,18 @@ class ProgressLog:
 def losses_agree(first: str | None, second: str | None) -> bool:
     """Whether curves of these losses can be one; None where nothing was trained yet."""
     return first is None or second is None or first == second
+
+
+def _is_point(values: Any) -> bool:
+    """Whether a saved line has the columns that every version writes."""
+    if not isinstance(values, list) or not MIN_COLUMNS <= len(values) <= len(COLUMNS):
+        return False
+    is_number = [isinstance(value, int | float) for value in values]
+    return (
+        is_number[0]
+        and is_number[3]
+        and all(known or value is None for known, value in zip(is_number, values, strict=True))
+    )
 
 
 def _as_lines(points: Sequence[list[Any]]) -> str:

@@ -50,6 +50,9 @@ class RunFacts:
             del self.marks[next(iter(self.marks))]
 
 
+_DAMAGED = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+
+
 class FactsFiles:
     """Facts of runs on the disk, perhaps of another service; read again once they have changed."""
 
@@ -65,7 +68,7 @@ class FactsFiles:
             if known is None or known[0] != version:
                 known = (version, _parse(json.loads(path.read_text(encoding="utf-8"))))
                 self._known[path] = known
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, *_DAMAGED):
             self._known.pop(path, None)
             return None
         return known[1]
@@ -78,10 +81,16 @@ class FactsFiles:
 
 
 def _parse(values: dict[str, Any]) -> RunFacts:
-    origin = values.get("origin")
+    """Raises one of `_DAMAGED` for what no service wrote."""
+    found = values.get("origin")
+    origin = None
+    if found is not None:
+        path, run_id, is_resumed = str(found["path"]), str(found["run_id"]), found["is_resumed"]
+        origin = Origin(path, run_id, int(found["step"]), bool(is_resumed))
+    loss_fn = values.get("loss_fn")
     return RunFacts(
-        loss_fn=values.get("loss_fn"),
+        loss_fn=None if loss_fn is None else str(loss_fn),
         num_steps=int(values.get("num_steps", 0)),
-        origin=None if origin is None else Origin(**origin),
-        marks=dict(values.get("marks", {})),
+        origin=origin,
+        marks={name: int(step) for name, step in values.get("marks", {}).items()},
     )
