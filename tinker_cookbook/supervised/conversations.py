@@ -77,7 +77,7 @@ _OTHER_PARTS = {
 """Types of parts of other interfaces: the type they are read as, and the key of their value."""
 _PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
 """Keys of a part that say nothing to be trained."""
-_MARKUP_SIGNS = ("think>", "tool_call>", "[TOOL_CALLS]")
+_MARKUP_SIGNS = ("<think", "</think", "<tool_call", "</tool_call", "[tool_calls]")
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ class _RowParser(ToolReader):
             message, count = structure_reply_markup(message, tools)
             if count:
                 self.notes[NOTE_CONVERTED] += count
+                self.check_not_empty(message, at)  # pyright: ignore[reportArgumentType]
         if _has_markup(message) and remaining_markup(message):
             self.notes["<think> or <tool_call> stays text in a reply, trained as letters"] += 1
         return message
@@ -429,7 +430,7 @@ def _has_markup(message: Message) -> bool:
     """Whether a text of the message may hold markup; cheap, since it is asked of every reply."""
     content: Any = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
-    return any(sign in text for text in texts for sign in _MARKUP_SIGNS)
+    return any(sign in text for text in map(str.lower, texts) for sign in _MARKUP_SIGNS)
 
 
 def _part_hints(kind: str) -> dict[str, str]:
