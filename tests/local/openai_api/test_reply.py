@@ -62,6 +62,8 @@ CODER = (
         ("never ends", True, ("never ends", "", [])),
         ("a < b, <thin", False, ("", "a < b, <thin", [])),
         (f"Look:\n{CALL}", False, ("", "Look:", [("f", {"x": 1})])),
+        (f"Look:\n\n{CALL}\n{CALL}\nSo.", False, ("", "Look:\n\nSo.", [("f", {"x": 1})] * 2)),
+        (f"{CALL}\nSo.", False, ("", "So.", [("f", {"x": 1})])),
         (f"{CALL}\n{CODER}", False, ("", "", [("f", {"x": 1}), ("g", {"path": "a\nb", "n": 3})])),
         (f"<think>t</think>{CALL}", False, ("t", "", [("f", {"x": 1})])),
         ("<tool_call>no json</tool_call>", False, ("", "<tool_call>no json</tool_call>", [])),
