@@ -11,6 +11,7 @@ from tests.assets import tokenizer_folder
 from tinker_cookbook.exceptions import DataError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
 from tinker_cookbook.supervised.conversations import (
+    NOTE_MOVED,
     Conversation,
     ConversationError,
     SourceRow,
@@ -626,3 +627,16 @@ def test_tags_that_are_like_markup_are_counted(content):
     [note] = parse(row).notes
     assert "stays text" in note
     assert "stands in the text of a reply" in refusal(row, markup="refuse")
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [("<think>a</think>4\n<think>b</think>\n5", 1), ("<think>a</think>4", 0)]
+)
+def test_reasoning_behind_text_is_counted(content, count):
+    conversation = parse({"messages": [USER, REPLY | {"content": content}]})
+    assert conversation.notes[NOTE_MOVED] == count
+
+
+@pytest.mark.parametrize("row", [USER, {"from": "human", "value": "hi"}])
+def test_a_row_that_is_one_message_is_told_so(row):
+    assert "the row is one message" in refusal(row)
