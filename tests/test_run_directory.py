@@ -75,6 +75,7 @@ def test_delete_takes_the_run_and_nothing_else(tmp_path: Path):
     folder = tmp_path / "run"
     make_run(folder, Config())
     (folder / "iteration_000003").mkdir()
+    (folder / "transcripts.html").write_text("")
     (folder / "metrics.jsonl.pre_resume_000001").write_text("")
     (folder / "notes.txt").write_text("mine")
     delete_run(folder)

@@ -6,4 +6,10 @@ stands for their folder. In a wheel they are a folder in the package, which goes
 
 from pathlib import Path
 
+from tinker_cookbook import interrupts
+from tinker_cookbook.commands import _recipe_files
+
 __path__ = [str(Path(__file__).parent.parent / "recipes")]
+
+_recipe_files.refuse_unknown_recipes(__name__)
+interrupts.hide_import_traceback()

@@ -51,6 +51,7 @@ RUN_PATTERNS = (
     "timing_spans.jsonl",
     "trace_events.jsonl",
     "iteration_[0-9]*",
+    "transcripts.html",
 )
 
 # A run may go on with other values of these: they do not change what is computed.

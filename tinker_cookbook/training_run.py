@@ -20,6 +20,7 @@ from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace
 from tinker_cookbook.utils.sdk_sessions import SessionEnd, close_session
 from tinker_cookbook.utils.session_naming import (
+    RUN_NAME_METADATA_KEY,
     describe_session,
     name_run,
     resolve_session_display_name,
@@ -45,9 +46,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-RUN_NAME_METADATA_KEY = "run_name"
-"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
 
 
 @dataclass

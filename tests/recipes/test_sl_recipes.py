@@ -219,7 +219,7 @@ BAD_INPUT = {
     "a folder that is a file": (["log_path={bad_file}"], "is a file; name a folder"),
     "weights of another kind": (["load_checkpoint_path=tinker://x/weights/y"], "tinker://x"),
     "a schedule": (["lr_schedule=step"], "it must be one of linear, cosine, constant"),
-    "a model without a rate": (["model_name=openai/gpt-oss-20b"], "Set learning_rate yourself"),
+    "a model of another service": (["model_name=openai/gpt-oss-20b"], "is not offered by"),
     "no value": (["learning_rate"], "write key=value"),
 }
 

@@ -75,7 +75,7 @@ def test_a_killed_run_leaves_a_folder_that_the_next_start_takes_over(
     ("recipe", "function", "old", "new"),
     [
         ("rl_basic", "count_reward", "return max(0.0,", "return -max(0.0,"),
-        ("sl_loop", "pick_batch", "start = batch_index", "start = 0 * batch_index"),
+        ("sl_loop", "train", "peak_rate * (1 - step", "peak_rate * (2 - step"),
     ],
 )
 def test_a_run_does_not_go_on_silently_with_other_code(

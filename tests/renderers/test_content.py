@@ -121,6 +121,10 @@ def test_tool_calls_are_immutable_and_strict() -> None:
         ToolCall(function=call.function, extra=1)  # pyright: ignore[reportCallIssue]
 
 
+ADDED = "find_image_renderer_names get_renderer_names load_renderer".split()
+"""What the cookbook does not have."""
+
+
 def test_public_names() -> None:
     expected = (
         "AudioPart ContentPart ImagePart Message ParseFailureKind ParseTermination Role TextPart "
@@ -130,7 +134,7 @@ def test_public_names() -> None:
         "parse_content_blocks register_renderer unregister_renderer get_registered_renderer_names "
         "is_renderer_registered get_renderer"
     )
-    assert set(renderers.__all__) == {*expected.split(), "get_renderer_names", "load_renderer"}
+    assert set(renderers.__all__) == {*expected.split(), *ADDED}
     assert all(hasattr(renderers, name) for name in renderers.__all__)
 
 

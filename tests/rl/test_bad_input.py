@@ -198,7 +198,7 @@ def test_a_batch_that_is_interrupted_is_done_again(build, tmp_path: Path, stop: 
     os.kill(process.pid, stop)
     _, said = process.communicate(timeout=60)
     if stop == signal.SIGINT:
-        assert "the same command resumes from the last checkpoint" in said
+        assert "the same command resumes from checkpoint" in said
     asyncio.run(train.main(broken))
     for step in range(3):
         assert causes(broken, step) == causes(unbroken, step)

@@ -88,6 +88,11 @@ def test_reward_rises_and_everything_is_written(build):
     page = (folder / "train.html").read_text(encoding="utf-8")
     assert "Group 0" in page
     assert "src=" not in page  # needs no other file
+    assert 'href="../iteration_000002/train.html"' in page
+    assert 'href="../iteration_000004/train.html"' in page
+    steps_page = (Path(config.log_path) / "transcripts.html").read_text(encoding="utf-8")
+    assert steps_page.count('/train.html">') == 2 * 12, "a row and a link for each step"
+    assert steps_page.count('/eval_test.html">') == 2 * 3
     names = [record.name for record in load_checkpoints_file(config.log_path)]
     assert names[-1] == "final"
     assert {"000005", "000010", "best_000012"} <= set(names)

@@ -1,6 +1,7 @@
 """Where the recipes lie, and which files belong to each. They are read as files, never imported."""
 
 import ast
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,14 @@ import tinker_cookbook
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.nearest_name import did_you_mean
 
-__all__ = ["Recipe", "find_recipe", "find_recipes", "recipes_folder", "unknown_recipe_message"]
+__all__ = [
+    "Recipe",
+    "find_recipe",
+    "find_recipes",
+    "recipes_folder",
+    "refuse_unknown_recipes",
+    "unknown_recipe_message",
+]
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,27 @@ def unknown_recipe_message(name: str, known: Iterable[str]) -> str:
     """Say that `name` is no recipe, the nearest one, and which there are."""
     names = list(known)
     return f"NAME={name} is no recipe.{did_you_mean(name, names)} Use one of {', '.join(names)}."
+
+
+def refuse_unknown_recipes(package: str) -> None:
+    """Let `python -m PACKAGE.NAME` of a name that is no recipe say the nearest.
+
+    Args:
+        package: the package of the recipes, `recipes` or `tinker_cookbook.recipes`.
+    """
+    sys.meta_path.append(_UnknownRecipes(package))
+
+
+class _UnknownRecipes:
+    """A finder that is asked after all others: what it sees, nobody has found."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """Refuse an unknown recipe; anything else is not for this finder."""
+        del path, target
+        package, _, name = fullname.rpartition(".")
+        if package != self._package or name == "__main__" or sys.argv[:1] != ["-m"]:
+            return
+        raise ModuleNotFoundError(unknown_recipe_message(name, find_recipes()), name=fullname)

@@ -143,9 +143,12 @@ def _model_state(model: dict[str, Any]) -> str:
 
 
 def _run_line(run: dict[str, Any]) -> str:
-    state = "ended"
-    if run["is_live"]:
-        state = f"{'working' if run['is_busy'] else 'in memory'}, {run['num_steps']} steps"
+    state = "ended" if not run["is_live"] else "working" if run["is_busy"] else "in memory"
+    if run.get("continued_by"):
+        state += ", goes on in a newer run"
+    num_steps = run.get("first_step", 0) + run["num_steps"]
+    if num_steps:
+        state += f", {num_steps} steps"
     name = f"{run['name']}  " if run["name"] else ""
     return (
         f"    {name}{run['run_id']}  rank {run['lora_rank']}, {state}, {_ago(run['last_request'])}"

@@ -91,6 +91,7 @@ class DeepSeekV4Renderer(Renderer):
     """DeepSeek V4."""
 
     roles = ("system", "developer", "user", "assistant", "tool")
+    takes_text_arguments = False
 
     def __init__(
         self,

@@ -62,5 +62,5 @@ def run(config: train.Config) -> train.RunResult:
     )
     samples = read_held_out_samples(result.log_path)
     report_run(result.log_path, result.sampler_path, samples, command)
-    print("curve    metrics.jsonl there; replies: iteration_*/train.html")
+    print("curve    metrics.jsonl there; replies: transcripts.html")
     return result

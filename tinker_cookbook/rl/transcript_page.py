@@ -19,7 +19,15 @@ from tinker_cookbook.rl.rollout_logging import (
     rollout_summaries_jsonl_path,
     write_rollout_summaries_jsonl_from_groups,
 )
-from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.rl.transcript_index import (
+    PageSummary,
+    link_pages,
+    navigation,
+    summary_tag,
+    write_index,
+)
+from tinker_cookbook.rl.transcript_style import FILTER_SCRIPT, STYLE
+from tinker_cookbook.rl.types import StopReason, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.utils.disk_errors import optional_file
 
 if TYPE_CHECKING:
@@ -27,26 +35,27 @@ if TYPE_CHECKING:
 
 __all__ = ["build_page", "write_transcripts"]
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-       color: #1b1f24; background: #fff }
-h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
-details { border: 1px solid #d0d7de; border-radius: 6px; margin: .4rem 0; padding: .2rem .7rem }
-summary { cursor: pointer; padding: .25rem 0 } summary b { font-variant-numeric: tabular-nums }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0; padding: .5rem .7rem;
-      background: #f6f8fa; border-radius: 4px; font: 13px/1.55 ui-monospace, monospace }
-pre.reply { background: #fff; border: 1px solid #d0d7de }
-table { border-collapse: collapse; margin: .2rem 0 .6rem; font-size: .9rem }
-tr { display: inline-block; margin-right: 1.4rem } td { padding: .1rem .5rem .1rem 0 }
-td:first-child { color: #57606a }
-td:last-child { font-variant-numeric: tabular-nums; white-space: pre-wrap }
-.good { color: #116329 } .bad { color: #a40e26 } .note { color: #57606a }
-h2 span { font-weight: normal } details[open] > summary .said { display: none }
-pre.reply + .note { margin: -.2rem 0 .3rem; font-size: .85rem }
-.said { display: block; margin-left: 1.1rem; overflow: hidden; text-overflow: ellipsis;
-        white-space: nowrap; font: 13px/1.55 ui-monospace, monospace; color: #57606a }
-""".strip()
 SAID_CHARACTERS = 160
+CUT = "cut by the token limit"
+ENDINGS: dict[str, str] = {
+    StopReason.COMPLETED: "completed",
+    StopReason.TOOL_STOPPED: "ended by a tool",
+    StopReason.MAX_TURNS: "out of turns",
+    StopReason.MAX_TOKENS: "out of tokens for the episode",
+    StopReason.MAX_SAMPLED_TOKENS: "out of tokens to sample",
+    StopReason.MAX_TOOL_CALLS: "out of tool calls",
+    StopReason.CONTEXT_OVERFLOW: "the prompt grew too long",
+    StopReason.PARSE_ERROR: "unreadable reply",
+    StopReason.ROLLOUT_TIMEOUT: "out of time",
+}
+"""Why an episode ended, in words."""
+ENDED_BY_THE_CUT = (
+    StopReason.COMPLETED,
+    StopReason.MAX_TOKENS,
+    StopReason.MAX_SAMPLED_TOKENS,
+    StopReason.PARSE_ERROR,
+)
+"""What environments say of an episode whose last reply was cut."""
 PREFIX_BREAK = (
     "This prompt does not begin with the tokens of the turn before: trained on as a record of its "
     "own, at its whole length."
@@ -83,6 +92,7 @@ def write_transcripts(
         )
     logged = write_logged_reports(Path(export.folder), export.base_name, title, shown_P)
     if num_groups_on_page and export.tokenizer is not None:
+        page_path = Path(export.folder) / f"{export.base_name}.html"
         page = build_page(
             title,
             shown_P,
@@ -90,10 +100,30 @@ def write_transcripts(
             export.tokenizer,
             estimator=estimator,
             logged_page=logged,
+            head=summary_tag(_summarize(export, groups_P)),
+            links=navigation(page_path),
         )
-        page_path = Path(export.folder) / f"{export.base_name}.html"
         with optional_file(page_path):
             page_path.write_text(page, encoding="utf-8")
+            link_pages(page_path)
+            write_index(page_path)
+
+
+def _summarize(
+    export: RolloutSummaryExportConfig, groups_P: Sequence[RolloutSummaryGroup]
+) -> PageSummary:
+    rewards = [r for item in groups_P for r in item.trajectory_group.get_total_rewards()]
+    endings = [
+        _ending(trajectory)
+        for item in groups_P
+        for trajectory in item.trajectory_group.trajectories_G
+    ]
+    return PageSummary(
+        step=export.iteration,
+        num_replies=len(rewards),
+        mean_reward=sum(rewards) / len(rewards) if rewards else None,
+        num_cut=sum(ending == CUT for ending in endings),
+    )
 
 
 def build_page(
@@ -104,6 +134,8 @@ def build_page(
     *,
     estimator: AdvantageEstimator = "group_mean",
     logged_page: str | None = None,
+    head: str = "",
+    links: str = "",
 ) -> str:
     """The page as text.
 
@@ -114,8 +146,10 @@ def build_page(
         tokenizer: Turns tokens into text.
         estimator: Of the advantages, which are shown without KL penalty and length handling.
         logged_page: File beside this one with what the environments logged.
+        head: Markup for the page's head.
+        links: Markup above and below the groups: links to other pages.
     """
-    body = [f"<h1>{html.escape(title)}</h1>"]
+    body = [links, f"<h1>{html.escape(title)}</h1>"]
     if logged_page is not None:
         body.append(f'<p><a href="{html.escape(logged_page)}">What the environments logged</a></p>')
     body.append(
@@ -123,15 +157,28 @@ def build_page(
         "token is the darker orange the less likely it was; point at it for its log probability. "
         "An advantage above 0 makes a reply likelier.</p>"
     )
+    body += _filter(shown_P)
     for index, item in enumerate(shown_P):
-        body += _group(index, item, tokenizer, estimator)
+        body += ["<section>", *_group(index, item, tokenizer, estimator), "</section>"]
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
-        + "\n</body></html>\n"
+        + f"\n<script>{FILTER_SCRIPT}</script>\n</body></html>\n"
     )
+
+
+def _filter(shown_P: Sequence[RolloutSummaryGroup]) -> Iterator[str]:
+    """Fields that the page's script shows and reads; without it every reply stays."""
+    endings = {_ending(t) for item in shown_P for t in item.trajectory_group.trajectories_G}
+    yield '<form id="filter" hidden aria-label="Which replies are shown">'
+    for name, words in (("least", "reward from"), ("most", "to")):
+        yield f'<label>{words} <input name="{name}" type="number" step="any"></label>'
+    yield '<label>ended <select name="ending"><option value="">any way</option>'
+    yield from (f"<option>{html.escape(ending)}</option>" for ending in sorted(endings))
+    yield '</select></label> <button type="reset">Show all</button>'
+    yield '<span id="shown" class="note" role="status"></span></form>'
 
 
 def _group(
@@ -149,11 +196,16 @@ def _group(
     for number, trajectory in enumerate(group.trajectories_G):
         advantage = float(advantages_G[number])
         side = "good" if advantage > 0 else "bad" if advantage < 0 else "note"
-        yield f"<details{' open' if number == 0 else ''}><summary>"
+        ending = _ending(trajectory)
+        yield (
+            f'<details data-reward="{rewards_G[number]:.6g}" data-ending="{html.escape(ending)}"'
+            f"{' open' if number == 0 else ''}><summary>"
+        )
         yield (
             f"trajectory {number}: reward <b>{rewards_G[number]:.3f}</b>, advantage "
             f'<b class="{side}">{advantage:+.3f}</b>, {_count(trajectory.transitions, "turn")}, '
-            f"{html.escape(str(trajectory.stop_reason))}"
+            f'<span class="{"bad" if CUT in ending else "end"}">{html.escape(ending)}</span>'
+            f"{_cut_before(trajectory)}"
             f'<span class="said">{html.escape(_said(trajectory, tokenizer))}</span></summary>'
         )
         yield from _turns(trajectory, tokenizer)
@@ -178,6 +230,28 @@ def _spread(group: TrajectoryGroup) -> str:
         return f"every reward {rewards[0]:.3f}: nothing to learn from"
     mean = sum(rewards) / len(rewards)
     return f"reward {min(rewards):.3f} to {max(rewards):.3f}, mean {mean:.3f}"
+
+
+def _is_cut(turn: Transition) -> bool:
+    """Whether a reply was cut; an episode that ended before its first one has an empty reply."""
+    return turn.ac.stop_reason == "length" and bool(turn.ac.tokens)
+
+
+def _ending(trajectory: Trajectory) -> str:
+    """Why an episode ended, in words: what the environment says, and whether its reply was cut."""
+    reason = trajectory.stop_reason
+    words = "" if reason is None else ENDINGS.get(reason, reason.replace("_", " "))
+    if not trajectory.transitions or not _is_cut(trajectory.transitions[-1]):
+        return words or "no reason given"
+    if not words or reason in ENDED_BY_THE_CUT:
+        return CUT
+    return f"{words}, its last reply {CUT}"
+
+
+def _cut_before(trajectory: Trajectory) -> str:
+    """How many replies before the last one were cut."""
+    cut = [turn for turn in trajectory.transitions[:-1] if _is_cut(turn)]
+    return f", {_count(cut, 'earlier reply', 'earlier replies')} {CUT}" if cut else ""
 
 
 def _said(trajectory: Trajectory, tokenizer: Tokenizer) -> str:
@@ -210,8 +284,8 @@ def _about(turn: Transition) -> str:
     logprobs = turn.ac.maybe_logprobs
     if logprobs:
         text += f", {sum(logprobs) / len(logprobs):.2f} nats each on average"
-    if turn.ac.stop_reason == "length":
-        text += ', <span class="bad">cut by the token limit</span>'
+    if _is_cut(turn):
+        text += f', <span class="bad">{CUT}</span>'
     return text
 
 

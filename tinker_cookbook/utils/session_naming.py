@@ -9,6 +9,7 @@ from typing import Any
 from tinker_cookbook.utils.git_rev import recipe_user_metadata
 
 __all__ = [
+    "RUN_NAME_METADATA_KEY",
     "default_cookbook_session_name",
     "describe_session",
     "name_run",
@@ -17,6 +18,8 @@ __all__ = [
 ]
 
 LONGEST_NAME = 120
+RUN_NAME_METADATA_KEY = "run_name"
+"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
 
 
 def name_run(recipe_name: str, log_path: str | Path, learning_rate: float | None) -> str:

@@ -110,7 +110,7 @@ BAD_DATA = {
             )
         ),
         "cross_entropy",
-        "do not describe a matrix",
+        "crow_indices must begin at 0, never fall and end at",
     ),
 }
 

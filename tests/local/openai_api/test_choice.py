@@ -71,6 +71,17 @@ def test_a_completion_continues_its_prompt(
         assert "".join(shown["tokens"]).strip() == text.strip()
 
 
+def test_streamed_logprobs_include_a_last_token_without_text(sentencepiece: TextCodec) -> None:
+    choice = Choice(sentencepiece, end_ids=frozenset(), stops=())
+    taken = []
+    for token in ids(sentencepiece, "▁The", "<0xE4>"):  # the first byte of three
+        choice.push(Drawn(0, token, -1.0))
+        taken += choice.take_entries()
+    choice.finish()
+    taken += choice.take_entries()
+    assert [entry.drawn.token for entry in taken] == choice.token_ids
+
+
 def test_chats_begin_without_a_space(sentencepiece: TextCodec) -> None:
     choice = Choice(sentencepiece, end_ids=frozenset(), stops=())
     assert read(choice, ids(sentencepiece, "▁The", "▁sky"))[0].text == "The"

@@ -1,9 +1,8 @@
-"""The dashboard in a real browser: sign in, curves, checkpoints, a streamed answer."""
+"""The dashboard in a real browser: sign in, curves, runs, checkpoints, streamed answers."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,27 +13,17 @@ from typing import Any
 import pytest
 import tinker
 
+from tests.browsers import open_browser
 from tests.conftest import ServiceProcess
-from tests.e2e.sdk import batch, train_step
+from tests.e2e.sdk import batch, rl_datum, tokens, train_step
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-).split()
 ATTACK = "<img src=x onerror=\"document.title='owned'\">"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip("no browser is installed; `apt-get install chromium` gives one")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,20 +99,158 @@ def test_runs_curves_and_a_streamed_answer(
     page.click("#send")
     page.wait_for_selector("#answer.error")
     assert "max_tokens=100000" in page.inner_text("#answer")
-    folder = os.environ.get("DASHBOARD_SCREENSHOTS")
-    if folder:
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            page.screenshot(path=str(Path(folder) / f"dashboard-{scheme}.png"), full_page=True)
+    take(page, "dashboard")
 
 
-def test_it_fits_a_narrow_screen(page: Any, local_service: ServiceProcess, trained: str) -> None:
+@pytest.fixture(scope="module")
+def kinds(local_service: ServiceProcess) -> str:
+    """Runs of other kinds: a resumed one with many checkpoints, one of reinforcement learning.
+
+    Returns:
+        The id of the resumed run.
+    """
+    client = local_service.connect(display_name="sl_basic chat lr=0.01 " + "long-name" * 8)
+    first = client.create_lora_training_client(base_model=local_service.model, rank=2).result()
+    path = ""
+    for number in range(4):
+        train_step(first, batch())
+        path = first.save_state(f"{number + 1:06d}").result().path
+    again = client.create_training_client_from_state_with_optimizer(path).result()
+    train_step(again, batch())
+    again.save_weights_for_sampler("final").result()
+    policy = local_service.connect(display_name="rl_basic sums lr=0.0001")
+    run = policy.create_lora_training_client(base_model=local_service.model, rank=2).result()
+    advantages = [0.0] * 5 + [1.0, -1.0, 0.5, -0.5, 2.0, -1.0]
+    data = [rl_datum(tokens(12, seed), [0.0] * 5 + [-5.0] * 6, advantages) for seed in range(2)]
+    train_step(run, data, loss="importance_sampling")
+    return again.model_id
+
+
+def show_only(page: Any, name: str) -> None:
+    """Choose one run for the chart."""
+    from playwright.sync_api import expect
+
+    page.wait_for_selector("#runs tbody tr")
+    checked = page.locator("#runs input:checked")
+    others = page.locator(f"#runs input:checked:not([aria-label='Show the curve of {name}'])")
+    page.get_by_label(f"Show the curve of {name}").check()
+    while others.count():
+        others.first.click()
+    expect(checked).to_have_count(1)
+
+
+def take(page: Any, name: str) -> None:
+    """Screenshots, for whoever asks for them."""
+    folder = os.environ.get("PAGE_SCREENSHOTS")
+    if not folder:
+        return
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=str(Path(folder) / f"{name}-{scheme}.png"), full_page=True)
+
+
+def test_reinforcement_learning_shows_what_means_something(
+    page: Any, local_service: ServiceProcess, kinds: str
+) -> None:
+    sign_in(page, local_service.api_key)
+    name = "rl_basic sums lr=0.0001"
+    show_only(page, name)
+    page.locator("#legend", has_text="rl_basic").wait_for()
+    assert "Entropy of the sampled tokens" in page.inner_text("#chart-title")
+    titles = page.locator("#measure option").all_inner_texts()
+    assert "importance_sampling objective per token" in titles
+    assert "KL of sampler and trainer, nats per token" in titles
+    assert "Tokens per step" in titles
+    assert not [title for title in titles if "oss per token" in title]
+    assert page.locator("#chart circle").count() == 1, "one point can be seen"
+    page.select_option("#measure", "loss")
+    assert page.inner_text("#chart-title") == "importance_sampling objective per token"
+    page.select_option("#measure", "tokens")
+    assert "22 at step 1" in page.inner_text("#legend")
+    take(page, "dashboard-rl")
+    page.get_by_label("Show the curve of sl_basic chat").check()
+    page.locator("#legend li").nth(1).wait_for()
+    assert "(importance_sampling): 22 at step 1" in page.inner_text("#legend")
+    assert "(cross_entropy):" in page.inner_text("#legend")
+    page.select_option("#measure", "loss")
+    assert page.inner_text("#chart-title") == "Loss or objective per token"
+
+
+def test_a_resumed_run_is_shown_once_and_its_checkpoints_together(
+    page: Any, local_service: ServiceProcess, kinds: str
+) -> None:
+    sign_in(page, local_service.api_key)
+    name = "sl_basic chat lr=0.01 " + "long-name" * 8
+    show_only(page, name)
+    rows = page.locator("#runs tbody tr", has_text="sl_basic chat")
+    assert rows.count() == 1
+    assert "resumed at step 4" in rows.inner_text()
+    page.locator("#legend", has_text="at step 5").wait_for()
+    heads = page.locator("#checkpoints tr.group", has_text="sl_basic chat")
+    assert heads.count() == 1
+    assert "5 checkpoints" in heads.inner_text()
+    assert "final" in page.inner_text("#checkpoints")
+    assert "000002" not in page.inner_text("#checkpoints"), "folded"
+    unfold = page.get_by_role("button", name=f"Show all of {name}")
+    unfold.focus()
+    page.keyboard.press("Enter")
+    for number in range(4):
+        assert f"{number + 1:06d}" in page.inner_text("#checkpoints")
+    page.wait_for_timeout(2500)  # the tables are made anew meanwhile
+    assert "Show the newest of" in page.evaluate("document.activeElement.ariaLabel")
+    assert "000002" in page.inner_text("#checkpoints"), "it stays unfolded"
+    page.keyboard.press("Enter")
+    assert "000002" not in page.inner_text("#checkpoints")
+    take(page, "dashboard-sl")
+
+
+def test_the_base_model_answers_beside_the_tuned_one(
+    page: Any, local_service: ServiceProcess, trained: str
+) -> None:
+    sign_in(page, local_service.api_key)
+    page.wait_for_selector("#runs tbody tr")
+    page.select_option("#model", local_service.model)
+    assert page.is_hidden("#beside"), "it is the base model"
+    bodies: list[Any] = []
+    page.on("request", lambda r: bodies.append(r.post_data_json) if "chat/" in r.url else None)
+    page.select_option("#model", trained)
+    chosen = page.locator("#model option:checked").inner_text()
+    assert chosen == f"tried-in-a-browser of {ATTACK}"
+    page.get_by_label("base model's answer").check()
+    page.get_by_label("System prompt").fill("Answer in one word.")
+    page.fill("#temperature", "0")
+    page.fill("#max-tokens", "10")
+    page.click("#send")
+    page.wait_for_selector("#speed:not(:empty)")
+    page.wait_for_selector("#base-speed:not(:empty)")
+    assert [body["model"] for body in bodies] == [trained, local_service.model]
+    assert bodies[0]["messages"] == bodies[1]["messages"]
+    assert bodies[0]["messages"][0] == {"role": "system", "content": "Answer in one word."}
+    tuned, base = page.inner_text("#answer"), page.inner_text("#base-answer")
+    assert tuned.strip()
+    assert base.strip()
+    assert tuned != base
+    take(page, "dashboard-beside")
+    page.get_by_label("base model's answer").uncheck()
+    page.get_by_label("System prompt").fill(" ")
+    page.click("#send")
+    page.wait_for_selector("#send:enabled")
+    assert page.is_hidden("#base-answer")
+    assert [message["role"] for message in bodies[2]["messages"]] == ["user"]
+
+
+def test_it_fits_a_narrow_screen(
+    page: Any, local_service: ServiceProcess, trained: str, kinds: str
+) -> None:
     page.set_viewport_size({"width": 360, "height": 780})
     sign_in(page, local_service.api_key)
     page.wait_for_selector("#chart svg")
     boxes = [section.bounding_box() for section in page.locator("section:visible").all()]
     right = max(box["x"] + box["width"] for box in boxes)
     assert right <= 360, "nothing has to be scrolled sideways but tables in their own boxes"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 390, "height": 780})
+    take(page, "dashboard-narrow")
 
 
 def test_a_ticket_signs_in_and_leaves_the_address(browser: Any, tiny_model_folder: Path) -> None:

@@ -59,6 +59,7 @@ class Choice:
         self._length = 0
         self._shown_length = 0
         self._num_taken = 0
+        self._is_finished = False
         self._num_shown_calls = 0
 
     def push(self, drawn: Drawn) -> list[Piece]:
@@ -78,6 +79,7 @@ class Choice:
         pieces += self._release(len(self._cutter.finish()))
         if self._reader is not None:
             pieces += self._counted(self._reader.finish())
+        self._is_finished = True
         if self._cutter.found is not None:
             self.entries = [entry for entry in self.entries if entry.offset < self._shown_length]
         return pieces
@@ -113,8 +115,13 @@ class Choice:
         return found
 
     def take_entries(self) -> list[LogprobEntry]:
-        """Logprobs that were not taken before, of text that is settled."""
+        """Logprobs that were not taken before, of text that is settled.
+
+        At the end that is all of them, also tokens that add no text.
+        """
         first, end = self._num_taken, self._num_taken
+        if self._is_finished:
+            end = len(self.entries)
         while end < len(self.entries) and self.entries[end].offset < self._shown_length:
             end += 1
         self._num_taken = end

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import time
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from tinker_cookbook.local.service.core import Service
 from tinker_cookbook.local.service.http import HttpError, query_integer, read_fields
 from tinker_cookbook.local.service.index import CheckpointRow, RunRow
 from tinker_cookbook.local.service.metrics import CONTENT_TYPE, VERSION
+from tinker_cookbook.local.service.progress import COLUMNS, losses_agree
 from tinker_cookbook.local.service.rendering import render_checkpoint, render_time
+from tinker_cookbook.utils.session_naming import RUN_NAME_METADATA_KEY
 
 __all__ = ["PATHS_WITHOUT_KEY", "ROUTES", "STATUS_PATHS"]
 
@@ -113,7 +116,7 @@ def _describe(service: Service, limit: int) -> dict[str, Any]:
         "num_samplers": len(service.samplers),
         "num_runs": num_runs,
         "num_checkpoints": num_checkpoints,
-        "runs": [_describe_run(service, row) for row in runs],
+        "runs": _describe_runs(service, runs),
         "checkpoints": [_describe_checkpoint(row) for row in checkpoints],
     }
 
@@ -133,21 +136,59 @@ def _describe_models(service: Service) -> list[dict[str, Any]]:
     ]
 
 
+def _describe_runs(service: Service, rows: list[RunRow]) -> list[dict[str, Any]]:
+    described = [_describe_run(service, row) for row in rows]
+    _join_parts(described)
+    return described
+
+
 def _describe_run(service: Service, row: RunRow) -> dict[str, Any]:
     live = service.runs.get(row.run_id)
-    session = service.store.index.session(row.session_id)
+    facts = service.progress.facts(row.run_id)
     last_request_at = row.last_request_at if live is None else live.last_request_at
     return {
         "run_id": row.run_id,
-        "name": None if session is None else session.display_name,
+        "name": _name_of(service, row),
         "base_model": row.base_model,
         "lora_rank": row.lora["rank"],
         "is_live": live is not None,
         "is_busy": live is not None and live.num_running > 0,
-        "num_steps": service.progress.num_steps_of(row.run_id),
+        "loss_fn": facts.loss_fn,
+        "num_steps": facts.num_steps,
+        "first_step": facts.first_step,
+        "origin": None if facts.origin is None else asdict(facts.origin),
+        "continued_by": None,
         "created": render_time(row.created_at),
         "last_request": render_time(last_request_at),
     }
+
+
+def _name_of(service: Service, row: RunRow) -> str | None:
+    """The session's name, else the one that programs give the run itself."""
+    session = service.store.index.session(row.session_id)
+    if session is not None and session.display_name:
+        return session.display_name
+    name = (row.user_metadata or {}).get(RUN_NAME_METADATA_KEY)
+    return name if isinstance(name, str) else None
+
+
+def _join_parts(described: list[dict[str, Any]]) -> None:
+    """Say of each run which newer one goes on with it: one that was resumed from it after its end.
+
+    Args:
+        described: Newest first.
+    """
+    by_id = {run["run_id"]: run for run in described}
+    for run in described:
+        origin = run["origin"]
+        earlier = by_id.get(origin["run_id"]) if origin and origin["is_resumed"] else None
+        if (
+            earlier is not None
+            and earlier["continued_by"] is None
+            and earlier["last_request"] <= run["created"]
+            and losses_agree(earlier["loss_fn"], run["loss_fn"])
+        ):
+            earlier["continued_by"] = run["run_id"]
 
 
 def _describe_checkpoint(row: CheckpointRow) -> dict[str, Any]:
@@ -159,7 +200,7 @@ async def curve(service: Service, request: Request) -> Response:
     if service.store.index.run(run_id) is None:
         raise HttpError(404, f"run {run_id[:200]!r} does not exist")
     points = await asyncio.to_thread(service.progress.curve, run_id)
-    return JSONResponse({"columns": ["step", "loss", "tokens", "time"], "points": points})
+    return JSONResponse({"columns": COLUMNS, "points": points})
 
 
 ROUTES = [

@@ -16,7 +16,7 @@ from tinker_cookbook.local.service.core import Service, Work
 from tinker_cookbook.local.service.fields import Fields
 from tinker_cookbook.local.service.futures import Payload
 from tinker_cookbook.local.service.http import HttpError, read_batch, read_fields
-from tinker_cookbook.local.service.index import NameTakenError, RunRow
+from tinker_cookbook.local.service.index import CheckpointRow, NameTakenError, RunRow
 from tinker_cookbook.local.service.names import parse_tinker_path
 from tinker_cookbook.local.service.requests import (
     decode_adam,
@@ -101,6 +101,7 @@ async def load_weights(service: Service, request: Request) -> Response:
                 run.run_id, folder, with_optimizer=with_optimizer
             )
             run.lora = await asyncio.wrap_future(created)
+        await _note_origin(service, run, found, with_optimizer)
         await _record_run(service, run, user_metadata)
         return Payload.of_json({"path": path, "model_id": run.run_id, "type": "load_weights"})
 
@@ -161,7 +162,7 @@ async def _record_run(service: Service, run: Run, user_metadata: dict[str, str] 
         ) from error
 
 
-def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool) -> Any:
+def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool) -> CheckpointRow:
     parsed = parse_tinker_path(path)
     if parsed.segment != "weights":
         raise UserError(
@@ -174,6 +175,15 @@ def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool)
     if with_optimizer and not found.has_optimizer:
         raise UserError(f"path={path!r} has no optimizer state; load its weights only")
     return found
+
+
+async def _note_origin(
+    service: Service, run: Run, found: CheckpointRow, with_optimizer: bool
+) -> None:
+    """For the dashboard: a run that goes on from a checkpoint is shown with its first part."""
+    origin = await asyncio.to_thread(service.progress.origin_in, found, is_resumed=with_optimizer)
+    service.progress.begin_from(run.run_id, origin)
+    await STORING.run(service.progress.save)  # a service that is killed keeps it
 
 
 async def _load_into_run(service: Service, fields: Fields) -> Response:
@@ -191,6 +201,7 @@ async def _load_into_run(service: Service, fields: Fields) -> Response:
                 run.run_id, folder, with_optimizer=with_optimizer
             )
             await asyncio.wrap_future(loaded)
+        await _note_origin(service, run, found, with_optimizer)
         return Payload.of_json({"path": path, "type": "load_weights"})
 
     return ack(service.submit(run, seq_id, "load_weights", work, alone=True))
@@ -260,7 +271,7 @@ def _train_work(
         running = service.engine.worker.forward_backward(run.run_id, data, loss, backward=backward)
         result = await asyncio.wrap_future(running)
         if backward:
-            service.progress.add_batch(run.run_id, data, result)
+            service.progress.add_batch(run.run_id, data, result, loss.name)
         return Payload.of_proto(await asyncio.to_thread(encode_train_result, result))
 
     return work

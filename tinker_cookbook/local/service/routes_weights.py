@@ -106,6 +106,8 @@ async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
             new.run_id, staged, with_optimizer=new.has_optimizer
         )
         await asyncio.wrap_future(saving)
+        service.progress.mark_saved(new.run_id, f"{new.segment}/{new.name}")
+        await STORING.run(service.progress.save)
         return await STORING.run(store.commit, staged, new)
     finally:
         await STORING.run(store.discard, staged)
