@@ -137,7 +137,9 @@ class ReplyReader:
             return False
         if not self._tolerance.thinks_first:
             return True
-        return self._lead is not None and not (self._has_calls or (self._whole or "").strip())
+        if self._lead is None or self._has_calls:
+            return False
+        return not (self._whole_mark + (self._whole or "")).strip()
 
     def _opens_whole(self, mark: Mark) -> bool:
         whole = self._grammar.whole_calls

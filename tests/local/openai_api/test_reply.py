@@ -126,6 +126,7 @@ BROKEN = '<tool_call>{"name": "f", "arguments": {"cmd": "echo }}</tool_call>'
         ),
         ('{"name": "f", "parameters": {}} so', ("", '{"name": "f", "parameters": {}} so', [])),
         (' \n<think>\nso</think>\n\n{"name": "g", "parameters": {}}', ("so", "", [("g", {})])),
+        ("<|python_tag|>\n<think>so", ("", "<|python_tag|>\n<think>so", [])),
         ("Use <think> and </think>.", ("", "Use <think> and </think>.", [])),
         ("a\n\n<tool_call>", ("", "a\n\n<tool_call>", [])),
     ],
