@@ -107,6 +107,16 @@ def test_a_tokenizer_without_a_model(tmp_path: Path) -> None:
     assert renderer.get_stop_sequences() == [expected.convert_tokens_to_ids("<|im_end|>")]
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
+    source = tokenizer_folder("qwen3")
+    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigurationError, match=f"/{name} is no JSON object; copy or download"):
+        get_tokenizer(str(tmp_path))
+
+
 def test_a_cached_repository_of_a_tokenizer_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

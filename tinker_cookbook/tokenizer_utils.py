@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -141,12 +142,34 @@ def _load_folder(folder: Path) -> Tokenizer:
     """Load a folder's tokenizer.json as it is, which takes a tenth of AutoTokenizer's time."""
     import transformers
 
-    if (folder / "tokenizer.json").exists():
-        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    has_file = (folder / "tokenizer.json").exists()
+    loader = transformers.PreTrainedTokenizerFast if has_file else transformers.AutoTokenizer
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+        return loader.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
+        if (damaged := _damaged_file(folder)) is not None:
+            raise ConfigurationError(
+                f"{damaged} is no JSON object; copy or download it again."
+            ) from error
         raise ConfigurationError(
             f"model folder {str(folder)!r} has no tokenizer that can be loaded ({error}); it needs "
             "a tokenizer.json. Save one there with tokenizer.save_pretrained."
         ) from error
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """Return which of the files that a tokenizer is loaded from is no JSON object."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return folder / name
+        try:
+            is_object = isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            return folder / name
+    return None

@@ -121,6 +121,14 @@ def test_models_of_a_folder_are_listed(folder_service, monkeypatch) -> None:
     assert connection.supported_models() == sorted(expected)
     listed = [model["id"] for model in answer.json()["data"]]
     assert listed[: len(expected)] == expected
+    answer = httpx.post(
+        f"{folder_service.base_url}/oai/api/v1/chat/completions",
+        headers={"X-API-Key": folder_service.api_key},
+        json={"model": "absent", "messages": [{"role": "user", "content": "hi"}]},
+    )
+    assert answer.status_code == 404
+    served = f"this service has {folder_service.model}, the models in {models}."
+    assert served in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("form", ["{models}/other", "other", "team/third", "third", "other/"])

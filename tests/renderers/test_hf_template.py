@@ -174,6 +174,8 @@ def test_text_that_reads_as_a_number_is_fitted_to_the_tools_schema() -> None:
         ),
         ("kimi_k2_thinking", "<think></think>4<|im_end|>", "4"),
         ("kimi_k2_thinking", "<think>add\n</think>\n4<|im_end|>", ["add\n", "\n4"]),
+        ("kimi_k2_5", "</think>4<|im_end|>", "4"),
+        ("kimi_k2_5", "add</think>4<|im_end|>", ["add", "4"]),
         ("gemma4", "4<turn|>", "4"),
         ("gemma4", "<|channel>thought\nadd\n<channel|>4<turn|>", ["add", "4"]),
         ("gemma4", "<|channel>thoughtful<channel|>\n4<turn|>", ["thoughtful", "\n4"]),

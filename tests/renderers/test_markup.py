@@ -135,6 +135,36 @@ def test_what_is_written_twice_is_taken_out_of_the_text():
     assert structure_reply_markup(other) == (other, 0)
 
 
+def test_reasoning_that_is_a_part_already_is_taken_out_of_the_text():
+    part = {"type": "thinking", "thinking": "add"}
+    text = {"type": "text", "text": "<think>add</think>4"}
+    message, count = structure_reply_markup(reply([part, text]))
+    assert (message["content"], count) == ([part, {"type": "text", "text": "4"}], 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<THINK>\nadd\n</THINK>\n\n4",
+        '<think type="plan">\nadd\n</think>\n\n4',
+        "<Think >add</Think >4",
+        "add\n</THINK>\n4",
+    ],
+)
+def test_tags_in_capitals_or_with_attributes_are_tags(content: str):
+    message, count = structure_reply_markup(reply(content))
+    parts = [{"type": "thinking", "thinking": "add"}, {"type": "text", "text": "4"}]
+    assert (message["content"], count) == (parts, 1)
+
+
+@pytest.mark.parametrize("arguments", ['"{\\"a\\": 1}"', "null", '""'])
+def test_arguments_may_be_json_text_or_none(arguments: str):
+    text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+    message, count = structure_reply_markup(reply(f"{text}\n{CALL}"))
+    assert count == 2
+    assert calls_of(message)[0] == ("f", {"a": 1} if "a" in arguments else {})
+
+
 def test_parts_are_read_as_texts_are():
     image = {"type": "image", "image": "a.png"}
     parts = [{"type": "text", "text": "<think>a</think>b"}, image, {"type": "text", "text": CALL}]

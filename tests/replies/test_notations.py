@@ -18,9 +18,10 @@ from tinker_cookbook.replies.json_calls import (
     write_whole_reply,
 )
 from tinker_cookbook.replies.json_source import ends_in_string, json_text, load_json
+from tinker_cookbook.replies.loose import read_calls
 from tinker_cookbook.replies.pair_calls import read_pair_text
 from tinker_cookbook.replies.pieces import BadCall, Call
-from tinker_cookbook.replies.schema import fit_arguments
+from tinker_cookbook.replies.schema import fit_arguments, read_texts
 from tinker_cookbook.replies.tag_calls import (
     PYTHON_WORDS,
     json_source,
@@ -152,22 +153,21 @@ def test_two_functions_in_a_block_are_two_calls():
 
 
 @pytest.mark.parametrize(
-    ("value", "words", "is_strict", "source"),
+    ("value", "words", "source"),
     [
-        ("true", PYTHON_WORDS, True, '"true"'),
-        ("null", PYTHON_WORDS, True, '"null"'),
-        ("True", PYTHON_WORDS, True, "true"),
-        ("true", PYTHON_WORDS, False, "true"),
-        ("true", {}, True, "true"),
-        ("True", {}, True, '"True"'),
-        ("[true]", PYTHON_WORDS, True, "[true]"),
-        ("NaN", {}, True, '"NaN"'),
-        (" 1", {}, True, '" 1"'),
-        ("1.50", {}, True, "1.50"),
+        ("true", PYTHON_WORDS, '"true"'),
+        ("null", PYTHON_WORDS, '"null"'),
+        ("True", PYTHON_WORDS, "true"),
+        ("true", {}, "true"),
+        ("True", {}, '"True"'),
+        ("[true]", PYTHON_WORDS, "[true]"),
+        ("NaN", {}, '"NaN"'),
+        (" 1", {}, '" 1"'),
+        ("1.50", {}, "1.50"),
     ],
 )
-def test_words_of_the_format(value: str, words: dict[str, str], is_strict: bool, source: str):
-    assert json_source(value, words, is_strict) == source
+def test_words_of_the_format(value: str, words: dict[str, str], source: str):
+    assert json_source(value, words) == source
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
@@ -207,10 +207,50 @@ def test_arguments_take_the_types_that_are_declared():
     given = '{"zip": 90210, "maybe": null, "flag": "True", "count": "3", "any": 1, "other": 2}'
     kept = fit_arguments(given, schema, PYTHON_WORDS)
     assert kept == given.replace("90210", '"90210"')
-    read = fit_arguments(given, schema, PYTHON_WORDS, reads_texts=True)
+    read = read_texts(kept, schema, PYTHON_WORDS)
     wanted = '{"zip": "90210", "maybe": null, "flag": true, "count": 3, "any": 1, "other": 2}'
     assert read == wanted
-    text = fit_arguments('{"count": "three"}', schema, {}, reads_texts=True)
-    assert text == '{"count": "three"}'
+    text = '{"count": "three"}'
+    assert read_texts(text, schema, {}) == text
     for odd in ({"properties": 1}, {"properties": {"a": {"enum": 3, "anyOf": 1, "type": [[]]}}}):
         assert fit_arguments('{"a": 1}', odd, {}) == '{"a": 1}'
+
+
+NULLABLE = [
+    {"type": ["string", "null"]},
+    {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    {"type": "string", "nullable": True},
+]
+NOTATIONS = [
+    "<function=f>\n<parameter=a>\n{}\n</parameter>\n</function>",
+    "f\n<arg_key>a</arg_key>\n<arg_value>{}</arg_value>",
+]
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+@pytest.mark.parametrize(
+    ("schema", "value", "source"),
+    [
+        # A text keeps its letters, also where they spell a truth value in JSON or in Python.
+        *(({"type": "string"}, word, f'"{word}"') for word in ("true", "True", "null", "None")),
+        *((schema, "null", "null") for schema in NULLABLE),
+        *((schema, "true", '"true"') for schema in NULLABLE),
+        *(({"type": "boolean"}, word, "true") for word in ("true", "True")),
+        ({}, "true", "true"),
+        ({}, "5", "5"),
+        ({"type": "integer", "nullable": True}, "5", "5"),
+        ({"$ref": "#/definitions/Text"}, "5", '"5"'),
+        ({"$ref": "#/$defs/Text"}, "5", "5"),
+        ({"allOf": [{"$ref": "#/definitions/Text"}, {"description": "A word."}]}, "5", '"5"'),
+        ({"allOf": [{"description": "A word."}]}, "5", "5"),
+    ],
+)
+def test_values_without_types_take_the_declared_ones_to_the_letter(
+    notation: str, schema: dict[str, Any], value: str, source: str
+):
+    parameters = {"properties": {"a": schema}, "definitions": {"Text": {"type": "string"}}}
+    tool = {"name": "f", "parameters": parameters}
+    body = notation.format(value)
+    assert read_calls(body, f"<tool_call>{body}</tool_call>", [tool]) == [
+        Call("f", f'{{"a": {source}}}')
+    ]

@@ -1,6 +1,8 @@
 """Rows of every shape in use: what they become, and what is trained of them, token by token."""
 
+import datetime
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from tests.assets import tokenizer_folder
 from tinker_cookbook.exceptions import DataError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
 from tinker_cookbook.supervised.conversations import (
+    NOTE_MOVED,
     Conversation,
     ConversationError,
     SourceRow,
@@ -21,6 +24,7 @@ USER = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "hello"}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"name": "find", "description": "Find.", "parameters": CITY}
+CALL_OF_OSLO = ("find", '{"city": "Oslo"}')
 
 
 def parse(row: Any, **options: Any) -> Conversation:
@@ -106,6 +110,45 @@ def test_a_call_without_arguments_in_every_spelling(value):
     for calls in ([call], [{"function": {"name": "f"}}]):
         conversation = parse({"messages": [USER, {"role": "assistant", "tool_calls": calls}]})
         assert plain(conversation)[1]["tool_calls"] == [("f", "{}")]
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters"])
+def test_calls_may_stand_bare(key):
+    calls = [{"id": "1", "name": "find", key: {"city": "Oslo"}}]
+    conversation = parse({"messages": [USER, {"role": "assistant", "tool_calls": calls}]})
+    assert plain(conversation)[1]["tool_calls"] == [CALL_OF_OSLO]
+    assert conversation.messages[1]["tool_calls"][0].id == "1"  # pyright: ignore
+
+
+def test_the_function_of_a_call_and_of_a_tool_may_be_json_text():
+    function = json.dumps({"name": "find", "arguments": {"city": "Oslo"}})
+    calls = [{"type": "function", "function": function}]
+    tools = [{"type": "function", "function": json.dumps(TOOL)}]
+    messages = [USER, {"role": "assistant", "tool_calls": calls}]
+    conversation = parse({"messages": messages, "tools": tools})
+    assert plain(conversation)[1]["tool_calls"] == [CALL_OF_OSLO]
+    assert conversation.tools == [TOOL]
+
+
+@pytest.mark.parametrize(
+    "value", [[], [1], 3, True, "[]", "x", '{"a": NaN}', {"a": float("nan")}, '"{}"']
+)
+def test_arguments_that_are_no_json_object_are_refused_by_place(value):
+    calls = [{"function": {"name": "f", "arguments": value}}]
+    text = refusal({"messages": [USER, {"role": "assistant", "tool_calls": calls}]})
+    assert text.startswith("arguments ")
+    assert "an object" in text or "finite numbers" in text
+    assert text.endswith("(messages[1].tool_calls[0].function.arguments)")
+
+
+def test_a_table_with_values_that_json_does_not_have_is_refused_by_row():
+    for value in (datetime.date(2020, 1, 1), b"x", Decimal("1.5")):
+        calls = [{"function": {"name": "f", "arguments": {"a": value}}}]
+        tools = [TOOL | {"parameters": {"default": value}}]
+        messages = [USER, REPLY | {"tool_calls": calls}]
+        for row in ({"messages": messages}, {"messages": [USER, REPLY], "tools": tools}):
+            with pytest.raises(ConversationError, match=r"^chat\.parquet row 12: .* as JSON"):
+                parse_table(row)
 
 
 def test_roles_of_other_interfaces_are_read_and_counted():
@@ -262,6 +305,30 @@ def test_sharegpt_turns():
         {"role": "assistant", "content": "At 59 N."},
     ]
     assert (conversation.shape, conversation.tools) == ("sharegpt", [TOOL])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"name": "find", "parameters": {"city": "Oslo"}}',
+        '[{"type": "function", "function": {"name": "find", "arguments": {"city": "Oslo"}}}]',
+        {"name": "find", "arguments": '{"city": "Oslo"}'},
+        '<tool_call>\n{"name": "find", "arguments": {"city": "Oslo"}}\n</tool_call>',
+    ],
+)
+@pytest.mark.parametrize("speaker", ["function_call", "tool_call"])
+def test_a_call_of_sharegpt_keeps_its_arguments_in_every_spelling(speaker: str, value: Any):
+    turns = [{"from": "human", "value": "Where?"}, {"from": speaker, "value": value}]
+    [_, call] = plain(parse({"conversations": turns}))
+    assert call == {"role": "assistant", "content": "", "tool_calls": [CALL_OF_OSLO]}
+
+
+def test_what_a_call_of_sharegpt_holds_besides_is_refused():
+    value = '{"name": "find", "kwargs": {"city": "Oslo"}}'
+    turns = [{"from": "human", "value": "x"}, {"from": "function_call", "value": value}]
+    text = refusal({"conversations": turns})
+    assert text.startswith("key 'kwargs' is unknown; use type, id, index, function")
+    assert text.endswith("(conversations[1].tool_calls[0])")
 
 
 @pytest.mark.parametrize("key", ["conversations", "conversation"])
@@ -532,3 +599,44 @@ def test_a_format_without_reasoning_says_how_to_keep_the_text():
         {"messages": [USER, {"role": "assistant", "content": THOUGHT}]}, "smollm2", markup="keep"
     )
     assert kept == [f"{THOUGHT}<|im_end|>"]
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_prompt_and_a_completion_may_be_json_text_of_messages(system):
+    row = {"prompt": json.dumps([*system, USER]), "completion": json.dumps([REPLY])}
+    conversation = parse(row)
+    assert conversation.messages == [*system, USER, REPLY]
+    assert conversation.num_context == len(system) + 1
+
+
+@pytest.mark.parametrize("text", ["[]", "[1, 2]", "[x", '[{"role": "king"}]', '[{"a": 1}, "b"]'])
+def test_a_prompt_that_is_json_of_something_else_stays_text(text):
+    conversation = parse({"prompt": text, "completion": text})
+    assert [message["content"] for message in conversation.messages] == [text, text]
+
+
+def test_a_reply_of_an_empty_block_alone_is_refused_as_an_empty_one():
+    text = refusal({"messages": [USER, REPLY | {"content": "<think>\n\n</think>\n\n"}]})
+    assert text.startswith("content of the assistant message is empty")
+
+
+@pytest.mark.parametrize("content", ["<thinking>add</thinking>4", "<TOOL_CALL>f</TOOL_CALL>"])
+def test_tags_that_are_like_markup_are_counted(content):
+    row = {"messages": [USER, REPLY | {"content": content}]}
+    assert parse(row).messages[1]["content"] == content
+    [note] = parse(row).notes
+    assert "stays text" in note
+    assert "stands in the text of a reply" in refusal(row, markup="refuse")
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [("<think>a</think>4\n<think>b</think>\n5", 1), ("<think>a</think>4", 0)]
+)
+def test_reasoning_behind_text_is_counted(content, count):
+    conversation = parse({"messages": [USER, REPLY | {"content": content}]})
+    assert conversation.notes[NOTE_MOVED] == count
+
+
+@pytest.mark.parametrize("row", [USER, {"from": "human", "value": "hi"}])
+def test_a_row_that_is_one_message_is_told_so(row):
+    assert "the row is one message" in refusal(row)

@@ -170,6 +170,7 @@ def test_the_scan_finds_every_object_at_any_chunk_size(tmp_path_factory, rows, a
         ('[{"text": "a"},\n 3, {"text": "b"}]', [":2:", "3", "nothing else"]),
         ('[{"text": "a"},]', ["ends with ',]'", "closing ]"]),
         ('[{"text": "a"}', ["must end with a closing ]"]),
+        ('[{"text": "a"},]', ["',]'", "no comma stands before it"]),
         ('[{"text": "a"},\n{"text": "b"', [":2:", "has no end"]),
         ('[\n{"text": "a}]', [":2:", "has no end"]),
         ('{\n"text": "a"}\nand', [":3:", "ends with 'and'"]),

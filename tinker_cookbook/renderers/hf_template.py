@@ -15,7 +15,7 @@ it on marks in place of texts (see template_text.py):
  - Replies are parsed by the markers that the template puts around reasoning and calls, where these
    are tokens of the tokenizer and calls are JSON or as in xml_calls.py; else they stay text. The
    words of the format around them are none of the reply: gpt-oss's headers, the label of Gemma 4's
-   reasoning, and the empty block that Kimi K2 Thinking's template writes for reasoning.
+   reasoning, and the empty block that Kimi K2 Thinking's and K2.5's templates write for reasoning.
 
 Refused, with the reason: templates without an exact mask (the reply is not what follows the prompt,
 or nothing ends it), messages that the template drops or rewrites, and tokenizers that encode text

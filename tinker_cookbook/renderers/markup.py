@@ -12,8 +12,9 @@ What is converted:
  - reasoning whose opening tag is missing (the prompt had it): a `</think>` alone on its line, in a
    text without `<think>`;
  - calls at the end of a text. Text behind a call would change places with it, so such a call stays.
-Tags in code (between backticks or fences), tags in the middle of a sentence, blocks that are not
-closed and calls that cannot be read stay text; `remaining_markup` finds those outside code.
+Tags of reasoning may be in capitals or have attributes. Tags in code (between backticks or fences),
+tags in the middle of a sentence, blocks that are not closed, `<thinking>` (which may mean anything)
+and calls that cannot be read stay text; `remaining_markup` finds those outside code.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ from tinker_cookbook.replies.scanner import MarkScanner
 
 __all__ = ["remaining_markup", "structure_reply_markup"]
 
-_MARKUP = re.compile(r"</?think>|</?tool_call>|\[TOOL_CALLS\]")
+_MARKUP = re.compile(
+    r"<(?P<slash>/?)(?P<name>think|thinking|tool_call)(?:\s[^<>\n]*)?>|\[TOOL_CALLS\]",
+    re.IGNORECASE,
+)
 _CALL_STARTS = (CALL, MISTRAL_CALLS)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 _BACKTICKS = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
@@ -112,6 +116,7 @@ def _structure_thinking(
     had = message.get("reasoning_content") or ""
     had += "".join(map(_thought, parts))
     found: list[ContentPart] = []
+    thoughts: list[ContentPart] = []
     num_blocks = 0
     for part in parts:
         if part.get("type") != "text":
@@ -119,12 +124,12 @@ def _structure_thinking(
             continue
         pieces, count = _split_thinking(cast(TextPart, part)["text"])
         num_blocks += count
+        thoughts += [piece for piece in pieces if _thought(piece)]
+        if had.strip():  # it stands there twice, if it is the same
+            pieces = [piece for piece in pieces if not _thought(piece)]
         found += pieces if count else [part]
-    thoughts = [part for part in found if part.get("type") == "thinking" and part not in parts]
-    if had.strip() and thoughts:
-        if "".join(map(_thought, thoughts)) != had.strip():
-            return list(parts), 0
-        found = [part for part in found if part not in thoughts]
+    if had.strip() and thoughts and "".join(map(_thought, thoughts)) != had.strip():
+        return list(parts), 0
     return found, num_blocks
 
 
@@ -152,38 +157,44 @@ def _think_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
     has_opening, is_leading = False, True
     while (opening := _next_opening(text, position)) is not None:
         has_opening = True
-        is_leading = is_leading and not text[position:opening].strip()
-        body = opening + len(THINK)
+        start, body = opening
+        is_leading = is_leading and not text[position:start].strip()
         close = _find_close(text, body)
         if close is None:
             return
-        end = close + len(END_THINK)
-        if is_leading or not text[end:].partition("\n")[0].strip():
-            yield opening, body, close, end
-        position = end
+        if is_leading or not text[close[1] :].partition("\n")[0].strip():
+            yield start, body, *close
+        position = close[1]
     if not has_opening:
-        closes = [match for match in _outside_code(text) if match.group() == END_THINK]
+        closes = [match for match in _outside_code(text) if _mark(match) == END_THINK]
         if len(closes) == 1 and _stands_alone(text, closes[0].start(), closes[0].end()):
             yield 0, 0, closes[0].start(), closes[0].end()
 
 
-def _next_opening(text: str, position: int) -> int | None:
-    """Return the next `<think>` that begins a line outside code."""
+def _mark(match: re.Match[str]) -> str:
+    """Return the mark that a tag stands for, whatever its capitals and attributes."""
+    if match["name"] is None:
+        return MISTRAL_CALLS
+    return f"<{match['slash']}{match['name'].lower()}>"
+
+
+def _next_opening(text: str, position: int) -> tuple[int, int] | None:
+    """Return where the next `<think>` that begins a line outside code starts and ends."""
     for match in _outside_code(text[position:]):
         start = position + match.start()
         line_start = max(text.rfind("\n", 0, start) + 1, position)
-        if match.group() == THINK and not text[line_start:start].strip():
-            return start
+        if _mark(match) == THINK and not text[line_start:start].strip():
+            return start, position + match.end()
     return None
 
 
-def _find_close(text: str, position: int) -> int | None:
-    """Return the first `</think>` outside code; of those in code the first, if all are."""
+def _find_close(text: str, position: int) -> tuple[int, int] | None:
+    """Return where the first `</think>` outside code is; of those in code the first, if all are."""
     for match in _outside_code(text[position:]):
-        if match.group() == END_THINK:
-            return position + match.start()
+        if _mark(match) == END_THINK:
+            return position + match.start(), position + match.end()
     close = text.find(END_THINK, position)
-    return None if close < 0 else close
+    return None if close < 0 else (close, close + len(END_THINK))
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

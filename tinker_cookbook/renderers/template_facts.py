@@ -289,7 +289,7 @@ class _Probe:
         kinds = {talk.values[m.value].text: m for m in mark_spans(whole)}
         thought, answer = kinds.get("Probe reasoning."), kinds.get("Probe answer.")
         if thought is None and answer is not None:
-            self._learn_empty_block(whole[len(prompt) : answer.start])
+            self._learn_empty_block(prompt, whole[len(prompt) : answer.start])
         if thought is None or answer is None or thought.start > answer.start:
             return
         if self._renderer._reply(talk, 1).problem is not None:
@@ -312,14 +312,27 @@ class _Probe:
             gaps = (whole[thought.end : after.start()], whole[after.end() : answer.start])
             self._set_newlines("", *gaps)
 
-    def _learn_empty_block(self, before: str) -> None:
-        """Take two tokens alone before each answer for those of reasoning, which is not written."""
-        found = list(self._control.pattern.finditer(before))
-        if len(found) == 2 and not self._control.pattern.sub("", before).strip():
-            opening, closing = map(self._control.id_of, found)
-            facts = self._facts
-            facts.grammar = replace(facts.grammar, think=(opening, closing))
-            self._set_newlines("", "", before[found[1].end() :])
+    def _learn_empty_block(self, prompt: str, before: str) -> None:
+        """Take two tokens alone before each answer for those of reasoning, which is not written.
+
+        The prompt may end with the first, if its name says that the second closes it.
+        """
+        pattern = self._control.pattern
+        found = list(pattern.finditer(before))
+        if pattern.sub("", before).strip():
+            return
+        opened = list(pattern.finditer(prompt))[-1:]
+        is_open = (
+            len(found) == len(opened) == 1
+            and not prompt[opened[0].end() :].strip()
+            and found[0].group() == opened[0].group().replace("<", "</", 1)
+        )
+        if not is_open and len(found) != 2:
+            return
+        opening, closing = map(self._control.id_of, [*opened, *found] if is_open else found)
+        grammar = self._facts.grammar
+        self._facts.grammar = replace(grammar, think=(opening, closing), starts_in_thinking=is_open)
+        self._set_newlines("", "", before[found[-1].end() :])
 
     def _set_newlines(self, *gaps: str) -> None:
         """Note the newlines around reasoning; other words there count as none."""

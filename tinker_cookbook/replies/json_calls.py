@@ -46,7 +46,8 @@ def read_json_call(
         body: the JSON text.
         raw_text: body with its marks, kept if the call cannot be read.
         keys: what the arguments may be called; Llama 3 says `parameters`.
-        may_hold_more: whether other members are passed over (Llama 3.2 adds a type).
+        may_hold_more: whether other members are passed over (Llama 3.2 adds a type), and arguments
+            may be JSON text of an object, or null for none.
 
     Returns:
         A call whose arguments are the very text of the reply.
@@ -58,11 +59,29 @@ def read_json_call(
     if not isinstance(value, dict):
         return BadCall(raw_text, f"expected a JSON object, got {type(value).__name__}")
     key = next((key for key in keys if key in value), keys[0])
+    unwrapped = _unwrapped(value.get(key, {})) if may_hold_more else None
+    if unwrapped is not None:
+        value[key] = {}
     problem = _problem(value, key, may_hold_more=may_hold_more)
     if problem:
         return BadCall(raw_text, problem)
-    arguments = dict(member_texts(body))[key] if key in value else "{}"
-    return Call(value["name"], arguments, value.get("id"))
+    if unwrapped is None:
+        unwrapped = dict(member_texts(body))[key] if key in value else "{}"
+    return Call(value["name"], unwrapped, value.get("id"))
+
+
+def _unwrapped(arguments: Any) -> str | None:
+    """Return the object that arguments hold as JSON text; None if they are none such."""
+    if arguments is None:
+        return "{}"
+    if not isinstance(arguments, str):
+        return None
+    if not arguments.strip():
+        return "{}"
+    try:
+        return arguments if isinstance(load_json(arguments), dict) else None
+    except ValueError:
+        return None
 
 
 def _problem(call: dict[str, Any], key: str, *, may_hold_more: bool) -> str | None:

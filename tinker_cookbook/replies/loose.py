@@ -21,7 +21,7 @@ from tinker_cookbook.replies.json_calls import build_call, read_json_calls, read
 from tinker_cookbook.replies.json_source import ends_in_string
 from tinker_cookbook.replies.pair_calls import PAIR_MARKS, read_pair_text
 from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall
-from tinker_cookbook.replies.schema import fit_arguments, parameters_of
+from tinker_cookbook.replies.schema import fit_arguments, parameters_of, read_texts
 from tinker_cookbook.replies.tag_calls import PYTHON_WORDS, read_tag_calls, tags_are_open
 
 __all__ = [
@@ -105,11 +105,11 @@ def read_calls(
         return _read_json(body, raw_text)
     if start.startswith("<function="):
         calls = read_tag_calls(body, raw_text, PYTHON_WORDS, is_strict=False)
-        return [_typed(call, tools) for call in calls]
+        return [_typed(call, tools, PYTHON_WORDS) for call in calls]
     names = {tool.get("function", tool).get("name") for tool in tools}
     if PAIR_MARKS[0] not in body and body.strip() not in names:
         return [BadCall(raw_text, "a word alone is a call of a declared tool only")]
-    return [_typed(read_pair_text(body, raw_text), tools)]
+    return [_typed(read_pair_text(body, raw_text), tools, {})]
 
 
 def read_whole(text: str) -> list[Call] | None:
@@ -125,13 +125,19 @@ def call_is_open(body: str) -> bool:
     return last_value > last_end if last_value >= 0 else ends_in_string(body)
 
 
-def _typed(call: ReadCall, tools: Sequence[Mapping[str, Any]]) -> ReadCall:
-    """Return a call in a notation without types, with the types that its tool declares."""
+def _typed(
+    call: ReadCall, tools: Sequence[Mapping[str, Any]], words: Mapping[str, str]
+) -> ReadCall:
+    """Return a call in a notation without types, with the types that its tool declares.
+
+    Args:
+        words: those by which the notation's reader knows truth values and null.
+    """
     if isinstance(call, BadCall):
         return call
     parameters = parameters_of(tools, call.name)
-    fitted = fit_arguments(call.arguments, parameters, PYTHON_WORDS, reads_texts=True)
-    return Call(call.name, fitted)
+    fitted = fit_arguments(call.arguments, parameters, words)
+    return Call(call.name, read_texts(fitted, parameters, PYTHON_WORDS))
 
 
 def _read_json(body: str, raw_text: str) -> Sequence[ReadCall]:

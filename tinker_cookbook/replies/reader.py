@@ -58,6 +58,8 @@ class ReplyReader:
         self._newlines_to_drop = grammar.newlines_at_start
         self._held_newlines = ""
         self._dropped_newlines = ""
+        self._gap = ""
+        """Newlines between text and calls, which part that text from what follows the calls."""
         self._has_text = self._has_calls = False
         may_think = self._tolerance.thinks_first and not grammar.starts_in_thinking
         self._lead: str | None = "" if may_think else None
@@ -135,7 +137,9 @@ class ReplyReader:
             return False
         if not self._tolerance.thinks_first:
             return True
-        return self._lead is not None and not (self._has_calls or (self._whole or "").strip())
+        if self._lead is None or self._has_calls:
+            return False
+        return not (self._whole_mark + (self._whole or "")).strip()
 
     def _opens_whole(self, mark: Mark) -> bool:
         whole = self._grammar.whole_calls
@@ -189,6 +193,8 @@ class ReplyReader:
         self._dropped_newlines = ""
         if self._has_text or self._has_calls or self._grammar.calls_on_lines:
             self._dropped_newlines, self._held_newlines = self._held_newlines, ""
+        if self._has_text and self._tolerance.bad_calls_are_text:
+            self._gap = self._gap or self._dropped_newlines
         yield from self._release_newlines()
 
     def _end_call(self, *, closing: Mark | None = None) -> Iterator[Any]:
@@ -206,6 +212,7 @@ class ReplyReader:
         if is_bad and self._tolerance.bad_calls_are_text:
             self._newlines_to_drop = 0
             self._state = ReadState.TEXT
+            self._gap = ""
             yield from self._emit(self._dropped_newlines + raw_text)
             return
         self._has_calls = True
@@ -278,6 +285,8 @@ class ReplyReader:
         if not text:
             return
         self._newlines_to_drop = 0
+        if self._gap and self._state is ReadState.TEXT:
+            text, self._gap = text if text[0].isspace() else self._gap + text, ""
         if self._state is ReadState.TEXT and self._whole is not None:
             text = self._hold_whole(text)
         yield from self._take_settled(text)

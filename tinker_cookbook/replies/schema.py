@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinker_cookbook.replies.json_source import json_text, load_json, member_texts, object_text
 
-__all__ = ["fit_arguments", "parameters_of"]
+__all__ = ["fit_arguments", "parameters_of", "read_texts"]
 
 _MAX_REFERENCES = 8
 _TYPE_BY_START = {
@@ -18,6 +18,8 @@ _TYPE_BY_START = {
     "f": "boolean",
     "n": "null",
 }
+_JSON_WORDS = {'"true"': "true", '"false"': "false", '"null"': "null"}
+_DEFINITIONS = ("$defs", "definitions")
 
 
 def parameters_of(tools: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
@@ -30,13 +32,7 @@ def parameters_of(tools: Sequence[Mapping[str, Any]], name: str) -> Mapping[str,
     return {}
 
 
-def fit_arguments(
-    arguments: str,
-    parameters: Mapping[str, Any],
-    words: Mapping[str, str],
-    *,
-    reads_texts: bool = False,
-) -> str:
+def fit_arguments(arguments: str, parameters: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Return arguments with a text wherever the schema takes a text and not what was read.
 
     A zip code read as a number becomes the text again, to the letter. Arguments that are not
@@ -45,24 +41,52 @@ def fit_arguments(
     Args:
         arguments: a JSON object as text.
         parameters: the schema that the tool declares for it.
-        words: how the format writes truth values and null, where not as in JSON.
-        reads_texts: also the other way round: a text that is JSON, or one of the words, of the
-            type declared becomes that value. Only where it need not be written again by the same
-            tokens.
+        words: how truth values and null were written, where not as in JSON.
     """
+
+    def fit(source: str, types: set[str] | None) -> str:
+        if types is None or types & _types_of(source) or "string" not in types:
+            return source
+        return json_text(words.get(source, source))
+
+    return _each_member(arguments, parameters, fit)
+
+
+def read_texts(arguments: str, parameters: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Return arguments with the value that a text spells out, wherever the schema takes no text.
+
+    JSON's words for truth values and null count where nothing is declared. Only for calls that need
+    not be written again by the same tokens.
+
+    Args:
+        arguments: a JSON object as text.
+        parameters: the schema that the tool declares for it.
+        words: how truth values and null may be written, besides as in JSON.
+    """
+
+    def read(source: str, types: set[str] | None) -> str:
+        word = _JSON_WORDS.get(source)
+        if word is not None and (types is None or types & _types_of(word)):
+            return word
+        if types is None or types & _types_of(source) or not source.startswith('"'):
+            return source
+        return _read_as(source, types, words)
+
+    return _each_member(arguments, parameters, read)
+
+
+def _each_member(
+    arguments: str, parameters: Mapping[str, Any], change: Callable[[str, set[str] | None], str]
+) -> str:
+    """Return arguments with what a function makes of each, given its JSON text and its types."""
     properties = parameters.get("properties")
-    if not isinstance(properties, Mapping) or not properties:
-        return arguments
-    members = []
-    for key, source in member_texts(arguments):
-        types = _json_types(properties.get(key), parameters)
-        if types is not None and not types & _types_of(source):
-            if "string" in types:
-                source = json_text(words.get(source, source))
-            elif reads_texts and source.startswith('"'):
-                source = _read_as(source, types, words)
-        members.append((key, source))
-    return object_text(members)
+    properties = properties if isinstance(properties, Mapping) else {}
+    return object_text(
+        [
+            (key, change(source, _json_types(properties.get(key), parameters)))
+            for key, source in member_texts(arguments)
+        ]
+    )
 
 
 def _read_as(source: str, types: set[str], words: Mapping[str, str]) -> str:
@@ -88,7 +112,7 @@ def _json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str
 
     Args:
         schema: of one argument.
-        root: the tool's whole schema, for references into its `$defs`.
+        root: the tool's whole schema, for references into its definitions.
         depth: references followed so far; a circle of them says nothing.
     """
     if not isinstance(schema, Mapping) or depth > _MAX_REFERENCES:
@@ -98,14 +122,25 @@ def _json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str
         return set().union(*(_types_of(json_text(value)) for value in values))
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        definitions = root.get("$defs")
-        found = definitions if isinstance(definitions, Mapping) else {}
-        return _json_types(found.get(reference.removeprefix("#/$defs/")), root, depth + 1)
+        return _json_types(_definition(reference, root), root, depth + 1)
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             choices = [_json_types(choice, root, depth + 1) for choice in schema[key]]
             return set().union(*(c or () for c in choices)) if all(choices) else None
+    if isinstance(schema.get("allOf"), list):
+        parts = [_json_types(part, root, depth + 1) for part in schema["allOf"]]
+        known = [part for part in parts if part]
+        return set.intersection(*known) if known else None
     kind = schema.get("type")
-    if isinstance(kind, str):
-        return {kind}
-    return {one for one in kind if isinstance(one, str)} if isinstance(kind, list) else None
+    if not isinstance(kind, str | list):
+        return None
+    kinds = [kind] if isinstance(kind, str) else kind
+    types = {one for one in kinds if isinstance(one, str)}
+    return types | {"null"} if schema.get("nullable") is True else types
+
+
+def _definition(reference: str, root: Mapping[str, Any]) -> Any:
+    """Return the schema that a reference into the tool's own definitions names."""
+    place, _, name = reference.removeprefix("#/").partition("/")
+    definitions = root.get(place) if place in _DEFINITIONS else None
+    return definitions.get(name) if isinstance(definitions, Mapping) else None

@@ -69,15 +69,15 @@ def read_tag_calls(
         body: what stood between the marks of the block.
         raw_text: the whole block.
         words: how truth values and null are written, where not as in JSON.
-        is_strict: every tag stands on a line of its own, and the words are these alone, so that a
-            call is written again as it was read. Else JSON's words count beside these.
+        is_strict: every tag stands on a line of its own, so that a call is written again as it was
+            read.
     """
     try:
         functions = _read(body, _STRICT if is_strict else _LOOSE)
     except _TagError as error:
         return [BadCall(raw_text, str(error))]
     return [
-        Call(name, object_text([(k, json_source(v, words, is_strict)) for k, v in pairs.items()]))
+        Call(name, object_text([(k, json_source(v, words)) for k, v in pairs.items()]))
         for name, pairs in functions
     ]
 
@@ -131,18 +131,17 @@ def _read_members(body: str, position: int, lines: _Lines) -> tuple[dict[str, st
     return members, function_end.end()
 
 
-def json_source(value: str, words: Mapping[str, str], is_strict: bool = True) -> str:
+def json_source(value: str, words: Mapping[str, str]) -> str:
     """Return a value as JSON text: its own if it is JSON other than a string, else a string.
 
     Args:
         value: as it stood between its tags.
-        words: as for `read_tag_calls`.
-        is_strict: whether JSON's words are texts where the format has others for them.
+        words: as for `read_tag_calls`; JSON's words are texts where the format has others for them.
     """
     for source, word in words.items():
         if value == word:
             return source
-        if value == source and is_strict:
+        if value == source:
             return json_text(value)  # the format writes the other word for it
     if value == value.strip():  # JSON allows space around a value; a text keeps its own
         try:

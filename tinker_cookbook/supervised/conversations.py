@@ -25,6 +25,7 @@ from tinker_cookbook.supervised.tool_fields import ToolReader
 
 __all__ = [
     "NOTE_CONVERTED",
+    "NOTE_MOVED",
     "ROLES",
     "Conversation",
     "ConversationError",
@@ -47,6 +48,8 @@ MarkupMode = Literal["convert", "refuse", "keep"]
 """What to do with `<think>` and `<tool_call>` that stand in the text of a reply."""
 
 NOTE_CONVERTED = "<think> or <tool_call> in a reply's text became reasoning or a call"
+
+NOTE_MOVED = "reasoning follows text in a reply: formats with one block write it all in front"
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MESSAGE_KEYS = (
@@ -77,7 +80,7 @@ _OTHER_PARTS = {
 """Types of parts of other interfaces: the type they are read as, and the key of their value."""
 _PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
 """Keys of a part that say nothing to be trained."""
-_MARKUP_SIGNS = ("think>", "tool_call>", "[TOOL_CALLS]")
+_MARKUP_SIGNS = ("<think", "</think", "<tool_call", "</tool_call", "[tool_calls]")
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,9 @@ class _RowParser(ToolReader):
             message, count = structure_reply_markup(message, tools)
             if count:
                 self.notes[NOTE_CONVERTED] += count
+                self.check_not_empty(message, at)  # pyright: ignore[reportArgumentType]
+                if _thinks_after_text(message):
+                    self.notes[NOTE_MOVED] += 1
         if _has_markup(message) and remaining_markup(message):
             self.notes["<think> or <tool_call> stays text in a reply, trained as letters"] += 1
         return message
@@ -429,7 +435,13 @@ def _has_markup(message: Message) -> bool:
     """Whether a text of the message may hold markup; cheap, since it is asked of every reply."""
     content: Any = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
-    return any(sign in text for text in texts for sign in _MARKUP_SIGNS)
+    return any(sign in text for text in map(str.lower, texts) for sign in _MARKUP_SIGNS)
+
+
+def _thinks_after_text(message: Message) -> bool:
+    content: Any = message["content"]
+    kinds = [] if isinstance(content, str) else [part["type"] for part in content]
+    return "text" in kinds and "thinking" in kinds[kinds.index("text") :]
 
 
 def _part_hints(kind: str) -> dict[str, str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tinker_cookbook.renderers import ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.replies.json_source import load_json
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 
 __all__ = ["ToolReader"]
+
+_ARGUMENT_KEYS = ("arguments", "parameters")
 
 
 class ToolReader(FieldReader):
@@ -24,8 +28,9 @@ class ToolReader(FieldReader):
     def tool_call(self, value: object, at: str) -> ToolCall:
         if not isinstance(value, dict):
             self.fail_type(value, "an object with function", at)
+        value = self.wrapped_call(value)
         self.check_keys(value, ("type", "id", "index", "function"), at)
-        function = value.get("function")
+        function = self.from_json_text(value.get("function"), f"{at}.function")
         if not isinstance(function, dict):
             self.fail_type(function, "an object with name and arguments", f"{at}.function")
         self.check_keys(function, ("name", "arguments"), f"{at}.function")
@@ -38,16 +43,29 @@ class ToolReader(FieldReader):
             ),
         )
 
+    def wrapped_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A call with its name and arguments in `function`, also where they stand bare."""
+        if call.get("function") is not None or call.get("name") is None:
+            return call
+        bare = {key: call[key] for key in ("name", *_ARGUMENT_KEYS) if call.get(key) is not None}
+        rest = {key: item for key, item in call.items() if key not in bare}
+        if "arguments" not in bare and "parameters" in bare:
+            self.notes["parameters of a call are read as its arguments"] += 1
+            bare["arguments"] = bare.pop("parameters")
+        return rest | {"function": bare}
+
     def arguments(self, value: object, at: str) -> str:
         """JSON text of an object; what asks for no argument (null, "", "null") is `{}`."""
         if value is None or (isinstance(value, str) and value.strip() in ("", "null")):
             return "{}"
         if isinstance(value, dict):
-            return json.dumps(value, ensure_ascii=False)
-        text = self.string(value, at)
+            return self.json_of(value, at)
+        if not isinstance(value, str):
+            self.fail_type(value, "an object, or a string that holds one", at)
+        text = value
         try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
+            parsed = load_json(text)
+        except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
             self.fail(
@@ -57,6 +75,17 @@ class ToolReader(FieldReader):
                 at=at,
             )
         return text
+
+    def json_of(self, value: dict[str, Any], at: str) -> str:
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            self.fail(
+                f"{at.rpartition('.')[2]} {shown(value)} cannot be written as JSON ({error})",
+                "use texts, finite numbers, true, false, null, lists and objects of these",
+                kind="tool call",
+                at=at,
+            )
 
     def unparsed_tool_calls(self, value: object, at: str) -> list[UnparsedToolCall]:
         if not isinstance(value, list):
@@ -84,13 +113,16 @@ class ToolReader(FieldReader):
     def tool(self, value: object, at: str) -> ToolSpec:
         """A declaration, bare or wrapped as `{"type": "function", "function": {...}}`."""
         value = self.from_json_text(value, at)
-        if isinstance(value, dict) and isinstance(value.get("function"), dict):
-            value, at = value["function"], f"{at}.function"
+        if isinstance(value, dict) and value.get("function") is not None:
+            at = f"{at}.function"
+            value = self.from_json_text(value["function"], at)
         if not isinstance(value, dict):
             self.fail_type(value, "an object with name, description and parameters", at)
         parameters = self.from_json_text(value.get("parameters"), f"{at}.parameters")
         if parameters is not None and not isinstance(parameters, dict):
             self.fail_type(parameters, "a JSON schema object", f"{at}.parameters")
+        if parameters is not None:
+            self.json_of(parameters, f"{at}.parameters")
         description = value.get("description")
         return ToolSpec(
             name=self.string(value.get("name"), f"{at}.name"),

@@ -34,6 +34,8 @@ def decode_reply(**fields: Any) -> dict[str, Any]:
         {"min_tokens": 0, "length_penalty": 1.0, "use_beam_search": False, "bad_words": []},
         {"presence_penalty": 0, "logit_bias": {}, "response_format": {"type": "text"}},
         {"add_generation_prompt": True, "continue_final_message": False, "documents": []},
+        {"detokenize": True, "include_reasoning": True, "add_special_tokens": False},
+        {"priority": 0, "request_id": "r1"},
         {"tools": None, "tool_choice": None, "stop": None, "stream_options": None, "seed": None},
     ],
 )
@@ -50,6 +52,7 @@ def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> Non
         {"skip_special_tokens": False},
         {"echo": True},
         {"min_tokens": 5},
+        {"include_reasoning": False},
         {"temprature": 1},
     ],
 )
@@ -79,12 +82,44 @@ def test_arguments_that_are_no_object_are_refused_by_name(arguments: Any) -> Non
         decode_reply(tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
 
 
-def test_reasoning_of_a_history_has_two_names() -> None:
+def test_reasoning_of_a_history_has_several_names() -> None:
     assert decode_reply(content="4", reasoning="add")["reasoning_content"] == "add"
     assert decode_reply(content="4", reasoning_content="add")["reasoning_content"] == "add"
     both = decode_reply(content="4", reasoning="x", reasoning_content="add")
     assert both["reasoning_content"] == "add"
+    assert decode_reply(content="4", thinking="add")["reasoning_content"] == "add"
     assert "reasoning_content" not in decode_reply(content="4", reasoning=None)
     assert decode_reply(content="<think>\nadd\n</think>\n\n4")["reasoning_content"] == "add"
     with pytest.raises(UserError, match=r"^messages\[1\]\.reasoning="):
         decode_reply(content="4", reasoning={"effort": "high"})
+
+
+@pytest.mark.parametrize("name", ["reasoning_details", "thinking_blocks"])
+def test_reasoning_in_lists_is_refused_by_name_unless_it_is_sent_as_text_too(name: str) -> None:
+    details = [{"type": "reasoning.text", "text": "add"}]
+    with pytest.raises(UserError, match=rf"^messages\[1\]\.{name}=\["):
+        decode_reply(content="4", **{name: details})
+    both = decode_reply(content="4", reasoning_content="add", **{name: details})
+    assert both["reasoning_content"] == "add"
+    assert "reasoning_content" not in decode_reply(content="4", **{name: []})
+
+
+def test_calls_of_old_clients_are_calls() -> None:
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "f", "content": "7"},
+    ]
+    [_, reply, result] = decode(messages=messages).messages
+    function = {"name": "f", "arguments": {"a": 1}}
+    assert reply["tool_calls"] == [{"type": "function", "function": function}]
+    assert result == {"role": "tool", "content": "7", "name": "f"}
+    with pytest.raises(UserError, match=r"^messages\[1\]\.function_call\.function\.arguments"):
+        decode_reply(content=None, function_call=call | {"arguments": "[1]"})
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
+def test_parts_of_text_have_several_names(kind: str) -> None:
+    parts = [{"type": kind, "text": "4", "cache_control": {"type": "ephemeral"}}]
+    assert decode_reply(content=parts)["content"] == "4"

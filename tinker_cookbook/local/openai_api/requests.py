@@ -29,13 +29,19 @@ MAX_TEXT = 16 * 2**20
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
 COMPLETION_TOKENS = 16
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_OTHER_ROLES = {"developer": "system", "function": "tool"}
+"""Read as these, as in files of training data."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING_LISTS = ("reasoning_details", "thinking_blocks")
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of parts that are text, and the key of it."""
 
 # Accepted because clients send them, and without effect on what is sampled here; `user` tells
 # clients apart that share the engine.
 _INERT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-    *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity"),
+    *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity", "request_id"),
 )
 _SAMPLING = (
     *("model", "stream", "stream_options", "temperature", "top_p", "top_k", "n", "seed", "stop"),
@@ -65,8 +71,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False, None),
     "continue_final_message": (False, None),
     "add_generation_prompt": (True, None),
+    "detokenize": (True, None),
+    "priority": (0, None),
 }
-_NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {"echo": (False,), "best_of": (1,)}
+_NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
+    "echo": (False,),
+    "best_of": (1,),
+    "include_reasoning": (True,),
+    "add_special_tokens": (False,),
+}
 _CHAT = (
     *("messages", "tools", "tool_choice", "max_completion_tokens", "top_logprobs"),
     *("reasoning_effort", "chat_template_kwargs"),
@@ -274,7 +287,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     role = fields.text("role", choices=ROLES)
     text = _content(value.get("content"), f"{where}.content", optional=role == "assistant")
     message: dict[str, Any] = {
-        "role": "system" if role == "developer" else role,
+        "role": _OTHER_ROLES.get(role, role),
         "content": text,
     }
     for name in ("name", "tool_call_id"):
@@ -285,6 +298,10 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         if reasoning is not None:
             message["reasoning_content"] = reasoning
         calls = fields.array("tool_calls", [], max_items=1024)
+        if not calls and value.get("function_call") is not None:
+            message["tool_calls"] = [
+                _tool_call({"function": value["function_call"]}, f"{where}.function_call")
+            ]
         if calls:
             message["tool_calls"] = [
                 _tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)
@@ -294,9 +311,15 @@ def _message(value: Any, where: str) -> dict[str, Any]:
 
 def _reasoning(value: dict[str, Any], text: str, where: str) -> tuple[str | None, str]:
     """Return a reply's reasoning, by whichever name clients send it, and its text without it."""
-    for name in ("reasoning_content", "reasoning"):
+    for name in _REASONING:
         if value.get(name) is not None:
             return _content(value[name], f"{where}.{name}"), text
+    for name in _REASONING_LISTS:
+        if value.get(name):
+            raise UserError(
+                f"{where}.{name}={json.dumps(value[name])[:80]} is not read here; send the "
+                "reasoning as reasoning_content, a text"
+            )
     return split_reasoning(text)
 
 
@@ -306,15 +329,17 @@ def _content(value: Any, where: str, *, optional: bool = False) -> str:
     if isinstance(value, list):
         return "".join(_part(item, f"{where}[{index}]") for index, item in enumerate(value))
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise UserError(f"{where}={str(value)[:80]!r} is not accepted; expected a text or parts")
+        shown = json.dumps(value)[:80]
+        raise UserError(f"{where}={shown} is not accepted; expected a text or parts")
     return value
 
 
 def _part(value: Any, where: str) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in ("text", "refusal"):
+    key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if key is None:
         raise UserError(f"{where}.type={str(kind)[:40]!r} is not supported here; use text")
-    return _content(value.get(kind), f"{where}.{kind}")
+    return _content(value.get(key), f"{where}.{key}")
 
 
 def _tool_call(value: Any, where: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ _OTHER_DATA = {
     "prompt": "write the reply beside 'prompt', as 'completion'",
     "completion": "write what it answers beside it, as 'prompt'",
     "output": "write what it answers beside it, as 'instruction'",
+    "role": "the row is one message: a row is a conversation, the list of its messages",
+    "from": "the row is one message: a row is a conversation, the list of its messages",
 }
 _NEAR = {
     "messages": "messages",

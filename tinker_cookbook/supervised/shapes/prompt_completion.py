@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinker_cookbook.replies.json_source import load_json
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes.openai_messages import numbered
 from tinker_cookbook.supervised.shapes.parts import (
@@ -30,6 +31,7 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
 
 
 def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[tuple[str, Any]]:
+    value = _from_cell(value)
     if isinstance(value, list):
         return numbered(value, key, reader)
     if isinstance(value, dict):
@@ -37,6 +39,21 @@ def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[t
     if not isinstance(value, str):
         reader.fail_type(value, "a string or a list of messages", key)
     return [(key, {"role": role, "content": value})]
+
+
+def _from_cell(value: object) -> object:
+    """Messages from JSON text of a list of them, as cells of a table hold it; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        items = load_json(value)
+    except ValueError:
+        return value
+    are_messages = bool(items) and all(
+        isinstance(item, dict) and "role" in item and ("content" in item or "tool_calls" in item)
+        for item in items
+    )
+    return items if are_messages else value
 
 
 def _matches(row: dict[str, Any]) -> bool:

@@ -63,28 +63,31 @@ def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
         problem = "from is missing" if speaker is None else f"from {shown(speaker)} is unknown"
         reader.fail(problem, f"use one of {', '.join(SPEAKERS)}", kind="unknown role", at=at)
     message = {key: turn[key] for key in _TURN_KEYS[2:] if turn.get(key) is not None}
-    text = reader.string(turn.get("value"), f"{at}.value")
     if speaker in CALL_SPEAKERS:
-        calls = _calls(text, f"{at}.value", reader)
-        return message | {"role": "assistant", "content": "", "tool_calls": calls}
+        return message | {"role": "assistant"} | _calls(turn.get("value"), f"{at}.value", reader)
+    text = reader.string(turn.get("value"), f"{at}.value")
     role = SPEAKERS[speaker]
     return message | {"role": role, "content": _answer(text, reader) if role == "tool" else text}
 
 
-def _calls(text: str, at: str, reader: FieldReader) -> list[dict[str, Any]]:
-    """The calls of `{"name", "arguments"}`, one or a list."""
-    value = reader.from_json_text(text, at)
-    calls: list[Any] = value if isinstance(value, list) else [value]
+def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
+    """Content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read later.
+
+    Calls come as the row has them: what a call may hold is checked where those of any shape are.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("<tool_call>"):
+        return {"content": value}
+    parsed = reader.from_json_text(value, at)
+    calls: list[Any] = parsed if isinstance(parsed, list) else [parsed]
     for call in calls:
-        if not isinstance(call, dict) or "name" not in call:
+        if not isinstance(call, dict) or not ("name" in call or "function" in call):
             reader.fail(
-                f"value {shown(text)} is no call",
+                f"value {shown(value)} is no call",
                 'use {"name": ..., "arguments": {...}}, or a list of such',
                 kind="tool call",
                 at=at,
             )
-    keys = ("name", "arguments")
-    return [{"function": {key: call[key] for key in keys if key in call}} for call in calls]
+    return {"content": "", "tool_calls": calls}
 
 
 def _answer(text: str, reader: FieldReader) -> str:

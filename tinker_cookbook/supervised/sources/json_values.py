@@ -151,6 +151,8 @@ class _ObjectScan:
         if b"".join(end.split()) != wanted:
             found = shown(end.decode("utf-8", errors="replace"))
             ending = "a closing ]" if self._is_array else "an object"
+            if self._is_array and end.startswith(b","):
+                ending += ", and no comma stands before it"
             raise DataFormatError(
                 f"{self._path}:{self._line}: the file ends with {found}; it must end with {ending}."
             )

@@ -109,8 +109,11 @@ class ReadCounts:
 
     def unused_text(self) -> str:
         """The keys that are not used, those of most rows first."""
+        names = {key: key if key.strip() else repr(key) for key in self.unused}
         listed = [
-            key if rows == self.num_rows else f"{key} ({rows:,} row{'s' * (rows != 1)})"
+            names[key]
+            if rows == self.num_rows
+            else f"{names[key]} ({rows:,} row{'s' * (rows != 1)})"
             for key, rows in self.unused.most_common(12)
         ]
         return ", ".join([*listed, "..."] if len(self.unused) > 12 else listed)

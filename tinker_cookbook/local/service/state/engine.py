@@ -188,9 +188,10 @@ class EngineAccess:
         """
         name = self._names.get(base_model) or self._find_in_folders(base_model)
         if name is None:
+            served = [*self.models, *(f"the models in {d}" for d in self._settings.model_dirs)]
             raise UserError(
                 f"{field}={base_model!r} is not served here; this service has "
-                f"{', '.join(self.models)}. Start it with --model {base_model} to add it"
+                f"{', '.join(served)}. Start it with --model {base_model} to add it"
             )
         return name
 
