@@ -14,7 +14,7 @@ import zstandard
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import UserError, shorten_message
 from tinker_cookbook.local.service.fields import LARGE_BODY, Fields, parse_json_object
 from tinker_cookbook.local.service.threads import READING
 
@@ -58,7 +58,7 @@ class HttpError(Exception):
 def error_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
+    return JSONResponse({"detail": shorten_message(detail)}, status_code=status, headers=headers)
 
 
 def no_content() -> Response:
