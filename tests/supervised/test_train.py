@@ -253,7 +253,8 @@ def test_a_run_longer_than_before_is_resumed_when_asked_to(make_config):
 
 
 def test_data_that_changed_is_refused_unless_asked_for(make_config, conversations: Path):
-    config = make_config(eval_every=0, save_every=1)
+    options = {"eval_every": 0, "save_every": 1, "keep_checkpoints": 0}
+    config = make_config(**options)
     run(config)
     records = Path(config.log_path) / "checkpoints.jsonl"
     records.write_text(records.read_text().splitlines(keepends=True)[0])  # as after a kill
@@ -262,7 +263,7 @@ def test_data_that_changed_is_refused_unless_asked_for(make_config, conversation
     with pytest.raises(ConfigurationError, match=r"the data has changed .*=resume.*=delete"):
         run(config)
     assert records.read_text() == before
-    run(make_config(eval_every=0, save_every=1, behavior_if_log_dir_exists="resume"))
+    run(make_config(**options, behavior_if_log_dir_exists="resume"))
     assert [row["step"] for row in rows_of(config)] == [0, 1, 2, 3]
 
 
