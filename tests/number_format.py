@@ -9,8 +9,9 @@ __all__ = ["STEPPED_NATS", "TRAINED_NATS", "TRAINED_SHARE", "by_format"]
 
 T = TypeVar("T")
 
-# In bfloat16, scores (`forward`, samplers, losses that compare with the sampler) are float32 sums
-# over rounded weights; `forward_backward` of any other loss also rounds what it multiplies.
+# In bfloat16, scores (`forward`, samplers, all losses but one) are float32 sums over rounded
+# weights; `cross_entropy` that trains, and so the second pass of a client's own loss, also rounds
+# what it multiplies.
 TRAINED_NATS = 0.15
 """A logprob of a bfloat16 training step, compared with a score: at 8 significant bits, each of a
 tiny random model's logits of up to 16 is off by up to 0.06."""
