@@ -143,7 +143,7 @@ async def watch_model(config: Config, model_name: str, env: Env) -> None:
 
 def main(config: Config) -> None:
     """Play."""
-    model_name = config.model_name or service.default_model(config.base_url)
+    model_name = service.resolve_model(config.base_url, config.model_name)
     asyncio.run(play(config, model_name))
 
 

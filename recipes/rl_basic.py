@@ -148,7 +148,7 @@ def build_config_blueprint(model_name: str | None = None) -> chz.Blueprint[train
 
 def main(config: Config) -> None:
     """Train, then say where everything is."""
-    recipe.run(build_config(config, config.model_name or service.default_model(config.base_url)))
+    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def reward(reply: str, num_words: int) -> float:
 
 def main(config: Config) -> None:
     """Connect, train, and say what came out."""
-    model_name = config.model_name or service.default_model(config.base_url)
+    model_name = service.resolve_model(config.base_url, config.model_name)
     log_path = config.log_path or default_log_path("rl_loop", Path(model_name).name, config=config)
     with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
         print(f"run      {log_path}", flush=True)

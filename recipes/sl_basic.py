@@ -99,7 +99,7 @@ def build_config_blueprint(model_name: str | None = None) -> chz.Blueprint[train
 
 def main(config: Config) -> None:
     """Train, then show what has changed."""
-    model_name = config.model_name or service.default_model(config.base_url)
+    model_name = service.resolve_model(config.base_url, config.model_name)
     train_config = build_config(config, model_name)
     result = asyncio.run(train.main(train_config))
     command = sample_command(result.sampler_path, model_name=model_name, base_url=config.base_url)

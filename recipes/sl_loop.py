@@ -61,7 +61,7 @@ class Config(DataOptions):
 
 def main(config: Config) -> None:
     """Connect, prepare the data, train, and say what came out."""
-    model_name = config.model_name or service.default_model(config.base_url)
+    model_name = service.resolve_model(config.base_url, config.model_name)
     bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
     names = ("sl_loop", data_name(config.data_or(bundled)), Path(model_name).name)
     log_path = config.log_path or default_log_path(*names, config=config)

@@ -42,6 +42,7 @@ __all__ = [
     "default_model",
     "find_api_key",
     "find_served_tokenizer",
+    "resolve_model",
 ]
 
 ServiceKind = Literal["local", "remote", "hosted"]
@@ -118,11 +119,27 @@ def default_model(base_url: str | None = None) -> str:
     Raises:
         ConfigurationError: on a service that has several, listing them.
     """
+    return resolve_model(base_url)
+
+
+def resolve_model(base_url: str | None = None, model_name: str | None = None) -> str:
+    """The name by which the service that will be used knows a model.
+
+    A service on this machine offers the models of a folder by their full paths, so that the end of
+    a path is another name of it only there; tokenizers, renderers and rates need the path.
+
+    Args:
+        base_url: As in `connect`.
+        model_name: As the user wrote it; None means `default_model`.
+
+    Raises:
+        ConfigurationError: if the service cannot be reached, or offers no such model.
+    """
     from tinker_cookbook.model_files import DEFAULT_MODEL
 
     if choose_service(base_url).kind == "local":
-        return DEFAULT_MODEL
-    with connect(base_url) as connection:
+        return model_name or DEFAULT_MODEL
+    with connect(base_url, model_name) as connection:
         return connection.model_name
 
 
@@ -319,11 +336,10 @@ class Connection:
             answer = self._get_json("get_server_capabilities") or {}
         except TinkerCookbookError:
             return None
-        for model in answer.get("supported_models") or []:
-            folder = model.get("tokenizer_id")
-            if model.get("model_name") == model_name and folder and Path(folder).is_dir():
-                return Path(folder)
-        return None
+        models = {model.get("model_name"): model for model in answer.get("supported_models") or []}
+        found = models.get(model_name) or models.get(_offered_folder(model_name, [*models]), {})
+        folder = found.get("tokenizer_id")
+        return Path(folder) if folder and Path(folder).is_dir() else None
 
     def model_of(self, checkpoint: str) -> str:
         """The base model of a checkpoint.

@@ -85,7 +85,7 @@ def build_config(config: Config, model_name: str) -> train.Config:
 
 def main(config: Config) -> None:
     """Train, then show what has changed."""
-    model_name = config.model_name or service.default_model(config.base_url)
+    model_name = service.resolve_model(config.base_url, config.model_name)
     result = asyncio.run(train.main(build_config(config, model_name)))
     report_run(
         result.log_path,

@@ -63,7 +63,7 @@ def build_config(config: Config, model_name: str) -> train.Config:
 
 def main(config: Config) -> None:
     """Train, then say where everything is."""
-    settings = build_config(config, config.model_name or service.default_model(config.base_url))
+    settings = build_config(config, service.resolve_model(config.base_url, config.model_name))
     if config.warm_start_examples and not config.load_checkpoint_path:
         path = train_on_examples(settings, config.warm_start_examples, people_for("training"))
         settings = chz.replace(settings, load_checkpoint_path=path)

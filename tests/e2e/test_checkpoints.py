@@ -30,6 +30,7 @@ from tests.e2e.sdk import (
     tokens,
     train_step,
 )
+from tests.number_format import by_format
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +293,9 @@ def test_ckp_19_to_21_exports(trained, rest, tmp_path, local_service) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(
         local_service.model, dtype=torch.float32
     )
+    # the service holds the base's weights in its format, and sums the scores up in float32
+    dtype = by_format(float32=torch.float32, bfloat16=torch.bfloat16)
+    base = base.to(dtype).float()
     model = peft.PeftModel.from_pretrained(base, folder).merge_and_unload()
     ids = tokens(12, seed=3)
     from tests.e2e.sdk import datum
@@ -299,7 +303,8 @@ def test_ckp_19_to_21_exports(trained, rest, tmp_path, local_service) -> None:
     with torch.no_grad():
         logits = model(torch.tensor([ids[:-1]])).logits[0]
     expected = torch.log_softmax(logits, -1)[range(11), ids[1:]].numpy()
-    np.testing.assert_allclose(forward(trained, [datum(ids)])[0], expected, atol=1e-4)
+    atol = by_format(float32=1e-4, bfloat16=2e-3)  # the adapter's factors are rounded too
+    np.testing.assert_allclose(forward(trained, [datum(ids)])[0], expected, atol=atol)
 
 
 def test_ckp_22_external_checkpoints_are_managed(trained, rest) -> None:

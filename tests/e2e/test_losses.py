@@ -19,6 +19,7 @@ from tests.e2e.sdk import (
     tokens,
     train_step,
 )
+from tests.number_format import STEPPED_NATS, TRAINED_SHARE, by_format
 
 IDS = tokens(9)
 ADVANTAGES = np.array([1.0, -1.0, 0.5, 2.0, -0.3, 0.0, 1.5, -2.0])
@@ -112,7 +113,8 @@ def weighted(weights) -> list[tinker.Datum]:
 
 
 def assert_same_direction(one: np.ndarray, other: np.ndarray) -> None:
-    np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max() + 2e-6)
+    share = by_format(float32=0.02, bfloat16=0.15)  # of gradients that are rounded to 8 bits
+    np.testing.assert_allclose(one, other, atol=share * np.abs(other).max() + 2e-6)
 
 
 @pytest.mark.parametrize("loss", RL_LOSSES)
@@ -190,10 +192,12 @@ def test_los_13_custom_loss_equals_cross_entropy(new_run) -> None:
     result = custom.forward_backward_custom(batch(), negative_log_likelihood).result()
     custom.optim_step(ADAM).result()
     expected = train_step(plain, batch())
-    assert result.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-4)
-    assert result.metrics["mine:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-4)
+    # the client's own loss begins with scores
+    share = by_format(float32=1e-4, bfloat16=TRAINED_SHARE)
+    assert result.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=share)
+    assert result.metrics["mine:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=share)
     for one, other in zip(forward(custom, batch()), forward(plain, batch()), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, other, atol=by_format(float32=1e-4, bfloat16=STEPPED_NATS))
 
 
 def preference(data, logprobs_list):
@@ -222,7 +226,8 @@ def test_los_16_loss_handle(module_client, new_run) -> None:
     run = new_run()
     result = run.forward_backward_custom(batch(), handle).result()
     expected = run.forward(batch(), "cross_entropy").result().metrics["loss:sum"]
-    assert result.metrics["loss:sum"] == pytest.approx(expected, rel=1e-4)
+    share = by_format(float32=1e-4, bfloat16=TRAINED_SHARE)
+    assert result.metrics["loss:sum"] == pytest.approx(expected, rel=share)
 
 
 def test_los_17_stable_reinforce_works_or_is_refused(run, current) -> None:

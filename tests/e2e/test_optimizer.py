@@ -5,6 +5,7 @@ import pytest
 import tinker
 
 from tests.e2e.sdk import batch, datum, forward, tensor, text, tokens, train_step
+from tests.number_format import by_format
 
 
 def adam(**options: float) -> tinker.AdamParams:
@@ -43,7 +44,7 @@ def test_opt_02_two_calls_add_up_to_one(new_run) -> None:
     two.forward_backward(data[2:], "cross_entropy").result()
     for run in (one, two):
         run.optim_step(adam()).result()
-    np.testing.assert_allclose(after(one), after(two), atol=2e-4)
+    np.testing.assert_allclose(after(one), after(two), atol=by_format(float32=2e-4, bfloat16=0.03))
 
 
 def first_step(new_run, data: list[tinker.Datum], params: tinker.AdamParams) -> np.ndarray:
@@ -61,7 +62,9 @@ def test_opt_03_gradients_are_sums_not_means(new_run) -> None:
     item = batch(1)
     once = first_step(new_run, item, params)
     thrice = first_step(new_run, item * 3, params)
-    np.testing.assert_allclose(thrice, 3 * once, atol=0.03 * np.abs(thrice).max())
+    np.testing.assert_allclose(
+        thrice, 3 * once, atol=by_format(float32=0.03, bfloat16=0.15) * np.abs(thrice).max()
+    )
 
 
 def test_opt_04_a_step_clears_the_gradients(new_run) -> None:
@@ -83,7 +86,7 @@ def test_opt_05_forward_leaves_no_gradient(new_run) -> None:
 def test_opt_06_and_07_weights_scale_and_turn_gradients(new_run) -> None:
     params = adam(eps=1e6, learning_rate=3.0)
     plain = first_step(new_run, batch(2), params)
-    limit = 0.03 * np.abs(plain).max()
+    limit = by_format(float32=0.03, bfloat16=0.15) * np.abs(plain).max()
     doubled = first_step(new_run, scaled(batch(2), 2.0), params)
     np.testing.assert_allclose(doubled, 2 * plain, atol=2 * limit)
     turned = first_step(new_run, scaled(batch(2), -1.0), params)
@@ -107,7 +110,8 @@ def test_opt_09_first_step_is_proportional_to_the_learning_rate(new_run) -> None
 def test_opt_10_first_step_ignores_the_gradients_scale(new_run) -> None:
     small = first_step(new_run, batch(), adam())
     large = first_step(new_run, scaled(batch(), 100.0), adam())
-    np.testing.assert_allclose(small, large, atol=0.02 * np.abs(small).max())
+    share = by_format(float32=0.02, bfloat16=0.25)  # rounded gradients near 0 change sides
+    np.testing.assert_allclose(small, large, atol=share * np.abs(small).max())
 
 
 def test_opt_11_decoupled_decay(new_run) -> None:

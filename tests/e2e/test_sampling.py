@@ -321,9 +321,9 @@ def test_smp_35_stability_info_is_accepted(module_client, local_service) -> None
 
 
 def test_smp_36_end_of_sequence_stops(base_sampler) -> None:
-    response = sample(base_sampler, PROMPT, 16, max_tokens=200, temperature=1.5, seed=0)
+    response = sample(base_sampler, PROMPT, 16, max_tokens=200, temperature=5.0, seed=0)
     stopped = [item for item in response.sequences if item.stop_reason == "stop"]
-    assert stopped, "a random model ends some of 16 long samples"
+    assert stopped, "of 3,200 nearly uniform draws some are the end token"
     for sequence in stopped:
         assert sequence.tokens[-1] == EOS
         assert EOS not in sequence.tokens[:-1]

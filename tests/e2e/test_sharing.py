@@ -23,8 +23,9 @@ from tests.e2e.sdk import batch, text, tokens
 
 MUCH = tinker.SamplingParams(max_tokens=900, stop=[])
 SHORT = tinker.SamplingParams(max_tokens=20, stop=[], seed=1)
-PATIENCE = 60
-"""Far more seconds than it takes, and far fewer than what is dropped would."""
+PATIENCE = 100
+"""Seconds: more than a client may be silent that was killed before it held a request, as can be on
+a busy machine, and far fewer than what is dropped would take."""
 
 
 @pytest.fixture(scope="module")

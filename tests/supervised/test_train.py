@@ -3,13 +3,13 @@
 import asyncio
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ServiceProcess
+from tests.number_format import by_format
 from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.checkpoint_utils import CheckpointRecord
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
@@ -22,8 +22,7 @@ from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 FRUIT = ("apple", "pear", "plum", "fig", "lime", "date", "kiwi", "mango", "peach", "grape")
 
 
-DTYPE = os.environ["TINKER_COOKBOOK_DTYPE"]
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}
+TOLERANCE = by_format(float32=1e-5, bfloat16=2e-3)
 """Relative, of a mean loss. Rounding to 8 bits is off by 0.4 % at most, and averages out."""
 
 
@@ -133,7 +132,7 @@ def test_train_loss_of_a_row_is_that_of_the_weights_before_the_step(make_config)
     run(config)
     first = rows_of(config)[0]
     # Evaluated in float32, trained in the engine's format.
-    assert first["same/nll"] == pytest.approx(first["train_mean_nll"], rel=TOLERANCE[DTYPE])
+    assert first["same/nll"] == pytest.approx(first["train_mean_nll"], rel=TOLERANCE)
 
 
 def test_pipelining_changes_nothing_but_time(make_config):
@@ -153,7 +152,7 @@ def test_accumulated_batches_are_one_larger_step(make_config):
     one, two = rows_of(large), rows_of(small)
     assert len(one) == len(two) == 3, "7 rows: a step of 4, one of 3, and the evaluation"
     for a, b in zip(one, two, strict=True):
-        assert a["test/nll"] == pytest.approx(b["test/nll"], rel=10 * TOLERANCE[DTYPE])
+        assert a["test/nll"] == pytest.approx(b["test/nll"], rel=10 * TOLERANCE)
         assert a.get("num_tokens") == b.get("num_tokens")
 
 

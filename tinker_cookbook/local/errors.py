@@ -1,6 +1,22 @@
 """Errors that cross from the engine to the client."""
 
-__all__ = ["GoneError", "NotFoundError", "ShuttingDownError", "StorageError", "UserError"]
+__all__ = [
+    "GoneError",
+    "NotFoundError",
+    "ShuttingDownError",
+    "StorageError",
+    "UserError",
+    "shorten_message",
+]
+
+MAX_MESSAGE = 4000
+
+
+def shorten_message(message: str) -> str:
+    """A message as it goes to clients and logs: what it quotes of a request may be of any size."""
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
 
 
 class UserError(ValueError):

@@ -10,6 +10,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import chz
+
 from tinker_cookbook import checkpoint_utils, service
 from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
@@ -100,6 +102,7 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
 
 async def _connect_and_run(config: Config) -> RunResult:
     with service.connect(config.base_url, config.model_name) as connection:
+        config = chz.replace(config, model_name=connection.model_name)
         print(f"{connection.describe()}\nrun      {config.log_path}", flush=True)
         dataset, test_dataset = await config.dataset_builder()
         if config.num_epochs > 1:

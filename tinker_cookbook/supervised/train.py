@@ -165,6 +165,7 @@ async def _connect_and_run(config: Config) -> RunResult:
     choice = service.choose_service(config.base_url)
     print(f"{choice.describe(config.model_name)}\nrun      {config.log_path}", flush=True)
     with service.connect(config.base_url, config.model_name) as connection:
+        config = chz.replace(config, model_name=connection.model_name)
         dataset, test_dataset = config.dataset_builder()
         try:
             return await _run(config, connection, dataset, test_dataset)

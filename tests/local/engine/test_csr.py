@@ -20,6 +20,8 @@ def test_a_matrix_in_full() -> None:
     np.testing.assert_array_equal(dense, [[1, 0, 2], [0, 0, 0], [0, 3, 0], [0, 0, 0]])
     assert to_dense(rows([0, 0], [], (1, 3)), "x").tolist() == [[0, 0, 0]]
     check_csr(rows([0], [], (0, 5)), "x")
+    unsorted = to_dense(rows([0, 3, 4, 4, 4], [2, 0, 1, 2]), "x")
+    np.testing.assert_array_equal(unsorted, [[2, 3, 1], [0, 0, 4], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_a_matrix_in_full() -> None:
         rows([0, 0, 0, 0, 1], [0], (4, 0)),
         rows([0] * 5, [], (4, MAX_COLUMNS + 1)),
         rows([0] * (MAX_CELLS // MAX_COLUMNS + 2), [], (MAX_CELLS // MAX_COLUMNS + 1, MAX_COLUMNS)),
+        rows([0, 2, 2, 2, 2], [1, 1]),
+        rows([0, 0, 3, 3, 4], [2, 0, 2, 2]),
         rows([], [], (-1, 3)),
         rows([0] * 5, [], (4, -1)),
     ],

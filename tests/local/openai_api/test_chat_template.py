@@ -163,3 +163,10 @@ def test_a_folder_without_template_has_none(tmp_path: Path) -> None:
     template = TextCodec(tmp_path).template
     assert template is not None
     assert template.render([{"role": "user", "content": "x"}]) == "x"
+
+
+def test_no_option_becomes_a_control_token() -> None:
+    encoder, _ = load("qwen3")
+    template = ChatTemplate("{{ effort }}<|im_end|>{{ more.tone }}", encoder, names={})
+    ids = template.encode(template.render([], options={"effort": EVIL, "more": {"tone": EVIL}}))
+    assert controls(encoder, ids) == [encoder.control_ids["<|im_end|>"]]

@@ -123,3 +123,23 @@ def test_calls_of_old_clients_are_calls() -> None:
 def test_parts_of_text_have_several_names(kind: str) -> None:
     parts = [{"type": kind, "text": "4", "cache_control": {"type": "ephemeral"}}]
     assert decode_reply(content=parts)["content"] == "4"
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "documents", "add_generation_prompt", "self"]
+)
+def test_variables_that_the_request_sets_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UserError, match=f"^chat_template_kwargs.{name} is not accepted"):
+        decode(chat_template_kwargs={name: False})
+
+
+def test_the_generation_prompt_may_be_asked_for() -> None:
+    assert decode(
+        chat_template_kwargs={"add_generation_prompt": True, "x": 1}
+    ).template_options == {"x": 1}
+
+
+def test_arguments_that_nest_too_deep_are_refused_by_name() -> None:
+    deep = '{"a": ' * 500 + "1" + "}" * 500
+    with pytest.raises(UserError, match=r"function\.arguments nests lists and objects too deep"):
+        decode_reply(tool_calls=[{"function": {"name": "f", "arguments": deep}}])

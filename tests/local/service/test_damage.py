@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import tinker
 
@@ -193,3 +194,37 @@ def test_a_damaged_index_is_built_again_at_the_next_start(tiny_model_folder, tmp
         assert rest.list_checkpoints(run.model_id).result() == listed
     finally:
         after.stop()
+
+
+@pytest.mark.parametrize("fault", ["full", "damaged"])
+def test_an_archive_that_cannot_be_written_leaves_nothing(service, client, fault: str) -> None:
+    """SDKs up to 0.35 download a checkpoint as one file, which the service writes first."""
+    run = new_run(service, client)
+    run.save_weights_for_sampler(fault).result()
+    headers = {"X-API-Key": service.api_key}
+    url = f"{service.base_url}/api/v1/training_runs/{run.model_id}"
+    link = httpx.get(f"{url}/checkpoints/sampler_weights/{fault}/archive", headers=headers)
+    assert link.status_code == 302
+    if fault == "full":
+        with no_space(service, 4096):
+            answer = httpx.get(link.headers["location"])
+    else:
+        folders = (service.state_dir / "checkpoints").iterdir()
+        newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
+        (newest / "adapter_model.safetensors").unlink()
+        answer = httpx.get(link.headers["location"])
+    assert answer.status_code == 400, answer.text
+    assert str(service.state_dir) in answer.json()["detail"]
+    assert not list((service.state_dir / "staging").glob("*/*"))
+    assert is_alive(run)
+
+
+def test_a_link_to_a_file_that_is_gone_is_refused(service, client) -> None:
+    path = new_run(service, client).save_weights_external("gone").result().path
+    rest = tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
+    urls = rest.get_external_weights_urls(path).result().urls
+    for folder in (service.state_dir / "checkpoints").glob("*"):
+        (folder / "adapter_model.safetensors").unlink(missing_ok=True)
+    answer = httpx.get(urls["adapter_model.safetensors"])
+    assert answer.status_code == 400, answer.text
+    assert "is missing; the checkpoint is damaged" in answer.json()["detail"]

@@ -19,6 +19,8 @@ from tinker_cookbook.local.service.protocol.fields import Fields, parse_json_obj
         (rb'{"a": "\ud800"}', "surrogates not allowed"),
         (rb'{"a": {"\uDC00": 1}}', "surrogates not allowed"),
         (b'{"a": "\xed\xa0\x80"}', "not JSON"),
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "too deep; at most 100 levels"),
+        (b'{"a": ' * 500 + b"1" + b"}" * 500, "too deep; at most 100 levels"),
     ],
 )
 def test_bodies_that_are_no_object_are_refused(body: bytes, problem: str) -> None:
@@ -73,3 +75,14 @@ def test_wrong_values_are_refused_by_name(values, read, message: str) -> None:
 def test_metadata_values_become_texts() -> None:
     fields = Fields({"user_metadata": {"a": "b", "n": 3, "nested": {"x": 1}}})
     assert fields.metadata("user_metadata") == {"a": "b", "n": "3", "nested": '{"x": 1}'}
+
+
+def test_values_may_nest_a_hundred_levels_beside_many_brackets_in_texts() -> None:
+    body = b'{"text": "' + b"[" * 1000 + b'", "a": ' + b"[" * 99 + b"]" * 99 + b"}"
+    assert parse_json_object(body)["text"] == "[" * 1000
+
+
+def test_a_long_name_is_not_repeated() -> None:
+    with pytest.raises(UserError, match=r"^x{80} is not a known field") as caught:
+        Fields({"x" * 10**6: 1}).only("a", "b")
+    assert len(str(caught.value)) < 200

@@ -192,3 +192,40 @@ def test_an_optimizer_that_is_none(run, ask, optimizer) -> None:
     answer = ask("/optim_step", model_id=run.model_id, seq_id=seq_id, optimizer_params=optimizer)
     assert answer["category"] == "user", answer
     assert "optimizer_params" in answer["error"]
+
+
+DEEP = {"a": 1}
+for _ in range(400):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": DEEP},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": DEEP}]}]},
+    ],
+)
+def test_values_in_each_other_are_refused_before_they_are_walked(service, http, fields) -> None:
+    body = {"model": service.model, "messages": [{"role": "user", "content": "Hi"}]} | fields
+    refused = http.post("../../oai/api/v1/chat/completions", json=body)
+    assert refused.status_code == 400, refused.text
+    assert "nests lists and objects too deep" in refused.json()["error"]["message"]
+
+
+def test_refusals_stay_short_whatever_they_quote(run, http, service, sampler, ask) -> None:
+    large = "x" * 10**6
+    wrong = datum(tokens(5))
+    wrong.loss_fn_inputs[large] = wrong.loss_fn_inputs.pop("weights")
+    with pytest.raises(tinker.RequestFailedError) as caught:
+        run.forward([wrong], "cross_entropy").result()
+    assert len(str(caught.value)) < 10_000
+    chunks = {"chunks": [[large]]}
+    answer = ask("/asample", sampling_session_id=sampling_session(sampler, service), prompt=chunks)
+    assert "is not a chunk" in answer["error"]
+    assert len(answer["error"]) < 1000
+    body = {"model": service.model, "messages": [{"role": "user", "content": "Hi"}], large: 1}
+    refused = http.post("../../oai/api/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    assert len(refused.content) < 10_000

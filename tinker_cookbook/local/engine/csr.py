@@ -19,7 +19,8 @@ MAX_CELLS = 1 << 26
 
 
 def check_csr(rows: SparseRows, name: str) -> None:
-    """Check shape and indices: row bounds that rise from 0 to the number of values, columns inside.
+    """Check shape and indices: row bounds that rise from 0 to the number of values, columns inside,
+    each once in a row.
 
     Raises:
         UserError: it begins with `name`.
@@ -52,6 +53,9 @@ def check_csr(rows: SparseRows, name: str) -> None:
         )
     if col.size and (col.min() < 0 or col.max() >= num_columns):
         raise UserError(f"{name}.col_indices reach outside 0..{num_columns - 1}")
+    cells = np.repeat(np.arange(num_rows) * num_columns, np.diff(crow)) + col
+    if not (np.diff(cells) > 0).all() and np.unique(cells).size < num_values:
+        raise UserError(f"{name}.col_indices name a column of one row twice; name each once")
 
 
 def to_dense(rows: SparseRows, name: str) -> np.ndarray:

@@ -142,7 +142,7 @@ class ChatTemplate:
         """
         import jinja2
 
-        values = dict(options or {}) | self._names
+        values = self._protect(dict(options or {})) | self._names
         given = _join_system(messages) if self._joins_system else list(messages)
         values |= {"messages": self._protect(given), "documents": None}
         values |= {"tools": self._protect(list(tools)) if tools else None}

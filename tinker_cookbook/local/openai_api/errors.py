@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from tinker_cookbook.local.errors import shorten_message
+
 __all__ = ["describe_error", "openai_error_response"]
 
 _FIELD = re.compile(
@@ -26,6 +28,7 @@ _NOT_FIELDS = ("the", "messages do", "it")
 
 def describe_error(status: int, message: str) -> dict[str, Any]:
     """The `error` object; `param` is the field that the message begins with."""
+    message = shorten_message(message)
     found = _FIELD.match(message)
     param = found[1] if found is not None and found[1] not in _NOT_FIELDS else None
     code: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.reply import split_reasoning
-from tinker_cookbook.local.service.protocol.fields import Fields
+from tinker_cookbook.local.service.protocol.fields import Fields, check_depth, show_value
 from tinker_cookbook.local.service.settings import Limits
 from tinker_cookbook.replies.json_source import load_json
 
@@ -85,6 +85,7 @@ _CHAT = (
     *("reasoning_effort", "chat_template_kwargs"),
 )
 _COMPLETION = ("prompt", "echo", "best_of")
+_SET_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "self")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def decode_chat_request(body: dict[str, Any], limits: Limits) -> ChatRequest:
     if not raw:
         raise UserError("messages=[] is empty; give at least one message")
     messages = [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
-    options = dict(fields.object("chat_template_kwargs", {}))
+    options = _template_options(fields)
     effort = fields.text("reasoning_effort", None)
     if effort is not None:
         options["reasoning_effort"] = effort
@@ -361,9 +362,23 @@ def _arguments(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        shown = json.dumps(value)[:80]
-        raise UserError(f"{where}={shown} is not accepted; expected a JSON object")
+        raise UserError(f"{where}={show_value(value)} is not accepted; expected a JSON object")
+    check_depth(value, where)
     return value
+
+
+def _template_options(fields: Fields) -> dict[str, Any]:
+    """Further variables of the template; those that the request sets otherwise are refused."""
+    options = dict(fields.object("chat_template_kwargs", {}))
+    if options.get("add_generation_prompt") in (True, None):
+        options.pop("add_generation_prompt", None)
+    for name in _SET_VARIABLES:
+        if name in options:
+            raise UserError(
+                f"chat_template_kwargs.{name} is not accepted; the request's own fields set it. "
+                "Leave it out"
+            )
+    return options
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import RUN_THROUGH_TRANSFORMERS, foreign_model
+from tests.tiny_models import tiny_model
 from tests.vision_models import tiny_vision_model
 from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.model.architecture import read_arch
@@ -132,3 +135,33 @@ def test_serve_says_what_is_wrong_before_anything_else(
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert not (tmp_path / "state").exists()
+
+
+def with_config(folder: Path, target: Path, **change: Any) -> Path:
+    """A copy of a model folder whose config.json says something else."""
+    shutil.copytree(folder, target)
+    path = target / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return target
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForQuestionAnswering"])
+def test_another_output_than_logits_is_refused_alike(tmp_path: Path, kind: str, head: str) -> None:
+    source = tiny_model() if kind == "llama" else foreign_model(kind)
+    folder = with_config(source, tmp_path / "model", architectures=[f"X{head}"])
+    text = refusal(folder)
+    assert f"X{head} puts other numbers out than the next token's logits" in text
+    with pytest.raises(WeightsError) as planned:
+        build_plan("m", folder, rates=RATES)
+    assert str(planned.value) == text
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+def test_an_output_layer_that_is_missing_is_not_made_up(tmp_path: Path, kind: str) -> None:
+    source = tiny_model(tied=False) if kind == "llama" else foreign_model(kind)
+    folder = with_config(source, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lm_head.weight" in refusal(folder)

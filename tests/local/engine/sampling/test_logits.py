@@ -52,6 +52,14 @@ def test_greedy_is_argmax_and_top_k_1_and_tiny_top_p_equal_it():
         assert draws.tokens_N.tolist() == logits.argmax(-1).tolist(), settings
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-40, 1e-310, 5e-324])
+def test_the_lowest_temperatures_are_greedy(temperature: float):
+    logits = torch.randn(5, 700, generator=torch.Generator().manual_seed(0)) * 8
+    params = SamplingParams(np.full(5, temperature), np.full(5, -1), np.ones(5))
+    drawn = draw_tokens(logits, params, np.linspace(0, 0.999, 5))
+    np.testing.assert_array_equal(drawn.tokens_N, logits.argmax(-1).numpy())
+
+
 def test_top_k_keeps_the_k_most_likely_and_renormalises():
     logits = np.random.default_rng(1).normal(size=300)
     best = np.argsort(-logits)[:4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
 
 NATIVE_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPE_NAMES = ("float32", "bfloat16")
+_OTHER_HEAD = re.compile("Classification|QuestionAnswering|MultipleChoice|Regression|Reward")
 _DTYPE_VARIABLE = "TINKER_COOKBOOK_DTYPE"
 
 
@@ -111,6 +113,7 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 def read_arch(folder: Path) -> ArchConfig | None:
     """The architecture of a model folder; None where the engine's own kernels do not cover it."""
     config = read_config_json(folder)
+    _check_head(folder, config)
     if not _is_native(config):
         return None
     rope = _read_rope(config)
@@ -122,6 +125,17 @@ def read_arch(folder: Path) -> ArchConfig | None:
         raise WeightsError(
             f"{folder / 'config.json'} lacks {error}; the file is damaged"
         ) from error
+
+
+def _check_head(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a decoder that was given another output than one over the vocabulary."""
+    names = config.get("architectures")
+    others = [name for name in names or [] if _OTHER_HEAD.search(str(name))]
+    if others:
+        raise WeightsError(
+            f"{folder}: {others[0]} puts other numbers out than the next token's logits; use a "
+            "causal language model (LlamaForCausalLM and such)"
+        )
 
 
 def _build_arch(config: dict[str, Any], rope: RopeConfig) -> ArchConfig:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +61,19 @@ class HfModel:
         reads_images = has_vision(read_config_json(folder))
         loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
         try:
-            model: Any = loader.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, attn_implementation="eager"
+            model, found = cast(Any, loader).from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                attn_implementation="eager",
+                output_loading_info=True,
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
             cause = str(error).partition("\n")[0]
             raise WeightsError(f"transformers cannot load {folder}: {cause}") from error
+        if found["missing_keys"]:  # transformers draws them at random
+            missing = ", ".join(sorted(found["missing_keys"])[:5])
+            raise WeightsError(f"{folder} lacks {missing}; the files are incomplete")
         if model.get_output_embeddings() is None:
             raise WeightsError(f"{folder} has no output embedding; a language model is expected")
         self._model = model.to(device).eval().requires_grad_(False)

@@ -155,7 +155,7 @@ def load_weights(
     """
     reader = _Reader(_Checkpoint(folder), torch.device(device), dtype, lora_room, blocks)
     shape = (arch.vocab_size, arch.hidden_size)
-    tied = arch.tied_embeddings or "lm_head.weight" not in reader.checkpoint
+    tied = arch.tied_embeddings
     embed = reader.checkpoint.read("model.embed_tokens.weight", shape)
     if blocks is not None:
         unembed = embed if tied else reader.checkpoint.read("lm_head.weight", shape)

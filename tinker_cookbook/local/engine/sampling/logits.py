@@ -19,6 +19,8 @@ __all__ = ["Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs
 
 _BLOCK = softmax.BLOCK
 """The draw first picks a block of this many tokens, then a token in it."""
+_COLDEST = 1e-30
+"""Lower temperatures give the same tokens; their inverse would be infinite in float32."""
 _FIRST_CANDIDATES = 1024
 """A nucleus is looked for among this many tokens before all are sorted."""
 
@@ -121,7 +123,8 @@ def _select(logits_NV: Tensor, mask_N: np.ndarray) -> tuple[np.ndarray, Tensor]:
 def _exp_blocks(logits_NV: Tensor, temperature_N: np.ndarray | None) -> _Blocks:
     inverse_N = None
     if temperature_N is not None:
-        inverse_N = torch.from_numpy(1.0 / temperature_N).to(logits_NV.device, torch.float32)
+        raised_N = np.maximum(temperature_N, _COLDEST)
+        inverse_N = torch.from_numpy(1.0 / raised_N).to(logits_NV.device, torch.float32)
     compiled = softmax.exp_blocks(logits_NV, inverse_N, keep_weights=True)
     weights_NBK, sums_NB, lse_N = compiled or _torch_blocks(logits_NV, inverse_N)
     assert weights_NBK is not None

@@ -11,13 +11,16 @@ from typing import Any
 
 from tinker_cookbook.local.errors import UserError
 
-__all__ = ["LARGE_BODY", "Fields", "parse_json_object"]
+__all__ = ["LARGE_BODY", "Fields", "check_depth", "parse_json_object", "show_value"]
 
 MAX_TEXT = 4096
 MAX_METADATA_ITEMS = 256
 MAX_VALUES = 2**21
 MAX_CONTAINERS = 2**18
 """Lists and objects in a body, or brackets in its texts: each takes 20 times what it is sent as."""
+MAX_DEPTH = 100
+"""Of lists and objects in each other: templates and messages are walked by functions that call
+themselves, and Python allows a thousand calls in each other."""
 LARGE_BODY = 2**16
 """Bytes; what is larger is read on another thread."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -43,6 +46,8 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"the request body is not JSON: {error}") from error
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        check_depth(value, "the request body")
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -60,6 +65,17 @@ def _check_counts(body: bytes) -> None:
         )
 
 
+def check_depth(value: Any, name: str) -> None:
+    """Refuse lists and objects that nest too deep; the refusal begins with `name`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [item for items in inside for item in items if isinstance(item, list | dict)]
+        if not level:
+            return
+    raise UserError(f"{name} nests lists and objects too deep; at most {MAX_DEPTH} levels are read")
+
+
 def _whole(text: str) -> int:
     return int(text)
 
@@ -72,7 +88,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """The beginning of a value; of large ones not all is written first."""
     if isinstance(value, str | bytes):
         value = value[:200]
@@ -96,7 +112,9 @@ class Fields:
         self.is_large = is_large
 
     def _refuse(self, name: str, value: Any, expected: str) -> UserError:
-        return UserError(f"{self.prefix}{name}={_show(value)} is not accepted; expected {expected}")
+        return UserError(
+            f"{self.prefix}{name}={show_value(value)} is not accepted; expected {expected}"
+        )
 
     def _get(self, name: str, default: Any, expected: str) -> Any:
         value = self.values.get(name)
@@ -111,7 +129,7 @@ class Fields:
         for name in self.values:
             if name not in names:
                 raise UserError(
-                    f"{self.prefix}{name} is not a known field; use one of {', '.join(names)}"
+                    f"{self.prefix}{name[:80]} is not a known field; use one of {', '.join(names)}"
                 )
 
     def text(self, name: str, default: Any = _REQUIRED, *, choices: Collection[str] = ()) -> Any:

@@ -19,6 +19,7 @@ from tinker_cookbook.local.errors import (
     NotFoundError,
     ShuttingDownError,
     UserError,
+    shorten_message,
 )
 from tinker_cookbook.local.service.protocol.fields import LARGE_BODY, Fields, parse_json_object
 from tinker_cookbook.local.service.threads import READING
@@ -74,7 +75,7 @@ class HttpError(Exception):
 def error_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
+    return JSONResponse({"detail": shorten_message(detail)}, status_code=status, headers=headers)
 
 
 def no_content() -> Response:

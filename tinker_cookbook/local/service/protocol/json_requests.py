@@ -20,7 +20,7 @@ from tinker_cookbook.local.engine.types import (
 )
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.assets import read_asset
-from tinker_cookbook.local.service.protocol.fields import Fields
+from tinker_cookbook.local.service.protocol.fields import Fields, show_value
 from tinker_cookbook.local.service.settings import Limits
 
 __all__ = [
@@ -102,7 +102,7 @@ def decode_prompt(
     for index, chunk in enumerate(Fields(values, prefix="prompt.").array("chunks")):
         where = f"prompt.chunks[{index}]"
         if not isinstance(chunk, dict):
-            raise UserError(f"{where}={chunk!r} is not a chunk; expected an object")
+            raise UserError(f"{where}={show_value(chunk)} is not a chunk; expected an object")
         kind = chunk.get("type", "encoded_text")
         if kind == "encoded_text":
             part = _tokens(Fields(chunk, prefix=f"{where}.").array("tokens"), f"{where}.tokens")

@@ -13,7 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.service.protocol.auth import DownloadLink
 from tinker_cookbook.local.service.protocol.fields import Fields
 from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
@@ -293,16 +293,24 @@ async def download(service: Service, request: Request) -> Response:
         raise HttpError(404, "this checkpoint was deleted or has expired")
     files = {path.name: path for path in await asyncio.to_thread(service.store.weight_files, row)}
     if link.file == ARCHIVE:
-        return await _send_archive(service, list(files.values()))
+        return await _send_archive(service, row, list(files.values()))
     if link.file not in files:
         raise HttpError(404, f"{row.tinker_path} has no file {link.file!r}")
     return FileResponse(files[link.file], media_type="application/octet-stream")
 
 
-async def _send_archive(service: Service, files: list[Path]) -> Response:
+async def _send_archive(service: Service, row: CheckpointRow, files: list[Path]) -> Response:
     staged = service.store.stage()
     path = staged / ARCHIVE
-    await asyncio.to_thread(_write_archive, path, files)
+    try:
+        with service.store.pin(row):
+            await asyncio.to_thread(_write_archive, path, files)
+    except BaseException as error:
+        await STORING.run(service.store.discard, staged)
+        if isinstance(error, OSError):
+            problem = f"{row.tinker_path} cannot be packed into {path}: {error}"
+            raise StorageError(problem) from error
+        raise
     clean_up = BackgroundTask(service.store.discard, staged)
     return FileResponse(path, media_type="application/x-tar", background=clean_up)
 

@@ -19,6 +19,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tinker_cookbook.local.errors import shorten_message
+
 __all__ = ["Entry", "FutureTable", "Payload"]
 
 Category = Literal["user", "server", "unknown"]
@@ -141,7 +143,7 @@ class FutureTable:
         if entry.payload is None:
             entry.failed = True
             entry.category = category
-            self.resolve(entry, Payload.of_failure(message, category))
+            self.resolve(entry, Payload.of_failure(shorten_message(message), category))
 
     def get(self, request_id: str) -> Entry | None:
         return self._entries.get(request_id)

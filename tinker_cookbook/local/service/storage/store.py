@@ -316,8 +316,6 @@ class Store:
         folder = self.folder(row)
         for name, expected in self._read_manifest(row)["files"].items():
             path = self._file(row, name)
-            if not path.is_file():
-                raise UserError(f"{row.tinker_path}: {path} is missing; the checkpoint is damaged")
             size = path.stat().st_size
             if size != expected["size"]:
                 raise UserError(
@@ -332,13 +330,15 @@ class Store:
         return folder
 
     def _file(self, row: CheckpointRow, name: str) -> Path:
-        """A file that a manifest lists; one that leads out of the folder is refused."""
+        """A file that a manifest lists; a missing one, or one that leads elsewhere, is refused."""
         path = self.folder(row) / name
         if Path(name).name != name or path.is_symlink():
             raise UserError(
                 f"{row.tinker_path}: {path} is a link or outside its folder; the checkpoint is "
                 "damaged"
             )
+        if not path.is_file():
+            raise UserError(f"{row.tinker_path}: {path} is missing; the checkpoint is damaged")
         return path
 
     def _read_manifest(self, row: CheckpointRow) -> dict:
