@@ -70,7 +70,7 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
         return recipe.build_config(options, model_name).dataset_builder
     from tinker_cookbook import model_info
 
-    builder_class = lookup_func(config.env)
+    builder_class = load_builder(config.env)
     renderer_name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
     named = {**DEFAULTS, "model_name": model_name, "renderer_name": renderer_name}
     known = check_settings(config.env, builder_class, given)
@@ -97,6 +97,17 @@ def load_recipe(name: str) -> Any:
         f"env={name} is no recipe with environments; use one such as rl_basic or multiturn, or a "
         "data set builder as module:name."
     )
+
+
+def load_builder(env: str) -> Any:
+    """The class that `module:name` points at."""
+    try:
+        return lookup_func(env)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"env={env} cannot be imported ({error.__cause__ or error}); write module:name, and start "
+            "this where the module lies."
+        ) from error
 
 
 def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set[str]:

@@ -46,6 +46,7 @@ def test_values_are_parsed_by_type():
         ("shuffle=maybe", "it must be bool"),
         ("learning_rate", "write key=value"),
         ("=3", "write key=value"),
+        ("names=", "names= has no value; give one, or leave the key out"),
         ("names.x=3", "names.x"),
     ],
 )

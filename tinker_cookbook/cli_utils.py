@@ -201,6 +201,8 @@ def _split_word(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or not key.strip("-"):
         raise ConfigurationError(f"{word!r} is no setting; write key=value. --help lists the keys.")
+    if not value:
+        raise ConfigurationError(f"{word} has no value; give one, or leave the key out.")
     return key.removeprefix("--").replace("-", "_"), value
 
 
