@@ -105,8 +105,8 @@ def load_builder(env: str) -> Any:
         return lookup_func(env)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"env={env} cannot be imported ({error.__cause__ or error}); write module:name, and start "
-            "this where the module lies."
+            f"env={env} cannot be imported ({error.__cause__ or error}); write module:name, and "
+            "start this where the module lies."
         ) from error
 
 

@@ -180,7 +180,9 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
         raise ConfigurationError(f"a setting is missing: {_one_line(error)}") from error
     except TinkerCookbookError:
         raise  # from the config's own checks
-    except (chz_blueprint.ExtraneousBlueprintArg, ValueError) as error:
+    except chz_blueprint.ExtraneousBlueprintArg as error:
+        raise ConfigurationError(_no_such_part(settings, list(help_rows))) from error
+    except ValueError as error:
         nested = " ".join(f"{key}={value}" for key, value in settings.items() if "." in key)
         raise ConfigurationError(f"{nested} cannot be used: {_one_line(error)}") from error
 
@@ -215,6 +217,15 @@ def _unknown_key(key: str, value: str, known: list[str]) -> str:
         nearest = [meant]
     hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
     return f"{key}={value} is no setting of this recipe; --help lists them.{hint}"
+
+
+def _no_such_part(settings: dict[str, str], known: list[str]) -> str:
+    """About a key with dots, such as `log_path.name`, where nothing has parts of that name."""
+    wrong = next((key for key in settings if key not in known), "")
+    return (
+        f"{wrong}={settings.get(wrong, '')} is no setting of this recipe; "
+        f"{wrong.partition('.')[0]} has no part of that name. --help lists the keys."
+    )
 
 
 def _wrong_type(message: str, settings: dict[str, str], rows: dict[str, list[str]]) -> str:
