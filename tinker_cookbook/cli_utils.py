@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ __all__ = [
     "bundled_file",
     "check_log_dir",
     "entrypoint",
+    "errors_in_one_line",
     "model_name_from_argv",
     "parse_config",
     "runs_path",
@@ -49,6 +50,7 @@ interrupts.hide_import_traceback()
 C = TypeVar("C")
 HELP_WIDTH = 100
 EXIT_DISK_ERROR = 1
+INTERRUPTED = "interrupted"
 FILE_KEY = "config"
 HELP_INTRODUCTION = """Settings are given as key=value. config=FILE takes them from a YAML or JSON \
 file,
@@ -137,6 +139,22 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
     except BrokenPipeError:
         # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """For scripts with a command line of their own: what the user can mend takes one line.
+
+    Exits with status 2 then, and with 130 when interrupted.
+    """
+    with interrupts.end_on_interrupt(lambda: INTERRUPTED, lambda: None):
+        try:
+            yield
+        except (TinkerCookbookError, NotImplementedError) as error:
+            raise SystemExit(_report(error)) from error
+        except KeyboardInterrupt:
+            interrupts.tell(INTERRUPTED)
+            raise SystemExit(interrupts.EXIT_INTERRUPTED) from None
 
 
 def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
