@@ -171,6 +171,7 @@ _RULES = {
     "largest": _AT_LEAST_1,
     "temperature": _POSITIVE,
     "timeout_seconds": _POSITIVE,
+    "batch": _NOT_NEGATIVE,
     "test_problems": _NOT_NEGATIVE,
     "test_games": _NOT_NEGATIVE,
     "num_examples": _NOT_NEGATIVE,
