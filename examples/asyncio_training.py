@@ -12,7 +12,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from tinker_cookbook import service
+from tinker_cookbook import cli_utils, service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:
@@ -74,4 +74,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.model, arguments.steps, arguments.base_url))
+    with cli_utils.errors_in_one_line():
+        asyncio.run(main(arguments.model, arguments.steps, arguments.base_url))

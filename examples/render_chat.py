@@ -8,7 +8,7 @@ Prints each piece of text with its weight: context has 0, what the model learns 
 import argparse
 from itertools import groupby
 
-from tinker_cookbook import model_info
+from tinker_cookbook import cli_utils, model_info
 from tinker_cookbook.model_files import DEFAULT_MODEL
 from tinker_cookbook.renderers import Message, TrainOnWhat, get_renderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -50,4 +50,5 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--renderer", help="default: the one recommended for the model")
     arguments = parser.parse_args()
-    main(arguments.model, arguments.renderer)
+    with cli_utils.errors_in_one_line():
+        main(arguments.model, arguments.renderer)

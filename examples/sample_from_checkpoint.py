@@ -9,7 +9,7 @@ that --base-url (or the environment) names.
 
 import argparse
 
-from tinker_cookbook import model_info, service
+from tinker_cookbook import cli_utils, model_info, service
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -63,4 +63,5 @@ if __name__ == "__main__":
     parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.7)
-    main(**vars(parser.parse_args()))
+    with cli_utils.errors_in_one_line():
+        main(**vars(parser.parse_args()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinker_cookbook import service
+from tinker_cookbook import cli_utils, service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:
@@ -72,4 +72,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
     arguments = parser.parse_args()
-    main(arguments.model, arguments.steps, arguments.base_url)
+    with cli_utils.errors_in_one_line():
+        main(arguments.model, arguments.steps, arguments.base_url)

@@ -27,12 +27,12 @@ from tinker_cookbook.rl import train
 from tinker_cookbook.rl.play_w_env import play_env, print_trajectory_summary
 from tinker_cookbook.rl.rollout_runner import run_rollout
 from tinker_cookbook.rl.types import Env, RLDatasetBuilder
+from tinker_cookbook.run_options import check_options
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.misc_utils import lookup_func
 
 logger = logging.getLogger(__name__)
 DEFAULTS: dict[str, Any] = {
-    "num_batches": 1,
     "groups_per_batch": 1,
     "group_size": 1,
     "max_turns": 5,
@@ -54,6 +54,10 @@ class Config:
     max_tokens: int = chz.field(default=64, doc="Limit of one reply of the model, in tokens.")
     multiline: bool = chz.field(default=False, doc="A typed reply ends with an empty line.")
 
+    @chz.validate
+    def _check(self) -> None:
+        check_options(self)
+
 
 def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
     """The named builder with the given settings, and small numbers for what is not given."""
@@ -63,16 +67,23 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
         raise ConfigurationError(
             f"settings={config.settings!r} is not JSON ({error}); write settings='{{\"seed\": 1}}'."
         ) from error
+    if not isinstance(given, dict):
+        raise ConfigurationError(
+            f"settings={config.settings!r} is no object; write settings='{{\"seed\": 1}}'."
+        )
     if ":" not in config.env:
         recipe = load_recipe(config.env)
         check_settings(config.env, recipe.Config, given)
-        options = recipe.Config(renderer_name=config.renderer_name, **given)
+        words = [f"{key}={value}" for key, value in given.items()]
+        options = cli_utils.parse_config(recipe.Config, words)
+        options = chz.replace(options, renderer_name=config.renderer_name)
         return recipe.build_config(options, model_name).dataset_builder
     from tinker_cookbook import model_info
 
-    builder_class = lookup_func(config.env)
+    builder_class = load_builder(config.env)
     renderer_name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
-    named = {**DEFAULTS, "model_name": model_name, "renderer_name": renderer_name}
+    named = {**DEFAULTS, "num_batches": config.batch + 1}
+    named |= {"model_name": model_name, "renderer_name": renderer_name}
     known = check_settings(config.env, builder_class, given)
     try:
         return builder_class(**{k: v for k, v in {**named, **given}.items() if k in known})
@@ -99,6 +110,17 @@ def load_recipe(name: str) -> Any:
     )
 
 
+def load_builder(env: str) -> Any:
+    """The class that `module:name` points at."""
+    try:
+        return lookup_func(env)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"env={env} cannot be imported ({error.__cause__ or error}); write module:name, and "
+            "start this where the module lies."
+        ) from error
+
+
 def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set[str]:
     """The settings there are; unknown ones are refused."""
     known = {name for name in inspect.signature(settings_class).parameters if name[:2] != "__"}
@@ -114,6 +136,10 @@ def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set
 async def play(config: Config, model_name: str) -> None:
     """One episode, shown turn by turn with its rewards."""
     dataset, _ = await build_dataset_builder(config, model_name)()
+    if config.batch >= len(dataset):
+        raise ConfigurationError(
+            f"batch={config.batch} is beyond the data; use 0 to {len(dataset) - 1}."
+        )
     builder = dataset.get_batch(config.batch)[0]
     try:
         env = (await builder.make_envs())[0]
@@ -121,6 +147,8 @@ async def play(config: Config, model_name: str) -> None:
             await watch_model(config, model_name, env)
         else:
             await play_env(env, get_tokenizer(model_name), multiline=config.multiline)
+    except EOFError as error:
+        print(f"\n{error}; the episode is left unfinished")
     finally:
         await builder.cleanup()
 

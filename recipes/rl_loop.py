@@ -22,6 +22,7 @@ import chz
 import numpy as np
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
+from tinker_cookbook.eval.samples import read_samples, record_sample
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
@@ -86,7 +87,7 @@ def main(config: Config) -> None:
             print(connection.describe(), flush=True)
             sampler_path = train(config, connection, log_path)
     command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
-    report_run(log_path, sampler_path, [], command)
+    report_run(log_path, sampler_path, read_samples(log_path), command)
 
 
 def train(config: Config, connection: service.Connection, log_path: str) -> str:
@@ -129,13 +130,15 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
         sampling_client = wait_for_client(training_client.save_weights_and_get_sampling_client())
         metrics: dict[str, float] = {}
         if step in (0, config.max_steps):
-            rewards, _ = sample(config, sampling_client, renderer, make_prompts(HELD_OUT, 32, 0))
+            prompts = make_prompts(HELD_OUT, 32, 0)
+            rewards, _, reply = sample(config, sampling_client, renderer, prompts)
+            record_sample(log_path, prompts[0][0], reply)  # shown at the end
             metrics["test/reward/total"] = float(rewards.mean())
             metrics["test/reward/stderr"] = float(rewards.mean(1).std(ddof=1) / len(rewards) ** 0.5)
         if step < config.max_steps:
             rng_seed = config.seed * 1_000_003 + step + 1
             prompts = make_prompts(TRAINED, config.groups_per_batch, rng_seed)
-            rewards, data = sample(config, sampling_client, renderer, prompts, seed=rng_seed)
+            rewards, data, _ = sample(config, sampling_client, renderer, prompts, seed=rng_seed)
             metrics["reward/total"] = float(rewards.mean())
             if data:
                 gradient = training_client.forward_backward(data, "importance_sampling")
@@ -168,8 +171,8 @@ def sample(
     renderer: Renderer,
     prompts: Prompts,
     seed: int = 0,
-) -> tuple[np.ndarray, list[tinker.Datum]]:
-    """Sample a group of replies to each prompt: rewards_PG, and datums where rewards differ."""
+) -> tuple[np.ndarray, list[tinker.Datum], str]:
+    """Sample replies to each prompt: rewards_PG, datums where rewards differ, and one reply."""
     import tinker
 
     futures, inputs = [], []
@@ -180,18 +183,19 @@ def sample(
         inputs.append(prompt.to_ints())
         futures.append(client.sample(prompt, config.group_size, params))
     rewards_PG = np.zeros((len(prompts), config.group_size), dtype=np.float32)
-    data = []
+    data, replies = [], []
     for p, ((_, num_words), future) in enumerate(zip(prompts, futures, strict=True)):
         sequences = future.result().sequences
         for g, sequence in enumerate(sequences):
             message, _ = renderer.parse_response(sequence.tokens)
-            rewards_PG[p, g] = reward(str(message["content"]), num_words)
+            replies.append(str(message["content"]))
+            rewards_PG[p, g] = reward(replies[-1], num_words)
         advantages_G = rewards_PG[p] - rewards_PG[p].mean()
         if not advantages_G.any():
             continue  # equal rewards say nothing
         for sequence, advantage in zip(sequences, advantages_G, strict=True):
             data.append(build_datum(inputs[p], sequence, float(advantage)))
-    return rewards_PG, data
+    return rewards_PG, data, replies[0]
 
 
 def build_datum(prompt: list[int], sequence: Any, advantage: float) -> tinker.Datum:

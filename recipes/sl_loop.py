@@ -9,12 +9,14 @@ It does what sl_basic does, without a framework. The same command again resumes 
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import chz
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
+from tinker_cookbook.eval.samples import SampleEvaluatorBuilder, read_samples
 from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
 from tinker_cookbook.run_options import LogdirBehavior, check_options
 from tinker_cookbook.run_report import report_complete, report_run, sample_command
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.supervised import SupervisedDataset
-    from tinker_cookbook.tokenizer_utils import Tokenizer
 
+PROMPT = "How do I keep bread fresh?"  # answered before and after
+Metrics = dict[str, float]
 SEVEN_DAYS = 7 * 24 * 3600  # how long the service keeps a checkpoint, in seconds
 
 
@@ -71,19 +74,23 @@ def main(config: Config) -> None:
             print(connection.describe(), flush=True)
             sampler_path = train(config, connection, config.data_or(bundled), log_path)
     command = sample_command(sampler_path, model_name=model_name, base_url=config.base_url)
-    report_run(log_path, sampler_path, [], command)
+    report_run(log_path, sampler_path, read_samples(log_path), command)
 
 
 def train(config: Config, connection: service.Connection, data: str, log_path: str) -> str:
     """Train, and return the path of the trained weights."""
     import tinker
 
-    from tinker_cookbook import hyperparam_utils, tokenizer_utils
+    from tinker_cookbook import hyperparam_utils, model_info, tokenizer_utils
 
     # The data: rows become datums, that is tokens with a weight for each.
     model_name = connection.model_name
     tokenizer = tokenizer_utils.get_tokenizer(model_name)
-    train_data, test_data = open_datasets(config, data, model_name)
+    renderer_name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
+    answer = SampleEvaluatorBuilder(
+        prompts=[PROMPT], model_name=model_name, renderer_name=renderer_name, log_path=log_path
+    )()
+    train_data, test_data = open_datasets(config, data, model_name, renderer_name)
     steps_per_epoch = len(train_data)
     total_steps = min(steps_per_epoch * config.num_epochs, config.max_steps or 10**9)
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
@@ -95,28 +102,26 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
         report_complete(log_path)
         return checkpoint.sampler_path or ""
     if checkpoint is not None:
-        start_step = checkpoint.get("step")
-        create = service_client.create_training_client_from_state_with_optimizer
-        training_client = wait_for_client(create(checkpoint.state_path or ""))
+        start_step, state_path = checkpoint.get("step"), checkpoint.state_path or ""
+        created = service_client.create_training_client_from_state_with_optimizer(state_path)
         print(f"resumed  after step {start_step} of {total_steps}")
     else:
-        start_step = 0
-        create = service_client.create_lora_training_client
-        training_client = wait_for_client(
-            create(
-                base_model=model_name,
-                rank=config.lora_rank,
-                seed=config.seed,
-                train_unembed=choose_train_unembed(model_name),
-            )
+        start_step, unembed = 0, choose_train_unembed(model_name)
+        created = service_client.create_lora_training_client(
+            model_name, config.lora_rank, seed=config.seed, train_unembed=unembed
         )
+    training_client = wait_for_client(created)
     truncate_metrics(log_path, start_step)
     metrics_log = ml_log.JsonLogger(log_path)
     metrics_log.log_hparams(config)
+    snapshot = training_client.save_weights_and_get_sampling_client  # the weights as they are
 
     # The loop. Both calls of a step are submitted before either result is awaited.
     for step in range(start_step, total_steps):
-        metrics = evaluate(training_client, test_data, tokenizer) if step == 0 else {}
+        metrics = {}
+        if step == 0:
+            metrics = evaluate(training_client, test_data, tokenizer)
+            asyncio.run(answer(wait_for_client(snapshot())))
         epoch, batch_index = divmod(step, steps_per_epoch)
         if batch_index == 0 or step == start_step:
             train_data.set_epoch(config.seed + epoch)  # every epoch has an order of its own
@@ -128,7 +133,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
         update.result()
 
         metrics |= {"learning_rate": learning_rate, "epoch": epoch}
-        metrics |= loss_metrics(result, batch, tokenizer, prefix="train_mean_")
+        metrics |= loss_metrics(result, batch, tokenizer, "train_mean_")
         metrics_log.log_metrics(metrics, step=step)
         print(f"step {step + 1}/{total_steps}  loss {metrics['train_mean_nll']:.4f}", flush=True)
         if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < total_steps:
@@ -137,26 +142,26 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
                 training_client, f"{done:06d}", log_path, {"step": done}, ttl_seconds=SEVEN_DAYS
             )
 
-    # The end: the held-out loss, then weights to go on from and weights to sample.
+    # The end: the held-out loss and a sample, then weights to go on from and weights to sample.
     train_data.close()
     metrics_log.log_metrics(evaluate(training_client, test_data, tokenizer), step=total_steps)
+    asyncio.run(answer(wait_for_client(snapshot())))
     end = {"step": total_steps, "final": True}
     paths = checkpoint_utils.save_checkpoint(training_client, "final", log_path, end, "both")
     return paths["sampler_path"]
 
 
 def open_datasets(
-    config: Config, data: str, model_name: str
+    config: Config, data: str, model_name: str, renderer_name: str
 ) -> tuple[SupervisedDataset, list[tinker.Datum]]:
     """The rows to train on, as batches that are made when they are asked for; those held out."""
-    from tinker_cookbook import model_info
     from tinker_cookbook.renderers import TrainOnWhat
     from tinker_cookbook.supervised import ChatDatasetBuilderCommonConfig
     from tinker_cookbook.supervised import FromConversationFileBuilder as Builder
 
     common_config = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=model_name,
-        renderer_name=config.renderer_name or model_info.get_recommended_renderer_name(model_name),
+        renderer_name=renderer_name,
         max_length=config.max_length,
         batch_size=config.batch_size,
         train_on_what=TrainOnWhat(config.train_on_what),
@@ -168,23 +173,15 @@ def open_datasets(
     return train_data, [] if test_data is None else test_data.get_batch(0)
 
 
-def evaluate(
-    training_client: tinker.TrainingClient, data: list[tinker.Datum], tokenizer: Tokenizer
-) -> dict[str, float]:
+def evaluate(client: tinker.TrainingClient, data: list[tinker.Datum], tokenizer: Any) -> Metrics:
     """The loss on held-out conversations: a forward pass without gradients."""
     if not data:
         return {}
-    result = training_client.forward(data, "cross_entropy").result()
-    return loss_metrics(result, data, tokenizer, prefix="test/")
+    result = client.forward(data, "cross_entropy").result()
+    return loss_metrics(result, data, tokenizer, "test/")
 
 
-def loss_metrics(
-    result: tinker.ForwardBackwardOutput,
-    data: list[tinker.Datum],
-    tokenizer: Tokenizer,
-    *,
-    prefix: str,
-) -> dict[str, float]:
+def loss_metrics(result: Any, data: list[tinker.Datum], tokenizer: Any, prefix: str) -> Metrics:
     """Mean negative log-likelihood per trained token, and bits per byte of the trained text."""
     logprobs = [output["logprobs"] for output in result.loss_fn_outputs]
     weights = [datum.loss_fn_inputs["weights"] for datum in data]

@@ -53,6 +53,23 @@ def test_help_loads_nothing_slow(path: Path):
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("render_chat", ["--model", "no/such"]),
+        ("train_step_by_hand", ["--base-url", "nowhere"]),
+        ("asyncio_training", ["--base-url", "nowhere"]),
+        ("sample_from_checkpoint", ["--base-url", "nowhere", "tinker://no/sampler_weights/x"]),
+    ],
+)
+def test_a_mistake_takes_one_line(name: str, words: list[str]):
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}.py", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"\w+Error: .*\n", done.stderr)
+
+
 def test_render_chat_shows_weights(local_service: ServiceProcess):
     out = run_example(
         local_service, "render_chat", "--model", local_service.model, "--renderer", "chatml"

@@ -38,6 +38,37 @@ def main(config: Config) -> None:
 
 cli_utils.entrypoint(main)
 """
+LISTING_COMMANDS = """
+import ast, sys, time
+from tinker_cookbook import cli
+
+def wait(tree):
+    print("ready", flush=True)
+    time.sleep(60)
+
+ast.get_docstring = wait
+sys.exit(cli.main(["check", "chat.jsonl"]))
+"""
+IN_A_FINALIZER = """
+import chz, time
+from tinker_cookbook import cli_utils, interrupts
+
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+@chz.chz
+class Config:
+    pass
+
+def main(config: Config) -> None:
+    interrupts.mark_begun()
+    Slow()
+    time.sleep(60)
+
+cli_utils.entrypoint(main)
+"""
 NO_RECIPE = """
 from tinker_cookbook import cli_utils
 import time
@@ -90,6 +121,19 @@ def test_while_a_thread_cannot_be_stopped(tmp_path: Path, times: int):
     process = start_program(WAITING_FOR_A_THREAD, tmp_path)
     error = interrupt(process, times)
     assert error == "\ninterrupted before the run began; the same command starts it\n"
+    assert process.returncode == 130
+
+
+def test_where_python_drops_the_exception(tmp_path: Path):
+    process = start_program(IN_A_FINALIZER, tmp_path)
+    error = interrupt(process)
+    assert error == "\ninterrupted before the run began; the same command starts it\n"
+    assert process.returncode == 130
+
+
+def test_before_a_command_is_found(tmp_path: Path):
+    process = start_program(LISTING_COMMANDS, tmp_path)
+    assert interrupt(process) == "\ninterrupted\n"
     assert process.returncode == 130
 
 

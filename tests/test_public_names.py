@@ -48,6 +48,7 @@ PACKAGES = {
         "TrainOnWhat",
         "UnparsedToolCall",
         "Utf8TokenDecoder",
+        "check_renderer_name",
         "classify_parse_failure",
         "ensure_text",
         "find_image_renderer_names",

@@ -46,6 +46,28 @@ def test_a_new_folder_is_made(tmp_path: Path):
     assert (tmp_path / "a" / "b").is_dir()
 
 
+def test_the_end_of_the_input_leaves_the_run_as_it_is(tmp_path: Path, monkeypatch):
+    make_run(tmp_path, Config())
+
+    def end(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", end)
+    with pytest.raises(ConfigurationError, match="is left as it is"):
+        prepare_log_dir(tmp_path, "ask", Config(learning_rate=1.0))
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_run_of_another_kind_is_told_in_few_lines(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({f"key_{i:02}": i for i in range(40)}))
+    with pytest.raises(ConfigurationError) as refused:
+        prepare_log_dir(tmp_path, "ask", Config())
+    lines = str(refused.value).splitlines()
+    assert lines[-2] == "  ... and 30 more: it is a run of another kind"
+    assert len(lines) == 15
+
+
 def test_the_same_settings_go_on(tmp_path: Path):
     make_run(tmp_path, Config())
     prepare_log_dir(tmp_path, "ask", Config(save_every=3, log_path="elsewhere"))

@@ -95,8 +95,15 @@ def test_mistakes_name_the_file(tmp_path: Path, name: str, text: str, message: s
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ConfigurationError, match=r"config=none\.yaml cannot be read: No such file"):
+    with pytest.raises(ConfigurationError, match=r"config=none\.yaml cannot be read \(No such"):
         cli_utils.parse_config(Config, ["config=none.yaml"])
+
+
+def test_a_folder_stands_for_the_config_of_its_run(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"the folder of a run, which has a config\.json"):
+        cli_utils.parse_config(Config, [f"config={tmp_path}"])
+    (tmp_path / "config.json").write_text('{"num_epochs": 9}')
+    assert cli_utils.parse_config(Config, [f"config={tmp_path}"]) == Config(num_epochs=9)
 
 
 @chz.chz

@@ -19,6 +19,9 @@ from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = ["main"]
 
+# From here on until `main` has begun.
+interrupts.hide_import_traceback()
+
 PROGRAM = "tinker-cookbook"
 EXIT_USER_ERROR = 2
 INTERRUPTED = "interrupted"
@@ -36,7 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after success, 2 for a mistake the user can correct, 130 after Ctrl-C, else the command's
         own status.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _find_and_run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before the command had a way of its own to end
+        interrupts.tell(INTERRUPTED)
+        return interrupts.EXIT_INTERRUPTED
+
+
+def _find_and_run(words: list[str]) -> int:
     commands = find_commands()
     if not words or words[0] in ("-h", "--help", "help"):
         print(format_help(commands))

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ __all__ = [
     "bundled_file",
     "check_log_dir",
     "entrypoint",
+    "errors_in_one_line",
     "model_name_from_argv",
     "parse_config",
     "runs_path",
@@ -49,6 +50,7 @@ interrupts.hide_import_traceback()
 C = TypeVar("C")
 HELP_WIDTH = 100
 EXIT_DISK_ERROR = 1
+INTERRUPTED = "interrupted"
 FILE_KEY = "config"
 HELP_INTRODUCTION = """Settings are given as key=value. config=FILE takes them from a YAML or JSON \
 file,
@@ -139,6 +141,22 @@ def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """For scripts with a command line of their own: what the user can mend takes one line.
+
+    Exits with status 2 then, and with 130 when interrupted.
+    """
+    with interrupts.end_on_interrupt(lambda: INTERRUPTED, lambda: None):
+        try:
+            yield
+        except (TinkerCookbookError, NotImplementedError) as error:
+            raise SystemExit(_report(error)) from error
+        except KeyboardInterrupt:
+            interrupts.tell(INTERRUPTED)
+            raise SystemExit(interrupts.EXIT_INTERRUPTED) from None
+
+
 def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
     try:
         config = parse_config(_config_class(main), words)
@@ -180,7 +198,9 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
         raise ConfigurationError(f"a setting is missing: {_one_line(error)}") from error
     except TinkerCookbookError:
         raise  # from the config's own checks
-    except (chz_blueprint.ExtraneousBlueprintArg, ValueError) as error:
+    except chz_blueprint.ExtraneousBlueprintArg as error:
+        raise ConfigurationError(_no_such_part(settings, list(help_rows))) from error
+    except ValueError as error:
         nested = " ".join(f"{key}={value}" for key, value in settings.items() if "." in key)
         raise ConfigurationError(f"{nested} cannot be used: {_one_line(error)}") from error
 
@@ -201,6 +221,8 @@ def _split_word(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or not key.strip("-"):
         raise ConfigurationError(f"{word!r} is no setting; write key=value. --help lists the keys.")
+    if not value:
+        raise ConfigurationError(f"{word} has no value; give one, or leave the key out.")
     return key.removeprefix("--").replace("-", "_"), value
 
 
@@ -213,6 +235,15 @@ def _unknown_key(key: str, value: str, known: list[str]) -> str:
         nearest = [meant]
     hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
     return f"{key}={value} is no setting of this recipe; --help lists them.{hint}"
+
+
+def _no_such_part(settings: dict[str, str], known: list[str]) -> str:
+    """About a key with dots, such as `log_path.name`, where nothing has parts of that name."""
+    wrong = next((key for key in settings if key not in known), "")
+    return (
+        f"{wrong}={settings.get(wrong, '')} is no setting of this recipe; "
+        f"{wrong.partition('.')[0]} has no part of that name. --help lists the keys."
+    )
 
 
 def _wrong_type(message: str, settings: dict[str, str], rows: dict[str, list[str]]) -> str:

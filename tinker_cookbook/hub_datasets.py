@@ -29,13 +29,16 @@ def load_hub_table(
         ConfigurationError: if it cannot be had.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     check_hub_table(path, advice=advice)
     try:
         table = datasets.load_dataset(path, name, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _error(path, " ".join(str(error).split()), advice) from error
-    assert isinstance(table, datasets.Dataset), "one split is one table"
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        problem = " ".join(str(error.__cause__ or error).split())
+        raise _error(path, problem, advice) from error
+    if not isinstance(table, datasets.Dataset):
+        raise _error(path, f"split={split!r} is no single split", advice)
     return table
 
 
@@ -53,7 +56,8 @@ def check_hub_table(path: str, *, advice: str) -> None:
 
 
 def _error(path: str, problem: str, advice: str) -> ConfigurationError:
-    return ConfigurationError(f"{path} cannot be fetched: {problem}. {advice}")
+    done = "read" if Path(path).exists() else "fetched"
+    return ConfigurationError(f"{path} cannot be {done}: {problem.rstrip('.')}. {advice}")
 
 
 def _is_cached(path: str) -> bool:

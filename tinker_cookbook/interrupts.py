@@ -28,6 +28,7 @@ __all__ = [
 
 EXIT_INTERRUPTED = 130
 GRACE_SECONDS = 1.0
+REPEAT_SECONDS = 0.05
 BEFORE_THE_RUN = "interrupted before the run began; the same command starts it"
 CO_OPTIMIZED = 1
 """Flag of code objects that are functions, and not bodies of modules or classes."""
@@ -40,6 +41,8 @@ def hide_import_traceback() -> None:
     """Make Ctrl-C while a program is still importing modules end it with one line."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _report_uncaught
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_ignored
 
 
 def mark_begun() -> None:
@@ -178,9 +181,36 @@ def _report_uncaught(
         if _guard is not None and not _guard.is_off:
             _guard.leave()
         if _is_importing(traceback):
-            os.write(2, f"\n{BEFORE_THE_RUN}\n".encode())
-            os._exit(EXIT_INTERRUPTED)
+            _leave_before_the_run()
     sys.__excepthook__(kind, error, traceback)
+
+
+def _report_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    """Python drops an exception that is raised where nothing can catch it, such as in a finalizer.
+
+    If that is KeyboardInterrupt, the program would go on as if nobody had pressed Ctrl-C.
+    """
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        if _guard is not None:
+            later = threading.Timer(REPEAT_SECONDS, _interrupt_again)
+            later.daemon = True
+            later.start()
+            return
+        if _is_importing(ignored.exc_traceback):
+            _leave_before_the_run()
+    sys.__unraisablehook__(ignored)
+
+
+def _interrupt_again() -> None:
+    announce_interrupt()
+    main = threading.main_thread().ident
+    assert main is not None, "it runs"
+    signal.pthread_kill(main, signal.SIGINT)  # a real signal: it also ends a sleep
+
+
+def _leave_before_the_run() -> None:
+    os.write(2, f"\n{BEFORE_THE_RUN}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _is_importing(traceback: TracebackType | None) -> bool:

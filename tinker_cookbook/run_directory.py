@@ -38,6 +38,7 @@ __all__ = [
 RUNS_DIR_ENV_VAR = "TINKER_COOKBOOK_RUNS_DIR"
 DEFAULT_RUNS_DIR = "~/tinker-runs"
 CHECKPOINTS_FILE = "checkpoints.jsonl"
+SHOWN_DIFFERENCES = 12
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, CHECKPOINTS_FILE)
 # What a deletion takes away. The record of checkpoints goes first: without it nothing is resumed.
 RUN_PATTERNS = (
@@ -274,6 +275,9 @@ def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
         differences = [*code_differences(folder), *config_differences(folder, config)]
         if not differences:
             return
+    if len(differences) > SHOWN_DIFFERENCES:
+        rest = f"... and {len(differences) - SHOWN_DIFFERENCES} more: it is a run of another kind"
+        differences = [*differences[:SHOWN_DIFFERENCES], rest]
     shown = "".join(f"\n  {line}" for line in differences)
     told = f", and since it was begun{shown}\n" if differences else "; "
     if not sys.stdin.isatty():
@@ -289,7 +293,10 @@ def _ask(folder: Path, told: str) -> None:
     print(f"log_path={folder} already holds a run{told}")
     answer = ""
     while answer not in ("delete", "resume", "exit"):
-        answer = input("delete it, resume it, or exit? [delete/resume/exit] ").strip().lower()
+        try:
+            answer = input("delete it, resume it, or exit? [delete/resume/exit] ").strip().lower()
+        except EOFError:  # Ctrl-D
+            answer = "exit"
     if answer == "delete":
         delete_run(folder)
     elif answer == "exit":

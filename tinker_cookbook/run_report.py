@@ -77,11 +77,9 @@ def report_run(
         samples: Rows `{"prompt", "answer"}`, oldest first; shown are the first and last of each.
         command: How to sample from the weights.
     """
-    print()
-    for name, key in _held_out_metrics(Path(log_path)):
-        change = describe_change(log_path, key)
-        if change is not None:
-            print(f"{name}  {change[0]:.4f} -> {change[1]:.4f}")
+    changes = [(n, describe_change(log_path, k)) for n, k in _held_out_metrics(Path(log_path))]
+    measured = [f"{name}  {c[0]:.4f} -> {c[1]:.4f}" for name, c in changes if c is not None]
+    print("", *measured, sep="\n", end="\n" if measured else "")
     for prompt in dict.fromkeys(row["prompt"] for row in samples):
         answers = [row["answer"] for row in samples if row["prompt"] == prompt]
         print(f"\n{prompt}\n  before: {answers[0]}\n  after:  {answers[-1]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
+from tinker_cookbook.utils.ml_log import CONFIG_FILE, RECIPE_SETTINGS
 
 __all__ = ["read_settings"]
 
@@ -22,7 +22,7 @@ def read_settings(path: str) -> dict[str, str]:
 
     Args:
         path: Ends in .yaml or .yml, or else is JSON; an object of settings. Of a run's config.json
-            the part is taken that was typed for its recipe.
+            the part is taken that was typed for its recipe. A folder stands for its config.json.
 
     Returns:
         Values by key; those of nested objects have dots in their keys.
@@ -31,11 +31,16 @@ def read_settings(path: str) -> dict[str, str]:
         ConfigurationError: the file cannot be read, or holds something else.
     """
     file = Path(path).expanduser()
+    if file.is_dir():
+        file /= CONFIG_FILE
     try:
         text = file.read_text(encoding="utf-8")
         value = _parse_yaml(text) if file.suffix in YAML_ENDINGS else json.loads(text)
     except OSError as error:
-        raise ConfigurationError(f"config={path} cannot be read: {error.strerror}.") from error
+        raise ConfigurationError(
+            f"config={path} cannot be read ({error.strerror}); give a YAML or JSON file, or the "
+            f"folder of a run, which has a {CONFIG_FILE}."
+        ) from error
     except ValueError as error:
         kind = "YAML" if file.suffix in YAML_ENDINGS else "JSON"
         problem = " ".join(str(error).split())

@@ -42,6 +42,12 @@ def sample(local_service: ServiceProcess, monkeypatch, capsys):
     return run
 
 
+def test_an_unknown_renderer_is_told_before_anything_starts(sample) -> None:
+    status, shown, problem = sample("--prompt", "a", "--renderer", "chatmll")
+    assert (status, shown) == (2, "")
+    assert "'chatmll' is unknown. Did you mean 'chatml'?" in problem
+
+
 def test_the_only_model_and_a_checkpoint_need_no_name(sample, local_service, checkpoints) -> None:
     for target in ((), *((path,) for path in checkpoints)):
         status, shown, problem = sample(*target, "--prompt", "What is it?")

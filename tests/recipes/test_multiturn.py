@@ -57,6 +57,29 @@ def test_a_person_can_play(local_service, monkeypatch: pytest.MonkeyPatch, capsy
     assert "total reward" in out
 
 
+def test_a_person_can_leave(local_service, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    play_env.main(play_env.Config(model_name=local_service.model, renderer_name="chatml"))
+    assert "the input has ended; the episode is left unfinished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 1_000}, r"batch=1000 is beyond the data; use 0 to 39\."),
+        ({"batch": -1}, "batch=-1 is negative"),
+        ({"settings": "[1]"}, "is no object; write settings="),
+        ({"settings": '{"seed": "x"}'}, "seed=x has the wrong type"),
+        ({"settings": '{"num_batches": 0}'}, "num_batches=0 is less than 1"),
+        ({"env": "no.module:Name"}, r"env=no.module:Name cannot be imported \(No module"),
+    ],
+)
+def test_mistakes_are_told_before_anybody_plays(local_service, settings: dict, message: str):
+    fixed = {"renderer_name": "chatml", "model_name": local_service.model}
+    with pytest.raises(ConfigurationError, match=message):
+        play_env.main(play_env.Config(**fixed | settings))
+
+
 def test_a_model_can_play(local_service, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     play_env.main(

@@ -51,8 +51,7 @@ def check_report(output: str, rows: list[dict]) -> None:
     assert f"\nstate    {state}  (to train on from: load_checkpoint_path=...)\n" in output
     assert f"\ndownload tinker checkpoint download {state}\n" in output
     assert "\nsample   tinker-cookbook sample tinker://" in output
-    if "env/all" in key:
-        assert re.search(r"Write exactly . words about .*\n  before: .*\n  after:  ", output)
+    assert re.search(r"Write exactly . words about .*\n  before: .*\n  after:  ", output)
 
 
 def check_names(recipe: str, service, log_path: Path) -> None:
@@ -67,6 +66,14 @@ def check_names(recipe: str, service, log_path: Path) -> None:
         assert (run.user_metadata or {})["run_name"] == name
     session_id = final["state_path"].removeprefix("tinker://").partition(":")[0]
     assert rest.get_session(session_id).result().display_name == name
+
+
+@pytest.mark.parametrize("key", ["groups_per_batch", "num_batches", "max_tokens", "max_steps"])
+def test_sizes_are_checked_before_anything_starts(key: str):
+    for recipe in (rl_basic, rl_loop):
+        if hasattr(recipe.Config, key):
+            with pytest.raises(ConfigurationError, match=f"{key}=0 is less than 1; use 1 or more"):
+                recipe.Config(**{key: 0})
 
 
 @pytest.mark.parametrize("recipe", [rl_basic, rl_loop])

@@ -108,6 +108,17 @@ def test_the_sample_before_and_after_is_shown(remote: ForkedRecipes, tmp_path, l
     assert "  after:  " in output
 
 
+def test_the_loop_shows_a_sample_before_and_after(remote: ForkedRecipes, tmp_path, local_service):
+    log_path = tmp_path / "run"
+    loop_settings = [word for word in QUICK if not word.startswith(("eval_every", "infrequent"))]
+    model = f"model_name={local_service.model}"
+    remote.run("recipes.sl_loop", *loop_settings, model, "max_steps=2", f"log_path={log_path}")
+    assert len(read_jsonl(log_path / "samples.jsonl")) == 2
+    output = (tmp_path / "output.log").read_text()
+    assert "How do I keep bread fresh?\n  before: " in output
+    assert "  after:  " in output
+
+
 def weighted_files(folder: Path) -> str:
     """A ShareGPT array and an Alpaca table, three quarters and a quarter of an epoch."""
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -219,7 +230,8 @@ BAD_INPUT = {
     "a folder that is a file": (["log_path={bad_file}"], "is a file; name a folder"),
     "weights of another kind": (["load_checkpoint_path=tinker://x/weights/y"], "tinker://x"),
     "a schedule": (["lr_schedule=step"], "it must be one of linear, cosine, constant"),
-    "a model of another service": (["model_name=openai/gpt-oss-20b"], "is not offered by"),
+    "a model of elsewhere": (["model_name=openai/gpt-oss-20b"], "is not offered by http"),
+    "an empty value": (["data="], "data= has no value; give one, or leave the key out"),
     "no value": (["learning_rate"], "write key=value"),
 }
 

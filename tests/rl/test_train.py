@@ -302,7 +302,7 @@ def test_prompts_longer_than_the_context_are_reported(build):
     ("changes", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0 is not above 0"),
-        ({"max_tokens": 0}, "max_tokens=0 is not above 0"),
+        ({"max_tokens": 0}, "max_tokens=0 is less than 1"),
         ({"kl_penalty_coef": 0.1}, "needs a reference"),
         (
             {

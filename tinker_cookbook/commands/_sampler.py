@@ -81,8 +81,10 @@ def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
         raise ConfigurationError(
             f"temperature={args.temperature} is out of range; use 0 (greedy) or more."
         )
-    from tinker_cookbook import service
+    from tinker_cookbook import renderers, service
 
+    if args.renderer is not None:
+        renderers.check_renderer_name(args.renderer)
     checkpoint, model = _split_target(args.target, args.model)
     with service.connect(args.base_url, model, checkpoint=checkpoint) as connection:
         print(connection.describe(), flush=True)

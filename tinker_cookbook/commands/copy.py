@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Copy, then say what was written and how to start it."""
     recipe = find_recipe(args.name)
-    for path in copy_recipe(recipe, args.folder):
-        print(path)
+    written = copy_recipe(recipe, args.folder)
+    print(*written or [f"{args.folder} holds this copy already"], sep="\n")
     print(f"\nStart it:   cd {args.folder} && python -m {recipe.name}")
     return 0
 

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.renderers import Renderer
 
-__all__ = ["SAMPLES_FILE", "SampleEvaluator", "SampleEvaluatorBuilder", "read_samples"]
+__all__ = [
+    "SAMPLES_FILE",
+    "SampleEvaluator",
+    "SampleEvaluatorBuilder",
+    "read_samples",
+    "record_sample",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ class SampleEvaluator(SamplingClientEvaluator):
     ) -> None:
         self.prompts = prompts
         self.renderer = renderer
-        self.path = Path(log_path) / SAMPLES_FILE
+        self.log_path = log_path
         self.max_tokens = max_tokens
         self.temperature = temperature
 
@@ -68,7 +74,7 @@ class SampleEvaluator(SamplingClientEvaluator):
         for prompt, future in zip(self.prompts, futures, strict=True):
             tokens = list((await future).sequences[0].tokens)
             answer = self._text(tokens)
-            append_row(self.path, {"prompt": prompt, "answer": answer})
+            record_sample(self.log_path, prompt, answer)
             logger.info("prompt: %s\nanswer: %s", prompt, answer)
         return {}
 
@@ -101,6 +107,11 @@ class SampleEvaluatorBuilder:
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
+
+
+def record_sample(log_path: str | Path, prompt: str, answer: str) -> None:
+    """Append an answer to samples.jsonl: for loops that sample by themselves."""
+    append_row(Path(log_path) / SAMPLES_FILE, {"prompt": prompt, "answer": answer})
 
 
 def read_samples(log_path: str | Path) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ __all__ = [
     "TrainOnWhat",
     "UnparsedToolCall",
     "Utf8TokenDecoder",
+    "check_renderer_name",
     "classify_parse_failure",
     "ensure_text",
     "find_image_renderer_names",
@@ -169,16 +170,29 @@ def get_renderer(
     qwen3_thinking_2507, qwen3_vl, qwen3_vl_instruct, role_colon, smollm2, smollm3,
     smollm3_disable_thinking.
     """
-    with _lock:
-        factory = _registered.get(name) or _built_in().get(name)
-    if factory is None:
-        raise _unknown_name_error(name)
-    renderer = factory(tokenizer, image_processor)
+    renderer = _find_factory(name)(tokenizer, image_processor)
     loadable_name = model_name or getattr(tokenizer, "name_or_path", None) or None
     renderer._renderer_name = name
     renderer._model_name = loadable_name
     renderer._has_image_processor = image_processor is not None
     return renderer
+
+
+def check_renderer_name(name: str) -> None:
+    """Refuse a name that `get_renderer` would not know, without any tokenizer.
+
+    Raises:
+        RendererError: with the nearest name.
+    """
+    _find_factory(name)
+
+
+def _find_factory(name: str) -> RendererFactory:
+    with _lock:
+        factory = _registered.get(name) or _built_in().get(name)
+    if factory is None:
+        raise _unknown_name_error(name)
+    return factory
 
 
 def load_renderer(name: str, model_name: str) -> Renderer:

@@ -130,8 +130,9 @@ def split_reasoning(message: Message) -> tuple[str, str]:
             hint = "Use a renderer for a model that accepts it."
             if kind == "image":
                 hint = (
-                    "A vision model's renderer writes images if it has the model's image "
-                    "processor: make it with load_renderer(NAME, MODEL), or give get_renderer one."
+                    "For a vision model name a renderer of its images (renderer_name=..., "
+                    "--renderer); 'tinker-cookbook render --verify MODEL' finds it. In a program, "
+                    "load_renderer(NAME, MODEL) gives it the image processor."
                 )
             raise RendererError(
                 f"content part type={kind!r} cannot be written here; this format, this role or "

@@ -110,11 +110,6 @@ class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOpti
     @chz.validate
     def _check(self) -> None:
         check_options(self)
-        for name in ("max_tokens", "temperature", "num_substeps", "num_epochs"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(
-                    f"{name}={getattr(self, name)} is not above 0; use a positive number."
-                )
         if self.kl_penalty_coef < 0 or not 0 <= self.kl_discount_factor <= 1:
             raise ConfigurationError(
                 f"kl_penalty_coef={self.kl_penalty_coef}, kl_discount_factor="

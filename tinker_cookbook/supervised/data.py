@@ -17,6 +17,7 @@ from tinker_cookbook.exceptions import (
     DataFormatError,
     DataValidationError,
 )
+from tinker_cookbook.hub_datasets import load_hub_table
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
 from tinker_cookbook.supervised.lazy_dataset import (
@@ -244,6 +245,7 @@ _MARKUP_DOC = (
     "What to do with <think> and <tool_call> in the text of replies: convert them to reasoning and "
     "calls, refuse the row, or keep them as text."
 )
+_HUB_ADVICE = "A local folder with these rows will do (path=FOLDER), or data=FILE of a recipe."
 _DROP_LAST_DOC = (
     "Leave out the rows that do not fill the last batch of an epoch; else they make a smaller one."
 )
@@ -462,13 +464,7 @@ def _glance(rows: _MixedRows, name: str, markup: MarkupMode) -> list[str]:
 
 
 def _load_table(source: HFDatasetSource) -> datasets.Dataset:
-    import datasets
-
-    table = datasets.load_dataset(source.path, name=source.name, split=source.split)
-    if not isinstance(table, datasets.Dataset):
-        raise ConfigurationError(
-            f"split={source.split!r} of {source.path} is a {type(table).__name__}; name one split."
-        )
+    table = load_hub_table(source.path, source.name, source.split, advice=_HUB_ADVICE)
     field, columns = source.message_field, table.column_names
     another_shape = field == "messages" and shape_of(dict.fromkeys(columns, "")) is not None
     if field not in columns and not another_shape:

@@ -59,4 +59,5 @@ class DataOptions:
                 f"data={self.data} and file_path={self.file_path} are both given and mean the "
                 "same; use data."
             )
-        return self.data or self.file_path or str(default)
+        given = self.file_path if self.data is None else self.data
+        return str(default) if given is None else given
