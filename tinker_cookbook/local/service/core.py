@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
+from tinker_cookbook.local.engine.memory import resident_bytes
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.openai_api.sampling import Codecs
 from tinker_cookbook.local.service.auth import Authenticator
 from tinker_cookbook.local.service.engine_access import EngineAccess
+from tinker_cookbook.local.service.freed_memory import FreedMemory
 from tinker_cookbook.local.service.futures import Entry, FutureTable, Payload
 from tinker_cookbook.local.service.http import HttpError
 from tinker_cookbook.local.service.losses import LossTable
@@ -42,9 +43,6 @@ It gives work to the engine before it first awaits, or is submitted `alone`, to 
 
 HOUSEKEEPING_SECONDS = 20.0
 WATCH_SECONDS = 1.0
-IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
-"""Freed memory is given back to the system once the process has grown by so much. While it works,
-that costs time, as the work takes most of it again."""
 FETCH_SECONDS = 2.0
 """How long a shutdown leaves clients to fetch what has just been finished."""
 
@@ -72,13 +70,13 @@ class Service:
         self.progress = ProgressLog(settings.state_dir)
         self.retention = Retention(settings.retention, self.store, self.progress)
         self.codecs = Codecs()
+        self.freed_memory = FreedMemory()
         self.started_at = time.time()
         self.is_draining = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._settled_bytes = 0
         """Memory of this process after freed memory was last given back."""
         self._freeing: set[asyncio.Task[None]] = set()
 
@@ -296,18 +294,10 @@ class Service:
                 await step()
             except StorageError as error:
                 logger.error("housekeeping: %s", error)
-        await self._return_memory()
+        await self.freed_memory.give_back(is_idle=not self._tasks and not self._streams)
         if self.engine.is_ready:
             idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
             await asyncio.wrap_future(idle)
-
-    async def _return_memory(self) -> None:
-        """Give back what large requests took and no longer use."""
-        grown = resident_bytes() - self._settled_bytes
-        is_idle = not self._tasks and not self._streams
-        if grown > (IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES):
-            await asyncio.to_thread(return_freed_memory, collect=is_idle)
-            self._settled_bytes = resident_bytes()
 
     def _forget_answered(self) -> None:
         """Keep no numbers of requests whose results are not kept any more."""
