@@ -250,6 +250,7 @@ def test_memory_of_uploads_that_never_end_is_given_back(service_factory, tiny_mo
             connection.sendall(piece)
         uploads.append(connection)
     wait_until(lambda: resident_bytes(service) > before + 200 * 2**20)
+    time.sleep(3)  # it is looked for while all of it is still in use
     for connection in uploads:
         connection.close()
     wait_until(lambda: resident_bytes(service) < before + 60 * 2**20)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
+<<<<<<< HEAD:tinker_cookbook/local/service/state/core.py
 from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
 from tinker_cookbook.local.errors import (
     GoneError,
@@ -19,6 +20,24 @@ from tinker_cookbook.local.errors import (
     UserError,
 )
 from tinker_cookbook.local.service.protocol.auth import Authenticator
+=======
+from tinker_cookbook.local.engine.memory import resident_bytes
+from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.openai_api.sampling import Codecs
+from tinker_cookbook.local.service.protocol.auth import Authenticator
+from tinker_cookbook.local.service.state.engine import EngineAccess
+from tinker_cookbook.local.service.state.freed_memory import FreedMemory
+from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
+from tinker_cookbook.local.service.protocol.http import HttpError
+from tinker_cookbook.local.service.state.losses import LossTable
+from tinker_cookbook.local.service.state.metrics import Metrics
+from tinker_cookbook.local.service.state.presence import Presence
+from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.retention import Retention
+from tinker_cookbook.local.service.state.runs import Run
+from tinker_cookbook.local.service.state.samplers import SamplerTable
+from tinker_cookbook.local.service.state.sessions import Session, SessionTable
+>>>>>>> rev2:tinker_cookbook/local/service/state/core.py
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
@@ -46,9 +65,6 @@ It gives work to the engine before it first awaits, or is submitted `alone`, to 
 
 HOUSEKEEPING_SECONDS = 20.0
 WATCH_SECONDS = 1.0
-IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
-"""Freed memory is given back to the system once the process has grown by so much. While it works,
-that costs time, as the work takes most of it again."""
 FETCH_SECONDS = 2.0
 """How long a shutdown leaves clients to fetch what has just been finished."""
 
@@ -75,13 +91,17 @@ class Service:
         self.metrics = Metrics()
         self.progress = ProgressLog(settings.state_dir)
         self.retention = Retention(settings.retention, self.store, self.progress)
+<<<<<<< HEAD:tinker_cookbook/local/service/state/core.py
+=======
+        self.codecs = Codecs()
+        self.freed_memory = FreedMemory()
+>>>>>>> rev2:tinker_cookbook/local/service/state/core.py
         self.started_at = time.time()
         self.is_draining = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._settled_bytes = 0
         """Memory of this process after freed memory was last given back."""
         self._freeing: set[asyncio.Task[None]] = set()
 
@@ -298,18 +318,10 @@ class Service:
                 await step()
             except StorageError as error:
                 logger.error("housekeeping: %s", error)
-        await self._return_memory()
+        await self.freed_memory.give_back(is_idle=not self._tasks and not self._streams)
         if self.engine.is_ready:
             idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
             await asyncio.wrap_future(idle)
-
-    async def _return_memory(self) -> None:
-        """Give back what large requests took and no longer use."""
-        grown = resident_bytes() - self._settled_bytes
-        is_idle = not self._tasks and not self._streams
-        if grown > (IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES):
-            await asyncio.to_thread(return_freed_memory, collect=is_idle)
-            self._settled_bytes = resident_bytes()
 
     def _forget_answered(self) -> None:
         """Keep no numbers of requests whose results are not kept any more."""
