@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from tinker_cookbook.exceptions import TinkerCookbookError
-<<<<<<< HEAD:tinker_cookbook/local/service/state/core.py
-from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_memory
+from tinker_cookbook.local.engine.memory import resident_bytes
 from tinker_cookbook.local.errors import (
     GoneError,
     NotFoundError,
@@ -20,26 +19,9 @@ from tinker_cookbook.local.errors import (
     UserError,
 )
 from tinker_cookbook.local.service.protocol.auth import Authenticator
-=======
-from tinker_cookbook.local.engine.memory import resident_bytes
-from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.openai_api.sampling import Codecs
-from tinker_cookbook.local.service.protocol.auth import Authenticator
-from tinker_cookbook.local.service.state.engine import EngineAccess
-from tinker_cookbook.local.service.state.freed_memory import FreedMemory
-from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
-from tinker_cookbook.local.service.protocol.http import HttpError
-from tinker_cookbook.local.service.state.losses import LossTable
-from tinker_cookbook.local.service.state.metrics import Metrics
-from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.storage.progress import ProgressLog
-from tinker_cookbook.local.service.storage.retention import Retention
-from tinker_cookbook.local.service.state.runs import Run
-from tinker_cookbook.local.service.state.samplers import SamplerTable
-from tinker_cookbook.local.service.state.sessions import Session, SessionTable
->>>>>>> rev2:tinker_cookbook/local/service/state/core.py
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
+from tinker_cookbook.local.service.state.freed_memory import FreedMemory
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
 from tinker_cookbook.local.service.state.losses import LossTable
 from tinker_cookbook.local.service.state.metrics import Metrics
@@ -91,11 +73,7 @@ class Service:
         self.metrics = Metrics()
         self.progress = ProgressLog(settings.state_dir)
         self.retention = Retention(settings.retention, self.store, self.progress)
-<<<<<<< HEAD:tinker_cookbook/local/service/state/core.py
-=======
-        self.codecs = Codecs()
         self.freed_memory = FreedMemory()
->>>>>>> rev2:tinker_cookbook/local/service/state/core.py
         self.started_at = time.time()
         self.is_draining = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
