@@ -108,8 +108,8 @@ def config_differences(log_dir: str | Path, config: Any) -> list[str]:
     """Compare a config with the one that a run directory was made with.
 
     Returns:
-        One line `key: old -> new` per difference that changes what is computed; empty if there is
-        none, or no config.json.
+        One line `key: old -> new` per difference that changes what is computed, settings that both
+        have first; empty if there is none, or no config.json.
     """
     path = Path(log_dir) / CONFIG_FILE
     if not path.exists():
@@ -119,11 +119,9 @@ def config_differences(log_dir: str | Path, config: Any) -> list[str]:
     except ValueError as error:
         raise DataFormatError(f"{path} is not JSON ({error}); delete it or the folder.") from error
     before, after = _flatten(_relevant(old)), _flatten(_relevant(dump_config(config)))
-    return [
-        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    keys.sort(key=lambda key: (key not in before or key not in after, key))
+    return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in keys]
 
 
 @contextlib.contextmanager

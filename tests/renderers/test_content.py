@@ -121,7 +121,7 @@ def test_tool_calls_are_immutable_and_strict() -> None:
         ToolCall(function=call.function, extra=1)  # pyright: ignore[reportCallIssue]
 
 
-ADDED = "find_image_renderer_names get_renderer_names load_renderer".split()
+ADDED = "check_renderer_name find_image_renderer_names get_renderer_names load_renderer".split()
 """What the cookbook does not have."""
 
 

@@ -9,7 +9,7 @@ from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
-from tinker_cookbook.local.engine.training.losses import LOSSES, PackLoss
+from tinker_cookbook.local.engine.training.losses import LOSSES, BuiltInPackLoss
 from tinker_cookbook.local.engine.types import LoraSpec
 
 VOCAB, HIDDEN, CHUNK_ROWS = 20, 6, 16
@@ -33,7 +33,7 @@ def test_chunks_agree_with_autograd_on_all_rows(num_trained: int) -> None:
     head = Head(DenseMatrix(weight), chunk_bytes=CHUNK_ROWS * 4 * VOCAB)
     adapter = Adapter(LoraSpec(rank=1, seed=0), [])
     sink = GradientSink(adapter.layout, adapter.parameters)
-    pack_loss = PackLoss(LOSSES["cross_entropy"], {}, {"weights": weights})
+    pack_loss = BuiltInPackLoss(LOSSES["cross_entropy"], {}, {"weights": weights})
     logprobs, gradient = head.logprobs_and_gradient(
         adapter,
         hidden.detach()[:num_trained],
