@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -13,6 +12,8 @@ from tinker_cookbook.supervised.data import HFDatasetSource, InterleavedChatData
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 

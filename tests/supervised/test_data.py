@@ -7,7 +7,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import tinker
@@ -125,6 +124,8 @@ def test_the_split_depends_on_the_shuffle_seed_alone(chat_file):
 
 
 def test_rows_come_in_the_order_of_hugging_face_shuffle(chat_file):
+    import datasets
+
     rows = datasets.Dataset.from_dict({"i": list(range(30))}).shuffle(seed=3)
     train_rows = rows.select(range(5, 30))
     train = build_train(chat_file, test_size=5, shuffle_seed=3, batch_size=5)
@@ -383,7 +384,9 @@ def test_a_batch_holds_all_datums_of_its_conversations(tmp_path, thinking_model)
 # ---- Hugging Face datasets ----
 
 
-def hf_rows(count: int) -> datasets.Dataset:
+def hf_rows(count: int):
+    import datasets
+
     return datasets.Dataset.from_dict({"number": list(range(1, count + 1))})
 
 
@@ -498,6 +501,8 @@ def source(folder: Path, name: str, count: int, **options) -> HFDatasetSource:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 

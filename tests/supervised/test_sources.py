@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -259,6 +258,8 @@ def test_bytes_that_are_no_text_name_the_line(tmp_path):
 
 
 def test_hugging_face_tables_keep_calls_and_schemas_as_written(tmp_path):
+    import datasets
+
     def row(arguments: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         parameters = {"type": "object", "properties": properties}
@@ -299,6 +300,8 @@ def test_rows_of_tables_are_named_by_their_number(tmp_path):
 
 
 def test_save_to_disk_folders_are_read(tmp_path):
+    import datasets
+
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
     assert contents(tmp_path / "saved") == EXPECTED
 

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 import tinker
 
@@ -26,6 +25,8 @@ def base_url(service) -> str:
 
 @pytest.fixture(scope="module")
 def client(local_service):
+    import openai
+
     with openai.OpenAI(
         base_url=base_url(local_service), api_key=local_service.api_key, max_retries=0
     ) as client:
@@ -47,6 +48,8 @@ def ask(client, service, **options):
 
 
 def test_models_are_listed_with_checkpoints(client, local_service, checkpoint) -> None:
+    import openai
+
     names = [model.id for model in client.models.list()]
     assert names[0] == local_service.model
     assert checkpoint in names
@@ -163,6 +166,8 @@ REFUSED = [
 @pytest.mark.parametrize(("options", "param"), REFUSED)
 @pytest.mark.parametrize("stream", [False, True])
 def test_mistakes_are_named(client, local_service, options, param, stream) -> None:
+    import openai
+
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, local_service, **options, stream=stream)
     assert caught.value.body["param"] == param or param is None
@@ -173,6 +178,8 @@ def test_mistakes_are_named(client, local_service, options, param, stream) -> No
 @pytest.mark.parametrize("kind", ["prompt", "prompts", "message", "parts", "tools", "options"])
 def test_texts_that_cannot_fit_are_not_tokenized(client, local_service, kind, num_bytes) -> None:
     """Their characters are counted; counting their tokens would take memory and minutes."""
+    import openai
+
     text = "x " * (num_bytes // 2)
     parts = [{"type": "text", "text": text[:100_000]}] * (len(text) // 100_000)
     tool = {"type": "function", "function": {"name": "f", "description": text}}
@@ -192,6 +199,8 @@ def test_texts_that_cannot_fit_are_not_tokenized(client, local_service, kind, nu
 
 
 def test_too_many_completions_of_one_request(client, local_service) -> None:
+    import openai
+
     with pytest.raises(openai.BadRequestError, match="n=1024 with 5 prompts") as caught:
         client.completions.create(model=local_service.model, prompt=["x"] * 5, n=1024)
     assert caught.value.param == "n"
@@ -211,6 +220,8 @@ def test_other_threads_run_while_a_text_is_tokenized(tiny_model_folder) -> None:
 
 
 def test_keys_models_and_paths_that_are_wrong(client, local_service) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError) as caught:
         ask(client, local_service, model="gpt-5")
     assert caught.value.code == "model_not_found"
@@ -238,6 +249,8 @@ def test_half_a_surrogate_pair_is_refused(local_service) -> None:
 
 @pytest.mark.anyio
 async def test_many_streams_at_once(local_service, checkpoint) -> None:
+    import openai
+
     async with openai.AsyncOpenAI(
         base_url=base_url(local_service), api_key=local_service.api_key, max_retries=0
     ) as client:
@@ -283,6 +296,8 @@ def test_a_client_that_leaves_ends_its_sampling(local_service, stream) -> None:
 
 
 def test_a_shutdown_lets_a_stream_end(service_factory, tiny_model_folder) -> None:
+    import openai
+
     service = service_factory(tiny_model_folder)
     client = openai.OpenAI(base_url=base_url(service), api_key=service.api_key, max_retries=0)
     stream = client.completions.create(
