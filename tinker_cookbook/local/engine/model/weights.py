@@ -2,7 +2,7 @@
 
 Projections that read the same input are stacked (query, key, value; gate, up), so that one product
 serves them. On a CPU with compiled kernels and float32 arithmetic matrices are packed once, for
-training and sampling (`native.packed`); elsewhere they are tensors (`matrices`).
+training and sampling (`packed_matrix`); elsewhere they are tensors (`matrices`).
 """
 
 from __future__ import annotations

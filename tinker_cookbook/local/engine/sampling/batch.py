@@ -1,6 +1,7 @@
 """What the scheduler asks of a model: a batch to compute, and a cache that holds its sequences.
 
-`decode` and `kv_cache` are the native implementation, `hf_decode` the one through transformers.
+`torch_decoder`, `native_decoder` and `kv_cache` serve native models, `hf_decoder` those through
+transformers.
 """
 
 from __future__ import annotations
