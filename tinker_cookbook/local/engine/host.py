@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.jobs import EngineSettings
 from tinker_cookbook.local.engine.memory import (
     available_bytes,
@@ -55,10 +56,6 @@ __all__ = ["EngineHost", "LoadedModel"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_CACHE_BYTES = 4 * 2**30
-_MIN_CACHE_BYTES = 64 * 2**20
-_BYTES_PER_PARAMETER = 16
-"""A parameter in training, its gradient and two moments."""
 _SPARE_BYTES = 512 * 2**20
 """Left free beside a model's weights, for activations and keys and values."""
 
@@ -149,10 +146,7 @@ class EngineHost:
     def _cache_bytes(self) -> int:
         if self._settings.kv_cache_bytes is not None:
             return self._settings.kv_cache_bytes
-        free = self._free_bytes()
-        if free is None:
-            return _MAX_CACHE_BYTES // 2
-        return max(min(free // 4, _MAX_CACHE_BYTES), _MIN_CACHE_BYTES)
+        return cache_budget(self._free_bytes())
 
     def _ask_free_bytes(self) -> int | None:
         if self.device.type == "cuda":
@@ -316,7 +310,7 @@ class EngineHost:
         targets = base.lora_targets(lora)
         parameters = lora.rank * sum(t.in_features + t.out_features for t in targets)
         self._make_room(
-            _BYTES_PER_PARAMETER * parameters,
+            run_bytes(4 * parameters, with_gradient=True),
             f"rank={lora.rank} makes an adapter of {parameters:,} parameters, which with its "
             "gradient and optimizer state",
             "use a lower rank, or close other runs",
@@ -337,7 +331,7 @@ class EngineHost:
         adapter = None
         if run_id is not None:
             trained = self._run(run_id).training.adapter
-            size = 2 * trained.parameters.nbytes  # the copy, and the form that sampling uses
+            size = sampler_bytes(trained.parameters.nbytes)
             self._make_room(size, "a snapshot of the run", "use a lower rank", keep=run_id)
             adapter = StackedLora(trained.snapshot(), model.dtype)
         elif folder is not None:

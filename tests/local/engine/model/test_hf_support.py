@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import RUN_THROUGH_TRANSFORMERS, foreign_model
+from tests.local.engine.training_data import FORMATS
 from tests.tiny_models import tiny_model
 from tests.vision_models import tiny_vision_model
 from tinker_cookbook.exceptions import WeightsError
@@ -22,7 +23,7 @@ from tinker_cookbook.local.engine.model.base_model import load_base_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.types import LoraSpec
-from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan
+from tinker_cookbook.local.plan import GIB, MachineRates, ModelPlan, build_plan, describe_plan
 
 RATES = MachineRates(flops=150e9, bandwidth=20e9)
 REFUSED = {
@@ -69,22 +70,26 @@ def test_unknown_types_are_refused_in_one_line(tmp_path: Path, change: dict, pro
     assert problem in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("kind", [*RUN_THROUGH_TRANSFORMERS, "qwen2_5_vl", "llava"])
-def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(kind: str) -> None:
+def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(
+    kind: str, dtype: torch.dtype
+) -> None:
     is_text = kind in RUN_THROUGH_TRANSFORMERS
     folder = foreign_model(kind) if is_text else tiny_vision_model(kind)
     assert read_arch(folder) is None
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
-    model = load_base_model(folder, dtype=torch.float32)
+    plan = planned(folder, dtype)
+    model = load_base_model(folder, dtype=dtype)
     assert isinstance(model, HfModel)
-    loaded = sum(p.numel() for p in model.transformers_model.parameters())
-    assert plan.num_parameters == loaded
+    parameters = list(model.transformers_model.parameters())
+    assert plan.num_parameters == sum(p.numel() for p in parameters)
+    assert plan.memory["weights"] == sum(p.nbytes for p in parameters)
     adapter = Adapter(LoraSpec(rank=4), model.lora_targets(LoraSpec(rank=4)))
     assert plan.adapter_parameters == 4 * sum(
         target.in_features + target.out_features for target in adapter.targets
     )
-    assert set(plan.shape.adapter_parts) == {target.part for target in adapter.targets}
-    assert plan.shape.max_positions == model.max_positions
+    assert set(plan.sizes.adapter_parts) == {target.part for target in adapter.targets}
+    assert plan.sizes.max_positions == model.max_positions
     taken = model.batch_bytes(1024, 1, 4, backward=True)
     assert plan.memory["activations of a pack"] == taken
     text = describe_plan(plan)
@@ -93,11 +98,17 @@ def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(kind: s
     assert plan.fits
 
 
+def planned(folder: Path, dtype: torch.dtype) -> ModelPlan:
+    name = str(dtype).removeprefix("torch.")
+    return build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype=name)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("kind", RUN_THROUGH_TRANSFORMERS)
-def test_a_planned_cached_token_is_what_a_sequence_holds(kind: str) -> None:
+def test_a_planned_cached_token_is_what_a_sequence_holds(kind: str, dtype: torch.dtype) -> None:
     folder = foreign_model(kind)
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
-    model = load_base_model(folder, dtype=torch.float32)
+    plan = planned(folder, dtype)
+    model = load_base_model(folder, dtype=dtype)
     assert isinstance(model, HfModel)
     sequence = model.start(None)
     sequence.extend(torch.arange(3, 13))

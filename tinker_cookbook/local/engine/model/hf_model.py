@@ -35,6 +35,7 @@ __all__ = [
     "HfModel",
     "HfSequence",
     "find_linears",
+    "hf_cache_bytes",
     "hf_pass_bytes",
     "max_positions",
     "wanted_targets",
@@ -258,8 +259,23 @@ class HfSequence:
         return output.logits[0].float()
 
 
+def hf_cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Return the memory of one token's keys and values in all layers, from the configuration.
+
+    Layers that keep the last tokens only make it less for long sequences.
+    """
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return text.num_hidden_layers * 2 * kv_heads * head_dim * dtype.itemsize
+
+
 def hf_pass_bytes(config: Any, num_tokens: int, *, vocab_size: int, backward: bool) -> int:
-    """About what a pass over one sequence takes, from the model's configuration."""
+    """Return a rough estimate of the memory for a pass over one sequence, from the configuration.
+
+    Attention is computed in one piece, so it grows with the square of the length.
+    """
     text = config.get_text_config()
     num_layers = int(getattr(text, "num_hidden_layers", 1))
     hidden = int(getattr(text, "hidden_size", 1024))
