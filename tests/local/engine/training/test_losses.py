@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from tests.local.engine.training_data import make_run, random_datum
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.training.losses import LOSSES, loss_and_gradient
+from tinker_cookbook.local.engine.training.built_in_loss import loss_and_gradient
+from tinker_cookbook.local.engine.training.losses import LOSSES, UNAVAILABLE
 from tinker_cookbook.local.engine.types import LossSpec, TrainDatum
+from tinker_cookbook.rl.config import RLLoss
 
 LOW, HIGH, BETA = 0.9, 1.1, 0.3
 Arrays = dict[str, np.ndarray]
@@ -186,3 +189,16 @@ def test_by_sequence_loss_through_packs() -> None:
     assert (gradient - run.gradient).norm() / gradient.norm() < 1e-5
     total = sum(result.metrics["loss:sum"] for result in alone)
     assert together.metrics["loss:sum"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_rl_loops_offer_every_loss_with_advantages() -> None:
+    offered = set(get_args(RLLoss)) - set(UNAVAILABLE)
+    assert offered == {name for name, loss in LOSSES.items() if "advantages" in loss.inputs}
+
+
+def test_drivers_and_orders_name_declared_inputs_and_settings() -> None:
+    for loss in LOSSES.values():
+        assert loss.driver in ("", *loss.inputs)
+        assert set(loss.ordered or ()) <= set(loss.settings)
+        for setting in loss.settings.values():
+            assert setting.low <= setting.default <= setting.high
