@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.memory import available_bytes
-from tinker_cookbook.local.engine.model.architecture import dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.engine.types import LoraSpec
 

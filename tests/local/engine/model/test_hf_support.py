@@ -162,7 +162,7 @@ def test_another_output_than_logits_is_refused_alike(tmp_path: Path, kind: str, 
     source = tiny_model() if kind == "llama" else foreign_model(kind)
     folder = with_config(source, tmp_path / "model", architectures=[f"X{head}"])
     text = refusal(folder)
-    assert f"X{head} puts other numbers out than the next token's logits" in text
+    assert f"X{head} computes other numbers than the next token's logits" in text
     with pytest.raises(WeightsError) as planned:
         build_plan("m", folder, rates=RATES)
     assert str(planned.value) == text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tinker_cookbook.local.engine.model.architecture import DTYPE_NAMES, dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import DTYPE_NAMES, dtype_from_environment
 from tinker_cookbook.local.engine.model.precision import fastest_dtype
 from tinker_cookbook.local.errors import UserError
 
