@@ -1,4 +1,4 @@
-"""What is no causal language model is refused in one line, and the plan says the same."""
+"""Models that are not causal language models are refused in one line, by the plan too."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_what_cannot_run_is_refused_by_the_engine_and_the_plan_alike(kind: str) 
 
 
 def test_a_model_that_reads_what_comes_after_is_found_out_by_what_it_predicts() -> None:
-    assert "changes with the text behind it" in refusal(foreign_model("gemma3_both_sides"))
+    assert "changes with the text after it" in refusal(foreign_model("gemma3_both_sides"))
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"model_type": "no_such_model", "architectures": ["X"]}, "cannot be read by transformers"),
-        ({"model_type": "clip"}, "is no causal language model"),
+        ({"model_type": "clip"}, "is not a causal language model"),
     ],
 )
 def test_unknown_types_are_refused_in_one_line(tmp_path: Path, change: dict, problem: str) -> None:
