@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.run_options import LogdirBehavior
+from tinker_cookbook.runs import lock
+from tinker_cookbook.runs.options import LogdirBehavior
 from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
@@ -146,7 +146,7 @@ def open_log_dir(
     opened = _OpenFolder(Path(log_dir).expanduser())
     _opened.append(opened)
     try:
-        with run_lock.hold(opened.folder):
+        with lock.hold(opened.folder):
             _prepare(opened.folder, behavior, config)
             opened.is_new = not holds_a_run(opened.folder)
             try:
@@ -190,7 +190,7 @@ _last_opened: Path | None = None
 def forget_failed_starts() -> None:
     """Leave the open run directories as their blocks would; for a process that is ended now."""
     for opened in _opened:
-        (opened.folder / run_lock.LOCK_FILE).unlink(missing_ok=True)
+        (opened.folder / lock.LOCK_FILE).unlink(missing_ok=True)
         opened.forget_failed_start()
         opened.remove_if_empty()
 
@@ -233,7 +233,7 @@ def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any =
         ConfigurationError: if the run is refused, with the differences, or the folder is in use.
     """
     folder = Path(log_dir).expanduser()
-    run_lock.refuse_if_held(folder)
+    lock.refuse_if_held(folder)
     _prepare(folder, behavior, config)
     _make_folder(folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinker_cookbook import service
 from tinker_cookbook.model_files import DEFAULT_MODEL
-from tinker_cookbook.run_directory import CHECKPOINTS_FILE
+from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.utils.jsonl_log import read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
 from tinker_cookbook.utils.recipe_code import code_differences

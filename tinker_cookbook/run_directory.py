@@ -1,0 +1,3 @@
+"""Earlier name of `tinker_cookbook.runs.directory`."""
+
+from tinker_cookbook.runs.directory import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Earlier name of `tinker_cookbook.runs.options`."""
+
+from tinker_cookbook.runs.options import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Earlier name of `tinker_cookbook.runs.report`."""
+
+from tinker_cookbook.runs.report import *  # noqa: F403
