@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import time
 from typing import Any
@@ -145,10 +146,7 @@ class ModalSandbox:
                 process = await self._sandbox.exec.aio(
                     "timeout", "-k", "1", str(timeout), "sh", "-c", inner, text=False
                 )
-                if data is not None:
-                    process.stdin.write(data)
-                process.stdin.write_eof()
-                await process.stdin.drain.aio()
+                await _send_input(process, data)
                 stdout, stderr = await asyncio.gather(
                     process.stdout.read.aio(), process.stderr.read.aio()
                 )
@@ -165,3 +163,17 @@ class ModalSandbox:
 
     def _terminated(self, problem: str) -> SandboxTerminatedError:
         return SandboxTerminatedError(f"sandbox {self.sandbox_id} {problem}; make a new one.")
+
+
+async def _send_input(process: Any, data: bytes | None) -> None:
+    """Write `data` to a command's standard input and close it.
+
+    A command may end, or close its input, before all of it is sent. That is the command's choice,
+    as in a shell pipe, and not a failure: the exit code and the output say what happened.
+    """
+    # A pipe raises ConnectionError; Modal raises ValueError for the input of an ended command.
+    with contextlib.suppress(ConnectionError, ValueError):
+        if data is not None:
+            process.stdin.write(data)
+        process.stdin.write_eof()
+        await process.stdin.drain.aio()
