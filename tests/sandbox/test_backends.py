@@ -34,6 +34,9 @@ from tinker_cookbook.sandbox import (
 )
 
 
+MODAL_BUFFER_BYTES = 2 * 1024 * 1024
+
+
 class Container(BaseHTTPRequestHandler):
     """`/run_code` of SandboxFusion: files as base64, statuses and fields as the container's."""
 
@@ -105,14 +108,24 @@ class Process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
+        self._pipe = process.stdin
+        self._num_buffered = 0
         self.stdin = types.SimpleNamespace(
-            write=process.stdin.write,
-            write_eof=process.stdin.write_eof,
-            drain=Aio(process.stdin.drain),
+            write=self._write, write_eof=process.stdin.write_eof, drain=Aio(self._drain)
         )
         self.stdout = types.SimpleNamespace(read=Aio(process.stdout.read))
         self.stderr = types.SimpleNamespace(read=Aio(process.stderr.read))
         self.wait = Aio(process.wait)
+
+    def _write(self, data: bytes) -> None:
+        self._num_buffered += len(data)
+        if self._num_buffered > MODAL_BUFFER_BYTES:
+            raise BufferError("Buffer size exceed limit. Call drain to clear the buffer.")
+        self._pipe.write(data)
+
+    async def _drain(self) -> None:
+        self._num_buffered = 0
+        await self._pipe.drain()
 
 
 class CloudSandbox:
@@ -212,6 +225,8 @@ def test_commands_and_files(backend: str):
             assert missing.stderr
             cut = await sandbox.run_command("yes | head -c 5000", max_output_bytes=10)
             assert len(cut.stdout) == 10
+            await sandbox.write_file("large", "x" * 3_000_000)
+            assert (await sandbox.run_command("wc -c < large")).stdout.strip() == "3000000"
 
     asyncio.run(use())
 

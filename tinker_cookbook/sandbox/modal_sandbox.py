@@ -16,6 +16,8 @@ __all__ = ["ModalSandbox"]
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
 WORKDIR = "/workspace"
 GRACE_SECONDS = 30
+INPUT_CHUNK_BYTES = 1024 * 1024
+"""Bytes of input per request; Modal refuses to buffer more than 2 MiB."""
 
 
 class ModalSandbox:
@@ -129,7 +131,7 @@ class ModalSandbox:
         workdir: str,
         timeout: int,
         *,
-        data: bytes | None = None,
+        data: bytes = b"",
         limit: int | None = None,
     ) -> SandboxResult:
         """Run `command` in `workdir`, which may be relative to the folder where all starts."""
@@ -165,7 +167,7 @@ class ModalSandbox:
         return SandboxTerminatedError(f"sandbox {self.sandbox_id} {problem}; make a new one.")
 
 
-async def _send_input(process: Any, data: bytes | None) -> None:
+async def _send_input(process: Any, data: bytes) -> None:
     """Write `data` to a command's standard input and close it.
 
     A command may end, or close its input, before all of it is sent. That is the command's choice,
@@ -173,7 +175,8 @@ async def _send_input(process: Any, data: bytes | None) -> None:
     """
     # A pipe raises ConnectionError; Modal raises ValueError for the input of an ended command.
     with contextlib.suppress(ConnectionError, ValueError):
-        if data is not None:
-            process.stdin.write(data)
+        for start in range(0, len(data), INPUT_CHUNK_BYTES):
+            process.stdin.write(data[start : start + INPUT_CHUNK_BYTES])
+            await process.stdin.drain.aio()
         process.stdin.write_eof()
         await process.stdin.drain.aio()
