@@ -33,7 +33,6 @@ from tinker_cookbook.sandbox import (
     create_sandbox,
 )
 
-
 MODAL_BUFFER_BYTES = 2 * 1024 * 1024
 
 
