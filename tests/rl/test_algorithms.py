@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.rl.envs import group, trajectory, turn
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.advantages import (
+from tinker_cookbook.rl.algorithms import (
     center_rewards,
     compute_group_advantages,
     compute_length_scale,

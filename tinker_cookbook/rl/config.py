@@ -8,10 +8,9 @@ import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.advantages import AdvantageEstimator, LengthNormalization
-from tinker_cookbook.rl.rollout_limits import TerminationRewardPolicy
+from tinker_cookbook.rl.algorithms import AdvantageEstimator, LengthNormalization
+from tinker_cookbook.rl.rollout_limits import RolloutConfig, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_presets import (
-    RolloutConfig,
     default_rollout_config_for_model,
     default_rollout_strategy_for_model,
 )

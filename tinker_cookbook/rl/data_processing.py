@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from tinker_cookbook.rl.advantages import (
+from tinker_cookbook.rl.algorithms import (
     AdvantageEstimator,
     LengthNormalization,
     compute_group_advantages,
