@@ -1,11 +1,28 @@
-"""Advantages: how much better a trajectory did than the others of its group.
+"""The algorithms of reinforcement learning: baselines, normalization, losses, and known recipes.
 
-P groups of a batch, G members of a group.
+An update of the policy is a sum over sampled tokens of `loss(p, q, A)`, where `p` is the trainer's
+log probability of the token, `q` the sampler's (the "old" one), and `A` the token's advantage. Four
+settings of a run (`rl.config.RunOptions`) choose the algorithm, and each is defined in this file:
+
+1. `advantage_estimator`: the baseline that turns the rewards of a group into advantages.
+2. `length_normalization`: how much the tokens of a long reply count.
+3. `loss_fn`: the loss, one of `LOSSES`.
+4. `loss_fn_config`: the settings of that loss.
+
+`ALGORITHMS` lists the combinations that have a name: GRPO, Dr. GRPO, RLOO, DAPO, CISPO, GSPO, DRO.
+The losses are computed by the service; the local service does so in
+`local/engine/training/losses.py`.
+
+A reference model is not an input of any loss here. `kl_penalty_coef` subtracts the difference to it
+from the advantages before they are sent (`rl.metrics.incorporate_kl_penalty`).
+
+In names of arrays, G is the number of members of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -13,8 +30,13 @@ import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError
 
 __all__ = [
+    "ALGORITHMS",
+    "LOSSES",
     "AdvantageEstimator",
+    "Algorithm",
     "LengthNormalization",
+    "Loss",
+    "RLLoss",
     "center_rewards",
     "compute_group_advantages",
     "compute_length_scale",
@@ -24,8 +46,149 @@ __all__ = [
 
 AdvantageEstimator: TypeAlias = Literal["group_mean", "group_std", "leave_one_out"]
 LengthNormalization: TypeAlias = Literal["none", "trajectory", "batch"]
+RLLoss: TypeAlias = Literal[
+    "importance_sampling", "ppo", "cispo", "gspo", "dro", "stable_reinforce"
+]
 
 STD_EPSILON = 1e-6
+
+
+# ---- losses ----
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of the service, and what the client has to send for it.
+
+    Every loss takes `target_tokens`, `logprobs` (those of the sampler) and `advantages`.
+    """
+
+    formula: str
+    """The loss of one token; `r = exp(p - q)` is the probability ratio of trainer and sampler."""
+    settings: tuple[str, ...] = ()
+    """The keys that `loss_fn_config` may have."""
+    extra_inputs: Mapping[str, str] = field(default_factory=dict)
+    """Further inputs by the service's name, and the array of the datum each is taken from."""
+    needs_sampling_records: bool = False
+    """Whether the sampler must record more than log probabilities, and name its samples."""
+    on_local_service: bool = True
+    """Whether the local service offers it."""
+
+
+CLIP_SETTINGS = ("clip_low_threshold", "clip_high_threshold")
+"""Bounds of the ratio itself: a clip range of 0.2 is 0.8 and 1.2."""
+
+LOSSES: dict[RLLoss, Loss] = {
+    # Unbiased for samples of slightly older weights; equal to REINFORCE for those of the same.
+    "importance_sampling": Loss("-r A"),
+    # No gradient for a token that has already moved out of the clip range. arXiv:1707.06347
+    "ppo": Loss("-min(r A, clip(r) A)", CLIP_SETTINGS),
+    # Clips the weight of a token and keeps its gradient. arXiv:2506.13585
+    "cispo": Loss("-clip(r) p A, without a gradient through r", CLIP_SETTINGS),
+    # As ppo, with one ratio per sequence: the geometric mean over its sampled tokens. The mask says
+    # which tokens those are. arXiv:2507.18071
+    "gspo": Loss(
+        "-min(s A, clip(s) A), where s is the ratio of the whole sequence",
+        CLIP_SETTINGS,
+        {"sequence_ratio_mask": "mask"},
+    ),
+    # A quadratic penalty holds the policy to the sampler instead of a clip range. arXiv:2405.19107
+    "dro": Loss("-(p A - beta / 2 (p - q)^2)", ("beta",)),
+    # Some services only: its formula is not public.
+    "stable_reinforce": Loss("not public", needs_sampling_records=True, on_local_service=False),
+}
+
+
+# ---- named algorithms ----
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The settings of a run that make a published algorithm."""
+
+    advantage_estimator: AdvantageEstimator
+    length_normalization: LengthNormalization
+    loss_fn: RLLoss
+    loss_fn_config: dict[str, float] | None = None
+    """None: the defaults of the service."""
+    remove_constant_reward_groups: bool = False
+    source: str = ""
+    differs: str = ""
+    """What the published algorithm has and these settings do not give."""
+
+    def settings(self) -> dict[str, object]:
+        """Return the fields as keyword arguments of `rl.train.Config`."""
+        names = (
+            "advantage_estimator",
+            "length_normalization",
+            "loss_fn",
+            "loss_fn_config",
+            "remove_constant_reward_groups",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "reinforce": Algorithm(  # the default of every run
+        "group_mean", "none", "importance_sampling", source="arXiv:2503.20783 without clipping"
+    ),
+    "rloo": Algorithm("leave_one_out", "none", "importance_sampling", source="arXiv:2402.14740"),
+    "grpo": Algorithm(
+        "group_std",
+        "trajectory",
+        "ppo",
+        {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
+        source="arXiv:2402.03300",
+        differs="a KL term in the loss; set kl_penalty_coef and kl_reference_config instead",
+    ),
+    "dr_grpo": Algorithm(
+        "group_mean",
+        "none",
+        "ppo",
+        {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
+        source="arXiv:2503.20783",
+    ),
+    "dapo": Algorithm(
+        "group_std",
+        "batch",
+        "ppo",
+        {"clip_low_threshold": 0.8, "clip_high_threshold": 1.28},
+        remove_constant_reward_groups=True,
+        source="arXiv:2503.14476",
+        differs="new groups in place of those with equal rewards; a length penalty in the reward",
+    ),
+    "cispo": Algorithm(
+        "group_std",
+        "batch",
+        "cispo",
+        {"clip_low_threshold": 0.0},
+        source="arXiv:2506.13585",
+        differs="the upper bound, which the paper does not state",
+    ),
+    "gspo": Algorithm(
+        "group_std",
+        "trajectory",
+        "gspo",
+        {"clip_low_threshold": 1 - 3e-4, "clip_high_threshold": 1 + 4e-4},
+        source="arXiv:2507.18071",
+    ),
+    "dro": Algorithm(
+        "group_mean",
+        "none",
+        "dro",
+        {"beta": 0.05},
+        source="arXiv:2405.19107",
+        differs="a learned value function as baseline; here it is the group's mean",
+    ),
+}
+"""Published algorithms by name: `train.Config(**ALGORITHMS["grpo"].settings(), ...)`.
+
+Losses sum over tokens where papers take means over replies and batches. That is a constant factor
+on the gradient, which Adam divides out.
+"""
+
+
+# ---- advantages ----
 
 
 def center_rewards(rewards_G: np.ndarray) -> np.ndarray:
@@ -98,6 +261,9 @@ def compute_group_advantages(
             f"{', '.join(get_args(AdvantageEstimator))}."
         )
     return _ESTIMATORS[estimator](np.asarray(rewards_G, dtype=np.float64))
+
+
+# ---- length ----
 
 
 def compute_length_scale(
