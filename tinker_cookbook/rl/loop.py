@@ -32,7 +32,7 @@ from tinker_cookbook.rl.optimize import PendingUpdate
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
-from tinker_cookbook.rl.transcript_page import write_transcripts
+from tinker_cookbook.rl.transcripts.page import write_transcripts
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint

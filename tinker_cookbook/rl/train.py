@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tinker_cookbook import service
 from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.algorithms import LOSSES
 from tinker_cookbook.rl.async_training import do_async_training
 from tinker_cookbook.rl.config import (
     AsyncConfig,
@@ -153,10 +154,12 @@ async def save_checkpoint_and_get_sampling_client(
 
 def _check_loss(config: Config, connection: service.Connection) -> None:
     """The service would refuse it too, but only after a batch has been sampled."""
-    if config.training_loss_fn() == "stable_reinforce" and connection.kind == "local":
+    loss_fn = config.training_loss_fn()
+    if connection.kind == "local" and not LOSSES[loss_fn].on_local_service:
+        offered = ", ".join(name for name, loss in LOSSES.items() if loss.on_local_service)
         raise ConfigurationError(
-            "loss_fn=stable_reinforce is not offered by the local service, since its formula is "
-            "not public; use importance_sampling, ppo, cispo, gspo or dro, or another service."
+            f"loss_fn={loss_fn} is not offered by the local service, since its formula is not "
+            f"public; use one of {offered}, or another service."
         )
 
 
