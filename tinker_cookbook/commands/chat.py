@@ -139,7 +139,7 @@ class _Talk:
             return
         import tinker
 
-        from tinker_cookbook.runs.training_client import service_message
+        from tinker_cookbook.utils.sdk_compat import service_message
 
         params = tinker.SamplingParams(
             max_tokens=args.max_tokens, temperature=args.temperature, stop=stop
