@@ -22,7 +22,7 @@ from tinker_cookbook.rl.rollout_presets import (
 from tinker_cookbook.rl.rollout_strategy import RolloutStrategy, rollout_strategy_from_config
 from tinker_cookbook.rl.rollouts import RolloutSettings
 from tinker_cookbook.rl.types import RLDatasetBuilder
-from tinker_cookbook.run_options import (
+from tinker_cookbook.runs.options import (
     CheckpointOptions,
     ModelOptions,
     OptimizerOptions,

@@ -32,9 +32,9 @@ from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
 from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
-from tinker_cookbook.run_directory import open_log_dir
-from tinker_cookbook.run_report import report_complete
-from tinker_cookbook.training_run import (
+from tinker_cookbook.runs.directory import open_log_dir
+from tinker_cookbook.runs.report import report_complete
+from tinker_cookbook.runs.training_client import (
     TrainingRun,
     create_training_client,
     open_loggers,
