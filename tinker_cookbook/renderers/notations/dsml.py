@@ -20,8 +20,8 @@ from enum import Enum, auto
 from typing import Any
 
 from tinker_cookbook.renderers.content import UNTERMINATED_TOOL_BLOCK_ERROR
-from tinker_cookbook.renderers.encoding import TextEncoder
-from tinker_cookbook.renderers.marked_calls import texts_between_marks
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
+from tinker_cookbook.renderers.notations.marked import texts_between_marks
 from tinker_cookbook.renderers.parsing import TokenParser
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, json_text, member_texts
 from tinker_cookbook.renderers.types import MessageDelta, ToolCall, UnparsedToolCall

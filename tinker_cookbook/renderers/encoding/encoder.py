@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.first_space import (
+from tinker_cookbook.renderers.encoding.first_space import (
     FirstSpace,
     TextPlace,
     first_space,
@@ -28,7 +28,7 @@ from tinker_cookbook.renderers.first_space import (
 )
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers.fast_encoding import FastEncoding
+    from tinker_cookbook.renderers.encoding.fast import FastEncoding
 
 __all__ = ["TextEncoder", "Utf8TokenDecoder", "build_text_encoder"]
 
@@ -208,7 +208,7 @@ class _SwitchingEncoder(_BackendEncoder):
         """Build the fast encoding now; False if it is not there or not proved exact."""
         with self._switch_lock:
             if self._fast is None:
-                from tinker_cookbook.renderers.fast_encoding import build_fast_encoding
+                from tinker_cookbook.renderers.encoding.fast import build_fast_encoding
 
                 self._fast = build_fast_encoding(self._plain, self._byte_of or {})
                 self._characters_left = sys.maxsize

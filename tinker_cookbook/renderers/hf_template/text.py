@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.rendering import SegmentKind
+from tinker_cookbook.renderers.layout import SegmentKind
 
 __all__ = [
     "Conversation",
