@@ -137,7 +137,7 @@ def test_every_matrix_of_a_block_of_gpt2_takes_an_adapter() -> None:
 def test_serve_says_what_is_wrong_before_anything_else(
     tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
-    words = [str(foreign_model("bert")) if word == "BERT" else word for word in arguments]
+    words = [str(foreign_model("bert")) if name == "BERT" else name for name in arguments]
     command = [sys.executable, "-m", "tinker_cookbook.cli", "serve", "--port", "0", *words]
     command += ["--state-dir", str(tmp_path / "state")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

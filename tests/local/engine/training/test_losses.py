@@ -152,7 +152,7 @@ def test_whole_gradient_by_finite_difference(name: str, train_unembed: bool) -> 
         losses.append(run.forward_backward(data, loss, backward=False).metrics["loss:sum"])
     slope = (losses[0] - losses[1]) / (2 * step)
     if name in ("cispo", "gspo"):
-        # Their gradient leaves the ratio out on purpose, so it is no derivative of the value.
+        # Their gradient leaves the ratio out on purpose: it is not the derivative of the value.
         assert slope != 0
         return
     # Central difference in float32; curvature along the gradient adds some percent.
@@ -178,7 +178,7 @@ def _rl_datum(run, name: str, seed: int) -> TrainDatum:
 
 
 def test_by_sequence_loss_through_packs() -> None:
-    """A gspo datum has the same gradient alone and beside others."""
+    """A gspo datum has the same gradient alone and together with others."""
     run = make_run(tiny_model("llama"))
     data = [_rl_datum(run, "gspo", seed) for seed in range(3)]
     together = run.forward_backward(data, LossSpec("gspo"))

@@ -74,7 +74,7 @@ class _Kept:
     qkv_low: torch.Tensor
     """[T, 3 rank]; the other `low` fields have one rank per module too. [T, 0] if not trained."""
     qkv: torch.Tensor | None
-    """[T, (K G + 2 K) D] before the norm of queries and keys; None where there is no such norm."""
+    """[T, (K G + 2 K) D] before the norm of queries and keys; None for architectures without it."""
     q: torch.Tensor
     """[K, T G, D], rotated and divided by sqrt(D); row t G + g belongs to token t."""
     k: torch.Tensor

@@ -2,7 +2,7 @@
 
 The library is kept like bytecode, in `__pycache__` next to its source, or in the cookbook's home if
 that folder is not writable. Its name is made from the source, the compiler and the CPU. Without a
-compiler, on other systems than Linux, or with `TINKER_COOKBOOK_NATIVE=0`, there is no library and
+compiler, on other systems than Linux, or with `TINKER_COOKBOOK_NATIVE=0`, no library exists and
 everything runs on torch.
 """
 
@@ -106,7 +106,7 @@ def _build_library() -> Path | None:
 
 
 def find_compiler() -> str | None:
-    """Return the compiler for the kernels; None if there are no kernels here."""
+    """Return the compiler for the kernels; None if kernels are not used here."""
     if os.environ.get("TINKER_COOKBOOK_NATIVE", "1") == "0":
         return None
     if sys.platform != "linux" or sys.byteorder != "little":

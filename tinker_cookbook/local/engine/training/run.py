@@ -53,7 +53,7 @@ class TrainingRun:
         self.model = model
         self.adapter = Adapter(spec, model.lora_targets(spec), device=model.device)
         self.gradient: torch.Tensor | None = None
-        """Gradient summed over all calls since the last step; None if there was no call."""
+        """Gradient summed over all calls since the last step; None before the first."""
         self.adam_state: AdamState | None = None
 
     @classmethod
