@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.training.built_in_loss import loss_and_gradient
 from tinker_cookbook.local.engine.training.losses import LOSSES, UNAVAILABLE
 from tinker_cookbook.local.engine.types import LossSpec, TrainDatum
-from tinker_cookbook.rl.config import RLLoss
+from tinker_cookbook.rl import algorithms
 
 LOW, HIGH, BETA = 0.9, 1.1, 0.3
 Arrays = dict[str, np.ndarray]
@@ -191,9 +190,14 @@ def test_by_sequence_loss_through_packs() -> None:
     assert together.metrics["loss:sum"] == pytest.approx(total, rel=1e-5)
 
 
-def test_the_rl_loops_offer_every_loss_with_advantages() -> None:
-    offered = set(get_args(RLLoss)) - set(UNAVAILABLE)
-    assert offered == {name for name, loss in LOSSES.items() if "advantages" in loss.inputs}
+def test_the_client_describes_the_losses_as_the_engine_declares_them() -> None:
+    offered = {name: loss for name, loss in algorithms.LOSSES.items() if loss.on_local_service}
+    assert set(offered) == {name for name, loss in LOSSES.items() if "advantages" in loss.inputs}
+    assert set(algorithms.LOSSES) - set(offered) == set(UNAVAILABLE)
+    for name, described in offered.items():
+        assert set(described.settings) == set(LOSSES[name].settings)
+        inputs = {"logprobs", "advantages", *described.extra_inputs}
+        assert inputs == set(LOSSES[name].inputs)
 
 
 def test_drivers_and_orders_name_declared_inputs_and_settings() -> None:

@@ -10,18 +10,15 @@ allocates it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from safetensors import safe_open
 
-from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix, spare_columns
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixPacker, holds_bfloat16
+from tinker_cookbook.local.engine.model.tensor_files import ShapesOnly, TensorFiles, TensorSource
 
 __all__ = [
     "BLOCKS",
@@ -163,54 +160,6 @@ class ModelWeights:
         return self.matrix_bytes(shared_with=shared_with) + vectors + self.final_norm.nbytes
 
 
-class _TensorSource(Protocol):
-    """Provides the tensors of a model by their names in its files."""
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor: ...
-
-
-class _Checkpoint:
-    """The tensors in a folder of safetensors files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(names.values()))
-        else:
-            files = sorted(path.name for path in folder.glob("*.safetensors"))
-        if not files:
-            raise WeightsError(
-                f"{folder} has no *.safetensors file; convert its weights to safetensors first"
-            )
-        self._open = {}
-        for file in files:
-            handle = safe_open(folder / file, framework="pt")
-            self._open.update(dict.fromkeys(handle.keys(), handle))
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if name not in self._open:
-            raise WeightsError(f"{self._folder}: tensor {name} is missing from the weights")
-        tensor = self._open[name].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise WeightsError(
-                f"{self._folder}: tensor {name} has shape {tuple(tensor.shape)}; "
-                f"config.json implies {shape}"
-            )
-        return tensor
-
-
-class _ShapesOnly:
-    """Tensors on the device `meta`, which have a shape and a format but hold no numbers."""
-
-    def __init__(self, stored_dtype: torch.dtype) -> None:
-        self._dtype = stored_dtype
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.empty(shape, dtype=self._dtype, device="meta")
-
-
 def load_weights(
     folder: Path,
     arch: ArchConfig,
@@ -230,7 +179,7 @@ def load_weights(
     Raises:
         WeightsError: if a tensor is missing or its shape differs from what config.json implies.
     """
-    reader = _Reader(_Checkpoint(folder), torch.device(device), dtype, lora_room, blocks)
+    reader = _Reader(TensorFiles(folder), torch.device(device), dtype, lora_room, blocks)
     return reader.model(arch)
 
 
@@ -248,7 +197,7 @@ def describe_weights(
         stored_dtype: number format of the files.
         dtype, lora_room, blocks: as for `load_weights`.
     """
-    source = _ShapesOnly(stored_dtype)
+    source = ShapesOnly(stored_dtype)
     return _Reader(source, torch.device("meta"), dtype, lora_room, blocks).model(arch)
 
 
@@ -256,7 +205,7 @@ def describe_weights(
 class _Reader:
     """Reads tensors onto the engine's device, in its number format and layout."""
 
-    checkpoint: _TensorSource
+    checkpoint: TensorSource
     device: torch.device
     dtype: torch.dtype
     lora_room: int
