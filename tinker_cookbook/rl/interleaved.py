@@ -39,7 +39,8 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
             )
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ConfigurationError(
-                f"weights={self.weights} cannot be used; give numbers of 0 or more, at least one above 0."
+                f"weights={self.weights} cannot be used; give numbers of 0 or more, with at least "
+                "one above 0."
             )
         if self.groups_per_batch < 1:
             raise ConfigurationError(
