@@ -108,8 +108,8 @@ def trajectory_to_data(
             samples.
 
     Returns:
-        One datum for each series of turns whose prompts extend each other. A series without
-        sampled tokens gives no datum.
+        One datum for each series of turns whose prompts extend each other. Series without
+        sampled tokens are left out.
     """
     data = []
     current = _Sequence()
@@ -245,7 +245,7 @@ class _Sequence:
         self.mask += [mask] * len(elements)
 
     def datums(self, include_provenance: bool) -> list[tinker.Datum]:
-        """Return the datum in a list, or an empty list if nothing of it is to be trained on."""
+        """Return the datum in a list, or an empty list if it has no trained token."""
         import tinker
 
         if not any(self.mask):

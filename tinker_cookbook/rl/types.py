@@ -71,7 +71,7 @@ PARSE_ERROR_MASKED_METRIC_KEY = "parse_error_masked"
 
 @dataclass(frozen=True)
 class InitialObservationOverflow:
-    """An episode without turns: returned in place of a first prompt that is too long."""
+    """An episode without turns: returned instead of a first prompt that is too long."""
 
     reward: float
     metrics: Metrics = field(default_factory=dict)

@@ -36,7 +36,7 @@ class PageSummary:
 
     step: int
     num_replies: int
-    """Number of replies of the whole batch; the other numbers are of the whole batch too."""
+    """Number of replies. All numbers here count the whole batch, not only the groups shown."""
     mean_reward: float | None
     """Mean reward; None without replies."""
     num_cut: int

@@ -147,7 +147,7 @@ def build_page(
         tokenizer: Decodes the tokens.
         estimator: Estimator of the advantages, which are shown without KL penalty and length
             normalization.
-        logged_page: File in the same folder with what the environments logged.
+        logged_page: File in the same folder with the logs of the environments.
         head: Markup for the head of the page.
         links: Markup above and below the groups: links to other pages.
     """
