@@ -14,7 +14,7 @@ from tinker_cookbook.rl.metrics import SamplingGap, compute_kl_sample_train, mea
 from tinker_cookbook.runs.training_client import add_service_metrics
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.misc_utils import split_list
-from tinker_cookbook.utils.sdk_futures import awaitable
+from tinker_cookbook.utils.sdk_compat import awaitable
 
 if TYPE_CHECKING:
     import tinker
