@@ -1,6 +1,6 @@
 """What goes wrong in environments, through the whole loop: what happens, and what is said.
 
-Each message stands in the table of docs/rl.md too, with the words that vary left out.
+The table of docs/rl.md has each message too, without the words that vary.
 """
 
 from __future__ import annotations

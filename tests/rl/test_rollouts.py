@@ -293,7 +293,7 @@ async def test_members_run_at_once():
     started = time.monotonic()
     builder = EnvsBuilder(lambda _: EchoEnv(num_turns=2), group_size=50)
     await do_group_rollout(builder, ScriptedPolicy(delay_seconds=0.2))
-    assert time.monotonic() - started < 10  # 20 seconds one after the other
+    assert time.monotonic() - started < 10  # 20 seconds in sequence
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Games of textarena: with the package where it is installed, else in a slow test of its own."""
+"""Games of textarena: with the package where it is installed, else in a slow test."""
 
 from __future__ import annotations
 
