@@ -224,7 +224,7 @@ def test_every_module_of_the_local_service_has_a_room():
     assert without == {LOCAL, f"{LOCAL}.__main__"}
 
 
-@pytest.mark.parametrize("folder", ["local", "renderers", "replies"])
+@pytest.mark.parametrize("folder", ["local", "renderers", "replies", "rl", "sandbox", "tool_use"])
 def test_modules_import_each_other_without_a_circle(folder: str):
     """Imports inside functions and under TYPE_CHECKING count too."""
     graph: dict[str, set[str]] = {}

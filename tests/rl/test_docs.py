@@ -1,4 +1,4 @@
-"""docs/rl.md: its code runs, its tables agree with the code, and it begins with what to write."""
+"""docs/rl.md: its code runs, its tables agree with the code, and its order is kept."""
 
 import re
 from pathlib import Path
