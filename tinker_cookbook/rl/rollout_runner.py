@@ -28,6 +28,7 @@ from tinker_cookbook.rl.types import (
     StopReason,
     Trajectory,
     Transition,
+    stop_metric,
 )
 
 __all__ = [
@@ -313,7 +314,7 @@ class _Episode:
         reason = await self._tell_hooks(reason)
         last = self._state.transitions[-1]
         last.episode_done = True
-        last.metrics.setdefault(f"{STOP_METRIC_PREFIX}{reason}", 1)
+        last.metrics.setdefault(stop_metric(reason), 1)
         return Trajectory(self._state.transitions, observation, str(reason))
 
     async def _end_without_turn(
@@ -338,7 +339,7 @@ class _Episode:
             ac=TokensWithLogprobs([], [], "length"),
             reward=float(found.reward),
             episode_done=True,
-            metrics={**found.metrics, f"{STOP_METRIC_PREFIX}{reason}": 1},
+            metrics={**found.metrics, stop_metric(reason): 1},
             logs=found.logs,
         )
         return Trajectory([transition], empty if final_ob is None else final_ob, str(reason))
@@ -368,7 +369,7 @@ class _Episode:
 def _cut_off() -> StepResult:
     import tinker
 
-    metrics: Metrics = {f"{STOP_METRIC_PREFIX}{StopReason.ROLLOUT_TIMEOUT}": 1}
+    metrics: Metrics = {stop_metric(StopReason.ROLLOUT_TIMEOUT): 1}
     return StepResult(0.0, True, tinker.ModelInput.empty(), [], metrics)
 
 
