@@ -20,7 +20,7 @@ from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
 from tinker_cookbook.local.engine.sampling.sequence import Request, check_sample_spec
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule
-from tinker_cookbook.local.engine.sampling.turns import Turns
+from tinker_cookbook.local.engine.sampling.fairness import Turns
 from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec
 
 SMALL = GenerationLimits(max_sequences=32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.native import softmax
-from tinker_cookbook.local.engine.sampling.draw import draw_uniforms
+from tinker_cookbook.local.engine.sampling.random_numbers import draw_uniforms
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
     draw_tokens,

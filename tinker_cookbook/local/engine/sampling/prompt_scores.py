@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.sampling.draw import ALTERNATIVES_STREAM, draw_uniforms
+from tinker_cookbook.local.engine.sampling.random_numbers import ALTERNATIVES_STREAM, draw_uniforms
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
     draw_tokens,

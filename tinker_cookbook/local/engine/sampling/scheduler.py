@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tinker_cookbook.local.engine.sampling.backlog import Backlog
+from tinker_cookbook.local.engine.sampling.waiting_queue import Backlog
 from tinker_cookbook.local.engine.sampling.batch import Batch, BatchDecoder, Chunk, SequenceCache
-from tinker_cookbook.local.engine.sampling.draw import draw_uniforms
+from tinker_cookbook.local.engine.sampling.random_numbers import draw_uniforms
 from tinker_cookbook.local.engine.sampling.kv_cache import num_shared
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
@@ -34,7 +34,7 @@ from tinker_cookbook.local.engine.sampling.logits import (
 from tinker_cookbook.local.engine.sampling.prompt_scores import PromptScores
 from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence
 from tinker_cookbook.local.engine.sampling.speculation import Drafter
-from tinker_cookbook.local.engine.sampling.turns import Turns
+from tinker_cookbook.local.engine.sampling.fairness import Turns
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["GenerationLimits", "Generator"]

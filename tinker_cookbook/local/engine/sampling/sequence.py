@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinker_cookbook.local.engine.csr import check_csr
-from tinker_cookbook.local.engine.sampling.draw import fresh_seed
+from tinker_cookbook.local.engine.sampling.random_numbers import fresh_seed
 from tinker_cookbook.local.engine.sampling.speculation import Drafter
 from tinker_cookbook.local.engine.sampling.stops import StopRule
 from tinker_cookbook.local.engine.types import (
