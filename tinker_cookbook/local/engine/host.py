@@ -25,24 +25,22 @@ from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_nam
 from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.residency import ResidentRun, ResidentSampler, SpillFolder
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.checks import check_sample_spec, place_images
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.sequence import (
-    OnToken,
-    Request,
-    check_sample_spec,
-    place_images,
-)
+from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.training.run import TrainingPass, TrainingRun
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,
     LossSpec,
     ModelInfo,
+    OnToken,
     SampleResult,
     SampleSpec,
     TrainDatum,
@@ -70,7 +68,7 @@ class LoadedModel:
         self.info = info
         self.base = base
         self.dtype = dtype
-        self.generator = _build_generator(base, cache_bytes)
+        self.scheduler = _build_generator(base, cache_bytes)
         self.last_used = time.monotonic()
         self._tokenizer = None
 
@@ -81,12 +79,12 @@ class LoadedModel:
         return self._tokenizer
 
 
-def _build_generator(base: BaseModel, cache_bytes: int) -> Generator:
+def _build_generator(base: BaseModel, cache_bytes: int) -> Scheduler:
     if isinstance(base, NativeModel):
-        decoder = native_decoder(base.arch, base.weights) or Decoder(base.arch, base.weights)
-        return Generator(decoder, KvCache(decoder.cache_shape, cache_bytes), GenerationLimits())
+        decoder = native_decoder(base.arch, base.weights) or TorchDecoder(base.arch, base.weights)
+        return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes), SchedulerLimits())
     assert isinstance(base, HfModel), "models are native or run through transformers"
-    return Generator(HfDecoder(base), HfCache(base), GenerationLimits())
+    return Scheduler(HfDecoder(base), HfCache(base), SchedulerLimits())
 
 
 class EngineHost:
@@ -195,7 +193,7 @@ class EngineHost:
         if sampler.adapter is None:
             return False
         model = self._models.get(sampler.model_name)
-        return model is None or not model.generator.uses(sampler.adapter)
+        return model is None or not model.scheduler.uses(sampler.adapter)
 
     def _spill_out(self, holder: ResidentRun | ResidentSampler) -> bool:
         num_bytes = holder.num_bytes
@@ -229,7 +227,7 @@ class EngineHost:
     def _is_used(self, model: LoadedModel) -> bool:
         name = model.info.name
         return (
-            model.generator.has_work
+            model.scheduler.has_work
             or any(run.model_name == name and run.file is None for run in self._runs.values())
             or any(s.model_name == name and s.adapter is not None for s in self._samplers.values())
         )
@@ -381,7 +379,7 @@ class EngineHost:
             vocab_size=info.vocab_size,
             get_tokenizer=model.tokenizer,
         )
-        model.generator.add(
+        model.scheduler.add(
             Request(spec, sampler.adapter, future, rule, max_new, on_token, client=client)
         )
 
@@ -394,30 +392,30 @@ class EngineHost:
 
     def _forget(self, sampler: ResidentSampler) -> None:
         if sampler.adapter is not None and sampler.model_name in self._models:
-            self._models[sampler.model_name].generator.forget(sampler.adapter.key)
+            self._models[sampler.model_name].scheduler.forget(sampler.adapter.key)
 
     @property
     def has_sampling_work(self) -> bool:
         """Whether `sampling_step` has something to do."""
-        return any(model.generator.has_work for model in self._models.values())
+        return any(model.scheduler.has_work for model in self._models.values())
 
     def sampling_step(self) -> None:
         """Decode one token of every running sequence of every model."""
         for model in list(self._models.values()):
-            if not model.generator.has_work:
+            if not model.scheduler.has_work:
                 continue
             model.last_used = time.monotonic()
             try:
-                model.generator.step()
+                model.scheduler.step()
             except Exception as error:
                 logger.exception("sampling from %s failed", model.info.name)
-                model.generator.fail_all(error)
+                model.scheduler.fail_all(error)
 
     # --- the whole -----------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
         """Counts, rates and memory; may be called from another thread."""
-        generators = [model.generator for model in list(self._models.values())]
+        generators = [model.scheduler for model in list(self._models.values())]
         busy = sum(generator.busy_seconds for generator in generators)
         sampled = sum(generator.sampled_tokens for generator in generators)
         return {
@@ -442,7 +440,7 @@ class EngineHost:
     def close(self, error: Exception) -> None:
         """Fail what is still being sampled and let go of all memory."""
         for model in self._models.values():
-            model.generator.fail_all(error)
+            model.scheduler.fail_all(error)
         self._models.clear()
         self._runs.clear()
         self._samplers.clear()

@@ -6,7 +6,7 @@ the engine never sees JSON, protobuf or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ __all__ = [
     "LoraSpec",
     "LossSpec",
     "ModelInfo",
+    "OnToken",
     "SampleResult",
     "SampleSpec",
     "SampledSequence",
@@ -149,6 +150,14 @@ class SampleSpec:
     target_prompt_logprobs: np.ndarray | SparseRows | None = None
     """int64 [P - 1, K] token ids; row i is scored at prompt position i + 1. -1: an empty cell."""
     images: tuple[ImageInput, ...] = ()
+
+
+OnToken = Callable[..., None]
+"""Listener of a sampling request; the engine thread calls it for every token as it is drawn.
+
+Its arguments are (number of the completion, token, logprob) and, if top-k logprobs were requested,
+a fourth: (ids int32 [k], logprobs float32 [k]). It must return quickly.
+"""
 
 
 @dataclass(frozen=True)

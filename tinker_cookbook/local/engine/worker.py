@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.local.engine.jobs import EngineSettings, FairShare, Job, JobLanes, resolve
-from tinker_cookbook.local.engine.sampling.sequence import OnToken
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,
     LossSpec,
     ModelInfo,
+    OnToken,
     SampleResult,
     SampleSpec,
     TrainDatum,

@@ -18,16 +18,16 @@ from tinker_cookbook.local.engine.native import softmax
 __all__ = ["Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs"]
 
 _BLOCK = softmax.BLOCK
-"""The draw first picks a block of this many tokens, then a token in it."""
+"""Tokens per block: the draw first picks a block, then a token in it."""
 _COLDEST = 1e-30
-"""Lower temperatures give the same tokens; their inverse would be infinite in float32."""
+"""Lowest temperature used: lower ones give the same tokens, but their inverse overflows float32."""
 _FIRST_CANDIDATES = 1024
-"""A nucleus is looked for among this many tokens before all are sorted."""
+"""Number of most likely tokens searched for the nucleus before the whole vocabulary is sorted."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Settings of N rows, one entry a row."""
+    """Sampling settings of N rows, one entry per row."""
 
     temperature_N: np.ndarray
     """float64; 0 is greedy."""
@@ -39,13 +39,13 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for N rows."""
+    """Tokens drawn for N rows."""
 
     tokens_N: np.ndarray
     """int64."""
     logprobs_N: np.ndarray
-    """float32: the model's own, before temperature, top-k and top-p. NaN where a row's logits are
-    not finite; its token then means nothing."""
+    """float32, from the logits before temperature, top-k and top-p. NaN where a row's logits are
+    not finite; its token is then meaningless."""
 
 
 def logsumexp(logits_NV: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def topk_logprobs(logits_NV: Tensor, lse_N: Tensor, k: int) -> tuple[np.ndarray,
 
 
 def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarray) -> Draws:
-    """Choose one token a row by inverting the cumulative distribution at `uniforms_N`.
+    """Draw one token per row by inverting the cumulative distribution at `uniforms_N`.
 
     Args:
         logits_NV: float32.
@@ -109,7 +109,7 @@ class _Blocks:
     sums_NB: Tensor
     """float64 sum of each block."""
     lse_N: Tensor
-    """float32 logsumexp (of the scaled logits)."""
+    """float32 logsumexp of the scaled logits."""
     vocab: int
 
 
@@ -154,7 +154,7 @@ def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> np.ndarray:
     before_N = (cumulative_NB - blocks.sums_NB).gather(1, block_N[:, None])[:, 0]
     rows = torch.arange(len(block_N), device=block_N.device)
     inner_NK = blocks.weights_NBK[rows, block_N].double().cumsum(-1)
-    # The block's float32 sum and this float64 one differ in the last bits.
+    # The block's float32 sum and this float64 sum differ in the last bits.
     inner_target_N = torch.minimum(target_N - before_N, inner_NK[:, -1] * (1 - 1e-12))
     tokens_N = block_N * _BLOCK + _first_above(inner_NK, inner_target_N)
     return tokens_N.clamp_(max=blocks.vocab - 1).cpu().numpy()  # NaN could point to the padding

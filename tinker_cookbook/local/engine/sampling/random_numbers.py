@@ -1,7 +1,8 @@
-"""Uniform random numbers addressed by (seed, stream, position) instead of drawn in sequence.
+"""Uniform random numbers that are addressed by (seed, stream, position), not drawn in sequence.
 
-A sampled token depends only on its own address, so a seeded request gives the same tokens whatever
-else shares the batch, in which order rows are computed, and whether a sequence was interrupted.
+The random number of a token depends only on its address. So a seeded request gives the same tokens
+whatever else is in the batch, in whatever order rows are computed, and whether or not a sequence
+was preempted. No torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 __all__ = ["ALTERNATIVES_STREAM", "draw_uniforms", "fresh_seed"]
 
 ALTERNATIVES_STREAM = 1 << 32
-"""Streams from here on serve draws at prompt positions; below are the samples of a request."""
+"""First stream for draws at prompt positions; lower streams are the completions of a request."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -45,5 +46,5 @@ def draw_uniforms(
 
 
 def fresh_seed() -> int:
-    """Return an unpredictable 64-bit seed for a request that names none."""
+    """Return an unpredictable 64-bit seed for a request without a seed."""
     return int.from_bytes(os.urandom(8), "little")
