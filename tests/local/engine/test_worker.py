@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.jobs import EngineSettings
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,
@@ -42,7 +42,7 @@ def datum(length: int = 30, seed: int = 0) -> TrainDatum:
 
 @pytest.fixture
 def worker() -> Iterator[EngineWorker]:
-    engine = EngineWorker(device="cpu", dtype="float32", kv_cache_bytes=32 * 2**20)
+    engine = EngineWorker(EngineSettings("cpu", "float32", kv_cache_bytes=32 * 2**20))
     yield engine
     engine.close()
 
@@ -281,7 +281,7 @@ def test_closing_does_not_wait_for_the_end_of_a_long_batch(worker):
 
 
 def test_unusable_settings_fail_every_operation_with_the_reason():
-    engine = EngineWorker(device="no-such-device")
+    engine = EngineWorker(EngineSettings(device="no-such-device"))
     error = engine.load_model(MODEL).exception(SECONDS)
     assert "no-such-device" in str(error)
     later = engine.load_model(MODEL).exception(SECONDS)
