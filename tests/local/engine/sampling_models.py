@@ -1,4 +1,4 @@
-"""Tiny models with everything that samples from them, for the tests of generation."""
+"""Tiny models with their schedulers, for the tests of sampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EOS = 2
 
 @dataclass
 class Sampled:
-    """A tiny model and its generator."""
+    """A tiny model and its scheduler."""
 
     info: ModelInfo
     base: NativeModel
@@ -48,7 +48,7 @@ class Sampled:
         return request
 
     def run(self, *requests: Request, max_steps: int = 5000) -> list[SampleResult]:
-        """Step until all is done."""
+        """Step until no work is left, and return the results of some requests."""
         for _ in range(max_steps):
             if not self.scheduler.has_work:
                 break
@@ -56,7 +56,7 @@ class Sampled:
         return [request.future.result(timeout=0) for request in requests]
 
     def sample(self, *specs: SampleSpec, adapter: StackedLora | None = None) -> list[SampleResult]:
-        """Serve requests together."""
+        """Serve requests together and return their results."""
         return self.run(*[self.start(spec, adapter) for spec in specs])
 
 
@@ -68,7 +68,7 @@ def sampled(
     limits: SchedulerLimits | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """A tiny model with the chosen decoder; skips where no kernels can be compiled."""
+    """Build a tiny model with a decoder; skip the test where kernels cannot be compiled."""
     folder = tiny_model(architecture)
     base = load_base_model(folder, dtype=dtype, compiled=decoder == "compiled")
     assert isinstance(base, NativeModel), "tiny models have native architectures"
@@ -87,7 +87,7 @@ def sampled(
 
 
 def random_adapter(base: NativeModel, seed: int, *, rank: int = 4, **parts: bool) -> StackedLora:
-    """An adapter whose B matrices are not zero."""
+    """Return an adapter whose B matrices are not zero."""
     spec = LoraSpec(rank=rank, seed=seed, **parts)
     adapter = Adapter(spec, base.lora_targets(spec))
     generator = torch.Generator().manual_seed(seed)

@@ -53,7 +53,7 @@ def test_time_is_shared_evenly_and_idle_time_earns_nothing():
     share.charge("training", 100.0, other_waits=False)
     assert share.sampling_is_due()
     share.charge("sampling", 1.0, other_waits=True)
-    assert not share.sampling_is_due()  # the 100 seconds alone are no debt
+    assert not share.sampling_is_due()  # the 100 seconds alone do not count against training
     share.charge("training", 3.0, other_waits=True)
     assert share.sampling_is_due()
 

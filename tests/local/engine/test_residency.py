@@ -1,4 +1,4 @@
-"""What does not fit is refused with numbers before it is tried; what is idle moves out and back."""
+"""What does not fit is refused with numbers in advance; idle adapters move to disk and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 class Memory:
-    """How much is free, as the test says."""
+    """Free memory, as the test sets it."""
 
     def __init__(self) -> None:
         self.free = 8 * GIB
@@ -70,7 +70,7 @@ def sample(host: EngineHost, sampler: str) -> tuple[list[int], list[float]]:
 
 
 def train(host: EngineHost, run: str, *, spill_between: bool) -> np.ndarray:
-    """Two accumulated batches and a step, three times; perhaps out of memory in between."""
+    """Train three steps of two accumulated batches; perhaps spill between the batches."""
     host.create_run(run, MODEL, LORA)
     for step in range(3):
         for part in range(2):
@@ -133,7 +133,7 @@ def test_memory_short_moves_the_oldest_out_and_then_unloads_models(host, memory)
     host.create_run("new", MODEL, LORA)
 
     class Filling(Memory):
-        """Each thing out of memory frees a little."""
+        """Free memory that grows a little with each spilled adapter."""
 
         def __call__(self) -> int:
             return int(host.stats()["spilled_runs"]) * GIB + (0 if host.loaded_models() else GIB)

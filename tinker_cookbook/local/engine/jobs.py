@@ -7,11 +7,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-__all__ = ["EngineFuture", "FairShare", "Job", "JobLanes", "fail", "resolve"]
+__all__ = ["AnyJob", "EngineFuture", "FairShare", "Job", "JobLanes", "fail", "resolve"]
 
 T = TypeVar("T")
+_AnyFuture: TypeAlias = Future[Any]
 
 
 class EngineFuture(Future[T]):
@@ -20,7 +21,7 @@ class EngineFuture(Future[T]):
     Cancelling it, or the task that awaits it, keeps a job from starting that has not started.
     """
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[object, None, T]:
         return asyncio.wrap_future(self).__await__()
 
 
@@ -41,7 +42,7 @@ class Job(Generic[T]):
     """Whether it takes almost no time, so that it runs before longer jobs of other lanes."""
     deferred: bool = False
     """Whether `call` only starts the work; something else resolves the future later."""
-    after: Future[Any] | None = None
+    after: _AnyFuture | None = None
     """A job of another lane that this one waits for; `JobLanes` sets it."""
 
     @property
@@ -50,19 +51,22 @@ class Job(Generic[T]):
         return self.after is None or self.after.done()
 
 
+AnyJob: TypeAlias = Job[Any]
+
+
 class JobLanes:
     """The lanes that have jobs, least recently served first. Callers hold a lock."""
 
     def __init__(self) -> None:
-        self._lanes: OrderedDict[str, deque[Job[Any]]] = OrderedDict()
-        self._opening: dict[str, Future[Any]] = {}
+        self._lanes: OrderedDict[str, deque[AnyJob]] = OrderedDict()
+        self._opening: dict[str, _AnyFuture] = {}
         """Lane -> the job of another lane that opens it."""
 
     def __len__(self) -> int:
         """Number of waiting jobs."""
         return sum(len(lane) for lane in self._lanes.values())
 
-    def add(self, job: Job[Any]) -> None:
+    def add(self, job: AnyJob) -> None:
         """Put a job at the end of its lane."""
         self._opening = {lane: f for lane, f in self._opening.items() if not f.done()}
         job.after = self._opening.get(job.lane)
@@ -74,7 +78,7 @@ class JobLanes:
         """Return whether a job can run; with `quick`, whether a quick (or a longer) job can."""
         return self._find(quick) is not None
 
-    def take(self, *, quick: bool | None = None) -> Job[Any] | None:
+    def take(self, *, quick: bool | None = None) -> AnyJob | None:
         """Remove and return the next job that can run; its lane becomes the last in turn."""
         name = self._find(quick)
         if name is None:
@@ -85,7 +89,7 @@ class JobLanes:
             self._lanes[name] = lane
         return job
 
-    def clear(self) -> list[Job[Any]]:
+    def clear(self) -> list[AnyJob]:
         """Remove and return all jobs."""
         jobs = [job for lane in self._lanes.values() for job in lane]
         self._lanes.clear()
@@ -127,13 +131,13 @@ def resolve(future: Future[T], value: T) -> None:
         future.set_result(value)
 
 
-def fail(future: Future[Any], error: BaseException) -> None:
+def fail(future: _AnyFuture, error: BaseException) -> None:
     """Set a future's error unless it is done or cancelled."""
     if _can_resolve(future):
         future.set_exception(error)
 
 
-def _can_resolve(future: Future[Any]) -> bool:
+def _can_resolve(future: _AnyFuture) -> bool:
     if future.done():
         return False
     return future.running() or future.set_running_or_notify_cancel()

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from tinker_cookbook.local.engine.jobs import (
+    AnyJob,
     EngineFuture,
     FairShare,
     Job,
@@ -287,7 +288,7 @@ class EngineWorker:
             self._run_quick_jobs()
         self._training_since = time.perf_counter()
 
-    def _execute(self, job: Job[Any]) -> None:
+    def _execute(self, job: AnyJob) -> None:
         if not job.deferred and not job.future.set_running_or_notify_cancel():
             return
         try:

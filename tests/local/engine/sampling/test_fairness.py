@@ -1,4 +1,4 @@
-"""Clients share the sampler: whatever one has outstanding, another gets its share of the work.
+"""Clients share the scheduler: however much one has submitted, another gets its share of the work.
 
 Work is counted in tokens, not in seconds: a pass over n tokens costs n and the decoder's overhead.
 """
@@ -33,13 +33,13 @@ def prompt_of(length: int, seed: int = 0) -> np.ndarray:
 
 
 def short(seed: int = 1) -> SampleSpec:
-    """What somebody asks who waits for the answer."""
+    """Return a request whose client waits for a short answer."""
     return SampleSpec(prompt_of(12, seed=99), 1, 20, seed=seed, stop=[])
 
 
 @dataclass
 class Load:
-    """A generator, and what its passes cost."""
+    """A scheduler, and the cost of each of its passes."""
 
     scheduler: Scheduler
     info: ModelInfo
@@ -72,7 +72,7 @@ class Load:
             self.scheduler.step()
 
     def cost_of(self, client: str, *specs: SampleSpec) -> int:
-        """What is computed from a client's asking until all of its answers are there."""
+        """Return the cost of all passes from a client's requests to its last answer."""
         first = len(self.costs)
         requests = [self.start(client, spec) for spec in specs]
         while not all(request.future.done() for request in requests):
@@ -104,7 +104,7 @@ def test_a_short_answer_takes_twice_as_long_beside_a_client_with_hundreds_of_sam
     costs = [busy.cost_of("b", short(seed)) for seed in range(4)]
     # a pass of the other client's 128 rows may come between the first and the last token
     assert sum(costs) < 2.5 * 4 * alone + 4 * 150
-    assert busy.scheduler.sampled_tokens - before > 4 * 20 + 128  # the others go on
+    assert busy.scheduler.sampled_tokens - before > 4 * 20 + 128  # client a still decodes
 
 
 def test_a_full_memory_makes_room_for_a_client_that_has_nothing():

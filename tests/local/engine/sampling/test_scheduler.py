@@ -1,4 +1,4 @@
-"""Generation against transformers and itself: batches, chunks, sharing and little memory."""
+"""The scheduler against transformers and itself: batches, chunks, sharing and little memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.sequence import SequenceStatus
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import (
     LossSpec,
@@ -23,7 +24,7 @@ from tinker_cookbook.local.engine.types import (
 from tinker_cookbook.local.errors import UserError
 
 LOGPROB_TOLERANCE = 3e-5
-"""float32 sums in another order; logits of the tiny models reach 20."""
+"""float32 sums in different orders; logits of the tiny models reach 20."""
 
 
 def prompt_of(length: int, seed: int = 0) -> np.ndarray:
@@ -33,7 +34,7 @@ def prompt_of(length: int, seed: int = 0) -> np.ndarray:
 def training_logprobs(
     model: Sampled, adapter: StackedLora | None, prompt: np.ndarray, sequence: np.ndarray
 ) -> np.ndarray:
-    """The trainer's logprobs of every token after the first."""
+    """Return the trainer's logprobs of every token after the first."""
     spec = random_adapter(model.base, 0).adapter.spec
     run = TrainingRun(model.base, spec)
     if adapter is None:
@@ -112,7 +113,7 @@ def test_sampler_and_trainer_agree_on_logprobs_on_every_path(architecture, decod
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_bfloat16_sampler_and_trainer_agree_within_its_rounding(decoder):
-    """Both round at other places: 8 bits of mantissa on logits up to 20 allow about 0.1."""
+    """They round at different places: 8 bits of mantissa on logits up to 20 allow about 0.1."""
     model = sampled("qwen3", decoder, dtype=torch.bfloat16)
     adapter = random_adapter(model.base, 1)
     prompt = prompt_of(30)
@@ -152,7 +153,7 @@ def test_compiled_kernels_read_bfloat16_weights_exactly():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_results_do_not_depend_on_what_else_is_served(decoder):
-    """Compiled kernels give the same bits; torch's products vary in the last ones."""
+    """Compiled kernels give the same bits; torch's products may differ in the last bits."""
     adapter_seed, spec = 5, SampleSpec(prompt_of(21), 3, 40, seed=11, stop=[])
     alone_model = sampled("llama", decoder)
     alone = alone_model.sample(spec, adapter=random_adapter(alone_model.base, adapter_seed))[0]
@@ -173,8 +174,8 @@ def test_results_do_not_depend_on_what_else_is_served(decoder):
         assert np.abs(first.logprobs - second.logprobs).max() < LOGPROB_TOLERANCE
 
 
-def with_and_without_guesses(specs: list[SampleSpec]) -> tuple[list, list, int, int]:
-    """Results and numbers of steps."""
+def with_and_without_drafts(specs: list[SampleSpec]) -> tuple[list, list, int, int]:
+    """Return results without and with draft tokens, then the numbers of steps."""
     results, steps = [], []
     for exact in (False, True):
         model = sampled("llama", "compiled")
@@ -190,7 +191,7 @@ def with_and_without_guesses(specs: list[SampleSpec]) -> tuple[list, list, int, 
 
 
 @pytest.mark.parametrize(("temperature", "num_samples"), [(0.0, 1), (1.0, 2), (0.05, 1)])
-def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_samples):
+def test_draft_tokens_change_only_the_number_of_steps(temperature, num_samples):
     prompt = np.array([3, 1, 4, 1, 5, 9, 2, 6] * 3, np.int32)
     spec = SampleSpec(
         prompt,
@@ -200,8 +201,8 @@ def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_
         seed=5,
         topk_sample_logprobs=3,
     )
-    plain, guessed, plain_steps, guessed_steps = with_and_without_guesses([spec])
-    for one, other in zip(plain[0].sequences, guessed[0].sequences, strict=True):
+    plain, drafted, plain_steps, drafted_steps = with_and_without_drafts([spec])
+    for one, other in zip(plain[0].sequences, drafted[0].sequences, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert np.array_equal(one.logprobs, other.logprobs)
         assert one.stop_reason == other.stop_reason
@@ -209,9 +210,9 @@ def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_
         assert other.topk_logprobs is not None
         assert np.array_equal(one.topk_logprobs.token_ids, other.topk_logprobs.token_ids)
     if temperature == 0:  # a tiny model soon repeats itself
-        assert guessed_steps < 0.6 * plain_steps
+        assert drafted_steps < 0.6 * plain_steps
     else:
-        assert guessed_steps <= plain_steps
+        assert drafted_steps <= plain_steps
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -251,6 +252,35 @@ def test_little_memory_changes_the_order_of_work_and_no_result(decoder):
         found = request.future.result(timeout=0)
         for first, second in zip(found.sequences, result.sequences, strict=True):
             assert first.tokens.tolist() == second.tokens.tolist()
+
+
+def test_a_sequence_has_a_status_from_the_queue_to_its_end():
+    """Room for one row of 128 tokens: the second sequence is suspended until the first ends."""
+    model = sampled(
+        cache_bytes=128 * sampled().cache.bytes_per_token,
+        limits=SchedulerLimits(max_batch_tokens=16),
+    )
+    request = model.start(SampleSpec(prompt_of(30), 2, 6, stop=[]))
+    dropped = model.start(SampleSpec(prompt_of(9), 1, 6, stop=[]))
+    first, second = request.waiting
+    seen = [(first.status, second.status)]
+    while model.scheduler.has_work:
+        model.scheduler.step()
+        seen.append((first.status, second.status))
+        dropped.future.cancel()
+    status = SequenceStatus
+    assert list(dict.fromkeys(seen)) == [
+        (status.WAITING, status.WAITING),
+        (status.PREFILLING, status.WAITING),  # 30 tokens take two batches of 16
+        (status.DECODING, status.SUSPENDED),
+        (status.FINISHED, status.SUSPENDED),
+        (status.FINISHED, status.PREFILLING),
+        (status.FINISHED, status.DECODING),
+        (status.FINISHED, status.FINISHED),
+    ]
+    assert dropped.waiting[0].status is status.ABORTED
+    assert first.row is None
+    assert second.row is None
 
 
 def test_the_prompt_is_computed_once_for_all_samples_and_reused_by_later_requests():
@@ -297,7 +327,7 @@ def test_requests_that_come_together_share_their_prompt():
 
 @pytest.fixture(scope="module")
 def scoring() -> tuple[Sampled, np.ndarray, np.ndarray]:
-    """A model, a prompt, and the logprobs [P, V] that transformers gives."""
+    """Return a model, a prompt, and the logprobs [P, V] of transformers."""
     from transformers import AutoModelForCausalLM
 
     model = sampled("qwen2", limits=SchedulerLimits(max_batch_tokens=16))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tinker_cookbook.local.engine.sampling.logits import (
+    NO_LOGPROB,
     SamplingParams,
     draw_tokens,
     logsumexp,
@@ -36,8 +37,6 @@ __all__ = ["PromptScores"]
 
 _ROWS_AT_ONCE = 64
 """Rows whose logits [N, V] exist at the same time: those of a long prompt would fill memory."""
-_NO_LOGPROB = -99999.0
-"""Marks a position without a value in a top-k answer."""
 
 
 class PromptScores:
@@ -68,7 +67,7 @@ class PromptScores:
         self._topk_ids = np.zeros((num_tokens, self._topk), np.int32)
         self._topk_logprobs = np.zeros((num_tokens, self._topk), np.float32)
         if self._topk:
-            self._topk_logprobs[:, 0] = _NO_LOGPROB
+            self._topk_logprobs[:, 0] = NO_LOGPROB
         self._alt_ids = np.zeros((num_tokens - 1, self._alt_k), np.int32)
         self._alt_logprobs = np.zeros((num_tokens - 1, self._alt_k), np.float32)
 
