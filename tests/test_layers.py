@@ -63,7 +63,7 @@ REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # The rooms of the local service, and the rooms that each may import; the longest prefix decides.
 # Training and sampling never meet, and nothing below the process knows who starts it.
-ENGINE_SEAM = "types csr loss_graph loss_graph_names memory"
+ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
