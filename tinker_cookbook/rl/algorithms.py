@@ -79,7 +79,7 @@ CLIP_SETTINGS = ("clip_low_threshold", "clip_high_threshold")
 """Bounds of the ratio itself: a clip range of 0.2 is 0.8 and 1.2."""
 
 LOSSES: dict[RLLoss, Loss] = {
-    # Unbiased for samples of slightly older weights; equal to REINFORCE for those of the same.
+    # Corrects, token by token, for samples of other weights; equals REINFORCE where p = q.
     "importance_sampling": Loss("-r A"),
     # No gradient for a token that has already moved out of the clip range. arXiv:1707.06347
     "ppo": Loss("-min(r A, clip(r) A)", CLIP_SETTINGS),
