@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import chz
 
-from tinker_cookbook import cli_utils, service
+from tinker_cookbook import cli_utils, recipe, service
 from tinker_cookbook.completers import TinkerTokenCompleter
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train
@@ -72,12 +72,12 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
             f"settings={config.settings!r} is no object; write settings='{{\"seed\": 1}}'."
         )
     if ":" not in config.env:
-        recipe = load_recipe(config.env)
-        check_settings(config.env, recipe.Config, given)
+        module = load_recipe(config.env)
+        check_settings(config.env, module.Config, given)
         words = [f"{key}={value}" for key, value in given.items()]
-        options = cli_utils.parse_config(recipe.Config, words)
+        options = cli_utils.parse_config(module.Config, words)
         options = chz.replace(options, renderer_name=config.renderer_name)
-        return recipe.build_config(options, model_name).dataset_builder
+        return module.build(recipe.complete(options, model_name)).dataset_builder
     from tinker_cookbook import model_info
 
     builder_class = load_builder(config.env)
@@ -95,13 +95,13 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
 
 
 def load_recipe(name: str) -> Any:
-    """The module of an RL recipe, which has a Config and a `build_config`."""
+    """Import an RL recipe, a module with `Config` and `build`."""
     here = Path(__file__).parent
     module = f"{name}.__main__" if (here / name).is_dir() else name
     try:
-        recipe = importlib.import_module(f"{__package__ or here.name}.{module}")
-        if issubclass(recipe.Config, train.RunOptions):
-            return recipe
+        found = importlib.import_module(f"{__package__ or here.name}.{module}")
+        if issubclass(found.Config, train.RunOptions):
+            return found
     except (ModuleNotFoundError, AttributeError) as error:
         logger.debug("env=%s: %s", name, error)
     raise ConfigurationError(

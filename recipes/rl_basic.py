@@ -21,8 +21,8 @@ from functools import partial
 
 import chz
 
-from tinker_cookbook import cli_utils, service
-from tinker_cookbook.rl import recipe, train
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset
@@ -121,35 +121,26 @@ class WordCountDatasetBuilder(RenderedDatasetBuilder):
 
 @chz.chz
 class Config(train.RunOptions):
-    """The settings of this recipe: those of every RL run, and its data."""
+    """The settings of this recipe: its data, and those of every RL run."""
 
     groups_per_batch: int = chz.field(default=4, doc="Problems per step.")
     group_size: int = chz.field(default=8, doc="Replies sampled per problem.")
-    num_batches: int = chz.field(default=40, doc="Steps.")
-    max_tokens: int = chz.field(default=24, doc="Limit of one reply, in tokens.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
-    eval_every: int = chz.field(default=20, doc="Steps between evaluations.")
-    remove_constant_reward_groups: bool = chz.field(
-        default=True, doc="Do not send groups of equal rewards: they have no gradient."
-    )
+    num_batches: int = chz.field(default=40, doc="Number of steps.")
+    max_tokens: int = 24
+    learning_rate: float = 5e-4
+    eval_every: int = 20
+    remove_constant_reward_groups: bool = True
 
 
-def build_config(config: Config, model_name: str) -> train.Config:
-    """The train loop's settings for a model."""
-    return recipe.build_config(config, WordCountDatasetBuilder, model_name, recipe_name="rl_basic")
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
+    return recipe.rl(config, recipe.fill(WordCountDatasetBuilder, config))
 
 
 def build_config_blueprint(model_name: str | None = None) -> chz.Blueprint[train.Config]:
-    """The same settings as a blueprint of the train loop's config, for programs to change."""
-    model_name = model_name or service.default_model()
-    config = build_config(Config(), model_name)
-    return chz.Blueprint(train.Config).apply(chz.beta_to_blueprint_values(config))
-
-
-def main(config: Config) -> None:
-    """Train, then say where everything is."""
-    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
+    """Return the train loop's default settings as a blueprint, for programs to change."""
+    return recipe.blueprint(Config, build, model_name)
 
 
 if __name__ == "__main__":
-    cli_utils.entrypoint(main)
+    recipe.main(Config, build)

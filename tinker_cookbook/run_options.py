@@ -7,6 +7,7 @@ A recipe's config inherits the groups it needs and adds its own fields. All keys
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,10 @@ class ModelOptions:
         doc="If log_path holds a run: resume; delete; raise; or ask, which resumes a run of the "
         "same settings and asks (on a terminal) or refuses otherwise.",
     )
+
+    def log_words(self) -> Sequence[str]:
+        """Return words for the default name of the run directory; a recipe may override this."""
+        return ()
 
 
 @chz.chz

@@ -11,11 +11,7 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
-from tinker_cookbook.supervised.types import (
-    ChatDatasetBuilder,
-    ChatDatasetBuilderCommonConfig,
-    SupervisedDataset,
-)
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils.jsonl_log import write_atomically
 
 from . import instructions
@@ -23,10 +19,10 @@ from .books import Book, load_book
 from .passages import Passage, cut_book
 from .tales import STYLE, load_tales
 
-__all__ = ["BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
+__all__ = ["EXTRA_TOKENS", "BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
 
-# Room for the instruction and the chat format around a passage.
 EXTRA_TOKENS = 256
+"""Room for the instruction and the chat format around a passage."""
 NUM_PARALLEL_REQUESTS = 8
 MAX_SUMMARY_TOKENS = 60
 
@@ -165,18 +161,6 @@ def count_tokens_with(tokenizer: object) -> Callable[[str], int]:
         return len(tokenizer.encode(text, add_special_tokens=False))  # pyright: ignore
 
     return count_tokens
-
-
-def common_config(
-    model_name: str, renderer_name: str, options: BookOptions
-) -> ChatDatasetBuilderCommonConfig:
-    """One passage a step, never cut off."""
-    return ChatDatasetBuilderCommonConfig(
-        model_name_for_tokenizer=model_name,
-        renderer_name=renderer_name,
-        max_length=options.passage_tokens + EXTRA_TOKENS,
-        batch_size=1,
-    )
 
 
 def _conversation(instruction: str, passage: Passage) -> str:

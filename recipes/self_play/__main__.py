@@ -20,41 +20,42 @@ from __future__ import annotations
 
 import chz
 
-from tinker_cookbook import cli_utils, service
-from tinker_cookbook.rl import recipe, train
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
 
 from .envs import SelfPlayDatasetBuilder
 
 
 @chz.chz
 class Config(train.RunOptions):
-    """The settings of this recipe: those of every RL run, and its game."""
+    """The settings of this recipe: its game, and those of every RL run."""
 
     opponent: str = chz.field(
-        default="self", doc="self, random, perfect, a model of the service, or tinker:// weights."
+        default="self",
+        doc="Opponent in training: self, random, perfect, a model of the service, or tinker:// "
+        "weights.",
     )
-    test_opponent: str = chz.field(default="random", doc="The same, for evaluations.")
-    num_batches: int = chz.field(default=8, doc="Steps.")
-    groups_per_batch: int = chz.field(default=4, doc="Positions per step.")
-    group_size: int = chz.field(default=6, doc="Games from each position.")
-    test_games: int = chz.field(default=32, doc="Held-out positions, played twice; 0: none.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
-    max_tokens: int = chz.field(default=4, doc="Limit of one reply, in tokens.")
-    remove_constant_reward_groups: bool = chz.field(
-        default=True, doc="Do not send groups of equal rewards: they have no gradient."
+    test_opponent: str = chz.field(
+        default="random", doc="Opponent in evaluations; the same choices as for `opponent`."
     )
+    num_batches: int = chz.field(default=8, doc="Number of steps.")
+    groups_per_batch: int = chz.field(default=4, doc="First positions per step.")
+    group_size: int = chz.field(default=6, doc="Games from each first position.")
+    test_games: int = chz.field(
+        default=32, doc="Number of held-out first positions, each played twice; 0: none."
+    )
+    learning_rate: float = 5e-4
+    max_tokens: int = 4
+    remove_constant_reward_groups: bool = True
+
+    def log_words(self) -> list[str]:
+        return ["tictactoe"]
 
 
-def build_config(config: Config, model_name: str) -> train.Config:
-    """The train loop's settings for a model."""
-    names = {"recipe_name": "self_play", "log_names": ["tictactoe"]}
-    return recipe.build_config(config, SelfPlayDatasetBuilder, model_name, **names)
-
-
-def main(config: Config) -> None:
-    """Train, then say where everything is."""
-    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
+    return recipe.rl(config, recipe.fill(SelfPlayDatasetBuilder, config))
 
 
 if __name__ == "__main__":
-    cli_utils.entrypoint(main)
+    recipe.main(Config, build)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.code_rl import __main__ as recipe
+from recipes.code_rl import __main__ as module
 from recipes.code_rl.envs import CodeDatasetBuilder, CodeEnv, CodeGroup
 from recipes.code_rl.grading import Verdict, extract_code, run_tests
 from recipes.code_rl.problems import FAMILIES, Problem, all_problems, split_problems
@@ -121,7 +121,7 @@ def test_groups_pickle_and_remove_their_sandboxes(tiny_model_folder: Path):
 def test_it_runs(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     rows = run_two_steps(
-        recipe,
+        module,
         local_service,
         tmp_path / "run",
         capsys,

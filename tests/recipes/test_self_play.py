@@ -10,7 +10,7 @@ import pytest
 import tinker
 
 from recipes import play_env
-from recipes.self_play import __main__ as recipe
+from recipes.self_play import __main__ as module
 from recipes.self_play.envs import (
     ILLEGAL_REWARD,
     TAKEN_REWARD,
@@ -172,7 +172,7 @@ def test_the_members_of_a_group_start_from_one_position(tiny_model_folder: Path)
 def test_it_runs(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     rows = run_two_steps(
-        recipe, local_service, tmp_path / "run", capsys, test_games=2, renderer_name="chatml"
+        module, local_service, tmp_path / "run", capsys, test_games=2, renderer_name="chatml"
     )
     assert rows[0]["env/all/total_episodes"] == 4
     assert len(read_replies(tmp_path / "run", 0)) == 4
