@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import tinker_cookbook
-from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
-from tinker_cookbook.run_directory import (
+from tinker_cookbook.runs import interrupts
+from tinker_cookbook.runs.directory import (
     DEFAULT_RUNS_DIR,
     RUNS_DIR_ENV_VAR,
     describe_interruption,
@@ -25,8 +25,8 @@ from tinker_cookbook.run_directory import (
     prepare_log_dir,
     runs_path,
 )
-from tinker_cookbook.run_options import LogdirBehavior
-from tinker_cookbook.settings_file import read_settings
+from tinker_cookbook.runs.options import LogdirBehavior
+from tinker_cookbook.runs.settings_file import read_settings
 from tinker_cookbook.settings_help import (
     Setting,
     help_text,

@@ -22,7 +22,7 @@ from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recip
 if TYPE_CHECKING:
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.rl.types import RLDatasetBuilder
-    from tinker_cookbook.run_options import ModelOptions
+    from tinker_cookbook.runs.options import ModelOptions
     from tinker_cookbook.supervised import train as sl_train
     from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import chz
 
 from tinker_cookbook import service
-from tinker_cookbook.run_directory import default_log_path
-from tinker_cookbook.run_options import ModelOptions, shared_options
+from tinker_cookbook.runs.directory import default_log_path
+from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.rl import train as rl_train
@@ -52,7 +52,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
     """Train, then print the summary of the run."""
     from tinker_cookbook.eval.samples import read_samples
-    from tinker_cookbook.run_report import report_run, sample_command
+    from tinker_cookbook.runs.report import report_run, sample_command
     from tinker_cookbook.supervised import train
 
     result = asyncio.run(train.main(loop))
@@ -66,7 +66,7 @@ def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
 def train_rl(loop: rl_train.Config) -> rl_train.RunResult:
     """Train, then print the summary of the run; the sample command uses the best weights."""
     from tinker_cookbook.rl import train
-    from tinker_cookbook.run_report import read_held_out_samples, report_run, sample_command
+    from tinker_cookbook.runs.report import read_held_out_samples, report_run, sample_command
 
     result = asyncio.run(train.main(loop))
     command = sample_command(

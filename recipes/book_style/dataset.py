@@ -12,7 +12,7 @@ import chz
 from tinker_cookbook.exceptions import ConfigurationError, DataError
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.utils.jsonl_log import write_atomically
+from tinker_cookbook.utils.durable_files import write_atomically
 
 from . import instructions
 from .books import Book, load_book

@@ -38,9 +38,9 @@ from tinker_cookbook.rl.optimize import PendingUpdate
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
-from tinker_cookbook.rl.transcript_page import write_transcripts
+from tinker_cookbook.rl.transcripts.page import write_transcripts
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
-from tinker_cookbook.training_run import (
+from tinker_cookbook.runs.training_client import (
     TrainingRun,
     adam_params,
     build_checkpoint_manager,

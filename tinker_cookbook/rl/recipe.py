@@ -9,7 +9,7 @@ from typing import Any
 from tinker_cookbook.recipe_runner import complete, fill, train_rl
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
-from tinker_cookbook.run_directory import default_log_path
+from tinker_cookbook.runs.directory import default_log_path
 
 __all__ = ["build_config", "run"]
 

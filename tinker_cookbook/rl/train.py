@@ -15,6 +15,7 @@ import chz
 from tinker_cookbook import checkpoint_utils, service
 from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.algorithms import LOSSES
 from tinker_cookbook.rl.async_training import do_async_training
 from tinker_cookbook.rl.config import (
     AsyncConfig,
@@ -31,9 +32,9 @@ from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
 from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
-from tinker_cookbook.run_directory import open_log_dir
-from tinker_cookbook.run_report import report_complete
-from tinker_cookbook.training_run import (
+from tinker_cookbook.runs.directory import open_log_dir
+from tinker_cookbook.runs.report import report_complete
+from tinker_cookbook.runs.training_client import (
     TrainingRun,
     create_training_client,
     open_loggers,
@@ -225,10 +226,12 @@ async def _train(loop: Loop, start_step: int) -> RunResult:
 
 def _check_loss(config: Config, connection: service.Connection) -> None:
     """The service would refuse it too, but only after a batch has been sampled."""
-    if config.training_loss_fn() == "stable_reinforce" and connection.kind == "local":
+    loss_fn = config.training_loss_fn()
+    if connection.kind == "local" and not LOSSES[loss_fn].on_local_service:
+        offered = ", ".join(name for name, loss in LOSSES.items() if loss.on_local_service)
         raise ConfigurationError(
-            "loss_fn=stable_reinforce is not offered by the local service, since its formula is "
-            "not public; use importance_sampling, ppo, cispo, gspo or dro, or another service."
+            f"loss_fn={loss_fn} is not offered by the local service, since its formula is not "
+            f"public; use one of {offered}, or another service."
         )
 
 

@@ -22,8 +22,8 @@ import chz
 from tinker_cookbook import checkpoint_utils, service
 from tinker_cookbook.eval.evaluators import Evaluator, EvaluatorBuilder, SamplingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
-from tinker_cookbook.run_directory import open_log_dir
-from tinker_cookbook.run_options import (
+from tinker_cookbook.runs.directory import open_log_dir
+from tinker_cookbook.runs.options import (
     CheckpointOptions,
     ModelOptions,
     OptimizerOptions,
@@ -31,10 +31,8 @@ from tinker_cookbook.run_options import (
     check_options,
     expand_path,
 )
-from tinker_cookbook.run_report import report_complete
-from tinker_cookbook.supervised.schedule import Schedule
-from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
-from tinker_cookbook.training_run import (
+from tinker_cookbook.runs.report import report_complete
+from tinker_cookbook.runs.training_client import (
     TrainingRun,
     adam_params,
     add_service_metrics,
@@ -46,6 +44,8 @@ from tinker_cookbook.training_run import (
     service_message,
     snapshot_weights,
 )
+from tinker_cookbook.supervised.schedule import Schedule
+from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.progress import ProgressReporter

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook import checkpoint_utils, interrupts
+from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
-from tinker_cookbook.run_directory import truncate_metrics
-from tinker_cookbook.run_options import OptimizerOptions
+from tinker_cookbook.runs import interrupts
+from tinker_cookbook.runs.directory import truncate_metrics
+from tinker_cookbook.runs.options import OptimizerOptions
 from tinker_cookbook.service import Connection
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log, trace

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,12 @@ from hypothesis import strategies as st
 
 from tests.rl.envs import group, trajectory, turn
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.advantages import (
+from tinker_cookbook.local.engine.training import losses as engine_losses
+from tinker_cookbook.rl import train
+from tinker_cookbook.rl.algorithms import (
+    ALGORITHMS,
+    LOSSES,
+    RLLoss,
     center_rewards,
     compute_group_advantages,
     compute_length_scale,
@@ -86,3 +93,30 @@ def test_the_group_reward_counts():
     both = TrajectoryGroup(group(1.0, 1.0).trajectories_G, [2.0, 0.0], [{}, {}])
     assert both.get_total_rewards() == [3.0, 1.0]
     np.testing.assert_allclose(compute_advantages([both])[0], [1.0, -1.0])
+
+
+def test_the_table_of_losses_says_what_the_local_service_takes():
+    offered = {name: loss for name, loss in LOSSES.items() if loss.on_local_service}
+    assert LOSSES.keys() == set(get_args(RLLoss))
+    assert offered.keys() == engine_losses.LOSSES.keys() - {"cross_entropy"}
+    for name, loss in offered.items():
+        computed = engine_losses.LOSSES[name]
+        assert set(loss.settings) == computed.defaults.keys()
+        assert {"logprobs", "advantages", *loss.extra_inputs} == set(computed.required_inputs)
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_a_named_algorithm_is_settings_of_a_run(name: str):
+    algorithm = ALGORITHMS[name]
+    options = train.RunOptions(**algorithm.settings())  # pyright: ignore[reportArgumentType]
+    assert options.loss_fn == algorithm.loss_fn
+    assert set(options.loss_fn_config or {}) <= set(LOSSES[algorithm.loss_fn].settings)
+    assert algorithm.source
+
+
+def test_the_default_of_a_run_has_a_name():
+    settings = train.RunOptions()
+    assert all(
+        getattr(settings, name) == value
+        for name, value in ALGORITHMS["reinforce"].settings().items()
+    )

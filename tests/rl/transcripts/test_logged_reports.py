@@ -13,7 +13,7 @@ from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollouts import do_group_rollout
-from tinker_cookbook.rl.transcript_page import write_transcripts
+from tinker_cookbook.rl.transcripts.page import write_transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.utils import logtree
 

@@ -8,7 +8,7 @@ import pytest
 
 from tinker_cookbook import cli_utils
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import open_log_dir
+from tinker_cookbook.runs.directory import open_log_dir
 from tinker_cookbook.utils.ml_log import JsonLogger
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from tinker_cookbook.rl.transcript_style import STYLE
+from tinker_cookbook.rl.transcripts.style import STYLE
 
 __all__ = ["INDEX_FILE", "PageSummary", "link_pages", "navigation", "summary_tag", "write_index"]
 

@@ -17,8 +17,8 @@ from tests.assets import load_tokenizer
 from tests.browsers import open_browser
 from tinker_cookbook.completers import TokensWithLogprobs
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
-from tinker_cookbook.rl.transcript_index import INDEX_FILE
-from tinker_cookbook.rl.transcript_page import build_page, write_transcripts
+from tinker_cookbook.rl.transcripts.index import INDEX_FILE
+from tinker_cookbook.rl.transcripts.page import build_page, write_transcripts
 from tinker_cookbook.rl.types import StopReason, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.utils.misc_utils import iteration_dir
 

@@ -51,7 +51,8 @@ sys.exit(cli.main(["check", "chat.jsonl"]))
 """
 IN_A_FINALIZER = """
 import chz, time
-from tinker_cookbook import cli_utils, interrupts
+from tinker_cookbook import cli_utils
+from tinker_cookbook.runs import interrupts
 
 class Slow:
     def __del__(self):

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.rl.advantages import AdvantageEstimator
+from tinker_cookbook.rl.algorithms import AdvantageEstimator
 from tinker_cookbook.rl.data_processing import compute_advantages
-from tinker_cookbook.rl.logged_reports import write_logged_reports
 from tinker_cookbook.rl.rollout_logging import (
     RolloutSummaryExportConfig,
     RolloutSummaryGroup,
@@ -19,14 +18,15 @@ from tinker_cookbook.rl.rollout_logging import (
     rollout_summaries_jsonl_path,
     write_rollout_summaries_jsonl_from_groups,
 )
-from tinker_cookbook.rl.transcript_index import (
+from tinker_cookbook.rl.transcripts.index import (
     PageSummary,
     link_pages,
     navigation,
     summary_tag,
     write_index,
 )
-from tinker_cookbook.rl.transcript_style import FILTER_SCRIPT, STYLE
+from tinker_cookbook.rl.transcripts.logged_reports import write_logged_reports
+from tinker_cookbook.rl.transcripts.style import FILTER_SCRIPT, STYLE
 from tinker_cookbook.rl.types import StopReason, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.utils.disk_errors import optional_file
 

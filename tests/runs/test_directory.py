@@ -7,7 +7,7 @@ import chz
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import (
+from tinker_cookbook.runs.directory import (
     config_differences,
     default_log_path,
     delete_run,

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tinker_cookbook import run_lock
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import open_log_dir, prepare_log_dir
+from tinker_cookbook.runs import lock
+from tinker_cookbook.runs.directory import open_log_dir, prepare_log_dir
 
 HOLDER = """
 import sys, time
-from tinker_cookbook.run_directory import open_log_dir
+from tinker_cookbook.runs.directory import open_log_dir
 with open_log_dir(sys.argv[1], "ask"):
     print("held", flush=True)
     time.sleep(100)
 """
 FORKING_HOLDER = """
 import os, sys, time
-from tinker_cookbook.run_directory import open_log_dir
+from tinker_cookbook.runs.directory import open_log_dir
 with open_log_dir(sys.argv[1], "ask"):
     child = os.fork()
     if child:
@@ -60,7 +60,7 @@ def test_a_folder_in_use_is_refused_by_whom_and_since_when(tmp_path: Path):
         holder.kill()
         holder.communicate()
     with open_log_dir(tmp_path / "run", "ask"):
-        note = json.loads((tmp_path / "run" / run_lock.LOCK_FILE).read_text())
+        note = json.loads((tmp_path / "run" / lock.LOCK_FILE).read_text())
         assert note["pid"] == os.getpid()
 
 
@@ -73,7 +73,7 @@ def test_what_children_of_a_dead_process_still_hold_is_taken_over(tmp_path: Path
             open_log_dir(tmp_path / "run", "ask"),
             pytest.raises(ConfigurationError, match="another run of this process"),
         ):
-            run_lock.refuse_if_held(tmp_path / "run")
+            lock.refuse_if_held(tmp_path / "run")
     finally:
         os.kill(int(child), signal.SIGKILL)
         holder.communicate()
@@ -91,20 +91,20 @@ def test_two_runs_of_one_process_are_kept_apart_and_one_after_the_other_is_fine(
 
 def test_without_locks_of_the_file_system_the_note_decides(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)  # an import of it fails, as on Windows
-    path = tmp_path / run_lock.LOCK_FILE
+    path = tmp_path / lock.LOCK_FILE
     here = {"host": socket.gethostname(), "started_at": "2026-01-01T00:00:00+00:00"}
     path.write_text(json.dumps(here | {"pid": os.getppid()}))
     with pytest.raises(ConfigurationError, match=f"process {os.getppid()} since 2"):
-        enter(run_lock.hold(tmp_path))
+        enter(lock.hold(tmp_path))
     path.write_text(json.dumps(here | {"pid": os.getpid(), "host": "another-host"}))
     with pytest.raises(ConfigurationError, match=r"on another-host .* delete .*in_use"):
-        enter(run_lock.hold(tmp_path))
+        enter(lock.hold(tmp_path))
     path.write_text(json.dumps(here | {"pid": _dead_pid()}))
     with (
-        run_lock.hold(tmp_path),
+        lock.hold(tmp_path),
         pytest.raises(ConfigurationError, match="another run of this process"),
     ):
-        run_lock.refuse_if_held(tmp_path)
+        lock.refuse_if_held(tmp_path)
     assert not path.exists()
 
 
@@ -122,7 +122,7 @@ def test_of_many_that_start_at_once_one_at_a_time_is_inside(tmp_path: Path):
     def enter_often() -> None:
         for _ in range(60):
             try:
-                with run_lock.hold(tmp_path / "run"):
+                with lock.hold(tmp_path / "run"):
                     try:
                         inside.mkdir()
                         time.sleep(0.0005)
@@ -142,6 +142,6 @@ def test_of_many_that_start_at_once_one_at_a_time_is_inside(tmp_path: Path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
-    (tmp_path / run_lock.LOCK_FILE).mkdir()
+    (tmp_path / lock.LOCK_FILE).mkdir()
     with pytest.raises(ConfigurationError, match=f"log_path={tmp_path} cannot be written"):
-        enter(run_lock.hold(tmp_path))
+        enter(lock.hold(tmp_path))
