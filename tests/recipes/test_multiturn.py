@@ -68,7 +68,7 @@ def test_a_person_can_leave(local_service, monkeypatch: pytest.MonkeyPatch, caps
     [
         ({"batch": 1_000}, r"batch=1000 is beyond the data; use 0 to 39\."),
         ({"batch": -1}, "batch=-1 is negative"),
-        ({"settings": "[1]"}, "is no object; write settings="),
+        ({"settings": "[1]"}, "is not a JSON object; write settings="),
         ({"settings": '{"seed": "x"}'}, "seed=x has the wrong type"),
         ({"settings": '{"num_batches": 0}'}, "num_batches=0 is less than 1"),
         ({"env": "no.module:Name"}, r"env=no.module:Name cannot be imported \(No module"),
@@ -111,7 +111,7 @@ def test_recipes_are_played_by_name(env: str):
 
 @pytest.mark.parametrize("env", ["sl_basic", "play_env", "nothing"])
 def test_other_recipes_are_refused(env: str):
-    with pytest.raises(ConfigurationError, match=f"env={env} is no recipe with environments"):
+    with pytest.raises(ConfigurationError, match=f"env={env} is not a recipe with environments"):
         play_env.build_dataset_builder(play_env.Config(env=env), "m")
 
 
