@@ -4,8 +4,8 @@
     python -m recipes.rl_loop base_url=https://... model_name=Qwen/Qwen3-8B
 
 It does what rl_basic does, without a framework: sample several replies to each prompt, reward them,
-compare each with the others to its prompt, and make the better ones more likely. The same command
-again resumes a stopped run. Task and settings are those of rl_basic.
+compare each with the other replies to its prompt, and make the better ones more likely. Task and
+settings are those of rl_basic. The same command again resumes a stopped run.
 
 Expect the held-out reward to rise from 0.25 (standard error 0.03) to 0.89 (0.02) in 40 steps.
 """
@@ -199,7 +199,7 @@ def sample(
 
 
 def build_datum(prompt: list[int], sequence: Any, advantage: float) -> tinker.Datum:
-    """Position t predicts token t + 1; sampled tokens share the advantage, the prompt has none."""
+    """Build a datum: position t predicts token t + 1; only sampled tokens have the advantage."""
     import tinker
 
     tokens = [*prompt, *sequence.tokens]

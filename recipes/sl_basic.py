@@ -38,7 +38,7 @@ class Config(DataOptions, train.RunOptions):
     )
 
     def data_files(self) -> str:
-        """The files to train on."""
+        """Return the files to train on."""
         return self.data_or(cli_utils.bundled_file("conversations.jsonl", beside=__file__))
 
     def log_words(self) -> list[str]:

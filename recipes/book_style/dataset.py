@@ -88,10 +88,10 @@ class BookOptions:
 
 @chz.chz
 class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
-    """Cuts the book, has the instructions written, and keeps both in the run directory."""
+    """Builder that cuts the book, gets instructions, and saves both in the run directory."""
 
-    log_path: str = chz.field(doc="Run directory; the conversations are kept there.")
-    base_url: str | None = chz.field(default=None, doc="Service for instructions=local.")
+    log_path: str = chz.field(doc="Run directory, where the conversations are saved.")
+    base_url: str | None = chz.field(default=None, doc="URL of the service for instructions=local.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         train_path, test_path = self._paths()
@@ -106,7 +106,7 @@ class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
         return builder()[0]
 
     def _paths(self) -> tuple[Path, Path]:
-        """File names tell which settings made them, so that a resumed run takes the same."""
+        """Return file names with a hash of the settings; a resumed run reads the same files."""
         settings = {name: getattr(self, name) for name in chz.chz_fields(BookOptions)}
         settings["model"] = self.common_config.model_name_for_tokenizer
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -154,7 +154,7 @@ class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
 
 
 def style_of(options: BookOptions, title: str | None = None) -> str:
-    """What the instructions call the style."""
+    """Return the name of the style in the instructions."""
     if options.style is not None:
         return options.style
     if options.book is None:
@@ -163,7 +163,7 @@ def style_of(options: BookOptions, title: str | None = None) -> str:
 
 
 def count_tokens_with(tokenizer: object) -> Callable[[str], int]:
-    """Tokens of a text by a tokenizer, special ones not counted; remembers the latest texts."""
+    """Return a function that counts tokens without special ones, with a cache of recent texts."""
 
     @functools.lru_cache(maxsize=4096)
     def count_tokens(text: str) -> int:

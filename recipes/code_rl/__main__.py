@@ -1,4 +1,4 @@
-"""Reinforcement learning on programming problems: the reward is what the tests say.
+"""Reinforcement learning on programming problems: tests decide the reward.
 
     python -m recipes.code_rl                                  # on this machine, programs too
     python -m recipes.code_rl max_turns=2                      # see a failing test, try again
@@ -6,7 +6,7 @@
 
 The problems are generated, each with five tests; a third of them is held out. Code runs in a
 sandbox: a limited process without a network on this machine, a SandboxFusion container, or Modal.
-Passing all tests is worth 1. The same command again resumes a stopped run.
+Passing all tests earns 1. The same command again resumes a stopped run.
 
 Expect the held-out reward to rise from 0.01 (standard error 0.03) to 0.66 (0.07) in 10 steps and to
 0.69 (0.07) after all 16, as in a recorded run with seed 0.

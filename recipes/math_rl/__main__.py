@@ -1,4 +1,4 @@
-"""Reinforcement learning on mathematics: reward a reply whose answer is right.
+"""Reinforcement learning on mathematics: reward a reply with the right answer.
 
     python -m recipes.math_rl                                  # generated sums, on this machine
     python -m recipes.math_rl env=gsm8k base_url=https://... model_name=Qwen/Qwen3-8B \\
@@ -6,7 +6,7 @@
     python -m recipes.math_rl env=math file_path=math.jsonl grader=math_verify
 
 GSM8K and MATH come from the Hugging Face hub, or from a JSONL file with `question` and `answer`.
-Numbers are compared exactly; expressions with the package math-verify. The same command again
+Numbers are compared exactly, and expressions with the package math-verify. The same command again
 resumes a stopped run.
 
 Expect the held-out reward on sums to rise from 0.07 (standard error 0.01) to 0.76 (0.04) in 10
@@ -22,7 +22,8 @@ import chz
 from tinker_cookbook import recipe
 from tinker_cookbook.rl import train
 
-from .data import MathDatasetBuilder, check_source
+from .answer_env import AnswerDatasetBuilder
+from .problems import check_source
 
 
 @chz.chz
@@ -57,7 +58,7 @@ class Config(train.RunOptions):
 def build(config: Config) -> train.Config:
     """Return the train loop's settings."""
     check_source(config.env, config.file_path)
-    return recipe.rl(config, recipe.fill(MathDatasetBuilder, config))
+    return recipe.rl(config, recipe.fill(AnswerDatasetBuilder, config))
 
 
 if __name__ == "__main__":

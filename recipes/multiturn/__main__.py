@@ -1,4 +1,4 @@
-"""Reinforcement learning over several turns: guess a number, or find a thing by asking.
+"""Reinforcement learning over several turns: guess a number, or find a thing by questions.
 
     python -m recipes.multiturn                                # guess_number, on this machine
     python -m recipes.multiturn game=twenty_questions max_turns=8
@@ -19,7 +19,7 @@ import chz
 from tinker_cookbook import recipe
 from tinker_cookbook.rl import train
 
-from .envs import MultiturnDatasetBuilder
+from .games import MultiturnDatasetBuilder
 
 
 @chz.chz

@@ -1,19 +1,18 @@
-"""Reinforcement learning in a game for two: tic-tac-toe against the model itself.
+"""Reinforcement learning in a game for two players: tic-tac-toe against the model itself.
 
     python -m recipes.self_play                                # self-play, on this machine
     python -m recipes.self_play opponent=perfect               # against a program
     python -m recipes.self_play opponent=tinker://...          # against saved weights
     python -m recipes.self_play base_url=https://... model_name=Qwen/Qwen3-8B
 
-A win is worth 1, a draw 0.5, a loss 0. A reply that is no legal move ends the game and costs 0.5,
-or 0.25 if it is at least a number.
-Evaluations are games against a fixed opponent, so that the numbers of two steps compare. The same
-command again resumes a stopped run.
+A win earns 1, a draw 0.5, a loss 0. An illegal move ends the game and costs 0.5, or 0.25 if it is
+at least a number. Evaluations are games against a fixed opponent, so that their numbers can be
+compared. The same command again resumes a stopped run.
 
 Expect the held-out reward, in games against a random player, to rise from -0.38 (standard error
-0.04) to 0.71 (0.07) in 8 steps, with 73 % of the games won and no illegal move left, as in a
-recorded run with seed 0 that took under 4 minutes on two cores. From the sixth step on all games
-from a position went the same way, so that there was nothing more to learn from.
+0.04) to 0.71 (0.07) in 8 steps, with 73 % of the games won and without illegal moves, as in a
+recorded run with seed 0 that took under 4 minutes on two cores. After the sixth step all games from
+one position were equal, so that there was nothing more to learn.
 """
 
 from __future__ import annotations

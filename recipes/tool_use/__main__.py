@@ -1,4 +1,4 @@
-"""Reinforcement learning with tools: compute or look up the answer, then say it.
+"""Reinforcement learning with tools: compute or look up the answer, then reply with it.
 
     python -m recipes.tool_use                                 # search, on this machine
     python -m recipes.tool_use tasks=calculator
@@ -6,9 +6,9 @@
         model_name=Qwen/Qwen3-8B
 
 Questions and documents are generated. The search ranks 120 documents with BM25 (extra `search`).
-A right answer is worth 1, a wrong one after a tool that worked 0.2. All turns of an episode make
+A right answer earns 1; a wrong one earns 0.2 if a tool call worked. All turns of an episode make
 one training record. A few supervised steps on solved questions come first, since the small default
-model never calls a tool by itself. The same command again resumes a stopped run.
+model never calls a tool without them. The same command again resumes a stopped run.
 
 Expect the held-out reward of the search to rise from 0.02 (standard error 0.02), after those
 supervised steps, to 0.69 (0.06) after all 8, as in a recorded run with seed 0.
@@ -24,7 +24,7 @@ from tinker_cookbook.rl import train
 from .envs import Tasks, ToolUseDatasetBuilder, people_for
 from .warm_start import train_on_examples
 
-# ChatML models whose own format has no tools take Qwen's, which is ChatML too.
+# Some ChatML models have a chat format without tools; they use Qwen's, which is ChatML too.
 FORMATS_WITH_TOOLS = {"chatml": "qwen2_5", "smollm2": "qwen2_5"}
 
 

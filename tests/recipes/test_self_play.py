@@ -142,7 +142,9 @@ def test_other_opponents_are_models_of_the_service(
         player = make_player(local_service.model, "0", renderer, 2)
         assert player is not None
         assert asyncio.run(player.move(EMPTY)) in (None, *range(1, 10))
-        with pytest.raises(ConfigurationError, match="opponent=no-model is neither self, random"):
+        with pytest.raises(
+            ConfigurationError, match="opponent=no-model is unknown; use self, random"
+        ):
             make_player("no-model", "0", renderer, 4)
 
 
