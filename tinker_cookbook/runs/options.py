@@ -21,6 +21,7 @@ __all__ = [
     "LogdirBehavior",
     "ModelOptions",
     "OptimizerOptions",
+    "SharedOptions",
     "TrackingOptions",
     "check_options",
     "expand_path",
@@ -166,6 +167,11 @@ class TrackingOptions:
     span_chart_every: int = chz.field(
         default=0, doc="Steps between timing charts (iteration_*/timing_gantt.html); 0: none."
     )
+
+
+@chz.chz
+class SharedOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOptions):
+    """The settings that every train loop has."""
 
 
 # What must hold of a field, and what to do otherwise.
