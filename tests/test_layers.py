@@ -88,7 +88,7 @@ LOCAL_ROOMS: dict[str, str] = {
     "process": "errors seam engine engine.model engine.native service service.storage "
     "service.protocol service.state app plan",
 }
-# Names of recipes that lie elsewhere; it is no recipe itself, so nobody copies it.
+# Only names for code of other recipes; it is not a recipe, so it cannot be copied.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
 HEAVY = ("torch", "tinker", "transformers", "datasets")

@@ -12,7 +12,7 @@ import chz
 import pytest
 
 from tests.recipes.recipe_process import ROOT, run_in_this_process
-from tinker_cookbook.commands._recipe_files import find_recipes
+from tinker_cookbook.commands.parts.recipe_files import find_recipes
 from tinker_cookbook.settings_help import SHARED_TITLE, WIDTH
 
 MAX_SHARED_LINES = 25
