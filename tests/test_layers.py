@@ -45,13 +45,16 @@ LAYERS = {
     "tinker_cookbook.supervised.train": 5,
     "tinker_cookbook.rl.async_training": 5,
     "tinker_cookbook.rl.loop": 5,
-    "tinker_cookbook.rl.recipe": 5,
+    "tinker_cookbook.rl.recipe": 6,
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.cli_utils": 6,
+    "tinker_cookbook.recipe": 6,
+    "tinker_cookbook.recipe_runner": 6,
     "tinker_cookbook.recipes": 6,
+    "tinker_cookbook.settings_help": 6,
     "tinker_cookbook.commands": 6,
     "tinker_cookbook.cli": 6,
 }
@@ -85,7 +88,7 @@ LOCAL_ROOMS: dict[str, str] = {
     "process": "errors seam engine engine.model engine.native service service.storage "
     "service.protocol service.state app plan",
 }
-# Names of recipes that lie elsewhere; it is no recipe itself, so nobody copies it.
+# Only names for code of other recipes; it is not a recipe, so it cannot be copied.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
 HEAVY = ("torch", "tinker", "transformers", "datasets")
