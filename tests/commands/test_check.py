@@ -158,7 +158,7 @@ def test_truncation_is_counted_and_lost_rows_are_named(tmp_path, capsys):
     assert figures["first_lines_without_trained_tokens"] == [3]
     assert figures["first_lines"] == [2, 3]
     assert main(check(path, "--max-length", "60")) == 0
-    assert "1 rows train nothing any more (line 3)" in capsys.readouterr().out
+    assert "1 rows have no trained token left (line 3)" in capsys.readouterr().out
 
 
 def test_duplicates_are_found_by_content_not_by_bytes(tmp_path, capsys):
