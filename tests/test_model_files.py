@@ -126,7 +126,7 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "no such model"), (503, "not reachable")])
+@pytest.mark.parametrize(("status", "message"), [(404, "does not exist or requires a login"), (503, "not reachable")])
 def test_answer_of_the_hub_is_reported(
     monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:

@@ -95,7 +95,7 @@ def test_the_shape_and_a_row_as_it_is_trained_are_shown(tmp_path, capsys, name):
     title = {shape.name: shape.title for shape in SHAPES}[path.stem]
     assert f"shape       {title}\n" in text
     line = 2 if name.endswith(".csv") else 1
-    assert f"{name}:{line} as it is trained («» is trained, the rest is context):\n" in text
+    assert f"{name}:{line} as trained («» is trained, the rest is context):\n" in text
     assert f"{SHORT}<|im_end|>»" in text
     figures = figures_of(capsys, path)
     assert (figures["shapes"], figures["unusable_rows"]) == ({path.stem: 1}, 0)

@@ -165,7 +165,7 @@ def test_a_text_model_reads_no_images(sample, local_service) -> None:
             "qwen2_5_vl",
             "renderer=chatml cannot write images. For {} use --renderer qwen3_vl_instruct.",
         ),
-        ("llava", "model={} reads images, and no renderer here writes them in its format"),
+        ("llava", "model={} reads images, but no renderer writes them in its format"),
     ],
 )
 def test_a_vision_folder_names_the_renderer_of_images(

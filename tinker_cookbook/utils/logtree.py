@@ -389,7 +389,7 @@ def current_trace() -> Trace | None:
 
 
 def flush_trace() -> bool:
-    """Write the report so far; return False if there is no report or it has no file."""
+    """Write the report so far; return whether there was a report with a file to write."""
     position = _position.get()
     if position is None or position.trace.path is None:
         return False

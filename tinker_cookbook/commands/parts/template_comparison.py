@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
     theirs: list[int]
     differences: list[Difference]
     refusal: str = ""
-    """Why there are no tokens to compare: the renderer or the template refuses the conversation."""
+    """Message of the renderer or the template that refuses the conversation; empty if accepted."""
 
     @property
     def outcome(self) -> Outcome:
