@@ -148,7 +148,7 @@ class _Chat:
             return
         import tinker
 
-        from tinker_cookbook.runs.training_client import service_message
+        from tinker_cookbook.utils.sdk_compat import service_message
 
         params = tinker.SamplingParams(
             max_tokens=args.max_tokens, temperature=args.temperature, stop=stop

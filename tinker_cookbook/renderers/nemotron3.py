@@ -26,30 +26,33 @@ Differences from the templates, besides those of chatml.py:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
-from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.qwen3_5 import XML_CALL_INSTRUCTIONS
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
-from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolSpec
-from tinker_cookbook.renderers.xml_calls import (
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.xml import (
     PYTHON_WORDS,
     fit_calls,
     parse_xml_call,
     xml_call_text,
 )
+from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.qwen3_5 import XML_CALL_INSTRUCTIONS
+from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
+from tinker_cookbook.renderers.train_on_what import last_user_index
+from tinker_cookbook.renderers.types import CallLike, Message, Role, ToolSpec
+from tinker_cookbook.replies.json_source import JsonSchema
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
+    "RENDERERS",
     "Nemotron3DisableThinkingRenderer",
     "Nemotron3LowThinkingRenderer",
     "Nemotron3PreserveThinkingRenderer",
@@ -244,7 +247,7 @@ class Nemotron3Renderer(ChatMLRenderer):
         if message.get("tool_calls") or message.get("unparsed_tool_calls"):
             layout.text("\n", SegmentKind.TOOL, index, sampled=sampled)
 
-    def _call_text(self, call: Any) -> str:
+    def _call_text(self, call: CallLike) -> str:
         return xml_call_text(call, PYTHON_WORDS)
 
     def _lay_out_tool_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
@@ -342,7 +345,7 @@ class Nemotron3UltraDisableThinkingRenderer(
         Nemotron3DisableThinkingRenderer.__init__(self, tokenizer, is_ultra=True)
 
 
-def _declaration(function: Mapping[str, Any]) -> str:
+def _declaration(function: ToolSpec) -> str:
     """Return one tool in the XML of the system block."""
     parameters = function.get("parameters") or {}
     lines = ["", "<function>", f"<name>{function['name']}</name>"]
@@ -359,7 +362,7 @@ def _declaration(function: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "</function>"])
 
 
-def _schema(schema: Mapping[str, Any]) -> list[str]:
+def _schema(schema: JsonSchema) -> list[str]:
     lines = []
     if "type" in schema:
         lines.append(f"<type>{schema['type']}</type>")
@@ -370,10 +373,62 @@ def _schema(schema: Mapping[str, Any]) -> list[str]:
     return lines + _others(schema, ("name", "type", "description", "enum"))
 
 
-def _others(mapping: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+def _others(mapping: JsonSchema, known: Sequence[str]) -> list[str]:
     """Return the members that have no place of their own."""
     return [
         f"<{key}>{json_text(value) if isinstance(value, dict | list | tuple) else value}</{key}>"
         for key, value in mapping.items()
         if key not in known
     ]
+
+
+RENDERERS = [
+    NamedRenderer(
+        "nemotron3",
+        lambda tokenizer, _: Nemotron3Renderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "a system block always; thinking; tools in XML",
+    ),
+    NamedRenderer(
+        "nemotron3_disable_thinking",
+        lambda tokenizer, _: Nemotron3DisableThinkingRenderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "no thinking",
+    ),
+    NamedRenderer(
+        "nemotron3_preserve_thinking",
+        lambda tokenizer, _: Nemotron3PreserveThinkingRenderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "old reasoning is kept",
+    ),
+    NamedRenderer(
+        "nemotron3_low_thinking",
+        lambda tokenizer, _: Nemotron3LowThinkingRenderer(tokenizer),
+        "Nemotron 3 Super",
+        "low effort",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra",
+        lambda tokenizer, _: Nemotron3UltraRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "a system block always; thinking; tools in XML",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_disable_thinking",
+        lambda tokenizer, _: Nemotron3UltraDisableThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "no thinking",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_medium_thinking",
+        lambda tokenizer, _: Nemotron3UltraMediumThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "medium effort",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_preserve_thinking",
+        lambda tokenizer, _: Nemotron3UltraPreserveThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "old reasoning is kept",
+    ),
+]

@@ -22,14 +22,7 @@ from tinker_cookbook.rl.rollout_presets import (
 from tinker_cookbook.rl.rollout_strategy import RolloutStrategy, rollout_strategy_from_config
 from tinker_cookbook.rl.rollouts import RolloutSettings
 from tinker_cookbook.rl.types import RLDatasetBuilder
-from tinker_cookbook.runs.options import (
-    CheckpointOptions,
-    ModelOptions,
-    OptimizerOptions,
-    TrackingOptions,
-    check_options,
-    expand_path,
-)
+from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 __all__ = [
@@ -72,7 +65,7 @@ class AsyncConfig:
 
 
 @chz.chz
-class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOptions):
+class RunOptions(SharedOptions):
     """The settings of every RL run; a recipe's config adds what is its own."""
 
     lr_schedule: LRSchedule = chz.field(default="constant", doc="linear, cosine or constant.")

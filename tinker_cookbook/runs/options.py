@@ -20,6 +20,7 @@ __all__ = [
     "LogdirBehavior",
     "ModelOptions",
     "OptimizerOptions",
+    "SharedOptions",
     "TrackingOptions",
     "check_options",
     "expand_path",
@@ -134,6 +135,11 @@ class TrackingOptions:
     span_chart_every: int = chz.field(
         default=0, doc="Steps between charts of a step's spans (iteration_*/timing_gantt.html)."
     )
+
+
+@chz.chz
+class SharedOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOptions):
+    """The settings that every train loop has."""
 
 
 # What must hold of a field, and what to do otherwise.

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import service
 from tinker_cookbook.model_files import DEFAULT_MODEL
+from tinker_cookbook.runs.checkpoints import load_checkpoints_file
 from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.utils.jsonl_log import read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
 from tinker_cookbook.utils.recipe_code import code_differences
+from tinker_cookbook.utils.sdk_compat import rest_client_of
+
+if TYPE_CHECKING:
+    import tinker
 
 __all__ = [
     "describe_change",
+    "format_bytes",
     "read_held_out_samples",
     "report_complete",
     "report_run",
+    "report_saved",
     "sample_command",
 ]
+
+logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 300
 HELD_OUT = (
@@ -46,6 +56,37 @@ def report_complete(log_path: str | Path) -> None:
         f"Training was already complete; nothing to do.{told} To train anew: "
         "behavior_if_log_dir_exists=delete, or another log_path."
     )
+
+
+async def report_saved(service_client: tinker.ServiceClient, log_path: str) -> None:
+    """Print how many checkpoints of a run the service keeps, and their total size."""
+    import tinker
+
+    records = load_checkpoints_file(log_path)
+    paths = [path for record in records for path in (record.state_path, record.sampler_path)]
+    run_ids = {path.removeprefix("tinker://").partition("/")[0] for path in paths if path}
+    rest = rest_client_of(service_client)
+    try:
+        answers = [await rest.list_checkpoints(run_id) for run_id in sorted(run_ids)]
+    except (tinker.TinkerError, ValueError) as error:
+        logger.info("the checkpoints could not be listed: %s", error)
+        return
+    sizes = [found.size_bytes or 0 for answer in answers for found in answer.checkpoints]
+    command = shlex.join(["tinker-cookbook", "clean", log_path])
+    print(
+        f"saved    {len(sizes)} checkpoints, {format_bytes(sum(sizes))} on the service "
+        f"({command} lists those that can go)",
+        flush=True,
+    )
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`1.2 GB`, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("the last unit takes any size")
 
 
 def sample_command(

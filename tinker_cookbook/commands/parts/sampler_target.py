@@ -122,8 +122,7 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
 
     from tinker_cookbook import checkpoint_utils, model_info
     from tinker_cookbook.renderers import load_renderer
-    from tinker_cookbook.runs.training_client import service_message
-    from tinker_cookbook.utils.sdk_futures import wait_for_client
+    from tinker_cookbook.utils.sdk_compat import service_message, wait_for_client
 
     client = connection.service_client()
     target = checkpoint or connection.model_name

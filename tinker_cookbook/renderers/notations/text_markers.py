@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.parsing import ResponseParser
 from tinker_cookbook.replies.grammar import Grammar, TextMark, Tolerance
 from tinker_cookbook.replies.json_source import ends_in_string

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.parsing import TokenParser
 from tinker_cookbook.renderers.types import MessageDelta
 from tinker_cookbook.replies.grammar import Mark

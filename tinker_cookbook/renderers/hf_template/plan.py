@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.template_text import Mark, Value, mark_spans, quoted
+from tinker_cookbook.renderers.hf_template.text import Mark, Value, mark_spans, quoted
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 
 __all__ = ["Atom", "ControlTokens", "Plan", "Reply", "build_atoms", "lay_out_atoms"]
 

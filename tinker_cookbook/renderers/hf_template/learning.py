@@ -5,77 +5,55 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.parsing import CallParser, Grammar, parse_json_call
-from tinker_cookbook.renderers.rendering import Layout, encode_layouts
-from tinker_cookbook.renderers.template_plan import (
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
+from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
+from tinker_cookbook.renderers.hf_template.plan import (
     Atom,
     ControlTokens,
     build_atoms,
     lay_out_atoms,
 )
-from tinker_cookbook.renderers.template_text import TemplateError, fill, mark_spans
+from tinker_cookbook.renderers.hf_template.text import (
+    Conversation,
+    TemplateError,
+    fill,
+    mark_spans,
+)
+from tinker_cookbook.renderers.hf_template.writer import TemplateWriter
+from tinker_cookbook.renderers.notations.xml import PYTHON_WORDS, parse_xml_call
+from tinker_cookbook.renderers.parsing import CallParser, Grammar, parse_json_call
+from tinker_cookbook.renderers.rendering import Layout, encode_layouts
 from tinker_cookbook.renderers.tool_calls import parse_call_json
-from tinker_cookbook.renderers.types import Message, ToolCall
-from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, parse_xml_call
+from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec
 from tinker_cookbook.replies.grammar import WholeCalls
 from tinker_cookbook.replies.harmony import HARMONY_MARKS
 from tinker_cookbook.replies.json_calls import read_whole_reply
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
-if TYPE_CHECKING:
-    from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
-
-__all__ = ["TemplateFacts", "learn"]
+__all__ = ["learn"]
 
 _CALL_NAME = "probe_tool"
 _ARGUMENTS = '{"probe_key": "probe value!"}'
 _TYPED_ARGUMENTS = '{"a": true, "b": false, "c": null, "d": 1.5, "e": ["x", {"y": 2}], "f": "z"}'
-_TOOL: Any = {
+_TOOL: ToolSpec = {
     "name": _CALL_NAME,
     "description": "Probes; nothing else.",
     "parameters": {"type": "object", "properties": {"probe_key": {"type": "string"}}},
 }
 
 
-@dataclass
-class TemplateFacts:
-    """What was learnt."""
-
-    roles: tuple[str, ...] = ("system", "developer", "user", "assistant", "tool")
-    content_is_list: bool = False
-    """The template wants a list of parts, and not a string."""
-    arguments: Literal["none", "text", "object"] = "none"
-    """How the template takes the arguments of calls; "none" if it writes no calls."""
-    has_tools: bool = False
-    has_thinking: bool = False
-    parses_calls: bool = False
-    xml_words: Mapping[str, str] | None = None
-    """Set if calls are written as in xml_calls.py: how truth values and null are."""
-    stops: frozenset[int] = frozenset()
-    bos_ids: tuple[int, ...] = ()
-    extends: bool = False
-    grammar: Grammar = field(default_factory=lambda: Grammar(stop=frozenset()))
-    is_harmony: bool = False
-    """Replies are several messages with headers, as of gpt-oss."""
-    thought_label: str = ""
-    """What the template writes between the opening of reasoning and the reasoning."""
-    may_open_thinking: bool = False
-    """Some prompts open the reasoning, and some do not."""
-    call_markers: ControlTokens = field(default_factory=lambda: ControlTokens({}))
-    """The tokens around a call."""
-
-
-def learn(renderer: HFTemplateRenderer) -> TemplateFacts:
+def learn(writer: TemplateWriter, encoder: TextEncoder, tokenizer: Tokenizer) -> TemplateFacts:
     """Run the template on probes.
 
     Raises:
         RendererError: if no exact mask exists for the plainest conversation.
     """
-    return _Probe(renderer).learn()
+    return _Probe(writer, encoder, tokenizer).learn()
 
 
 def _user(text: str = "Probe question.") -> Message:
@@ -98,10 +76,12 @@ def _result() -> Message:
 class _Probe:
     """Learns step by step; each step uses what was learnt before, through the renderer itself."""
 
-    def __init__(self, renderer: HFTemplateRenderer) -> None:
-        self._renderer = renderer
-        self._facts = renderer._facts
-        self._control = renderer._control
+    def __init__(self, writer: TemplateWriter, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
+        self._writer = writer
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self._facts = writer.facts
+        self._control = writer.control
 
     def learn(self) -> TemplateFacts:
         """Return the facts."""
@@ -116,10 +96,12 @@ class _Probe:
         facts.extends = all(self._extends(talk) for talk in self._talks())
         return facts
 
-    def _written(self, messages: list[Message], *, prompt: bool = False) -> tuple[str, Any]:
+    def _written(
+        self, messages: list[Message], *, prompt: bool = False
+    ) -> tuple[str, Conversation]:
         """Return what the template writes, with marks, and the conversation."""
-        talk = self._renderer._conversation(messages)
-        return self._renderer._written(talk, len(messages), prompt=prompt), talk
+        talk = self._writer.conversation(messages)
+        return self._writer.written(talk, len(messages), prompt=prompt), talk
 
     def _learn_content(self) -> None:
         reasons = []
@@ -131,7 +113,7 @@ class _Probe:
                 reasons.append(str(error))
                 continue
             if mark_spans(written):
-                bos = getattr(self._renderer.tokenizer, "bos_token", None)
+                bos = getattr(self._tokenizer, "bos_token", None)
                 if bos and written.startswith(bos):
                     self._facts.bos_ids = (self._control.ids[bos],)
                 return
@@ -152,12 +134,12 @@ class _Probe:
                 "no token ends a reply, so training could not teach the model to stop"
             )
         self._add_stop(self._control.id_of(stop))
-        reply = self._renderer._reply(talk, 1)
+        reply = self._writer.reply(talk, 1)
         if reply.problem is not None:
             raise self._refusal(reply.problem)
         before = whole[len(prompt) : marks[1].start]
         last = max((m.end() for m in self._control.pattern.finditer(prompt)), default=0)
-        self._renderer.encoder.replies_follow_text = last < len(prompt)
+        self._encoder.replies_follow_text = last < len(prompt)
         if prompt == silent and before.strip():
             raise self._refusal(
                 f"it has no generation prompt, and writes {before!r} before a reply, which would "
@@ -169,8 +151,7 @@ class _Probe:
     def _add_stop(self, token: int) -> None:
         facts = self._facts
         facts.stops |= {token}
-        self._renderer._stops = facts.stops
-        eos = getattr(self._renderer.tokenizer, "eos_token_id", None)
+        eos = getattr(self._tokenizer, "eos_token_id", None)
         others = {eos} - facts.stops - {None}
         facts.grammar = Grammar(
             stop=facts.stops,
@@ -194,7 +175,7 @@ class _Probe:
                 return
         facts.arguments = "none"
 
-    def _learn_call_format(self, whole: str, talk: Any, after: int) -> None:
+    def _learn_call_format(self, whole: str, talk: Conversation, after: int) -> None:
         facts, control = self._facts, self._control
         rest = list(control.pattern.finditer(whole, after))
         stops = [m for m in rest if control.id_of(m) in facts.stops] or rest[-1:]
@@ -202,7 +183,7 @@ class _Probe:
             facts.arguments = "none"
             return
         self._add_stop(control.id_of(stops[0]))
-        prompt = self._renderer._written(talk, 1, prompt=True)
+        prompt = self._writer.written(talk, 1, prompt=True)
         written = fill(whole[len(prompt) : stops[0].start()], talk.values)
         name_at = written.find(_CALL_NAME)
         markers = list(control.pattern.finditer(written))
@@ -240,7 +221,7 @@ class _Probe:
             parse_call = partial(parse_xml_call, words=facts.xml_words)
         facts.parses_calls = True
         pair = (control.id_of(opened), control.id_of(closed))
-        added = self._renderer.tokenizer.added_tokens_decoder
+        added = self._tokenizer.added_tokens_decoder
         facts.call_markers = ControlTokens({token: added[token] for token in pair})
         facts.grammar = replace(
             old,
@@ -292,7 +273,7 @@ class _Probe:
             self._learn_empty_block(prompt, whole[len(prompt) : answer.start])
         if thought is None or answer is None or thought.start > answer.start:
             return
-        if self._renderer._reply(talk, 1).problem is not None:
+        if self._writer.reply(talk, 1).problem is not None:
             return
         facts.has_thinking = True
         before = list(control.pattern.finditer(whole[: thought.start]))
@@ -402,16 +383,16 @@ class _Probe:
     def _extends(self, talk: list[Message]) -> bool:
         replies = [i for i, message in enumerate(talk) if message["role"] == "assistant"]
         try:
-            return self._renderer._rewritten_turn(talk, replies) is None
+            return self._writer.rewritten_turn(talk, replies) is None
         except RendererError:
             return False
 
     def _check_tokens(self) -> None:
         """Refuse tokenizers for which pieces between control tokens encode otherwise."""
-        renderer = self._renderer
+        writer = self._writer
         first, second = "Hello, wörld!  12\n3 日本", " Fine.\n\n\tOk 👍 don't "
-        talk = renderer._conversation([_user(first), _reply(second), _user("x"), _reply("\ny")])
-        written = renderer._written(talk, 4, prompt=False)
+        talk = writer.conversation([_user(first), _reply(second), _user("x"), _reply("\ny")])
+        written = writer.written(talk, 4, prompt=False)
         atoms = build_atoms(
             written,
             talk.values,
@@ -422,7 +403,7 @@ class _Probe:
         )
         ours = self._encoded(atoms, talk)
         text = fill(written, talk.values)
-        theirs = renderer.tokenizer.encode(text, add_special_tokens=False)
+        theirs = self._tokenizer.encode(text, add_special_tokens=False)
         if ours != theirs:
             place = next(
                 (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0
@@ -431,21 +412,21 @@ class _Probe:
                 "the tokenizer encodes text beside control tokens in another way: "
                 f"{theirs[place : place + 6]}, expected {ours[place : place + 6]}"
             )
-        decode = renderer.encoder.decode
-        apart = decode(self._encoded(renderer._plan(talk, prompt=False).atoms, talk))
+        decode = self._encoder.decode
+        apart = decode(self._encoded(writer.plan(talk, prompt=False).atoms, talk))
         if apart != decode(theirs):
             raise self._refusal(
                 "the tokenizer encodes a reply by itself in another way than after its prompt: "
                 f"the text becomes {apart!r}, expected {decode(theirs)!r}"
             )
 
-    def _encoded(self, atoms: Sequence[Atom], talk: Any) -> list[int]:
+    def _encoded(self, atoms: Sequence[Atom], talk: Conversation) -> list[int]:
         layout = Layout()
         lay_out_atoms(layout, atoms, talk.values, self._facts.call_markers)
-        return encode_layouts([layout], self._renderer.encoder)[0].tokens()
+        return encode_layouts([layout], self._encoder)[0].tokens()
 
     def _refusal(self, reason: str) -> RendererError:
-        name = getattr(self._renderer.tokenizer, "name_or_path", "") or "this tokenizer"
+        name = getattr(self._tokenizer, "name_or_path", "") or "this tokenizer"
         return RendererError(
             f"the chat template of {name!r} cannot be rendered with exact masks: {reason}. Use a "
             "renderer made for the model, or give HFTemplateRenderer another chat_template."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.parsing import ResponseParser
 from tinker_cookbook.replies.grammar import Grammar
 from tinker_cookbook.replies.labelled import THOUGHT_LABEL, LabelledReader
