@@ -138,7 +138,7 @@ def _apply_template(
 
     tokens = renderer.tokenizer.apply_chat_template(
         _template_messages(conversation.messages, renderer),
-        tools=[tool_declaration(tool) for tool in conversation.tools] or None,
+        tools=[dict(tool_declaration(tool)) for tool in conversation.tools] or None,
         tokenize=True,
         return_dict=False,
         date_string=DATE_STRING,
