@@ -275,8 +275,7 @@ def _locked(models: Path) -> FileLock:
         raise WeightsDownloadError(
             f"{DEFAULT_MODEL} is not on this machine, and its folder {models} cannot be written "
             f"({error.strerror}). Set TINKER_COOKBOOK_HOME to a writable folder, or give the "
-            "folder "
-            "of another model"
+            "folder of another model"
         ) from error
     return FileLock(models / ".lock")
 

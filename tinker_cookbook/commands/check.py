@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from tinker_cookbook.supervised.check import FileReport
     from tinker_cookbook.supervised.rendering import ConversationRenderer
     from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["add_arguments", "run"]
+
+Figures = dict[str, Any]
+"""A report, or a part of it, as JSON."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
     file, parts = open_parts(args.file)
     renderer_name, render = _conversation_renderer(args)
     with _progress_bar(len(file)) as bar:
-        report = check_file(file, render, num_workers=args.workers, on_progress=bar.update)
+
+        def advance(num_rows: int) -> None:
+            bar.update(num_rows)
+
+        report = check_file(file, render, num_workers=args.workers, on_progress=advance)
     figures = report.to_dict() | {
         "model": args.model,
         "renderer": renderer_name,
@@ -133,13 +142,13 @@ def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationR
     return config.renderer_name, render
 
 
-def _progress_bar(num_rows: int) -> Any:
+def _progress_bar(num_rows: int) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(total=num_rows, unit=" rows", disable=not sys.stderr.isatty(), leave=False)
 
 
-def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -> str:
+def _format(figures: Figures, read: ReadCounts, batch_size: int | None) -> str:
     from tinker_cookbook.supervised.lazy_dataset import last_batch_lines
 
     lines = [
@@ -164,7 +173,7 @@ def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -
     return "\n".join(lines)
 
 
-def _problems(figures: dict[str, Any], max_problems: int) -> str:
+def _problems(figures: Figures, max_problems: int) -> str:
     if not figures["unusable_rows"]:
         return ""
     shown = figures["problems"][:max_problems]
@@ -179,18 +188,18 @@ def _row(name: str, text: str) -> str:
     return f"{name:<12}{text}"
 
 
-def _unusable(figures: dict[str, Any]) -> str:
+def _unusable(figures: Figures) -> str:
     reasons = figures["unusable_by_reason"].items()
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
     return f"{figures['unusable_rows']:,} rows" + (f": {listed}" if listed else "")
 
 
-def _tokens(figures: dict[str, int]) -> str:
+def _tokens(figures: Figures) -> str:
     parts = [f"{name} {figures[name]:,}" for name in figures if name != "total"]
     return f"{figures['total']:,}; per row {', '.join(parts)}"
 
 
-def _truncated(figures: dict[str, Any]) -> str:
+def _truncated(figures: Figures) -> str:
     if figures["max_length"] is None:
         return "nothing (no --max-length)"
     text = (
@@ -204,7 +213,7 @@ def _truncated(figures: dict[str, Any]) -> str:
     return text
 
 
-def _converted(figures: dict[str, Any], read: ReadCounts) -> list[str]:
+def _converted(figures: Figures, read: ReadCounts) -> list[str]:
     """Return a line for each kind of conversion, with the first rows that it applies to."""
     found = figures["converted"].values()
     return [
@@ -221,7 +230,7 @@ def _listed(lines: list[int | str], num_rows: int) -> str:
     return f" (line{'s' * (num_rows != 1)} {', '.join(map(str, lines))}{more})"
 
 
-def _duplicates(figures: dict[str, Any]) -> str:
+def _duplicates(figures: Figures) -> str:
     pairs = [f"line {later} = line {first}" for later, first in figures["first_lines"][:5]]
     more = ", ..." if figures["rows"] > len(pairs) else ""
     listed = f" ({', '.join(pairs)}{more})" if pairs else ""

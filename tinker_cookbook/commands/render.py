@@ -42,15 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         metavar="MODEL_OR_FOLDER",
         help="instead of FILE: check every renderer against this model's chat template and say "
-        "which "
-        "one fits",
+        "which one fits",
     )
     parser.add_argument(
         "--against-template",
         action="store_true",
         help="show where the tokens differ from the model's own chat template; exit status 1 if "
-        "they "
-        "do",
+        "they do",
     )
     parser.add_argument(
         "--model",

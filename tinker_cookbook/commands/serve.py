@@ -36,16 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         metavar="ADDRESS",
         help="address to listen on (default: %(default)s); an address that other machines can "
-        "reach "
-        "requires TINKER_API_KEY to be set",
+        "reach requires TINKER_API_KEY to be set",
     )
     parser.add_argument(
         "--state-dir",
         type=Path,
         metavar="DIR",
         help="folder of checkpoints, index, key and logs (default: service in ~/.tinker-cookbook, "
-        "or "
-        "in $TINKER_COOKBOOK_HOME)",
+        "or in $TINKER_COOKBOOK_HOME)",
     )
     parser.add_argument(
         "--device", metavar="NAME", help="torch device (default: the fastest available)"

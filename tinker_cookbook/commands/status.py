@@ -16,6 +16,9 @@ from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["add_arguments", "run"]
 
+Status = dict[str, Any]
+"""JSON of the service's status route, or of the note that a service writes when it starts."""
+
 NOT_RUNNING = 3
 """Exit status if no service is running, following service managers."""
 TIMEOUT_SECONDS = 5.0
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if any(service["answers"] for service in found) else NOT_RUNNING
 
 
-def _read_notes(state_dir: Path) -> list[dict[str, Any]]:
+def _read_notes(state_dir: Path) -> list[Status]:
     """Return the notes of running services; a service writes one when it starts."""
     notes = []
     for path in sorted((state_dir / "running").glob("*.json")):
@@ -92,7 +95,7 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _ask(note: dict[str, Any], limit: int) -> dict[str, Any]:
+def _ask(note: Status, limit: int) -> Status:
     """Return the status that a service reports; if it does not answer, only its note."""
     import httpx
 
@@ -109,7 +112,7 @@ def _ask(note: dict[str, Any], limit: int) -> dict[str, Any]:
         return known | {"answers": False, "problem": problem}
 
 
-def _describe(service: dict[str, Any]) -> list[str]:
+def _describe(service: Status) -> list[str]:
     """Return the lines about one service."""
     where = f"{service['base_url']} (process {service['pid']})"
     if not service["answers"]:
@@ -137,13 +140,13 @@ def _describe(service: dict[str, Any]) -> list[str]:
     ]
 
 
-def _model_state(model: dict[str, Any]) -> str:
+def _model_state(model: Status) -> str:
     if not model["is_loaded"]:
         return "not loaded"
     return f"{model['dtype']} on {model['device']}"
 
 
-def _run_line(run: dict[str, Any]) -> str:
+def _run_line(run: Status) -> str:
     state = "ended" if not run["is_live"] else "working" if run["is_busy"] else "in memory"
     if run.get("continued_by"):
         state += ", continued by a newer run"
@@ -156,7 +159,7 @@ def _run_line(run: dict[str, Any]) -> str:
     )
 
 
-def _checkpoint_line(item: dict[str, Any]) -> str:
+def _checkpoint_line(item: Status) -> str:
     size = format_bytes(item["size_bytes"] or 0)
     return f"    {item['tinker_path']}  {size}, {_ago(item['time'])}"
 

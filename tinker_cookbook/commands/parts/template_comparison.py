@@ -153,19 +153,15 @@ def _template_messages(messages: Sequence[Message], renderer: Renderer) -> list[
 
     from tinker_cookbook.renderers.images import has_images
 
-    records = []
+    records: list[dict[str, Any]] = []
     for message in messages:
         parts = message["content"]
-        if has_images(message):
+        if has_images(message) and not isinstance(parts, str):
             texts_only: Message = {**message, "content": ""}
-            record = renderer.to_openai_message(texts_only)
-            record["content"] = [
-                {"type": "image"} if part["type"] == "image" else part
-                for part in parts
-                if not isinstance(part, str)
-            ]
+            pieces = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+            record: dict[str, Any] = {**renderer.to_openai_message(texts_only), "content": pieces}
         else:
-            record = renderer.to_openai_message(message)
+            record = {**renderer.to_openai_message(message)}
         for call in record.get("tool_calls", ()):
             arguments = call["function"]["arguments"]
             if isinstance(arguments, str):
