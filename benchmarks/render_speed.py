@@ -4,11 +4,11 @@
     python -m benchmarks.render_speed processes                            # one process against two
 
 Every round runs all contestants on one core, in random order, so that changes of the machine's
-speed affect all of them; the median of the rounds is printed. All render the same conversations with the
-Qwen3 vocabulary. Packages that are not dependencies of this project run if they are installed: `pip
-install tml-renderers renderers`. FOLDER contains the upstream cookbook, whose package has the same
-name as this one, so it renders in a separate process, in the same rounds: `pip install --no-deps
---target FOLDER tinker-cookbook`.
+speed affect all of them; the median of the rounds is printed. All render the same conversations
+with the Qwen3 vocabulary. Packages that are not dependencies of this project run if they are
+installed: `pip install tml-renderers renderers`. FOLDER contains the upstream cookbook, whose
+package has the same name as this one, so it renders in a separate process, in the same rounds: `pip
+install --no-deps --target FOLDER tinker-cookbook`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 Every client has its own session and run. Until the time is up it repeats a training step and, every
 few steps, takes a snapshot, samples from it and saves a checkpoint. Afterwards the service must
 have counted the same steps as the client and list every checkpoint. Two runs are trained again
-alone, and their logprobs must be bit-identical. The exit status is 0 if all of this holds and the slowest run
-had at least half the steps of the fastest.
+alone, and their logprobs must be bit-identical. The exit status is 0 if all of this holds and the
+slowest run had at least half the steps of the fastest.
 """
 
 from __future__ import annotations
