@@ -148,7 +148,7 @@ def test_a_typed_marker_is_text_in_an_argument() -> None:
         (invoke("f", ("a", "false", "NaN")), "NaN is not JSON"),
         (invoke("f", ("a", "false", '"x"')), 'strings have string="true"'),
         (invoke("f", ("a", "maybe", "x")), "expected parameter"),
-        (invoke("f", ("a", "true", "x"), ("a", "true", "y")), "stands twice"),
+        (invoke("f", ("a", "true", "x"), ("a", "true", "y")), "is given twice"),
         (invoke(""), "expected invoke"),
         ("f(x)\n", "found"),
     ],

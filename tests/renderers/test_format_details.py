@@ -127,19 +127,19 @@ def test_what_a_schema_makes_of_a_bare_value(schema: Any, read: str, fitted: str
             "qwen3_5",
             "<tool_call><function=f>\n" + 2 * "<parameter=a>\n1\n</parameter>\n"
             + "</function></tool_call>",
-            "'a' stands twice",
+            "'a' is given twice",
         ),
         ("glm4_7", "<tool_call></tool_call>", "no name"),
         ("glm4_7", "<tool_call>f<arg_key>a</tool_call>", "not closed"),
         ("glm4_7", "<tool_call>f<arg_value>a</arg_value></tool_call>", "expected <arg_key>"),
         ("glm4_5", "<tool_call>f\n" + 2 * "<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n"
-         + "</tool_call>", "'a' stands twice"),
+         + "</tool_call>", "'a' is given twice"),
         ("mistral_nemo", "[TOOL_CALLS]{}", "expected a list"),
         ("mistral_nemo", '[TOOL_CALLS][{"name": "f"', "not valid JSON"),
         ("mistral_nemo", '[TOOL_CALLS][{"arguments": {}}]', "'name' is missing"),
         ("mistral_small", "[TOOL_CALLS]f", "expected name[ARGS]"),
         ("mistral_small", "[TOOL_CALLS]f[ARGS]{", "not valid JSON"),
-        ("mistral_small", "[TOOL_CALLS]f[ARGS]{}[ARGS]{}", "stands twice"),
+        ("mistral_small", "[TOOL_CALLS]f[ARGS]{}[ARGS]{}", "is given twice"),
     ],
 )  # fmt: skip
 def test_malformed_calls_come_back_with_the_reason(name: str, markup: str, reason: str) -> None:

@@ -147,7 +147,7 @@ def test_calls_are_read_to_the_letter(body: str, arguments: str) -> None:
         ('call:f{a:<|"|>open}', "a text is not closed"),
         ("call:f{a:1", "expected ',' or '}'"),
         ("call:f{a}", "expected a key and ':'"),
-        ("call:f{a:1,a:2}", "'a' stands twice"),
+        ("call:f{a:1,a:2}", "'a' is given twice"),
         ("call:f{} more", "something follows"),
         ("call:f{a:[1}", "expected ',' or ']'"),
         ("call:f" + "{a:" * 5000, "recursion"),

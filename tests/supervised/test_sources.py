@@ -236,7 +236,7 @@ def test_blank_lines_of_a_csv_file_are_no_rows(tmp_path, line_end):
         ("prompt,completion\na,\n", ["f.csv:2: content of the assistant message is empty"]),
         ("a,b\n1,2\n", ["f.csv:2: messages is missing", "'a', 'b'"]),
         ('prompt,completion\na,b\nc,"d\n\n', ["f.csv", "not CSV", "close every quoted field"]),
-        ("prompt,prompt\na,b\n", ["f.csv:1: column 'prompt' stands twice"]),
+        ("prompt,prompt\na,b\n", ["f.csv:1: column 'prompt' is given twice"]),
         ("prompt,completion\n", ["f.csv: the file has no rows"]),
         ("", ["f.csv: the file has no rows"]),
     ],

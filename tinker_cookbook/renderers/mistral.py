@@ -287,7 +287,7 @@ class MistralRenderer(Renderer):
             if isinstance(part, str):
                 texts[mark] += part
             elif part in texts:
-                return [UnparsedToolCall(raw_text=raw_text, error="a mark stands twice")]
+                return [UnparsedToolCall(raw_text=raw_text, error="a mark is given twice")]
             else:
                 mark = part
                 texts[mark] = ""

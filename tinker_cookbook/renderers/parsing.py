@@ -49,7 +49,7 @@ class ReplyParser(Protocol):
     """What every format's parser can do."""
 
     def feed(self, tokens: Iterable[int]) -> Iterator[MessageDelta]:
-        """Take more tokens and yield what they complete. Run the iterator to its end."""
+        """Take more tokens and yield what they complete. Always exhaust the iterator."""
         ...
 
     def finish(self) -> Iterator[MessageDelta]:
@@ -152,7 +152,7 @@ class TokenParser(ABC):
         self._termination = ParseTermination.MALFORMED
 
     def feed(self, tokens: Iterable[int]) -> Iterator[MessageDelta]:
-        """Take more tokens and yield what they complete. Run the iterator to its end."""
+        """Take more tokens and yield what they complete. Always exhaust the iterator."""
         run: list[int] = []
         for token in tokens:
             if self._is_done:
@@ -192,7 +192,7 @@ class TokenParser(ABC):
 
     @abstractmethod
     def _control_token(self, token: int) -> Iterator[MessageDelta]:
-        """Take a control token; all text before it has been given."""
+        """Take a control token; the text before it has been passed already."""
 
     @abstractmethod
     def _cut(self) -> Iterator[MessageDelta]:

@@ -114,7 +114,7 @@ def arguments_text(arguments: object, name: str) -> str:
 def parse_call_json(
     body: str, raw_text: str, *, arguments_key: str = "arguments"
 ) -> ToolCall | UnparsedToolCall:
-    """Parse `{"name": ..., "arguments": {...}}`; anything else comes back with the reason.
+    """Parse `{"name": ..., "arguments": {...}}`; anything else is returned with the reason.
 
     Args:
         body: the JSON text.

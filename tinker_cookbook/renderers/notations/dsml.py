@@ -127,7 +127,7 @@ def _parse_call(texts: Sequence[str], place: int) -> tuple[ToolCall, int]:
     while follows == "<":
         key, source = _parse_parameter(_text_at(texts, place + 1))
         if key in members:
-            raise _NotACall(f"parameter {key!r} stands twice")
+            raise _NotACall(f"parameter {key!r} is given twice")
         members[key] = source
         follows = _either(texts, place + 2, "parameter>\n<", "parameter>\n</")
         place += 2

@@ -277,7 +277,7 @@ class _Reader:
         def member() -> str:
             key = self._key()
             if key in names:
-                raise _CallError(f"{key!r} stands twice")
+                raise _CallError(f"{key!r} is given twice")
             names.add(key)
             return f"{json_text(key)}: {self._value()}"
 

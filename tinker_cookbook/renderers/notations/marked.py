@@ -25,5 +25,5 @@ def texts_between_marks(parts: Sequence[str | int]) -> list[str]:
 def build_call(
     name: str, arguments: str, raw_text: str, *, call_id: str | None = None
 ) -> ToolCall | UnparsedToolCall:
-    """Return the call, its arguments to the letter, or the raw text with the reason."""
+    """Return the call with its arguments unchanged, or the raw text with the reason."""
     return as_tool_call(json_calls.build_call(name, arguments, raw_text, call_id=call_id))

@@ -44,7 +44,7 @@ def xml_call_text(call: CallLike, words: Mapping[str, str]) -> str:
 
     Args:
         call: the call; what is no text in its arguments is written as in their JSON text.
-        words: how truth values and null are written, where not as in JSON.
+        words: how truth values and null are written, if not as in JSON.
     """
     name, arguments = call_name_and_arguments(call)
     written = "".join(
@@ -64,12 +64,12 @@ def value_text(source: str, words: Mapping[str, str]) -> str:
 def parse_xml_call(
     parts: Sequence[str | int], raw_text: str, words: Mapping[str, str]
 ) -> Sequence[ToolCall | UnparsedToolCall]:
-    """Parse the calls of a block; anything else comes back with the reason.
+    """Parse the calls of a block; anything else is returned with the reason.
 
     Args:
         parts: what stood between the markers of the block; mostly one call.
         raw_text: the whole block.
-        words: how truth values and null are written, where not as in JSON.
+        words: how truth values and null are written, if not as in JSON.
     """
     body = "".join(map(str, parts))
     return [as_tool_call(call) for call in read_tag_calls(body, raw_text, words)]

@@ -114,7 +114,7 @@ class _RecordScan:
         twice = [name for name, count in Counter(columns).items() if count > 1]
         if twice:
             raise DataFormatError(
-                f"{self._file.path}:1: column {twice[0]!r} stands twice in the header; name every "
-                "column once."
+                f"{self._file.path}:1: column {twice[0]!r} is given twice in the header; "
+                "name every column once."
             )
         return columns
