@@ -107,7 +107,7 @@ def test_one_example_where_a_result_came_before_the_replies() -> None:
 def test_a_late_system_message_and_trained_reasoning_are_refused() -> None:
     renderer = FAMILIES["deepseekv4"].renderer
     late: list[Message] = [QUESTION, {"role": "system", "content": "S"}]
-    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must stand before"):
+    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must come before"):
         renderer.render(late)
     with pytest.raises(RendererError, match="thinking"):
         renderer.build_supervised_example([QUESTION, thought("r", "A")])

@@ -1,4 +1,4 @@
-"""What is particular to Qwen3.5 to 3.8, GLM, Gemma 3, Mistral and SmolLM3, each pinned."""
+"""Details of Qwen3.5 to 3.8, GLM, Gemma 3, Mistral and SmolLM3, each pinned."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def test_what_cannot_hold_images_says_so(processors: dict[str, Any]) -> None:
     with pytest.raises(RendererError, match="type='image' cannot be written"):
         get_renderer("qwen3_5", tokenizer).render([{"role": "user", "content": [part]}])
     sound: Any = {"type": "audio", "audio": b""}
-    with pytest.raises(RendererError, match="'audio' cannot stand beside images"):
+    with pytest.raises(RendererError, match="'audio' cannot be combined with images"):
         renderer.render([{"role": "user", "content": [part, sound]}])
 
 

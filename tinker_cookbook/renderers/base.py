@@ -193,8 +193,8 @@ class Renderer(Format):
         """Return the conversation's input and its weights, float32 [length].
 
         Raises:
-            RendererError: if a trained reply, or what stands before it, is written otherwise than
-                when it is sampled. `build_supervised_examples` splits such conversations.
+            RendererError: if a trained reply, or its prompt, is written differently than when it is
+                sampled. `build_supervised_examples` splits such conversations.
         """
         self._check_messages(messages)
         trained = find_trained(self, messages, train_on_what)

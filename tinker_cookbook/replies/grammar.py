@@ -82,7 +82,7 @@ class Grammar:
     newlines_before_call: int = 1
     """Newlines that the format writes between text and a call."""
     calls_on_lines: bool = False
-    """Whether those newlines precede a call even if there is no text."""
+    """Whether those newlines precede a call even without text."""
     newlines_after_call: int = 0
     newlines_at_start: int = 0
     """Newlines that the format writes before a reply."""

@@ -119,7 +119,7 @@ def _json_types(schema: object, root: JsonSchema, depth: int = 0) -> set[str] | 
     Args:
         schema: schema of one argument.
         root: the tool's whole schema, for references into its definitions.
-        depth: references followed so far; a circle of references gives no types.
+        depth: references followed so far; a circle of references ends without types.
     """
     if not isinstance(schema, Mapping) or depth > _MAX_REFERENCES:
         return None

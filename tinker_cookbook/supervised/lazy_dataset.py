@@ -86,7 +86,7 @@ class LazyDataset(SupervisedDataset):
         drop_last: leave out the rows of an epoch that do not fill its last batch, instead of making
             a smaller batch of them.
         summary: lines for `summary`, before those about the last batch.
-        num_workers: background processes; None decides by the number of rows.
+        num_workers: number of background processes; None decides by the number of rows.
     """
 
     def __init__(

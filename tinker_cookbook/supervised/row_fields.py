@@ -56,7 +56,7 @@ class FieldReader:
     def __init__(self, where: str) -> None:
         self.where = where
         self.notes: Counter[str] = Counter()
-        """What was read as something else than it says, and how often in this row."""
+        """Conversions made in this row, with their number."""
 
     def fail(self, problem: str, accepted: str, *, kind: str, at: str = "") -> NoReturn:
         suffix = f" ({at})" if at else ""

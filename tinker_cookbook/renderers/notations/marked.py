@@ -1,4 +1,4 @@
-"""Tool calls whose name and arguments stand between control tokens."""
+"""Tool calls whose name and arguments are between control tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["build_call", "texts_between_marks"]
 
 
 def texts_between_marks(parts: Sequence[str | int]) -> list[str]:
-    """Return the texts before, between and after marks, empty ones included."""
+    """Return the texts before, between and after marks, including empty ones."""
     texts = [""]
     for part in parts:
         if isinstance(part, str):

@@ -23,7 +23,7 @@ class RowParts:
     """Declarations as the row holds them."""
     tools_at: str = "tools"
     text: str | None = None
-    """Trained whole; there are no messages then."""
+    """Plain text, trained whole; `messages` is then empty."""
     num_context: int = 0
     """The first messages are a prompt: whatever their role, nothing of them is trained."""
 
