@@ -157,7 +157,7 @@ def datum_from_model_input_weights(
     if reduction not in ("none", "mean"):
         raise ConfigurationError(f"reduction={reduction!r} is unknown; use 'none' or 'mean'.")
     if max_length is not None and max_length < 2:
-        raise ConfigurationError(f"max_length={max_length} leaves no target; use 2 or more.")
+        raise ConfigurationError(f"max_length={max_length} has no target; use 2 or more.")
     weights_T = _checked_weights(model_input.chunks, weights)
     model_input, targets_N = _shift(_truncated(model_input.chunks, max_length))
     weights_N = weights_T[1 : len(targets_N) + 1].copy()

@@ -226,7 +226,7 @@ class _RowParser(ToolReader):
     def refuse_markup(self, message: Message, at: str) -> None:
         if tags := remaining_markup(message):
             self.fail(
-                f"{tags[0]} stands in the text of a reply",
+                f"{tags[0]} is in the text of a reply",
                 "write reasoning_content or tool_calls, or use markup=convert",
                 kind="markup",
                 at=at,
@@ -246,7 +246,7 @@ class _RowParser(ToolReader):
             problem = error.msg.removesuffix(" starting at")
             self.fail(
                 f"not JSON: {problem} at character {error.pos + 1}, near {near}",
-                "mend the object" if b"\n" in line else "write one JSON object per line",
+                "fix the object" if b"\n" in line else "write one JSON object per line",
                 kind="not JSON",
             )
         except (RecursionError, ValueError) as error:
@@ -366,7 +366,7 @@ class _RowParser(ToolReader):
             return content
         if message["role"] != "assistant":
             self.fail(
-                f"{key} stands in a {message['role']} message",
+                f"{key} is in a {message['role']} message",
                 "only assistant messages have reasoning",
                 kind="unknown key",
                 at=at,

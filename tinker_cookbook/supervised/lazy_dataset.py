@@ -62,7 +62,7 @@ def shuffled(num_rows: int, seed: int) -> np.ndarray:
 def last_batch_lines(num_rows: int, batch_size: int, drop_last: bool) -> list[str]:
     """A line on the rows of an epoch that do not fill its last batch; none if there are none.
 
-    They are others in every epoch, since every epoch has an order of its own.
+    They differ between epochs, because every epoch has a different order.
     """
     rest = num_rows % batch_size
     if not rest:
@@ -155,7 +155,7 @@ class LazyDataset(SupervisedDataset):
         """
         if not 0 <= index < len(self):
             raise DataValidationError(
-                f"index={index} is no batch of this epoch; it has {len(self)} batches of "
+                f"index={index} is not a batch of this epoch; it has {len(self)} batches of "
                 f"{self._batch_size} rows."
             )
         start = index * self._batch_size

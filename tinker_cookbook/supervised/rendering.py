@@ -1,8 +1,8 @@
 """Conversations to datums: one conversation gives one datum, or several.
 
-Where a renderer rewrites history (thinking removed from earlier turns), a later turn's prompt does
-not extend the earlier turns as they were sampled. Training such a conversation as one sequence
-would train prefixes that sampling never produces, so it becomes one datum per trained turn.
+If a renderer rewrites history (removes thinking from earlier turns), the prompt of a later turn
+does not extend the earlier turns as they were sampled. One sequence would then train prefixes that
+sampling never produces, so such a conversation becomes one datum per trained turn.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ __all__ = ["ConversationRenderer", "RenderedRow", "conversation_to_datum", "conv
 
 @dataclass(frozen=True)
 class RenderedRow:
-    """The datums of one row and what there is to know about them."""
+    """The datums of one row, with their numbers of tokens."""
 
     datums: list[tinker.Datum]
     num_tokens: int = 0
-    """Before truncation, over all datums."""
+    """Number of tokens before truncation, over all datums."""
     num_trained_tokens: int = 0
-    """Before truncation: tokens whose weight is not 0."""
+    """Number of tokens with a weight other than 0, before truncation."""
     num_kept_tokens: int = 0
-    """As `num_tokens`, after truncation."""
+    """Number of tokens after truncation."""
     num_kept_trained_tokens: int = 0
-    """As `num_trained_tokens`, after truncation; 0 means that the row trains nothing."""
+    """Number of trained tokens after truncation; 0 means that the row trains nothing."""
 
     @property
     def is_truncated(self) -> bool:
@@ -80,7 +80,7 @@ def conversation_to_datum(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> tinker.Datum:
-    """Render a conversation into the one datum that trains it.
+    """Render a conversation into one datum.
 
     Raises:
         DataValidationError: the conversation needs several datums with this renderer; see
@@ -108,7 +108,7 @@ def conversation_to_datums(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> list[tinker.Datum]:
-    """Render a conversation into the datums that train it, one where the format allows it.
+    """Render a conversation into datums: one if the format allows it.
 
     Args:
         reduction: "mean" divides by the number of trained tokens of the whole conversation, so it
@@ -143,7 +143,7 @@ def _rendered_row(
 
 
 def _start_of_texts(tokenizer: Any) -> list[int]:
-    """The token that the tokenizer itself puts before every text, if it does."""
+    """Return the token that the tokenizer puts before every text, if it does so."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return [bos] if bos is not None and list(tokenizer.encode("a"))[:1] == [bos] else []
 
@@ -154,11 +154,11 @@ def _weights(datum: tinker.Datum) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ConversationRenderer:
-    """Turns rows into datums; picklable, so that another process can do it.
+    """Turns rows into datums; picklable, so that other processes can use it.
 
-    A row that trains nothing although nothing was cut off is refused. One whose trained tokens all
-    lie beyond `max_length` is kept with weights 0 and counted by the dataset: a batch always holds
-    the conversations that its index says.
+    A row that trains nothing although nothing was cut off is refused. A row whose trained tokens
+    are all beyond `max_length` is kept with weights 0 and counted by the dataset, so a batch always
+    has the conversations of its index.
     """
 
     renderer: Renderer
@@ -188,13 +188,13 @@ class ConversationRenderer:
     def render(
         self, parsed: Sequence[tuple[str, Conversation]]
     ) -> list[RenderedRow | ConversationError]:
-        """Render parsed rows, each with what errors call it; an error takes the row's place."""
+        """Render parsed rows, each with its name in errors; an error takes the row's place."""
         plain = [i for i, (_, conversation) in enumerate(parsed) if self._is_plain(conversation)]
         results: dict[int, RenderedRow | ConversationError] = {}
         try:
             conversations = [self._messages(parsed[i][1]) for i in plain]
             batch = self.renderer.build_supervised_batch(conversations, self.train_on_what)
-        except _RENDER_ERRORS:  # one of them, so each is rendered by itself
+        except _RENDER_ERRORS:  # one of them is invalid, so each is rendered separately
             pass
         else:
             for i, examples in zip(plain, batch, strict=True):
@@ -215,10 +215,10 @@ class ConversationRenderer:
         return self._result(where, conversation, examples)
 
     def marked(self, conversation: Conversation) -> tuple[list[Message], TrainOnWhat]:
-        """The messages as they are rendered, with declared tools, and what is trained of them.
+        """Return the messages to render, with declared tools, and what is trained of them.
 
         Raises:
-            RendererError: a format without tools, or weights that the mode has no use for.
+            RendererError: a format without tools, or weights that the mode does not use.
         """
         messages = self._messages(conversation)
         if self._is_plain(conversation):
@@ -239,15 +239,15 @@ class ConversationRenderer:
     def _with_weights(
         self, messages: list[Message], conversation: Conversation
     ) -> tuple[list[Message], TrainOnWhat]:
-        """Mark what `train_on_what` trains, but for messages of weight 0 and replies of a prompt.
+        """Mark what `train_on_what` trains, except messages of weight 0 and replies of a prompt.
 
         Raises:
-            RendererError: a mode that does not choose by messages.
+            RendererError: a mode that does not choose messages.
         """
         mode = TrainOnWhat(self.train_on_what)
         if mode in (TrainOnWhat.ALL_TOKENS, TrainOnWhat.CUSTOMIZED):
             raise RendererError(
-                f"weight=0 of a message has no meaning with train_on_what={mode.value}; leave the "
+                f"weight=0 of a message cannot be used with train_on_what={mode.value}; leave the "
                 "weights out, or use another train_on_what."
             )
         num_declared = len(messages) - len(conversation.messages)
@@ -264,7 +264,8 @@ class ConversationRenderer:
         return marked, TrainOnWhat.CUSTOMIZED
 
     def _text_example(self, text: str) -> Example:
-        """A document: the start of a text where the format has one, the text, and its end."""
+        """Return the tokens of a document: begin-of-sequence if the format has it, the text, and
+        end-of-document."""
         import tinker
 
         tokenizer: Any = self.renderer.tokenizer

@@ -37,9 +37,9 @@ _ACCEPTED = (
 _OTHER_DATA = {
     "chosen": "pairs of a better and a worse reply are for preference.train_dpo",
     "preferred_output": "pairs of a better and a worse reply are for preference.train_dpo",
-    "prompt": "write the reply beside 'prompt', as 'completion'",
-    "completion": "write what it answers beside it, as 'prompt'",
-    "output": "write what it answers beside it, as 'instruction'",
+    "prompt": "write the reply next to 'prompt', as 'completion'",
+    "completion": "write the question next to it, as 'prompt'",
+    "output": "write the question next to it, as 'instruction'",
     "role": "the row is one message: a row is a conversation, the list of its messages",
     "from": "the row is one message: a row is a conversation, the list of its messages",
 }
@@ -67,7 +67,7 @@ def fail_unknown_shape(row: dict[str, Any], reader: FieldReader) -> NoReturn:
         if key not in _NEAR and (near := difflib.get_close_matches(key, _NEAR, n=1))
     ]
     hints += [
-        f"the rows seem to stand in {key!r}: write that list alone"
+        f"the rows seem to be in {key!r}: write that list alone"
         for key, value in row.items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     ]

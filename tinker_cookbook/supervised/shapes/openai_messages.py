@@ -42,7 +42,7 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
     tools = {key: row.get(key) for key in TOOL_KEYS if row.get(key) not in (None, "", [])}
     tools_key = exactly_one_key(tools, TOOL_KEYS, reader) or "tools"
     if row.get("parallel_tool_calls") is not None:
-        reader.notes["parallel_tool_calls is accepted: calls are trained as they stand"] += 1
+        reader.notes["parallel_tool_calls is accepted: calls are trained in the order given"] += 1
     return RowParts(messages, tools.get(tools_key), tools_key)
 
 

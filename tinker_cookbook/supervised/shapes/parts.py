@@ -42,7 +42,7 @@ class Shape:
 
 
 def system_message(row: dict[str, Any], reader: FieldReader) -> list[tuple[str, Any]]:
-    """The system prompt that stands beside a row's turns, as its first message."""
+    """Return the system prompt next to a row's turns as a first message."""
     key = exactly_one_key(row, SYSTEM_KEYS, reader)
     if key is None or not reader.string(row[key], key).strip():
         return []
@@ -58,7 +58,7 @@ def exactly_one_key(row: dict[str, Any], keys: tuple[str, ...], reader: FieldRea
     found = [key for key in keys if row.get(key) is not None]
     if len(found) > 1:
         reader.fail(
-            f"{' and '.join(map(repr, found))} stand in one row and mean the same",
+            f"{' and '.join(map(repr, found))} are both in one row and mean the same",
             "keep one of them",
             kind="ambiguous keys",
         )

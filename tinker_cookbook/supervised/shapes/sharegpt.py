@@ -42,14 +42,14 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
     key = exactly_one_key(row, LIST_KEYS, reader) or LIST_KEYS[0]
     turns = numbered(row[key], key, reader)
     messages = [(at, _message(turn, at, reader)) for at, turn in turns]
-    beside = system_message(row, reader)
-    if beside and turns and messages[0][1].get("role") == "system":
+    separate = system_message(row, reader)
+    if separate and turns and messages[0][1].get("role") == "system":
         reader.fail(
-            f"{beside[0][0]!r} stands beside {key}, which begins with a system message too",
+            f"{separate[0][0]!r} is next to {key}, which also begins with a system message",
             "keep one of them",
             kind="ambiguous keys",
         )
-    return RowParts([*beside, *messages], row.get("tools"))
+    return RowParts([*separate, *messages], row.get("tools"))
 
 
 def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
     for call in calls:
         if not isinstance(call, dict) or not ("name" in call or "function" in call):
             reader.fail(
-                f"value {shown(value)} is no call",
+                f"value {shown(value)} is not a call",
                 'use {"name": ..., "arguments": {...}}, or a list of such',
                 kind="tool call",
                 at=at,

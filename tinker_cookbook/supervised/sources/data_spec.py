@@ -25,7 +25,7 @@ MAX_FILES = 500
 
 _WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
 _SPLIT = re.compile(r"(train|test|valid|validation|eval|dev)(?![a-z])", re.IGNORECASE)
-# What Hugging Face `save_to_disk` writes beside the rows.
+# Files that Hugging Face `save_to_disk` writes next to the rows.
 _NO_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
@@ -134,7 +134,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _refuse_several_splits(files: list[Path], folder: Path) -> None:
-    """A downloaded dataset has its test rows beside the rest; nobody wants to train on them."""
+    """Refuse a folder with several splits: training must not include the test rows."""
     found: dict[str, Path] = {}
     for path in files:
         for name in path.relative_to(folder).parts:

@@ -29,7 +29,7 @@ _MAX_GAP_BYTES = 2**16
 
 
 class JsonValues(ByteRows):
-    """Rows of a JSON array, or of objects one after the other (as `jq .` writes them)."""
+    """Rows of a JSON array, or of consecutive objects (as `jq .` writes them)."""
 
     def __init__(self, opened: OpenedFile, *, chunk_bytes: int = 2**20) -> None:
         is_array = opened.head.lstrip().startswith(b"[")
@@ -137,7 +137,7 @@ class _ObjectScan:
             accepted = "write a comma between two objects"
         else:
             accepted = "an array holds objects with a comma between them, and nothing else"
-        raise DataFormatError(f"{self._path}:{line}: {found} stands before an object; {accepted}.")
+        raise DataFormatError(f"{self._path}:{line}: {found} is before an object; {accepted}.")
 
     def _finish(self) -> None:
         if self._inside or self._in_string:
@@ -152,7 +152,7 @@ class _ObjectScan:
             found = shown(end.decode("utf-8", errors="replace"))
             ending = "a closing ]" if self._is_array else "an object"
             if self._is_array and end.startswith(b","):
-                ending += ", and no comma stands before it"
+                ending += "without a comma before it"
             raise DataFormatError(
                 f"{self._path}:{self._line}: the file ends with {found}; it must end with {ending}."
             )

@@ -60,7 +60,7 @@ def open_unpacked(path: str | Path) -> OpenedFile:
     """Open a file, unpacked.
 
     Raises:
-        DataFormatError: a file that cannot be opened, is damaged, or is of a foreign kind.
+        DataFormatError: a file that cannot be opened, is damaged, or has an unknown type.
     """
     path = Path(path).expanduser()
     file = _open(path)

@@ -39,7 +39,7 @@ class OpenedPart:
 
 
 class SeveralFiles:
-    """Rows of files one after the other: all of the first, then all of the second..."""
+    """Rows of files in sequence: all of the first file, then all of the second ..."""
 
     def __init__(self, name: str, files: Sequence[RowFile]) -> None:
         self.name = name
@@ -162,7 +162,7 @@ class Mix:
 
     def __call__(self, epoch_seed: int | None) -> np.ndarray:
         """uint32 [len]: the rows of an epoch in their order; None is the order before any epoch."""
-        # Seeds of an epoch are 0 or more, so that the order before has a number of its own.
+        # Seeds of an epoch are 0 or more, so the initial order has a different number.
         epoch = 0 if epoch_seed is None else epoch_seed + 1
         taken = []
         for number, (part, count) in enumerate(zip(self.rows, self.counts, strict=True)):
