@@ -51,7 +51,7 @@ class KimiImageSizes:
     max_patches_per_side: int = 512
 
     def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+        self, height: int, width: int, images_kwargs: dict[str, object] | None = None
     ) -> int:
         """Return the number of patches of an image of this size in pixels, after resizing."""
         del images_kwargs
@@ -138,7 +138,7 @@ class DeferredImageProcessor:
         return self._processor.patch_size
 
     def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+        self, height: int, width: int, images_kwargs: dict[str, object] | None = None
     ) -> int:
         """Return the number of patches of an image of this size in pixels, after resizing."""
         return self._processor.get_number_of_image_patches(height, width, images_kwargs or {})

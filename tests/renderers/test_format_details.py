@@ -162,7 +162,7 @@ def test_malformed_calls_come_back_with_the_reason(name: str, markup: str, reaso
 
 def test_system_messages_of_qwen3_5() -> None:
     later: list[Message] = [USER, {"role": "system", "content": "x"}]
-    with pytest.raises(RendererError, match=r"messages\[1\].*at the start only"):
+    with pytest.raises(RendererError, match=r"messages\[1\].*must be the first message"):
         FAMILIES["qwen3_5"].renderer.render(later)
     empty: list[Message] = [{"role": "system", "content": " "}, USER]
     assert text_of("qwen3_5", empty).startswith("<|im_start|>system\n<|im_end|>")

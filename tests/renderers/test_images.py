@@ -297,7 +297,7 @@ def test_a_photo_on_its_side_is_turned_upright(processors: dict[str, Any]) -> No
         ("https://somewhere/x.png", "is a URL"),
         (b"no image at all", "unknown format"),
         (b"\x89PNG\r\n\x1a\n and then nothing", "cannot be read"),
-        ("data:image/png;base64,@@@", "no base64"),
+        ("data:image/png;base64,@@@", "not base64"),
         ("missing.png", "cannot be read"),
         (None, "NoneType"),
         (17, "of type int"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task
 from tinker_cookbook.supervised.conversations import (
     Conversation,
@@ -72,7 +73,7 @@ class _RowCheck:
 
 
 def _row_report(conversation: Conversation, result: RenderedRow | ConversationError) -> RowReport:
-    read: dict[str, Any] = {
+    read: JsonObject = {
         "shape": conversation.shape,
         "notes": conversation.notes,
         "unused": conversation.unused,
@@ -143,7 +144,7 @@ class FileReport:
     def num_unusable(self) -> int:
         return sum(self.problem_kinds.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return all figures as JSON values."""
         counts = self._counts[self._usable].astype(np.int64)
         tokens, trained, kept, kept_trained = counts.T
@@ -186,7 +187,7 @@ class FileReport:
     def _lines(self, indices: Sequence[int] | np.ndarray) -> list[int | str]:
         return [self._file.place(int(index)) for index in indices]
 
-    def _duplicates(self) -> dict[str, Any]:
+    def _duplicates(self) -> JsonObject:
         """Return the number of rows whose messages equal those of an earlier row, by a 64-bit
         digest."""
         usable = np.flatnonzero(self._usable)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from tinker_cookbook.renderers import Message, ToolSpec
 from tinker_cookbook.renderers.markup import remaining_markup, structure_reply_markup
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import ConversationError, json_type, shown
 from tinker_cookbook.supervised.shapes import RowParts, fail_unknown_shape, shape_of
 from tinker_cookbook.supervised.tool_fields import ToolReader
@@ -89,7 +90,7 @@ class SourceRow:
 
     where: str
     """Name of the row in errors, e.g. `chat.jsonl:12`."""
-    value: bytes | dict[str, Any]
+    value: bytes | JsonObject
     """The JSON text of a row, or the row of a table."""
     folder: str | None = None
     """Base folder of relative image and audio paths; None leaves them unchanged."""
@@ -166,7 +167,7 @@ class _RowParser(ToolReader):
             unused=tuple(key for key in value if key not in shape.keys and value[key] is not None),
         )
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> JsonObject:
         if self.row.problem is not None:
             raise ConversationError(f"{self.where}: {self.row.problem}", "not a row")
         value: object = self.row.value
@@ -275,7 +276,7 @@ class _RowParser(ToolReader):
         role = value.get("role")
         if role not in ROLES:
             self.fail_role(role, at)
-        message: dict[str, Any] = {"role": role, "content": self.content(value, at)}
+        message: JsonObject = {"role": role, "content": self.content(value, at)}
         for key, read in self.optional_fields().items():
             if value.get(key) is not None:
                 message[key] = read(value[key], f"{at}.{key}")
@@ -283,7 +284,7 @@ class _RowParser(ToolReader):
             self.check_not_empty(message, at)
         return message  # pyright: ignore[reportReturnType]
 
-    def without_other_fields(self, value: dict[str, Any], at: str) -> dict[str, Any]:
+    def without_other_fields(self, value: JsonObject, at: str) -> JsonObject:
         """Return a message with the fields of other interfaces converted to ours."""
         role = value.get("role")
         if isinstance(role, str) and role in OTHER_ROLES:
@@ -324,7 +325,7 @@ class _RowParser(ToolReader):
         accepted = f"use one of {', '.join(ROLES)}{hint}"
         self.fail(problem, accepted, kind="unknown role", at=at)
 
-    def check_not_empty(self, message: dict[str, Any], at: str) -> None:
+    def check_not_empty(self, message: JsonObject, at: str) -> None:
         content = message["content"]
         if isinstance(content, str):
             empty = not content.strip()
@@ -338,7 +339,7 @@ class _RowParser(ToolReader):
                 at=at,
             )
 
-    def content(self, message: dict[str, Any], at: str) -> str | list[dict[str, Any]]:
+    def content(self, message: JsonObject, at: str) -> str | list[JsonObject]:
         content = message.get("content")
         reasoning_key = next((k for k in _REASONING_KEYS if message.get(k) is not None), None)
         if content is None:
@@ -359,8 +360,8 @@ class _RowParser(ToolReader):
         return self.with_reasoning(message, reasoning_key, content, at)
 
     def with_reasoning(
-        self, message: dict[str, Any], key: str, content: str | list[dict[str, Any]], at: str
-    ) -> str | list[dict[str, Any]]:
+        self, message: JsonObject, key: str, content: str | list[JsonObject], at: str
+    ) -> str | list[JsonObject]:
         reasoning = self.string(message[key], f"{at}.{key}")
         if not reasoning:
             return content
@@ -375,7 +376,7 @@ class _RowParser(ToolReader):
         thinking = {"type": "thinking", "thinking": reasoning}
         return [thinking, *(part for part in text if part.get("text") != "")]
 
-    def part(self, value: object, at: str) -> dict[str, Any]:
+    def part(self, value: object, at: str) -> JsonObject:
         if not isinstance(value, dict):
             self.fail_type(value, "an object with type", at)
         kind, present = self.known_part(value, at)
@@ -389,7 +390,7 @@ class _RowParser(ToolReader):
         extra = {key: present[key] for key in _PART_KEYS[kind][1:] if key in present}
         return {"type": name, name: self.media(item, f"{at}.{kind}"), **extra}
 
-    def known_part(self, value: dict[str, Any], at: str) -> tuple[str, dict[str, Any]]:
+    def known_part(self, value: JsonObject, at: str) -> tuple[str, JsonObject]:
         """Return the type of a part and its keys, with those of other interfaces converted to
         ours."""
         kind = value.get("type")
@@ -422,7 +423,7 @@ class _RowParser(ToolReader):
         return str(Path(self.row.folder) / value)
 
 
-def _is_plain(message: dict[str, Any]) -> bool:
+def _is_plain(message: JsonObject) -> bool:
     """Whether a message has only a known role and text, as nearly all messages do."""
     content = message.get("content")
     return (
@@ -452,5 +453,5 @@ def _part_hints(kind: str) -> dict[str, str]:
     return dict.fromkeys(("value", "content", "data", "url"), f"rename it to {kind!r}")
 
 
-def _text(part: dict[str, Any]) -> str:
+def _text(part: JsonObject) -> str:
     return str(part.get("text") or part.get("thinking") or "").strip()

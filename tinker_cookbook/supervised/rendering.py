@@ -23,10 +23,10 @@ from tinker_cookbook.renderers import (
     Message,
     Renderer,
     TrainOnWhat,
-    get_text_content,
     is_renderer_registered,
 )
 from tinker_cookbook.renderers.train_on_what import trained_messages
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.common import Reduction, datum_from_model_input_weights
 from tinker_cookbook.supervised.conversations import (
     NOTE_CONVERTED,
@@ -36,7 +36,7 @@ from tinker_cookbook.supervised.conversations import (
     SourceRow,
     parse_row,
 )
-from tinker_cookbook.tokenizer_utils import is_tokenizer_registered
+from tinker_cookbook.tokenizer_utils import Tokenizer, is_tokenizer_registered
 
 if TYPE_CHECKING:
     import tinker
@@ -142,7 +142,7 @@ def _rendered_row(
     )
 
 
-def _start_of_texts(tokenizer: Any) -> list[int]:
+def _start_of_texts(tokenizer: Tokenizer) -> list[int]:
     """Return the token that the tokenizer puts before every text, if it does so."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return [bos] if bos is not None and list(tokenizer.encode("a"))[:1] == [bos] else []
@@ -167,7 +167,7 @@ class ConversationRenderer:
     reduction: Reduction = "mean"
     markup: MarkupMode = "convert"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         renderer_name = self.renderer._renderer_name or ""
         model_name = self.renderer._model_name or ""
         if is_renderer_registered(renderer_name) or is_tokenizer_registered(model_name):
@@ -294,22 +294,10 @@ class ConversationRenderer:
 
     def _messages(self, conversation: Conversation) -> list[Message]:
         """The messages, with the row's tools declared the way the chat format does it."""
-        messages = conversation.messages
-        if not conversation.tools:
-            return messages
-        has_system = messages[0]["role"] == "system"
-        system_prompt = get_text_content(messages[0]) if has_system else ""
-        prefix = self.renderer.create_conversation_prefix_with_tools(
-            conversation.tools, system_prompt
-        )
-        if self.train_on_what == TrainOnWhat.CUSTOMIZED:
-            trainable = bool(messages[0].get("trainable", False)) if has_system else False
-            for message in prefix:
-                message["trainable"] = trainable
-        return [*prefix, *messages[has_system:]]
+        return self.renderer.declare_tools(conversation.messages, conversation.tools)
 
     def _why_nothing_is_trained(self, conversation: Conversation) -> str:
-        roles: list[Any] = [message["role"] for message in conversation.messages]
+        roles = [message["role"] for message in conversation.messages]
         mode = TrainOnWhat(self.train_on_what).value
         if conversation.weightless or conversation.num_context:
             return (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.replies.json_source import JsonObject
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["KEY_HINTS", "ConversationError", "FieldReader", "json_type", "shown"]
 
@@ -70,7 +71,7 @@ class FieldReader:
 
     def check_keys(
         self,
-        value: dict[str, Any],
+        value: JsonObject,
         known: tuple[str, ...],
         at: str,
         hints: dict[str, str] = KEY_HINTS,
@@ -78,8 +79,8 @@ class FieldReader:
         for key, item in value.items():
             if key in known or item is None:
                 continue
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = hints.get(key) or (f"did you mean {near[0]!r}?" if near else "")
+            near = nearest_name(str(key), known)
+            hint = hints.get(key) or (f"did you mean {near!r}?" if near else "")
             accepted = f"use {', '.join(known)}"
             self.fail(
                 f"key {shown(key)} is unknown",
@@ -99,8 +100,7 @@ class FieldReader:
         return value
 
     def from_json_text(self, value: object, at: str) -> object:
-        """Return the value of a cell: tables store lists and objects as JSON text. Blank text is
-        None.
+        """Return the value of a cell. Tables store lists and objects as JSON text; blank is None.
 
         Raises:
             ConversationError: text that is not JSON.

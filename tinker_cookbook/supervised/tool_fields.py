@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from tinker_cookbook.renderers import ToolCall, ToolSpec, UnparsedToolCall
-from tinker_cookbook.replies.json_source import load_json
+from tinker_cookbook.replies.json_source import JsonObject, load_json
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 
 __all__ = ["ToolReader"]
@@ -43,7 +42,7 @@ class ToolReader(FieldReader):
             ),
         )
 
-    def wrapped_call(self, call: dict[str, Any]) -> dict[str, Any]:
+    def wrapped_call(self, call: JsonObject) -> JsonObject:
         """Return a call with its name and arguments in `function`, even if they are bare."""
         if call.get("function") is not None or call.get("name") is None:
             return call
@@ -77,7 +76,7 @@ class ToolReader(FieldReader):
             )
         return text
 
-    def json_of(self, value: dict[str, Any], at: str) -> str:
+    def json_of(self, value: JsonObject, at: str) -> str:
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:

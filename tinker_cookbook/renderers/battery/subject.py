@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec
@@ -149,7 +149,8 @@ class TemplateReference:
     ) -> list[int]:
         """Return the tokens of the model's own template."""
         converted = [self.to_template(message) for message in messages]
-        return self.tokenizer.apply_chat_template(
+        tokenizer: Any = self.tokenizer  # its stubs do not know what templates take
+        return tokenizer.apply_chat_template(
             converted,
             tools=[{"type": "function", "function": dict(tool)} for tool in tools] or None,
             add_generation_prompt=prompt,

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -169,8 +170,9 @@ def _dated(tokenizer: Tokenizer, renderer: Renderer, options: JsonSchema) -> Jso
     today = getattr(renderer, "current_date", None)
     if today is not None:
         day = datetime.date.fromisoformat(today)
+        template: Any = tokenizer.chat_template
         dated["chat_template"] = _ASKS_THE_DAY.sub(
-            lambda found: json.dumps(day.strftime(found[2])), tokenizer.chat_template
+            lambda found: json.dumps(day.strftime(found[2])), template
         )
     return dated
 

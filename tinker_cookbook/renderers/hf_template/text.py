@@ -141,7 +141,7 @@ class TemplateRunner:
     """Runs one tokenizer's chat template; caches its output by the shape of the conversation."""
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, object]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer  # its stubs do not know what templates take
         self._options = dict(options)
         self._written: dict[str, str | TemplateError] = {}
         self._lock = threading.Lock()

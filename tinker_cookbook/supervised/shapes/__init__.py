@@ -6,9 +6,9 @@ What messages hold is read in one place, `conversations`, whatever shape they ca
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes import (
     alpaca,
@@ -18,6 +18,7 @@ from tinker_cookbook.supervised.shapes import (
     sharegpt,
 )
 from tinker_cookbook.supervised.shapes.parts import RowParts, Shape
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["SHAPES", "RowParts", "Shape", "fail_unknown_shape", "shape_of"]
 
@@ -52,19 +53,19 @@ _NEAR = {
 }
 
 
-def shape_of(row: dict[str, Any]) -> Shape | None:
+def shape_of(row: JsonObject) -> Shape | None:
     """The shape of a row, by its keys; None if it has none of them."""
     return next((shape for shape in SHAPES if shape.matches(row)), None)
 
 
-def fail_unknown_shape(row: dict[str, Any], reader: FieldReader) -> NoReturn:
+def fail_unknown_shape(row: JsonObject, reader: FieldReader) -> NoReturn:
     """Refuse a row of no known shape, with its keys and what may have been meant."""
     keys = ", ".join(map(repr, list(row)[:8])) or "no keys"
     hints = [advice for key, advice in _OTHER_DATA.items() if row.get(key) is not None]
     hints += [
-        f"rename {key!r} to {near[0]!r}"
+        f"rename {key!r} to {near!r}"
         for key in map(str, row)
-        if key not in _NEAR and (near := difflib.get_close_matches(key, _NEAR, n=1))
+        if key not in _NEAR and (near := nearest_name(key, _NEAR))
     ]
     hints += [
         f"the rows seem to be in {key!r}: write that list alone"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes.parts import RowParts, Shape, exactly_one_key
 
@@ -12,7 +11,7 @@ __all__ = ["SHAPE", "numbered"]
 TOOL_KEYS = ("tools", "functions")
 
 
-def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, Any]]:
+def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, object]]:
     """The items of a list of messages (or of JSON text of one), each with its place.
 
     Raises:
@@ -29,7 +28,7 @@ def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, Any
     return [(f"{at}[{i}]", message) for i, message in enumerate(value)]
 
 
-def _by_message(columns: dict[str, Any]) -> object:
+def _by_message(columns: JsonObject) -> object:
     """Messages from a table that keeps a list for each of their keys (a `Sequence` of datasets)."""
     lengths = {len(items) if isinstance(items, list) else -1 for items in columns.values()}
     if len(lengths) != 1 or -1 in lengths:
@@ -37,7 +36,7 @@ def _by_message(columns: dict[str, Any]) -> object:
     return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     messages = numbered(row["messages"], "messages", reader)
     tools = {key: row.get(key) for key in TOOL_KEYS if row.get(key) not in (None, "", [])}
     tools_key = exactly_one_key(tools, TOOL_KEYS, reader) or "tools"

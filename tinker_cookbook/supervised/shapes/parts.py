@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader
 
 __all__ = ["RowParts", "Shape", "exactly_one_key", "system_message"]
@@ -37,11 +38,11 @@ class Shape:
     """What a report calls it, with the keys it is known by."""
     keys: tuple[str, ...]
     """Keys that are read; others of the row are not used."""
-    matches: Callable[[dict[str, Any]], bool]
-    read: Callable[[dict[str, Any], FieldReader], RowParts]
+    matches: Callable[[JsonObject], bool]
+    read: Callable[[JsonObject, FieldReader], RowParts]
 
 
-def system_message(row: dict[str, Any], reader: FieldReader) -> list[tuple[str, Any]]:
+def system_message(row: JsonObject, reader: FieldReader) -> list[tuple[str, object]]:
     """Return the system prompt next to a row's turns as a first message."""
     key = exactly_one_key(row, SYSTEM_KEYS, reader)
     if key is None or not reader.string(row[key], key).strip():
@@ -49,7 +50,7 @@ def system_message(row: dict[str, Any], reader: FieldReader) -> list[tuple[str, 
     return [(key, {"role": "system", "content": row[key]})]
 
 
-def exactly_one_key(row: dict[str, Any], keys: tuple[str, ...], reader: FieldReader) -> str | None:
+def exactly_one_key(row: JsonObject, keys: tuple[str, ...], reader: FieldReader) -> str | None:
     """Which of several names for one thing a row uses, None if none.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 from tinker_cookbook.supervised.shapes.openai_messages import numbered
 from tinker_cookbook.supervised.shapes.parts import (
@@ -38,7 +39,7 @@ _TURN_KEYS = ("from", "value", "weight", "name", "tool_call_id", "trainable")
 _ANSWER_TAGS = ("<tool_response>", "</tool_response>")
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     key = exactly_one_key(row, LIST_KEYS, reader) or LIST_KEYS[0]
     turns = numbered(row[key], key, reader)
     messages = [(at, _message(turn, at, reader)) for at, turn in turns]
@@ -52,7 +53,7 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
     return RowParts([*separate, *messages], row.get("tools"))
 
 
-def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
+def _message(turn: object, at: str, reader: FieldReader) -> JsonObject:
     if not isinstance(turn, dict):
         reader.fail_type(turn, "an object with from and value", at)
     if turn.get("role") is not None and turn.get("from") is None:
@@ -70,7 +71,7 @@ def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
     return message | {"role": role, "content": _answer(text, reader) if role == "tool" else text}
 
 
-def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
+def _calls(value: object, at: str, reader: FieldReader) -> JsonObject:
     """Content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read later.
 
     Calls come as the row has them: what a call may hold is checked where those of any shape are.

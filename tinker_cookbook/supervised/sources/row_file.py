@@ -237,7 +237,7 @@ class RowFile:
         return (
             f"{self.where(index)}: the {self.row_word} has {size / 1e6:.0f} MB; at most "
             f"{MAX_ROW_BYTES / 1e6:.0f} MB are read. Split the conversation, and keep large images "
-            "in files of their own."
+            "in separate files."
         )
 
     def check_rows(
