@@ -240,7 +240,7 @@ class Gemma4Renderer(Renderer):
     def _lay_out_thinking(
         self, layout: Layout, reasoning: str, index: int, *, is_opened: bool
     ) -> None:
-        """Append the thinking channel; what the generation prompt has of it is frame."""
+        """Append the thinking channel; the part that the generation prompt writes is FRAME."""
         kind = SegmentKind.THINK
         written = f"{reasoning}\n" if reasoning else ""
         if is_opened:

@@ -140,7 +140,7 @@ class LazyDataset(SupervisedDataset):
         return whole + int(rest > 0 and not self._drop_last)
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Shuffle from the original order; the same seed always gives the same order."""
+        """Shuffle the original order; the same seed always gives the same order."""
         self._cancel()
         if self._mix is not None:
             self._order = self._mix(seed)
@@ -148,10 +148,10 @@ class LazyDataset(SupervisedDataset):
             self._epoch_order = shuffled(self.num_rows, seed)
 
     def row_indices(self, index: int) -> np.ndarray:
-        """Indices in the source of the rows of batch `index` of this epoch.
+        """Return the source's row indices of batch `index` of this epoch.
 
         Raises:
-            DataValidationError: the epoch has no such batch.
+            DataValidationError: the epoch does not have this batch.
         """
         if not 0 <= index < len(self):
             raise DataValidationError(

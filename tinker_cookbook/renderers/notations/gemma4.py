@@ -201,7 +201,7 @@ def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ToolCall |
     """Parse one call; anything that is not exactly one comes back with the reason.
 
     Args:
-        parts: what stood between the markers of the call; ids are `<|"|>` tokens.
+        parts: texts between the markers of the call; ids are `<|"|>` tokens.
         raw_text: the whole call.
     """
     reader = _Reader(parts)

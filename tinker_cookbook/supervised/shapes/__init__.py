@@ -1,7 +1,7 @@
 """The shapes a row of training data may have, one module each.
 
-A shape says by which keys it is known and takes a row apart into messages, tools or plain text.
-What messages hold is read in one place, `conversations`, whatever shape they came in.
+A shape is recognized by its keys and splits a row into messages, tools or plain text. One module,
+`conversations`, reads the messages of all shapes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHAPES: tuple[Shape, ...] = (
     prompt_completion.SHAPE,
     plain_text.SHAPE,
 )
-"""In the order of precedence: a row with the keys of several is read as the first of them."""
+"""Shapes in order of precedence: a row with the keys of several shapes has the first one."""
 
 _ACCEPTED = (
     'use {"messages": [{"role": "user", "content": "..."}, ...]}, or the keys of another shape: '
@@ -54,12 +54,12 @@ _NEAR = {
 
 
 def shape_of(row: JsonObject) -> Shape | None:
-    """The shape of a row, by its keys; None if it has none of them."""
+    """Return the shape of a row by its keys; None if it is unknown."""
     return next((shape for shape in SHAPES if shape.matches(row)), None)
 
 
 def fail_unknown_shape(row: JsonObject, reader: FieldReader) -> NoReturn:
-    """Refuse a row of no known shape, with its keys and what may have been meant."""
+    """Refuse a row of unknown shape; the error has its keys and a suggestion."""
     keys = ", ".join(map(repr, list(row)[:8])) or "no keys"
     hints = [advice for key, advice in _OTHER_DATA.items() if row.get(key) is not None]
     hints += [

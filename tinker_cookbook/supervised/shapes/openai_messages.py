@@ -12,10 +12,10 @@ TOOL_KEYS = ("tools", "functions")
 
 
 def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, object]]:
-    """The items of a list of messages (or of JSON text of one), each with its place.
+    """Return the items of a list of messages (or of its JSON text), each with its path.
 
     Raises:
-        ConversationError: no list, or an empty one.
+        ConversationError: not a list, or an empty one.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = reader.from_json_text(value, at)
@@ -29,7 +29,7 @@ def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, obj
 
 
 def _by_message(columns: JsonObject) -> object:
-    """Messages from a table that keeps a list for each of their keys (a `Sequence` of datasets)."""
+    """Return messages from a table with one list per key (a `Sequence` of datasets)."""
     lengths = {len(items) if isinstance(items, list) else -1 for items in columns.values()}
     if len(lengths) != 1 or -1 in lengths:
         return columns

@@ -1,4 +1,4 @@
-"""What a row is taken apart into, and what every shape is described by."""
+"""The parts of a row, and the description of a shape."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ SYSTEM_KEYS = ("system", "system_prompt")
 
 @dataclass(frozen=True)
 class RowParts:
-    """A row's messages with the place of each in the row, or its plain text."""
+    """A row's messages with their paths, or its plain text."""
 
     messages: list[tuple[str, Any]]
-    """(Path inside the row, message), not read yet: role, content, tool_calls ..."""
+    """(Path inside the row, message); role, content, tool_calls ... are not read yet."""
     tools: Any = None
-    """Declarations as the row holds them."""
+    """Tool declarations as in the row."""
     tools_at: str = "tools"
     text: str | None = None
     """Plain text, trained whole; `messages` is then empty."""
     num_context: int = 0
-    """The first messages are a prompt: whatever their role, nothing of them is trained."""
+    """Number of first messages that are a prompt: nothing of them is trained, whatever their
+    role."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Shape:
 
     name: str
     title: str
-    """What a report calls it, with the keys it is known by."""
+    """Name in reports, with the keys of the shape."""
     keys: tuple[str, ...]
-    """Keys that are read; others of the row are not used."""
+    """Keys that are used; others of the row are ignored."""
     matches: Callable[[JsonObject], bool]
     read: Callable[[JsonObject, FieldReader], RowParts]
 
@@ -51,10 +52,10 @@ def system_message(row: JsonObject, reader: FieldReader) -> list[tuple[str, obje
 
 
 def exactly_one_key(row: JsonObject, keys: tuple[str, ...], reader: FieldReader) -> str | None:
-    """Which of several names for one thing a row uses, None if none.
+    """Return the key that a row uses of several with the same meaning; None if none.
 
     Raises:
-        ConversationError: two of them, since only one would be trained.
+        ConversationError: two of them, because only one would be trained.
     """
     found = [key for key in keys if row.get(key) is not None]
     if len(found) > 1:

@@ -1,4 +1,4 @@
-"""Plain `text`: no turns; every token is trained, and the end of the document behind it."""
+"""Plain `text`: no turns; every token is trained, and the end-of-document token after it."""
 
 from __future__ import annotations
 

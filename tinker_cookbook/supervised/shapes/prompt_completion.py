@@ -40,7 +40,7 @@ def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[t
 
 
 def _from_cell(value: object) -> object:
-    """Messages from JSON text of a list of them, as cells of a table hold it; else the value."""
+    """Return messages from JSON text of a list (tables store lists so); else the value."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:

@@ -57,7 +57,7 @@ def _message(turn: object, at: str, reader: FieldReader) -> JsonObject:
     if not isinstance(turn, dict):
         reader.fail_type(turn, "an object with from and value", at)
     if turn.get("role") is not None and turn.get("from") is None:
-        return turn  # role and content under another name of the list
+        return turn  # role and content, in a list with another name
     reader.check_keys(turn, _TURN_KEYS, at)
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
@@ -72,9 +72,10 @@ def _message(turn: object, at: str, reader: FieldReader) -> JsonObject:
 
 
 def _calls(value: object, at: str, reader: FieldReader) -> JsonObject:
-    """Content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read later.
+    """Return content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read
+    later.
 
-    Calls come as the row has them: what a call may hold is checked where those of any shape are.
+    Calls are returned as in the row; one place checks the calls of all shapes.
     """
     if isinstance(value, str) and value.lstrip().startswith("<tool_call>"):
         return {"content": value}
@@ -92,7 +93,7 @@ def _calls(value: object, at: str, reader: FieldReader) -> JsonObject:
 
 
 def _answer(text: str, reader: FieldReader) -> str:
-    """A tool's answer; the format writes its own tags around it."""
+    """Return a tool's answer without tags around it: the format writes its own."""
     opening, closing = _ANSWER_TAGS
     bare = text.strip()
     if not (bare.startswith(opening) and bare.endswith(closing) and bare.count(opening) == 1):

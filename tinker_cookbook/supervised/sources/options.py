@@ -1,4 +1,4 @@
-"""The settings of a supervised recipe that say what is trained on."""
+"""The data settings of a supervised recipe."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TrainedTokens = Literal[
     "all_user_and_system_messages",
     "customized",
 ]
-"""The values of `renderers.TrainOnWhat`, as a command line can list them."""
+"""The values of `renderers.TrainOnWhat`, as a type that the command line can list."""
 
 
 @chz.chz
 class DataOptions:
-    """Which rows are trained, and what of them."""
+    """The rows to train, and the parts of them to train."""
 
     data: str | None = chz.field(
         default=None,
@@ -49,7 +49,7 @@ class DataOptions:
     )
 
     def data_or(self, default: str | Path) -> str:
-        """What `data` (or `file_path`) names, else the default.
+        """Return what `data` (or `file_path`) names, else the default.
 
         Raises:
             ConfigurationError: both are given.
