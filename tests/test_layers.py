@@ -27,15 +27,11 @@ LAYERS = {
     "tinker_cookbook.unembedding": 2,
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
-    "tinker_cookbook.embedded_service": 2,
-    "tinker_cookbook.interrupts": 2,
     "tinker_cookbook.run_directory": 2,
-    "tinker_cookbook.run_lock": 2,
     "tinker_cookbook.run_options": 2,
     "tinker_cookbook.run_report": 2,
+    "tinker_cookbook.runs": 2,
     "tinker_cookbook.service": 2,
-    "tinker_cookbook.settings_file": 2,
-    "tinker_cookbook.training_run": 2,
     "tinker_cookbook.renderers": 3,
     "tinker_cookbook.display": 4,
     "tinker_cookbook.supervised": 4,
@@ -49,13 +45,16 @@ LAYERS = {
     "tinker_cookbook.supervised.train": 5,
     "tinker_cookbook.rl.async_training": 5,
     "tinker_cookbook.rl.loop": 5,
-    "tinker_cookbook.rl.recipe": 5,
+    "tinker_cookbook.rl.recipe": 6,
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.cli_utils": 6,
+    "tinker_cookbook.recipe": 6,
+    "tinker_cookbook.recipe_runner": 6,
     "tinker_cookbook.recipes": 6,
+    "tinker_cookbook.settings_help": 6,
     "tinker_cookbook.commands": 6,
     "tinker_cookbook.cli": 6,
 }
@@ -67,7 +66,7 @@ REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # The rooms of the local service, and the rooms that each may import; the longest prefix decides.
 # Training and sampling never meet, and nothing below the process knows who starts it.
-ENGINE_SEAM = "types csr loss_graph loss_graph_names memory"
+ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
@@ -89,7 +88,7 @@ LOCAL_ROOMS: dict[str, str] = {
     "process": "errors seam engine engine.model engine.native service service.storage "
     "service.protocol service.state app plan",
 }
-# Names of recipes that lie elsewhere; it is no recipe itself, so nobody copies it.
+# Only names for code of other recipes; it is not a recipe, so it cannot be copied.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
 HEAVY = ("torch", "tinker", "transformers", "datasets")

@@ -17,8 +17,7 @@ from tinker_cookbook.exceptions import (
     DataValidationError,
 )
 from tinker_cookbook.rl.data_processing import trajectory_to_data
-from tinker_cookbook.rl.rollout_limits import RolloutLimits, TerminationRewardPolicy
-from tinker_cookbook.rl.rollout_presets import RolloutConfig
+from tinker_cookbook.rl.rollout_limits import RolloutConfig, RolloutLimits, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_runner import (
     SamplingTurnTimeoutError,
     run_rollout,
@@ -154,7 +153,7 @@ async def test_rewards_are_finite_numbers(reward):
 async def test_a_first_prompt_over_the_limit_is_recorded_as_that():
     class Full(ScriptedPolicy):
         async def __call__(self, model_input, stop, *, max_tokens=None):
-            raise ContextOverflowError("prompt of 3 tokens leaves no room")
+            raise ContextOverflowError("prompt of 3 tokens is too long")
 
     limits = RolloutLimits(max_trajectory_tokens=2)
     over_limit = await run_rollout(ScriptedPolicy(), EchoEnv(), limits=limits)
@@ -162,7 +161,7 @@ async def test_a_first_prompt_over_the_limit_is_recorded_as_that():
     assert over_limit.final_ob.to_ints() == [1, 2, 3]
     [turn] = over_limit.transitions
     assert (turn.ac.tokens, turn.metrics) == ([], {"stop/context_overflow": 1})
-    with pytest.raises(ContextOverflowError, match="leaves no room"):
+    with pytest.raises(ContextOverflowError, match="is too long"):
         await run_rollout(Full(), EchoEnv())
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
+from tinker_cookbook.commands.parts.sampler_target import (
+    OpenSampler,
+    add_sampler_arguments,
+    open_sampler,
+)
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -84,7 +88,7 @@ def _sample(opened: OpenSampler, args: argparse.Namespace) -> list[str]:
     import tinker
 
     from tinker_cookbook.renderers import get_text_content
-    from tinker_cookbook.training_run import service_message
+    from tinker_cookbook.utils.sdk_compat import service_message
 
     if args.image:
         _check_reads_images(opened)
