@@ -5,54 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook.commands._comparison import DIFFERENT, MEANT, REFUSED, SAME, Comparison
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message, Renderer, ToolSpec
-    from tinker_cookbook.renderers.battery.differences import Difference
     from tinker_cookbook.renderers.rendering import Rendering
     from tinker_cookbook.supervised.conversations import SourceRow
 
-__all__ = ["Comparison", "run_against_template"]
+__all__ = ["run_against_template"]
 
 _CONTEXT = 4
 _WIDTH = 34
 _RED, _GREEN, _YELLOW, _DIM, _RESET = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
-_SAME, _MEANT, _DIFFERENT = "same tokens", "same text, other token borders", "different"
-_REFUSED = "refused"
-
-
-class Comparison(NamedTuple):
-    """One conversation both ways."""
-
-    where: str
-    ours: list[int]
-    theirs: list[int]
-    differences: list[Difference]
-    refusal: str = ""
-    """Why there are no tokens to compare: the renderer or the template refuses the conversation."""
-
-    @property
-    def kind(self) -> str:
-        """How near the two are."""
-        if self.refusal:
-            return _REFUSED
-        if not self.differences:
-            return _SAME
-        return _MEANT if all(found.is_meant for found in self.differences) else _DIFFERENT
-
-    @property
-    def heading(self) -> str:
-        """What is said above it."""
-        if self.refusal:
-            return f"{self.where}: {self.refusal}"
-        counts = Counter(found.kind.value for found in self.differences)
-        reasons = "".join(f"; {count} x {reason}" for reason, count in counts.items())
-        return f"{self.where}: {self.kind} ({len(self.ours)} tokens{reasons})"
 
 
 def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) -> int:
@@ -71,7 +39,7 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
     title = f"{args.model}: renderer {name} (left) against the chat template (right)"
     if options:
         title += f" with {', '.join(f'{key}={value}' for key, value in options.items())}"
-    counts: dict[str, int] = dict.fromkeys((_SAME, _MEANT, _DIFFERENT), 0)
+    counts: dict[str, int] = dict.fromkeys((SAME, MEANT, DIFFERENT), 0)
     for comparison in comparisons:
         counts[comparison.kind] = counts.get(comparison.kind, 0) + 1
     if args.html:
@@ -86,7 +54,7 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
             "What is marked ~ is meant: a reply is encoded apart from the prompt it is sampled "
             "after, and typed control tokens stay text (docs/renderers.md)."
         )
-    return 1 if counts[_DIFFERENT] or _REFUSED in counts else 0
+    return 1 if counts[DIFFERENT] or REFUSED in counts else 0
 
 
 def _compare_all(
@@ -118,7 +86,7 @@ def _compare_all(
 
 def _side(row: SourceRow, renderer: Renderer) -> tuple[SourceRow, Any, Rendering] | Comparison:
     """Return the row with our rendering, or our refusal."""
-    from tinker_cookbook.commands.render import read_conversation
+    from tinker_cookbook.commands._conversation_row import read_conversation
     from tinker_cookbook.exceptions import RendererError
 
     conversation = read_conversation(row)
@@ -130,7 +98,7 @@ def _side(row: SourceRow, renderer: Renderer) -> tuple[SourceRow, Any, Rendering
 
 
 def _distance(comparisons: Sequence[Comparison]) -> int:
-    return sum(comparison.kind in (_DIFFERENT, _REFUSED) for comparison in comparisons)
+    return sum(comparison.kind in (DIFFERENT, REFUSED) for comparison in comparisons)
 
 
 def _compare(

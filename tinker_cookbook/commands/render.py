@@ -14,9 +14,9 @@ from tinker_cookbook.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer, TrainOnWhat
     from tinker_cookbook.renderers.picture import TokenView
-    from tinker_cookbook.supervised.conversations import Conversation, SourceRow
+    from tinker_cookbook.supervised.conversations import SourceRow
 
-__all__ = ["add_arguments", "read_conversation", "run"]
+__all__ = ["add_arguments", "run"]
 
 
 class _Example(NamedTuple):
@@ -112,27 +112,10 @@ def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
     return file.rows([args.index])
 
 
-def read_conversation(row: SourceRow) -> Conversation:
-    """Read a row that is a conversation.
-
-    Raises:
-        DataValidationError: a row that cannot be used, or is plain text.
-    """
-    from tinker_cookbook.exceptions import DataValidationError
-    from tinker_cookbook.supervised.conversations import parse_row
-
-    conversation = parse_row(row)
-    if conversation.text is not None:
-        raise DataValidationError(
-            f"{row.where}: plain text has no chat format; `tinker-cookbook check` shows how it is "
-            "trained."
-        )
-    return conversation
-
-
 def _examples(
     rows: list[SourceRow], renderer: Renderer, train_on_what: TrainOnWhat
 ) -> Iterator[_Example]:
+    from tinker_cookbook.commands._conversation_row import read_conversation
     from tinker_cookbook.exceptions import DataValidationError, RendererError
     from tinker_cookbook.renderers.picture import token_views
     from tinker_cookbook.supervised.rendering import ConversationRenderer
