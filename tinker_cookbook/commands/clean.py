@@ -191,6 +191,6 @@ def _delete(saved: Saved, old: list[Old]) -> int:
 
 
 def _size(num_bytes: int) -> str:
-    from tinker_cookbook.runs.report import format_bytes
+    from tinker_cookbook.utils.byte_sizes import format_bytes
 
     return format_bytes(num_bytes)
