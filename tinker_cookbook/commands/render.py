@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     from tinker_cookbook.renderers import TrainOnWhat, load_renderer
 
     if args.verify is not None:
-        from tinker_cookbook.commands._render_verify import run_verify
+        from tinker_cookbook.commands.parts.renderer_check import run_verify
 
         return run_verify(args)
     if args.file is None:
         raise ConfigurationError("no FILE given; name a file of conversations, or use --verify.")
     rows = _selected_rows(args)
     if args.against_template:
-        from tinker_cookbook.commands._render_against import run_against_template
+        from tinker_cookbook.commands.parts.template_comparison import run_against_template
 
         return run_against_template(rows, args)
     name = args.renderer or get_recommended_renderer_name(args.model)
@@ -115,7 +115,7 @@ def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
 def _examples(
     rows: list[SourceRow], renderer: Renderer, train_on_what: TrainOnWhat
 ) -> Iterator[_Example]:
-    from tinker_cookbook.commands._conversation_row import read_conversation
+    from tinker_cookbook.commands.parts.conversation_row import read_conversation
     from tinker_cookbook.exceptions import DataValidationError, RendererError
     from tinker_cookbook.renderers.picture import token_views
     from tinker_cookbook.supervised.rendering import ConversationRenderer

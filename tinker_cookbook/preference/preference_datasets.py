@@ -36,7 +36,7 @@ class ComparisonDatasetBuilder:
     """Rows of a Hugging Face data set as labelled comparisons."""
 
     swap: bool = False
-    """Add each comparison with A and B exchanged, so that judges learn no preference for a place."""
+    """Add each comparison with A and B exchanged too, so that judges learn no place bias."""
 
     def get_train_and_test_datasets(self) -> tuple[datasets.Dataset, datasets.Dataset | None]:
         """Return the training rows, and the held-out rows or None."""

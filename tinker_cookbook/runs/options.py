@@ -1,4 +1,4 @@
-"""Settings that training recipes share, each defined once.
+"""Settings that every training recipe has, each defined once.
 
 A recipe's config inherits the groups it needs and adds its own fields. All keys stay flat, so
 `learning_rate=1e-4` works on every command line.
@@ -7,6 +7,7 @@ A recipe's config inherits the groups it needs and adds its own fields. All keys
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,121 +32,140 @@ LogdirBehavior = Literal["delete", "resume", "ask", "raise"]
 
 
 def expand_path(_: object, path: str | None) -> str | None:
-    """Replace `~` by the home folder; a chz munger."""
+    """A chz munger: `~` becomes the home folder."""
     return None if path is None else str(Path(path).expanduser())
 
 
 @chz.chz
 class ModelOptions:
-    """The model to train, the service, the starting weights and the length of the run."""
+    """Model, service and run directory."""
 
     model_name: str | None = chz.field(
-        default=None, doc="Base model; a name or a folder. Default: the local service's model."
+        default=None,
+        doc="Base model to train, as a name or a folder; default: the model of the local service.",
     )
     renderer_name: str | None = chz.field(
-        default=None, doc="Chat format; default: the one recommended for the model."
+        default=None, doc="Chat format; default: the recommended format of the model."
     )
     base_url: str | None = chz.field(
         default=None,
-        doc="Address of a Tinker service, or `local`. Default: TINKER_BASE_URL, the hosted "
+        doc="URL of a Tinker service, or `local`; default: TINKER_BASE_URL if set, the Tinker "
         "service if there is an API key, else local.",
     )
     log_path: str | None = chz.field(
         default=None,
         munger=expand_path,
-        doc="Run directory. Default: a folder in ~/tinker-runs, named after the settings.",
+        doc="Run directory; default: a folder in ~/tinker-runs, named after the settings.",
     )
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="tinker:// path of saved weights to start from, with a new optimizer."
+        default=None,
+        doc="Saved weights (tinker://...) to start from; the optimizer starts new.",
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     train_unembed: bool | None = chz.field(
         default=None,
-        doc="Train an adapter on the output embedding too. Default: only if the model does not "
-        "share it with the input embedding.",
+        doc="Whether to train the output embedding too; default: yes, unless the model shares it "
+        "with the input embedding.",
     )
     max_steps: int | None = chz.field(
-        default=None, doc="Maximum number of optimizer steps; the schedule ends there too."
+        default=None,
+        doc="Maximum number of optimizer steps; the learning-rate schedule ends there too.",
     )
     seed: int = chz.field(
-        default=0, doc="Seed of the adapter's initial weights and of the data order."
+        default=0, doc="Random seed for the adapter's first weights, the data and the samples."
     )
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
         default="ask",
-        doc="If log_path already holds a run: resume it, delete it, raise an error, or ask. ask "
-        "resumes a run with the same settings; otherwise it asks on a terminal and refuses "
-        "elsewhere.",
+        doc="What to do if log_path holds a run: resume it, delete it, raise an error, or ask. "
+        "`ask` resumes a run with the same settings; otherwise it asks on a terminal, and raises "
+        "an error elsewhere.",
     )
+
+    def log_words(self) -> Sequence[str]:
+        """Return words for the default name of the run directory; a recipe may override this."""
+        return ()
 
 
 @chz.chz
 class OptimizerOptions:
-    """The learning-rate schedule and AdamW."""
+    """Optimizer and learning-rate schedule."""
 
     learning_rate: float = chz.field(default=1e-4, doc="Peak learning rate.")
     lr_schedule: LRSchedule = chz.field(
-        default="linear", doc="Learning-rate schedule: linear, cosine or constant."
+        default="linear", doc="Learning rate over time: linear or cosine decay to 0, or constant."
     )
-    warmup_steps: int = chz.field(default=0, doc="Number of steps of the linear warmup.")
+    warmup_steps: int = chz.field(
+        default=0, doc="Number of first steps in which the learning rate rises to its peak."
+    )
     weight_decay: float = chz.field(default=0.0, doc="Decoupled weight decay of the adapter.")
     grad_clip_norm: float = chz.field(
         default=0.0,
         doc="Maximum norm of the gradient, which is summed over the batch; 0: no clipping.",
     )
-    adam_beta1: float = chz.field(default=0.9, doc="Decay rate of AdamW's mean gradient.")
-    adam_beta2: float = chz.field(default=0.95, doc="Decay rate of AdamW's mean square gradient.")
-    adam_eps: float = chz.field(default=1e-8, doc="Epsilon of AdamW.")
+    adam_beta1: float = chz.field(default=0.9, doc="AdamW decay rate of the mean gradient.")
+    adam_beta2: float = chz.field(default=0.95, doc="AdamW decay rate of the squared gradient.")
+    adam_eps: float = chz.field(default=1e-8, doc="AdamW epsilon, added to the denominator.")
 
 
 @chz.chz
 class CheckpointOptions:
-    """When to save and to evaluate, and how long the service keeps checkpoints."""
+    """Checkpoints and evaluations."""
 
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
-    save_every_tokens: int = chz.field(default=0, doc="Tokens between checkpoints; 0: off.")
-    save_every_seconds: float = chz.field(default=0.0, doc="Seconds between checkpoints; 0: off.")
+    save_every_tokens: int = chz.field(
+        default=0, doc="Training tokens between checkpoints; 0: tokens do not matter."
+    )
+    save_every_seconds: float = chz.field(
+        default=0.0, doc="Seconds between checkpoints; 0: time does not matter."
+    )
     keep_checkpoints: int = chz.field(
         default=2,
-        doc="Number of newest training states to keep; older checkpoints keep only their sampler "
-        "weights. 0: keep all.",
+        doc="Number of newest checkpoints that keep their training state; older ones keep only "
+        "the weights for sampling. 0: all keep it.",
     )
     ttl_seconds: int | None = chz.field(
         default=604800,
-        doc="Seconds that the service keeps periodic checkpoints; None: no limit.",
+        doc="Seconds for which the service keeps periodic checkpoints; None: without limit.",
     )
     rolling_save_every: int = chz.field(
-        default=0, doc="Steps between rolling checkpoints (only the newest is kept); 0: off."
+        default=0,
+        doc="Steps between rolling checkpoints, of which only the newest is kept; 0: none.",
     )
     rolling_ttl_seconds: int = chz.field(
-        default=7200, doc="Seconds that the service keeps rolling checkpoints."
+        default=7200, doc="Seconds for which the service keeps a rolling checkpoint."
     )
     async_periodic_saves: bool = chz.field(
-        default=False, doc="Continue with the next steps while a checkpoint is being saved."
+        default=False, doc="Whether training continues while a checkpoint is written."
     )
     eval_every: int = chz.field(
         default=10,
-        doc="Steps between evaluations, which also run before the first step and at the end; "
-        "0: off.",
+        doc="Steps between evaluations, which also run before the first and after the last step; "
+        "0: no evaluations.",
     )
     infrequent_eval_every: int = chz.field(
-        default=100, doc="Steps between evaluations by slow evaluators; 0: off."
+        default=100, doc="Steps between slow evaluations, such as sampled answers; 0: none."
     )
 
 
 @chz.chz
 class TrackingOptions:
-    """Names of the run in other systems, and the timing of its steps."""
+    """Experiment tracking and timing."""
 
     wandb_project: str | None = chz.field(
-        default=None, doc="Weights & Biases project that also gets the metrics."
+        default=None, doc="Weights & Biases project that also receives the metrics."
     )
-    wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
-    session_name: str | None = chz.field(default=None, doc="Name of the session on the service.")
+    wandb_name: str | None = chz.field(
+        default=None, doc="Name of the run in Weights & Biases; default: chosen there."
+    )
+    session_name: str | None = chz.field(
+        default=None,
+        doc="Name of the session on the service; default: recipe, run directory and learning rate.",
+    )
     enable_trace: bool = chz.field(
-        default=False, doc="Write every timed span to trace_events.jsonl, for Perfetto."
+        default=False, doc="Whether to write timed spans to trace_events.jsonl, for Perfetto."
     )
     span_chart_every: int = chz.field(
-        default=0, doc="Steps between timing charts (iteration_*/timing_gantt.html); 0: off."
+        default=0, doc="Steps between timing charts (iteration_*/timing_gantt.html); 0: none."
     )
 
 
@@ -158,7 +178,7 @@ class SharedOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelO
 _POSITIVE = (lambda value: value > 0, "is not above 0", "use a positive number")
 _AT_LEAST_1 = (lambda value: value >= 1, "is less than 1", "use 1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "is negative", "use 0 or more")
-_BETA = (lambda value: 0 <= value < 1, "is out of range", "use 0 or more, and less than 1")
+_BETA = (lambda value: 0 <= value < 1, "is out of range", "use 0 or more, below 1")
 _TTL = (
     lambda value: 3600 <= value <= 315_360_000,
     "is not between 1 hour and 10 years",
@@ -168,7 +188,7 @@ _RULES = {
     "learning_rate": (
         lambda value: 0 < value <= 1,
         "is not between 0 and 1",
-        "1e-5 to 2e-3 is usual for LoRA",
+        "LoRA usually wants 1e-5 to 2e-3",
     ),
     "lora_rank": (lambda value: 1 <= value <= 1024, "is out of range", "use 1 to 1024"),
     "warmup_steps": _NOT_NEGATIVE,
@@ -215,11 +235,10 @@ _RULES = {
 def check_options(config: object) -> None:
     """Refuse values that cannot work, before anything is started.
 
-    A config calls this from its `chz.validate` method. Fields that the config does not have are
-    skipped.
+    A config calls this from its `chz.validate` method; fields that it does not have are skipped.
 
     Raises:
-        ConfigurationError: if a value is not accepted; the message names the field and the range.
+        ConfigurationError: naming the field, its value and what is accepted.
     """
     for name, (holds, problem, advice) in _RULES.items():
         value = getattr(config, name, None)

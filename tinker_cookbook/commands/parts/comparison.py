@@ -15,7 +15,7 @@ REFUSED = "refused"
 
 
 class Comparison(NamedTuple):
-    """One conversation both ways."""
+    """The two encodings of one conversation."""
 
     where: str
     ours: list[int]
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """How near the two are."""
+        """The result of the comparison."""
         if self.refusal:
             return REFUSED
         if not self.differences:
@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """What is said above it."""
+        """The heading of the comparison in the report."""
         if self.refusal:
             return f"{self.where}: {self.refusal}"
         counts = Counter(found.kind.value for found in self.differences)

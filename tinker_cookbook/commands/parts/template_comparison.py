@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.commands._comparison import DIFFERENT, MEANT, REFUSED, SAME, Comparison
+from tinker_cookbook.commands.parts.comparison import DIFFERENT, MEANT, REFUSED, SAME, Comparison
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
     for comparison in comparisons:
         counts[comparison.kind] = counts.get(comparison.kind, 0) + 1
     if args.html:
-        from tinker_cookbook.commands._against_page import write_page
+        from tinker_cookbook.commands.parts.comparison_page import write_page
 
         write_page(args.html, title, comparisons, renderer)
     else:
@@ -86,7 +86,7 @@ def _compare_all(
 
 def _side(row: SourceRow, renderer: Renderer) -> tuple[SourceRow, Any, Rendering] | Comparison:
     """Return the row with our rendering, or our refusal."""
-    from tinker_cookbook.commands._conversation_row import read_conversation
+    from tinker_cookbook.commands.parts.conversation_row import read_conversation
     from tinker_cookbook.exceptions import RendererError
 
     conversation = read_conversation(row)
