@@ -399,11 +399,11 @@ class Loop:
 
 
 def check_batch(sampled_P: Sequence[SampledGroup], config: Config) -> None:
-    """Refuse a batch that gives no gradient.
+    """Refuse a batch whose gradient would be 0.
 
     Raises:
         AllTrajectoriesFailedError: if every group failed.
-        ConfigurationError: if every group has one member and there is no KL penalty.
+        ConfigurationError: if every group has one member and the KL penalty is off.
     """
     filled = [sampled.group for sampled in sampled_P if sampled.has_trajectories]
     if not filled:

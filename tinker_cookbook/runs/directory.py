@@ -110,7 +110,7 @@ def config_differences(log_dir: str | Path, config: object) -> list[str]:
 
     Returns:
         One line `key: old -> new` per difference that changes what is computed; settings that both
-        configs have come first. Empty if there is no difference, or no config.json.
+        configs have come first. Empty without differences, or without a config.json.
     """
     path = Path(log_dir) / CONFIG_FILE
     if not path.exists():

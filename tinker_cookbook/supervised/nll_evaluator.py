@@ -84,7 +84,7 @@ class NLLEvaluator(_HeldOutData, TrainingClientEvaluator):
 
 
 class SamplerNLLEvaluator(_HeldOutData, SamplingClientEvaluator):
-    """Held-out loss, computed by a sampling client, where there is no training client."""
+    """Held-out loss, computed by a sampling client, if no training client exists."""
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
         """Return `<name>/nll` and, with a tokenizer, `<name>/bpb`."""
