@@ -66,7 +66,7 @@ REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # The rooms of the local service, and the rooms that each may import; the longest prefix decides.
 # Training and sampling never meet, and nothing below the process knows who starts it.
-ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory"
+ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory budget"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
@@ -83,7 +83,7 @@ LOCAL_ROOMS: dict[str, str] = {
     "service.routes": "errors seam engine service service.storage service.protocol service.state",
     "openai_api": "errors seam engine engine.sampling service service.protocol service.state",
     "app": "errors service service.protocol service.routes service.state openai_api",
-    "plan_shapes": "errors seam engine.native engine.model",
+    "plan_shapes": "errors seam engine.native engine.model engine.sampling",
     "plan": "errors seam engine.native engine.model plan_shapes",
     "process": "errors seam engine engine.model engine.native service service.storage "
     "service.protocol service.state app plan",
