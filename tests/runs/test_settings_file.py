@@ -73,7 +73,7 @@ def test_words_win_over_the_file(tmp_path: Path, first: bool):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.yaml", "num_epoch: 3", "a.yaml: num_epoch=3 is no setting of this recipe"),
+        ("a.yaml", "num_epoch: 3", "a.yaml: num_epoch=3 is not a setting of this recipe"),
         ("a.yaml", "num_epoch: 3", "Did you mean num_epochs=3?"),
         ("a.yaml", "lr: 3", "Did you mean learning_rate=3?"),
         ("a.json", '{"num_epochs": "many"}', "num_epochs=many has the wrong type"),
@@ -81,7 +81,7 @@ def test_words_win_over_the_file(tmp_path: Path, first: bool):
         ("a.yaml", "a: [", "a.yaml is not YAML"),
         ("a.json", "[1]", "a.json holds a list; it must hold settings by their keys"),
         ("a.yaml", "just words", "a.yaml holds a str"),
-        ("a.json", '{"names": [{"a": 1}]}', "names is a list of other things"),
+        ("a.json", '{"names": [{"a": 1}]}', "names is a list with values other than"),
         ("a.json", "\udcff", "is not JSON"),
     ],
 )
