@@ -68,6 +68,8 @@ MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # Training and sampling never meet, and nothing below the process knows who starts it.
 ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory budget"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
+SAMPLING_MODEL = "adapters batch kv_cache torch_decoder native_decoder hf_decoder"
+"""Modules of sampling that compute batches; they know nothing of requests and scheduling."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
     **{f"engine.{name}": "errors seam" for name in ENGINE_SEAM.split()},
@@ -238,6 +240,18 @@ def test_modules_import_each_other_without_a_circle():
         graph[name] = (imported & modules.keys()) - {name}
     assert len(graph) > 300, "the whole package is read"
     list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names a circle
+
+
+def test_what_computes_batches_knows_nothing_of_scheduling():
+    sampling = f"{LOCAL}.engine.sampling"
+    inside = tuple(f"{sampling}.{name}" for name in SAMPLING_MODEL.split())
+    problems = [
+        f"{edge.where}: {edge.source} -> {edge.target}"
+        for edge in package_edges()
+        if edge.source in inside and under(edge.target, sampling)
+        if not any(under(edge.target, name) for name in inside)
+    ]
+    assert not problems, "\n" + "\n".join(problems)
 
 
 def test_every_module_has_a_layer():
