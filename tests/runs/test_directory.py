@@ -164,7 +164,7 @@ def test_the_user_may_leave(tmp_path: Path, monkeypatch):
     make_run(tmp_path, Config())
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "exit")
-    with pytest.raises(ConfigurationError, match="left as it is"):
+    with pytest.raises(ConfigurationError, match="is kept, as you asked"):
         prepare_log_dir(tmp_path, "ask", Config(learning_rate=1.0))
 
 
