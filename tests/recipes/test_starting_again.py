@@ -1,4 +1,4 @@
-"""The same command again: beside a run, after its end, and with a recipe that was edited."""
+"""The same command again: during a run, after its end, and with an edited recipe."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ def wait_for_rows(process, metrics: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_a_second_start_beside_a_run_does_nothing(
+def test_a_second_start_during_a_run_does_nothing(
     recipe: str, local_service: ServiceProcess, tmp_path: Path
 ):
     env = recipe_environment(local_service, tmp_path / "home")
