@@ -1,7 +1,7 @@
 """The `tinker-cookbook` command: one subcommand for each module of `tinker_cookbook.commands`.
 
 A subcommand is a module with `add_arguments(parser)`, `run(args) -> int` and a docstring whose
-first line is its help line. Only the requested module is imported, so `--help` is fast.
+first line is its help line. Only the module asked for is imported, so `--help` answers at once.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def test_what_is_converted_and_what_is_not_used_is_counted(tmp_path, capsys):
 def test_markup_can_be_refused_by_line(tmp_path, capsys):
     path = write(tmp_path / "chat.jsonl", conversation("a", "<think>\nb\n</think>\n\nc"))
     assert main(check(path, "--markup", "refuse")) == 1
-    assert "chat.jsonl:1: <think> is in the text of a reply" in capsys.readouterr().out
+    assert "chat.jsonl:1: <think> stands in the text of a reply" in capsys.readouterr().out
     assert main(check(path, "--markup", "keep")) == 0
     assert "1 row: <think> or <tool_call> stays text" in capsys.readouterr().out
 

@@ -225,9 +225,9 @@ def test_verify_refuses_a_renderer_that_cannot_be_made(tmp_path: Path, capsys) -
         (["--limit", "0"], "--limit=0 is too small"),
         (["--renderer", "qwen"], "renderer name='qwen' is unknown"),
         (["--verify", "x", "--html", "y"], "Leave out the others"),
-        (["--model", "/missing/model"], "is no folder here"),
+        (["--model", "/nowhere/model"], "is not a folder"),
         (["--model", "nobody/none"], "model_name='nobody/none' is not a known model"),
-        (["--html", "/missing/x.html"], "cannot be written"),
+        (["--html", "/nowhere/x.html"], "cannot be written"),
     ],
 )
 def test_mistakes(chat: Path, capsys, words: list[str], message: str) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Algorithm:
     differs: str = ""
     """What the published algorithm has and these settings do not give."""
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the fields as keyword arguments of `rl.train.Config`."""
         names = (
             "advantage_estimator",
