@@ -278,7 +278,7 @@ async def test_pages_are_checked(http) -> None:
     ("search", "problem"),
     [
         ({"statuses": [{"type": "active", "reasons": 5}]}, "reasons=5"),
-        ({"statuses": ["active"]}, "statuses[0]=active"),
+        ({"statuses": ["active"]}, "statuses[0]='active'"),
         ({"cursor": {"last_created_at": "0001-01-01", "last_session_id": "x"}}, "is not a time"),
     ],
 )

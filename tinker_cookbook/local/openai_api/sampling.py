@@ -1,4 +1,4 @@
-"""From a model's name to tokens: which weights, which end tokens, the draws as they come."""
+"""From a model's name to sampled tokens: find the weights and end tokens, sample, stream tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinker_cookbook.local.engine.sampling.sequence import OnToken
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import NotFoundError, ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
-from tinker_cookbook.local.service.protocol.http import HttpError
 from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.threads import TEXTS
 
@@ -38,6 +37,8 @@ __all__ = [
 ]
 
 
+TopRow = tuple[np.ndarray, np.ndarray]
+"""Token ids and logprobs of the most likely tokens, best first."""
 MAX_UNSENT = 2**17
 """Tokens that wait for a stream's client; one that is further behind is cut off."""
 SENT_AT_ONCE = 32
@@ -57,17 +58,18 @@ def find_target(service: Service, model: str) -> Target:
     """Look up a base model or a checkpoint.
 
     Raises:
-        HttpError: 404 if there is none of that name; UserError for a malformed path.
+        NotFoundError: the service has no model or checkpoint of this name.
+        UserError: the path is malformed.
     """
     if not model.startswith("tinker://"):
         try:
             return Target(model, service.engine.canonical_name(model, field="model"), None)
         except UserError as error:
-            raise HttpError(404, str(error)) from error
+            raise NotFoundError(str(error)) from error
     path = parse_tinker_path(model, field="model")
     run = service.store.index.run(path.run_id)
     if run is None or service.store.find(path.run_id, path.segment, path.name) is None:
-        raise HttpError(404, f"model={model!r} does not exist; it may have expired")
+        raise NotFoundError(f"model={model!r} does not exist; it may have expired")
     return Target(model, service.engine.canonical_name(run.base_model), model)
 
 
@@ -120,12 +122,12 @@ class _Feed:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[int, int, float, Any]] = deque()
+        self._waiting: deque[tuple[int, int, float, TopRow | None]] = deque()
         self._changed = asyncio.Event()
         self._is_told = False
         self._has_ended = False
 
-    def put(self, index: int, token: int, logprob: float, top: Any) -> None:
+    def put(self, index: int, token: int, logprob: float, top: TopRow | None) -> None:
         """Add a token; for the engine's thread.
 
         Raises:
@@ -157,7 +159,7 @@ class _Feed:
         return [_drawn(*self._waiting.popleft()) for _ in range(count)]
 
 
-def _drawn(index: int, token: int, logprob: float, top: Any) -> Drawn:
+def _drawn(index: int, token: int, logprob: float, top: TopRow | None) -> Drawn:
     ranked = () if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
     return Drawn(index, token, logprob, tuple(ranked))
 
@@ -197,7 +199,7 @@ class Sampling:
         feed = _Feed()
 
         def listen(first: int) -> OnToken:
-            def on_token(index: int, token: int, logprob: float, top: Any = None) -> None:
+            def on_token(index: int, token: int, logprob: float, top: TopRow | None = None) -> None:
                 feed.put(first + index, token, logprob, top)
 
             return on_token
@@ -229,18 +231,18 @@ class Sampling:
 
         Raises:
             UserError: the engine refused one.
-            HttpError: 503 if the service was stopped.
+            ShuttingDownError: the service stopped first.
         """
         await asyncio.wait([self._all])
         if self._all.cancelled():
-            raise HttpError(503, "the service stopped before the answer ended")
+            raise ShuttingDownError("the service stopped before the answer ended")
         return list(self._all.result())
 
     async def next_draws(self) -> list[Drawn]:
         """The next tokens of any completions; none once all are finished.
 
         Raises:
-            UserError, HttpError: as `results`.
+            UserError, ShuttingDownError: as `results`.
         """
         drawn = await self._feed.take()
         if not drawn:

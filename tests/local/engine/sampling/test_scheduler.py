@@ -478,6 +478,7 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers():
         ({"temperature": -0.5}, "temperature=-0.5"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_k": -2}, "top_k=-2"),
         ({"topk_sample_logprobs": -1}, "topk_sample_logprobs=-1"),
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from tinker_cookbook.local.engine.types import (
     TokenLogprobs,
 )
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.limits import SAMPLING, check_ranges
 
 __all__ = ["OnToken", "Request", "Sequence", "check_sample_spec", "place_images"]
 
@@ -33,8 +33,6 @@ OnToken = Callable[..., None]
 If top-k logprobs were asked for, a fourth argument holds them: (ids int32 [k], logprobs [k]).
 """
 
-_MAX_SAMPLES = 4096
-_MAX_TOPK = 1024
 _MAX_TOPK_CELLS = 2**26
 
 
@@ -199,8 +197,7 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
         UserError: naming the field, its value and what is accepted.
     """
     _check_prompt(spec, info)
-    _check_counts(spec)
-    _check_distribution(spec)
+    check_ranges(spec, SAMPLING)
     _check_prompt_scores(spec, info)
     max_new = _max_new_tokens(spec, info)
     _check_answer_size(spec, max_new)
@@ -211,8 +208,6 @@ def _max_new_tokens(spec: SampleSpec, info: ModelInfo) -> int:
     room = info.max_context_length - len(spec.prompt)
     if spec.max_tokens is None:
         return room
-    if spec.max_tokens < 1:
-        raise UserError(f"max_tokens={spec.max_tokens} is too small; use 1 or more")
     # One token needs no place of its own: it is drawn from the prompt's last position.
     if spec.max_tokens > max(room, 1):
         raise UserError(
@@ -258,24 +253,6 @@ def _check_prompt(spec: SampleSpec, info: ModelInfo) -> None:
             f"prompt token {bad} is not in the vocabulary; ids of {info.name} are 0 to "
             f"{info.vocab_size - 1}. Was the prompt encoded with another tokenizer?"
         )
-
-
-def _check_counts(spec: SampleSpec) -> None:
-    if not 1 <= spec.num_samples <= _MAX_SAMPLES:
-        raise UserError(f"num_samples={spec.num_samples}; 1 to {_MAX_SAMPLES} are accepted")
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
-        value = getattr(spec, name)
-        if not 0 <= value <= _MAX_TOPK:
-            raise UserError(f"{name}={value}; 0 to {_MAX_TOPK} are accepted")
-
-
-def _check_distribution(spec: SampleSpec) -> None:
-    if not (math.isfinite(spec.temperature) and spec.temperature >= 0):
-        raise UserError(f"temperature={spec.temperature}; use a finite number >= 0 (0 is greedy)")
-    if not 0 <= spec.top_p <= 1:
-        raise UserError(f"top_p={spec.top_p}; use a number from 0 to 1 (1 is off)")
-    if spec.top_k < -1:
-        raise UserError(f"top_k={spec.top_k}; use 1 or more, or -1 (off)")
 
 
 def _check_prompt_scores(spec: SampleSpec, info: ModelInfo) -> None:

@@ -30,6 +30,7 @@ from tinker_cookbook.local.service.state.runs import Run
 from tinker_cookbook.local.service.state.samplers import SamplerTable
 from tinker_cookbook.local.service.state.sessions import Session, SessionTable
 from tinker_cookbook.local.service.state.trace import TraceLog
+from tinker_cookbook.local.service.storage.index import Status
 from tinker_cookbook.local.service.storage.progress import ProgressLog
 from tinker_cookbook.local.service.storage.retention import Retention
 from tinker_cookbook.local.service.storage.store import Store
@@ -203,7 +204,7 @@ class Service:
         run.gate.submit(seq_id, entry.request_id, start)
         return entry.request_id
 
-    async def end_session(self, session: Session, status: dict) -> None:
+    async def end_session(self, session: Session, status: Status) -> None:
         """Record the end of a session and free its runs and samplers once their work is done."""
         if not session.is_active:
             return

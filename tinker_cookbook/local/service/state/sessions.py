@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
 
 from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.storage.index import Index, SessionRow
+from tinker_cookbook.local.service.storage.index import Index, SessionRow, Status
 from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ACTIVE", "DEFAULT_PROJECT", "Session", "SessionTable"]
 
-ACTIVE = {"type": "active"}
+ACTIVE: Status = {"type": "active"}
 DEFAULT_PROJECT = "default"
 
 
@@ -102,7 +101,7 @@ class SessionTable:
             self._sessions[session_id] = session
         return session
 
-    async def end(self, session: Session, status: dict[str, Any]) -> bool:
+    async def end(self, session: Session, status: Status) -> bool:
         """Record how a session ended; the first reason holds. False if it had ended before."""
         if not session.is_active:
             return False
@@ -143,9 +142,10 @@ class SessionTable:
         return len(self._sessions)
 
 
-def describe_status(status: dict[str, Any]) -> str:
+def describe_status(status: Status) -> str:
     """A status object in words."""
     detail = status.get("detail")
-    reason = status.get("reason", {}).get("type")
-    words = [status["type"].replace("_", " "), *([reason] if reason else [])]
+    reason = status.get("reason")
+    kind = None if reason is None else reason.get("type")
+    words = [status["type"].replace("_", " "), *([kind] if kind else [])]
     return ": ".join(words + ([detail] if detail else []))

@@ -16,11 +16,11 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError
@@ -33,6 +33,7 @@ __all__ = [
     "RunRow",
     "SamplerRow",
     "SessionRow",
+    "Status",
 ]
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,34 @@ CREATE INDEX IF NOT EXISTS checkpoints_by_time ON checkpoints (created_at DESC, 
 CREATE TABLE IF NOT EXISTS copies (idempotency_key TEXT PRIMARY KEY, tinker_path TEXT NOT NULL);
 """
 _JSON_COLUMNS = ("user_metadata", "tags", "status", "lora")
+SqlValue = str | int | float | bool | None
+Parameters = tuple[SqlValue, ...] | Mapping[str, SqlValue]
 _Row = TypeVar("_Row", "SessionRow", "RunRow", "SamplerRow", "CheckpointRow")
+
+
+class Reason(TypedDict):
+    """Why a client ended its session."""
+
+    type: str
+
+
+class Status(TypedDict):
+    """The state of a session, as the wire's SessionStatus has it."""
+
+    type: str
+    reason: NotRequired[Reason]
+    detail: NotRequired[str | None]
+
+
+class Lora(TypedDict):
+    """The fields of LoraSpec."""
+
+    rank: int
+    seed: NotRequired[int | None]
+    train_mlp: NotRequired[bool]
+    train_attn: NotRequired[bool]
+    train_unembed: NotRequired[bool]
+    alpha: NotRequired[float]
 
 
 class IndexDamagedError(Exception):
@@ -82,7 +110,7 @@ class NameTakenError(Exception):
 
 @dataclass
 class SessionRow:
-    """A client's session; `status` is the wire's SessionStatus object."""
+    """A client's session."""
 
     session_id: str
     created_at: float
@@ -92,17 +120,17 @@ class SessionRow:
     tags: list[str]
     project_id: str
     sdk_version: str | None
-    status: dict[str, Any]
+    status: Status
 
 
 @dataclass
 class RunRow:
-    """A training run; `lora` holds the fields of LoraSpec."""
+    """A training run."""
 
     run_id: str
     session_id: str
     base_model: str
-    lora: dict[str, Any]
+    lora: Lora
     user_metadata: dict[str, str] | None
     created_at: float
     last_request_at: float
@@ -142,6 +170,7 @@ class CheckpointRow:
         return f"tinker://{self.run_id}/{self.segment}/{self.name}"
 
 
+Row = SessionRow | RunRow | SamplerRow | CheckpointRow
 _TABLES: dict[type, str] = {
     SessionRow: "sessions",
     RunRow: "runs",
@@ -162,17 +191,17 @@ _REQUIRED_KEYS = {"status": ("type",), "lora": ("rank",)}
 
 def _to_row(cls: type[_Row], record: sqlite3.Row) -> _Row:
     """Raises ValueError or TypeError for a damaged one."""
-    values: dict[str, Any] = dict(record)
+    values: dict[str, object] = dict(record)
     for key, value in values.items():
-        if key in _JSON_COLUMNS and value is not None:
+        if key in _JSON_COLUMNS and isinstance(value, str | bytes):
             values[key] = json.loads(value)
         elif key.startswith(("is_", "has_")):
             values[key] = bool(value)
         _check_column(key, values[key])
-    return cls(**values)
+    return cast(Callable[..., _Row], cls)(**values)
 
 
-def _check_column(name: str, value: Any) -> None:
+def _check_column(name: str, value: object) -> None:
     if value is None or name.startswith(("is_", "has_")):
         return
     if name.endswith("_at"):
@@ -184,7 +213,7 @@ def _check_column(name: str, value: Any) -> None:
         raise ValueError(f"{name} lacks {_REQUIRED_KEYS[name]}")
 
 
-def _to_record(row: Any) -> dict[str, Any]:
+def _to_record(row: Row) -> dict[str, SqlValue]:
     record = asdict(row)
     for key in _JSON_COLUMNS:
         if record.get(key) is not None:
@@ -294,11 +323,11 @@ class Index:
         except sqlite3.Error as error:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
 
-    def _query(self, sql: str, parameters: Any = ()) -> list[sqlite3.Row]:
+    def _query(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         with self._naming_the_file():
             return self._reader.execute(sql, parameters).fetchall()
 
-    def insert(self, row: SessionRow | RunRow | SamplerRow | CheckpointRow) -> None:
+    def insert(self, row: Row) -> None:
         """Add a row, or raise NameTakenError."""
         record = _to_record(row)
         table = _TABLES[type(row)]
@@ -310,7 +339,7 @@ class Index:
             except sqlite3.IntegrityError as error:
                 raise NameTakenError(str(error)) from error
 
-    def _select(self, cls: type[_Row], where: str = "1", parameters: Any = ()) -> list[_Row]:
+    def _select(self, cls: type[_Row], where: str = "1", parameters: Parameters = ()) -> list[_Row]:
         sql = f"SELECT * FROM {_TABLES[cls]} WHERE {where}"
         rows = []
         for record in self._query(sql, parameters):
@@ -352,7 +381,7 @@ class Index:
         self,
         session_id: str,
         *,
-        status: dict[str, Any] | None = None,
+        status: Status | None = None,
         project_id: str | None = None,
     ) -> None:
         with self.transaction() as connection:
