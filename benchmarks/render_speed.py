@@ -32,7 +32,8 @@ from typing import Any
 import tinker
 
 from tests.assets import load_tokenizer, tokenizer_folder
-from tinker_cookbook.renderers import TrainOnWhat, fast_encoding, get_renderer
+from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.renderers.encoding import fast as fast_encoding
 
 _WORDS = (
     "the of and to in is that it for you with on as are this be at or have from one by word but "

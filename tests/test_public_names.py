@@ -249,6 +249,9 @@ NAMES = {
     "do_group_rollout_and_filter_constant_reward",
     "tinker_cookbook.rl.train": "AsyncConfig Config KLReferenceConfig StreamMinibatchConfig main "
     "gather_with_progress print_group save_checkpoint_and_get_sampling_client train_step",
+    "tinker_cookbook.run_directory": "default_log_path open_log_dir truncate_metrics",
+    "tinker_cookbook.run_options": "LogdirBehavior check_options shared_options",
+    "tinker_cookbook.run_report": "report_complete report_run sample_command",
     "tinker_cookbook.utils.logtree": "Formatter Node Theme Trace details flush_trace header "
     "init_trace jinja_context log_formatter log_html log_text optional_enable_logging "
     "render_with_jinja scope_details scope_disable scope_div scope_header "

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinker_cookbook import __version__, interrupts
+from tinker_cookbook import __version__
 from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.runs import interrupts
 from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = ["main"]

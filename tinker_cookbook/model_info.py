@@ -5,7 +5,6 @@ The first recommended renderer writes what the model's own chat template writes.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import strip_variant
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = [
     "ModelAttributes",
@@ -360,14 +360,11 @@ def _unknown_model_error(model_name: str, name: str) -> UnknownModelError:
         return UnknownModelError(
             f"model_name={model_name!r} is no folder here; give one that exists, or a model's name."
         )
-    known = get_known_model_names()
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
-    hint = f" Did you mean {by_lower_case[close[0]]!r}?" if close else ""
     organizations = ", ".join(sorted(_ORGANIZATIONS))
     return UnknownModelError(
         f"model_name={model_name!r} is not a known model; known are models of {organizations}."
-        f"{hint} For any other model or a local folder, say which renderer to use "
-        "(renderer_name=..., --renderer): hf_template takes any model's own chat template, "
-        "role_colon is for base models; 'tinker-cookbook render --verify MODEL' finds what fits."
+        f"{did_you_mean(name, get_known_model_names())} For any other model or a local folder, say "
+        "which renderer to use (renderer_name=..., --renderer): hf_template takes any model's own "
+        "chat template, role_colon is for base models; 'tinker-cookbook render --verify MODEL' "
+        "finds what fits."
     )

@@ -6,8 +6,8 @@ stands for their folder. In a wheel they are a folder in the package, which goes
 
 from pathlib import Path
 
-from tinker_cookbook import interrupts
 from tinker_cookbook.commands import _recipe_files
+from tinker_cookbook.runs import interrupts
 
 __path__ = [str(Path(__file__).parent.parent / "recipes")]
 

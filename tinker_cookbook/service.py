@@ -349,7 +349,7 @@ class Connection:
         """
         import tinker
 
-        from tinker_cookbook.training_run import service_message
+        from tinker_cookbook.utils.sdk_compat import service_message
 
         try:
             found = self.rest_client().get_weights_info_by_tinker_path(checkpoint).result()

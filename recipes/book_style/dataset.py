@@ -16,7 +16,7 @@ from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDataset,
 )
-from tinker_cookbook.utils.jsonl_log import write_atomically
+from tinker_cookbook.utils.durable_files import write_atomically
 
 from . import instructions
 from .books import Book, load_book

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import DataError, WeightsDownloadError
 from tinker_cookbook.model_files import cookbook_home
-from tinker_cookbook.utils.jsonl_log import write_atomically
+from tinker_cookbook.utils.durable_files import write_atomically
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
 from .books import Book, Section

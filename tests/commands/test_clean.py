@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ServiceProcess
 from tests.recipes.recipe_process import ROOT, read_jsonl, recipe_environment, run_recipe
-from tinker_cookbook import run_lock
+from tinker_cookbook.runs import lock
 from tinker_cookbook.utils.jsonl_log import append_row
 
 SETTINGS = ("renderer_name=chatml", "batch_size=2", "max_length=128", "test_size=2", "lora_rank=2")
@@ -79,7 +79,7 @@ def test_clean_lists_first_and_deletes_what_is_old(local_service: ServiceProcess
     assert "Nothing is deleted; --yes deletes these." in listed.stdout
     assert saved_on(local_service, log_path) == everything
 
-    with run_lock.hold(log_path):
+    with lock.hold(log_path):
         busy = run_command("clean", str(log_path), "--yes", env=env)
     assert "left alone" in busy.stderr
     assert "is in use by process" in busy.stderr

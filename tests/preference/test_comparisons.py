@@ -28,7 +28,7 @@ from tinker_cookbook.preference.types import (
 )
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
-from tinker_cookbook.utils.sdk_futures import wait_for_client
+from tinker_cookbook.utils.sdk_compat import wait_for_client
 
 
 def compare(first: str = "short", second: str = "rather long") -> Comparison:

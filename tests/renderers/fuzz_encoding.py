@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.assets import load_tokenizer
-from tinker_cookbook.renderers.encoding import build_text_encoder
+from tinker_cookbook.renderers.encoding.encoder import build_text_encoder
 
 NAMES = ("qwen3", "llama3", "smollm2")
 _RANGES = (

@@ -92,7 +92,7 @@ def test_call_arguments() -> None:
     for nothing in (None, "null", "", " null\n"):
         assert call_name_and_arguments({"name": "f", "arguments": nothing}) == ("f", "{}")
     for arguments in ("[1]", "{", 3, '{"a": NaN}'):
-        with pytest.raises(RendererError, match="no JSON object"):
+        with pytest.raises(RendererError, match="not a JSON object"):
             call_name_and_arguments({"name": "f", "arguments": arguments})
     with pytest.raises(RendererError, match="not a name"):
         call_name_and_arguments({"arguments": {}})

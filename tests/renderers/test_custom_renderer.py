@@ -17,8 +17,8 @@ from tinker_cookbook.renderers import (
     get_text_content,
 )
 from tinker_cookbook.renderers.base import RenderedMessage
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.picture import terminal_text, token_views
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 
 TALK: list[Message] = [
     {"role": "user", "content": "Hi"},

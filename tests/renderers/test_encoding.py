@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.assets import TOKENIZER_NAMES, load_tokenizer
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Utf8TokenDecoder
-from tinker_cookbook.renderers.encoding import build_text_encoder
+from tinker_cookbook.renderers.encoding.encoder import build_text_encoder
 
 _SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from tests.assets import load_tokenizer, tokenizer_folder
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers import fast_encoding, get_renderer
-from tinker_cookbook.renderers.encoding import build_text_encoder
-from tinker_cookbook.renderers.fast_encoding import build_fast_encoding
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.encoding import fast as fast_encoding
+from tinker_cookbook.renderers.encoding.encoder import build_text_encoder
+from tinker_cookbook.renderers.encoding.fast import build_fast_encoding
 
 from .fuzz_encoding import first_difference, random_text
 
@@ -122,7 +123,7 @@ def _edited(change: Any) -> Any:
     """Return what the fast encoding makes of an edited SmolLM2 tokenizer."""
     from tokenizers import Tokenizer
 
-    from tinker_cookbook.renderers.encoding import _byte_alphabet
+    from tinker_cookbook.renderers.encoding.encoder import _byte_alphabet
 
     config = json.loads((tokenizer_folder("smollm2") / "tokenizer.json").read_text("utf-8"))
     config["added_tokens"] = []
@@ -170,7 +171,7 @@ def test_tokens_without_merges_are_left_out() -> None:
 
 
 def test_renderers_switch_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinker_cookbook.renderers.encoding.CHARACTERS_BEFORE_SWITCH", 2000)
+    monkeypatch.setattr("tinker_cookbook.renderers.encoding.encoder.CHARACTERS_BEFORE_SWITCH", 2000)
     renderer = get_renderer("smollm2", load_tokenizer("smollm2"))
     talk: Any = [
         {"role": "user", "content": "Hi é 日本 123"},

@@ -12,7 +12,7 @@ import pytest
 
 from tests.assets import is_built, load_tokenizer, tokenizer_folder
 from tinker_cookbook.renderers import Message, Renderer, Utf8TokenDecoder, get_renderer
-from tinker_cookbook.renderers.first_space import FirstSpace
+from tinker_cookbook.renderers.encoding.first_space import FirstSpace
 
 pytestmark = pytest.mark.skipif(
     not (is_built("llama2") or shutil.which("npm")), reason="its tokenizer comes with npm"

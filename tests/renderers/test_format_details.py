@@ -10,8 +10,8 @@ import pytest
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, ToolCall, ToolSpec, get_renderer
 from tinker_cookbook.renderers.mistral import MistralRenderer
+from tinker_cookbook.renderers.notations.xml import PYTHON_WORDS, fit_arguments
 from tinker_cookbook.renderers.qwen3_5 import Qwen3_5Renderer
-from tinker_cookbook.renderers.xml_calls import PYTHON_WORDS, fit_arguments
 
 from .conversations import SEARCH
 from .families import FAMILIES

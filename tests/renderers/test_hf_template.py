@@ -17,7 +17,7 @@ from tinker_cookbook import model_info
 from tinker_cookbook.exceptions import ConfigurationError, RendererError
 from tinker_cookbook.renderers import Message, ParseTermination, TrainOnWhat, get_renderer
 from tinker_cookbook.renderers.battery.verify import verify, verify_renderer
-from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
+from tinker_cookbook.renderers.hf_template.renderer import HFTemplateRenderer
 from tinker_cookbook.renderers.parsing import Grammar
 
 from .families import PLAIN_CHATML

@@ -11,8 +11,8 @@ from tests.assets import load_tokenizer
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, ToolCall, get_renderer
 from tinker_cookbook.renderers.gpt_oss import GptOssRenderer
-from tinker_cookbook.renderers.harmony_tools import namespace_text
-from tinker_cookbook.renderers.kimi_tools import typescript_text
+from tinker_cookbook.renderers.notations.harmony import namespace_text
+from tinker_cookbook.renderers.notations.kimi import typescript_text
 
 from . import checks
 from .conversations import SEARCH, WEATHER, Case, fixed_cases

@@ -26,7 +26,7 @@ from tinker_cookbook.supervised.conversation_file import ConversationFile
 from tinker_cookbook.supervised.conversations import parse_row
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
-from tinker_cookbook.utils.sdk_futures import wait_for_client
+from tinker_cookbook.utils.sdk_compat import wait_for_client
 
 FIND = {
     "name": "find",

@@ -9,7 +9,7 @@ import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, TrainOnWhat
-from tinker_cookbook.renderers.rendering import SegmentKind
+from tinker_cookbook.renderers.layout import SegmentKind
 
 from .claims import EXTENDING
 from .conversations import SEARCH

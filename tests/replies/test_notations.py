@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinker_cookbook.renderers.notations.xml import value_text, xml_call_text
 from tinker_cookbook.renderers.types import ToolCall
-from tinker_cookbook.renderers.xml_calls import value_text, xml_call_text
 from tinker_cookbook.replies.json_calls import (
     read_json_call,
     read_json_calls,

@@ -16,7 +16,7 @@ from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_runner import run_rollout
-from tinker_cookbook.rl.transcript_page import build_page
+from tinker_cookbook.rl.transcripts.page import build_page
 from tinker_cookbook.rl.types import RolloutError, Trajectory, TrajectoryGroup
 from tinker_cookbook.tool_use import build_agent_tool_env, tool
 

@@ -17,8 +17,7 @@ from tinker_cookbook.exceptions import (
     DataValidationError,
 )
 from tinker_cookbook.rl.data_processing import trajectory_to_data
-from tinker_cookbook.rl.rollout_limits import RolloutLimits, TerminationRewardPolicy
-from tinker_cookbook.rl.rollout_presets import RolloutConfig
+from tinker_cookbook.rl.rollout_limits import RolloutConfig, RolloutLimits, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_runner import (
     SamplingTurnTimeoutError,
     run_rollout,

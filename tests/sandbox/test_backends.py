@@ -24,6 +24,7 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, SandboxError
 from tinker_cookbook.sandbox import (
+    ModalSandbox,
     SandboxBackend,
     SandboxFusionClient,
     SandboxFusionSandbox,
@@ -31,6 +32,8 @@ from tinker_cookbook.sandbox import (
     SandboxTerminatedError,
     create_sandbox,
 )
+
+MODAL_BUFFER_BYTES = 2 * 1024 * 1024
 
 
 class Container(BaseHTTPRequestHandler):
@@ -104,14 +107,24 @@ class Process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
+        self._pipe = process.stdin
+        self._num_buffered = 0
         self.stdin = types.SimpleNamespace(
-            write=process.stdin.write,
-            write_eof=process.stdin.write_eof,
-            drain=Aio(process.stdin.drain),
+            write=self._write, write_eof=process.stdin.write_eof, drain=Aio(self._drain)
         )
         self.stdout = types.SimpleNamespace(read=Aio(process.stdout.read))
         self.stderr = types.SimpleNamespace(read=Aio(process.stderr.read))
         self.wait = Aio(process.wait)
+
+    def _write(self, data: bytes) -> None:
+        self._num_buffered += len(data)
+        if self._num_buffered > MODAL_BUFFER_BYTES:
+            raise BufferError("Buffer size exceed limit. Call drain to clear the buffer.")
+        self._pipe.write(data)
+
+    async def _drain(self) -> None:
+        self._num_buffered = 0
+        await self._pipe.drain()
 
 
 class CloudSandbox:
@@ -122,6 +135,8 @@ class CloudSandbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.exec = Aio(self._exec)
+        self.command_ends_first = False
+        """Return a command only when it has ended and its standard input is closed."""
         self.poll = Aio(self._poll)
         self.terminate = Aio(self._terminate)
         self.status: int | None = None
@@ -130,9 +145,13 @@ class CloudSandbox:
         assert text is False
         words = tuple(word.replace("/workspace", str(self._folder)) for word in words)
         pipe = asyncio.subprocess.PIPE
-        return Process(
-            await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
-        )
+        process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
+        if self.command_ends_first:
+            await process.wait()
+            assert process.stdin is not None
+            while not process.stdin.is_closing():
+                await asyncio.sleep(0.001)
+        return Process(process)
 
     async def _poll(self) -> int | None:
         return self.status
@@ -205,8 +224,47 @@ def test_commands_and_files(backend: str):
             assert missing.stderr
             cut = await sandbox.run_command("yes | head -c 5000", max_output_bytes=10)
             assert len(cut.stdout) == 10
+            await sandbox.write_file("large", "x" * 3_000_000)
+            assert (await sandbox.run_command("wc -c < large")).stdout.strip() == "3000000"
 
     asyncio.run(use())
+
+
+def test_a_command_may_end_before_its_input_is_sent(tmp_path: Path, cloud: types.ModuleType):
+    """Writing to the input of an ended command fails; the command's result still counts."""
+
+    async def use() -> None:
+        ended_first = CloudSandbox(tmp_path)
+        ended_first.command_ends_first = True
+        process = await ended_first._exec("true", text=False)
+        with pytest.raises(ConnectionError):  # or this test would not show anything
+            await process.stdin.drain.aio()
+        sandbox = ModalSandbox(ended_first)
+        ran = await sandbox.run_command("echo done; exit 3")
+        assert (ran.stdout, ran.exit_code) == ("done\n", 3)
+        (tmp_path / "file").touch()
+        wrote = await sandbox.write_file("file/in/a/file", "text")
+        assert wrote.exit_code != 0
+        assert "mkdir" in wrote.stderr
+
+    asyncio.run(use())
+
+
+def test_modal_refuses_the_input_of_an_ended_command_with_a_value_error(
+    tmp_path: Path, cloud: types.ModuleType
+):
+    class Refusing(CloudSandbox):
+        async def _exec(self, *words: str, text: bool) -> Process:
+            process = await super()._exec(*words, text=text)
+
+            async def refuse() -> None:
+                raise ValueError("stdin is closed")
+
+            process.stdin.drain = Aio(refuse)
+            return process
+
+    ran = asyncio.run(ModalSandbox(Refusing(tmp_path)).run_command("echo done"))
+    assert (ran.stdout, ran.exit_code) == ("done\n", 0)
 
 
 def test_a_command_that_takes_too_long_is_killed(backend: str):

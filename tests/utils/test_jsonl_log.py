@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.utils.jsonl_log import append_row, keep_rows, read_rows, write_atomically
+from tinker_cookbook.utils.jsonl_log import append_row, keep_rows, read_rows
 
 
 def test_rows_come_back_in_order(tmp_path: Path):
@@ -66,11 +66,3 @@ def test_numbers_are_rewritten_exactly(tmp_path: Path):
     append_row(path, {"n": 1})
     keep_rows(path, lambda row: row["n"] == 0)
     assert read_rows(path) == [{"n": 0, "x": 0.1 + 0.2, "y": 1e-300}]
-
-
-def test_write_atomically_replaces_and_leaves_nothing_aside(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]

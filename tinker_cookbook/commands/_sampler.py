@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook import interrupts
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.runs import interrupts
 
 if TYPE_CHECKING:
     import tinker
@@ -112,8 +112,7 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
 
     from tinker_cookbook import checkpoint_utils, model_info
     from tinker_cookbook.renderers import load_renderer
-    from tinker_cookbook.training_run import service_message
-    from tinker_cookbook.utils.sdk_futures import wait_for_client
+    from tinker_cookbook.utils.sdk_compat import service_message, wait_for_client
 
     client = connection.service_client()
     source: dict[str, Any] = (

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook import interrupts
 from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.runs import interrupts
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message
@@ -139,7 +139,7 @@ class _Talk:
             return
         import tinker
 
-        from tinker_cookbook.training_run import service_message
+        from tinker_cookbook.utils.sdk_compat import service_message
 
         params = tinker.SamplingParams(
             max_tokens=args.max_tokens, temperature=args.temperature, stop=stop

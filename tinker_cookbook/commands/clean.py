@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """List what can go, and delete it if the user agrees."""
     if args.keep < 1:
         raise ConfigurationError(f"keep={args.keep} is too small; use 1 or more.")
-    from tinker_cookbook.run_directory import runs_path
+    from tinker_cookbook.runs.directory import runs_path
 
     everywhere = _find_runs([Path(runs_path())])
     chosen = _find_runs(args.log_paths) if args.log_paths else everywhere
@@ -158,10 +158,10 @@ def _clean(saved: Saved, folders: list[Path], kept: set[str], args: argparse.Nam
 
 
 def _find_old(saved: Saved, folder: Path, kept: set[str]) -> list[Old]:
-    from tinker_cookbook import run_lock
+    from tinker_cookbook.runs import lock
 
     try:
-        run_lock.refuse_if_held(folder)
+        lock.refuse_if_held(folder)
     except ConfigurationError as error:
         print(f"left alone: {error}", file=sys.stderr)
         return []
@@ -178,11 +178,12 @@ def _agrees() -> bool:
 
 def _delete(saved: Saved, old: list[Old]) -> int:
     """Records first: none may name what does not exist."""
-    from tinker_cookbook import checkpoint_utils, run_lock
+    from tinker_cookbook import checkpoint_utils
+    from tinker_cookbook.runs import lock
 
     freed = 0
     for item in old:
-        with run_lock.hold(item.log_path):
+        with lock.hold(item.log_path):
             checkpoint_utils.forget_path(item.log_path, item.path)
             saved.delete(item.path)
         freed += item.size_bytes
@@ -190,6 +191,6 @@ def _delete(saved: Saved, old: list[Old]) -> int:
 
 
 def _size(num_bytes: int) -> str:
-    from tinker_cookbook.training_run import format_bytes
+    from tinker_cookbook.runs.report import format_bytes
 
     return format_bytes(num_bytes)

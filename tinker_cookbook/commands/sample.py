@@ -84,7 +84,7 @@ def _sample(opened: OpenSampler, args: argparse.Namespace) -> list[str]:
     import tinker
 
     from tinker_cookbook.renderers import get_text_content
-    from tinker_cookbook.training_run import service_message
+    from tinker_cookbook.utils.sdk_compat import service_message
 
     if args.image:
         _check_reads_images(opened)

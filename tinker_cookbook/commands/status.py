@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.byte_sizes import format_bytes
 from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["add_arguments", "run"]
@@ -126,8 +127,8 @@ def _describe(service: dict[str, Any]) -> list[str]:
         f"{queue['sampling_waiting']:.0f} waiting to",
         f"  done         {totals['optimizer_steps']} optimizer steps, "
         f"{totals['trained_tokens']:,} tokens trained, {totals['sampled_tokens']:,.0f} sampled",
-        f"  memory       {memory['resident_bytes'] / 2**20:,.0f} MiB"
-        + ("" if free is None else f", {free / 2**30:.1f} GiB free on this machine"),
+        f"  memory       {format_bytes(memory['resident_bytes'])}"
+        + ("" if free is None else f", {format_bytes(free)} free on this machine"),
         f"  sessions     {status['num_sessions']}, with {status['num_samplers']} samplers",
         f"  runs         {status['num_runs']}",
         *(_run_line(run) for run in status["runs"]),
@@ -156,8 +157,8 @@ def _run_line(run: dict[str, Any]) -> str:
 
 
 def _checkpoint_line(item: dict[str, Any]) -> str:
-    size = (item["size_bytes"] or 0) / 2**20
-    return f"    {item['tinker_path']}  {size:.1f} MiB, {_ago(item['time'])}"
+    size = format_bytes(item["size_bytes"] or 0)
+    return f"    {item['tinker_path']}  {size}, {_ago(item['time'])}"
 
 
 def _describe_saved(state_dir: Path, limit: int) -> str:
@@ -183,9 +184,8 @@ def _describe_saved(state_dir: Path, limit: int) -> str:
     lines = [f"No service runs here. Saved runs: {num_runs}, checkpoints: {len(rows)}."]
     for run_id, segment, name, size_bytes, created_at in rows[:limit]:
         age = _span(datetime.now(UTC).timestamp() - created_at)
-        size = size_bytes / 2**20
         path = escape_controls(f"tinker://{run_id}/{segment}/{name}")
-        lines.append(f"  {path}  {size:.1f} MiB, {age} ago")
+        lines.append(f"  {path}  {format_bytes(size_bytes)}, {age} ago")
     return "\n".join(lines)
 
 

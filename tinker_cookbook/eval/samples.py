@@ -10,7 +10,7 @@ import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.utils.jsonl_log import append_row, read_rows
-from tinker_cookbook.utils.sdk_futures import call
+from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
     import tinker

@@ -202,7 +202,7 @@ class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
 @functools.lru_cache(maxsize=8)
 def _sampling_client(path: str, base_url: str | None) -> tinker.SamplingClient:
     from tinker_cookbook import service
-    from tinker_cookbook.utils.sdk_futures import wait_for_client
+    from tinker_cookbook.utils.sdk_compat import wait_for_client
 
     connection = service.connect(base_url) if base_url else service.current_connection()
     return wait_for_client(connection.service_client().create_sampling_client(model_path=path))

@@ -1,13 +1,15 @@
-"""The base of all renderers: one layout per format, everything else derived from it."""
+"""The base class of all renderers, and the names that programs import from here.
+
+What a new format defines is in format.py. What follows from it is here: rendering whole
+conversations, prompts and training examples, and parsing replies.
+"""
 
 from __future__ import annotations
 
-import json
 import pickle
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,25 +31,27 @@ from tinker_cookbook.renderers.content import (
     remove_thinking,
     split_reasoning,
 )
-from tinker_cookbook.renderers.encoding import Utf8TokenDecoder, build_text_encoder
-from tinker_cookbook.renderers.images import ImageProcessorProtocol, image_to_chunk
-from tinker_cookbook.renderers.parsing import Grammar, ReplyParser, ResponseParser
-from tinker_cookbook.renderers.rendering import (
-    Frame,
-    Layout,
-    Rendering,
-    SegmentKind,
-    encode_layouts,
+from tinker_cookbook.renderers.encoding.encoder import Utf8TokenDecoder
+from tinker_cookbook.renderers.examples import find_trained, plan_examples, refuse_rewritten_turns
+from tinker_cookbook.renderers.format import Format
+from tinker_cookbook.renderers.images import image_to_chunk
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.rendering import Rendering, encode_layouts
+from tinker_cookbook.renderers.single_messages import (
+    RenderedMessage,
+    parse_response_for_stop_token,
+    tokens_weights_from_strings_weights,
 )
-from tinker_cookbook.renderers.tool_calls import call_name_and_arguments
-from tinker_cookbook.renderers.train_on_what import last_user_index, trained_messages
+from tinker_cookbook.renderers.tool_calls import openai_call
 from tinker_cookbook.renderers.types import (
     AudioPart,
     Content,
     ContentPart,
     ImagePart,
+    ImageProcessorProtocol,
     Message,
     MessageDelta,
+    OpenAIMessage,
     ParseFailureKind,
     ParseTermination,
     RenderContext,
@@ -79,11 +83,13 @@ __all__ = [
     "ImageProcessorProtocol",
     "Message",
     "MessageDelta",
+    "NamedRenderer",
     "ParseFailureKind",
     "ParseTermination",
     "RenderContext",
     "RenderedMessage",
     "Renderer",
+    "RendererFactory",
     "Role",
     "StreamingMessageHeader",
     "StreamingTextDelta",
@@ -114,128 +120,22 @@ __all__ = [
     "tokens_weights_from_strings_weights",
 ]
 
-
-@dataclass(frozen=True)
-class RenderedMessage:
-    """Tokens of one message: the header is context, the output is what can be trained."""
-
-    output: list[tinker.ModelInputChunk]
-    header: tinker.EncodedTextChunk | None = None
-    stop_overlap: tinker.EncodedTextChunk | None = None
-    """Trained after the last message: the start of a next header that ends sampling."""
-
-
-class _Job(NamedTuple):
-    """One example to make."""
-
-    messages: Sequence[Message]
-    forms: Sequence[Hashable]
-    trained: list[int]
-
-
 Example = tuple["tinker.ModelInput", np.ndarray]
-# With more, the garbage collector walks all their pieces while they wait.
+# With more at once, the garbage collector walks all their pieces while they wait.
 _CONVERSATIONS_AT_ONCE = 16
 
 
-class Renderer(ABC):
+class Renderer(Format):
     """Turns messages into tokens and sampled tokens back into a message.
 
-    A format implements `lay_out`, `open_turn`, `get_stop_sequences` and `grammar` (or, simpler,
-    `render_message` and `get_stop_sequences`). All methods are safe to call from several threads.
+    A new format is a subclass that defines what `Format` (format.py) asks for, and nothing below.
     """
 
-    tokenizer: Tokenizer
-    roles: tuple[str, ...] = ("system", "user", "assistant", "tool")
-    """Roles the format can write; others are refused."""
-    bos_ids: tuple[int, ...] = ()
-    """What the format writes before the first message, never trained."""
-    disables_thinking: bool = False
-    supports_streaming: bool = True
-    takes_text_arguments: bool = True
-    """Whether the model's own chat template takes the arguments of a call as JSON text."""
     _renderer_name: str | None = None
-    """Set by `get_renderer` for pickling, with the next two; programs read them too."""
+    """Set by `get_renderer` for pickling, with the next three; programs read them too."""
     _model_name: str | None = None
     _has_image_processor: bool = False
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.encoder = build_text_encoder(tokenizer)
-
-    @abstractmethod
-    def get_stop_sequences(self) -> list[int] | list[str]:
-        """Return what ends a sampled turn: token ids, or strings for formats without such."""
-
-    def lay_out(
-        self, layout: Layout, messages: Sequence[Message], forms: Sequence[Hashable]
-    ) -> None:
-        """Append all pieces of a conversation, from begin-of-sequence to the last separator.
-
-        Args:
-            layout: where the pieces go.
-            messages: the conversation; may be empty.
-            forms: how each message is to be written; one of the values of `turn_forms` each.
-        """
-        del forms
-        for index, message in enumerate(messages):
-            rendered = self.render_message(message, context_of(messages, index))
-            sampled = message["role"] == "assistant"
-            _lay_out_chunk(layout, rendered.header, SegmentKind.FRAME, index)
-            for chunk in rendered.output:
-                _lay_out_chunk(layout, chunk, SegmentKind.CONTENT, index, sampled=sampled)
-            if index == len(messages) - 1:
-                overlap = rendered.stop_overlap
-                _lay_out_chunk(layout, overlap, SegmentKind.STOP, index, sampled=sampled)
-
-    def open_turn(self, layout: Layout, messages: Sequence[Message], role: Role) -> None:
-        """Append what the generation prompt has after the messages: the header of `role`."""
-        opened = [*messages, Message(role=role, content="")]
-        rendered = self.render_message(opened[-1], context_of(opened, len(messages)))
-        _lay_out_chunk(layout, rendered.header, SegmentKind.FRAME, len(messages))
-
-    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        """Return the tokens of one message: for formats that do not implement `lay_out`."""
-        raise RendererError(
-            f"{type(self).__name__} writes no single messages; use render or render_prompt. "
-            "A new format implements lay_out and open_turn, or render_message."
-        )
-
-    def response_parser(self) -> ReplyParser:
-        """Return a parser to feed with sampled tokens as they come."""
-        return ResponseParser(self.encoder, self.grammar())
-
-    def grammar(self) -> Grammar:
-        """Return which tokens structure a reply; unless overridden, only the stop tokens do."""
-        stops = self.get_stop_sequences()
-        return Grammar(stop=frozenset(stop for stop in stops if isinstance(stop, int)))
-
-    def turn_forms(self, messages: Sequence[Message]) -> Sequence[Hashable]:
-        """Return how the format writes each message of this conversation.
-
-        For formats that write one message in several ways, depending on what follows: `lay_out`
-        obeys the forms, and where they change as the conversation goes on, replies cannot be
-        trained together in one example.
-        """
-        return [None] * len(messages)
-
-    def prompt_forms(self, messages: Sequence[Message]) -> Sequence[Hashable]:
-        """Return the forms where a new reply follows; unless overridden, `turn_forms`."""
-        return self.turn_forms(messages)
-
-    def check_trained_turn(self, messages: Sequence[Message], index: int) -> None:
-        """Raise RendererError if sampling could never produce this assistant message."""
-        del messages, index
-
-    @property
-    def writes_images(self) -> bool:
-        """Whether messages may hold images: in a format with images, given an image processor."""
-        return False
-
-    @property
-    def has_extension_property(self) -> bool:
-        """Whether each prompt starts with the previous prompt and the reply sampled from it."""
-        return True
+    _rebuild: Callable[[str, str, bool], Renderer] | None = None
 
     # ---- rendering ----
 
@@ -296,12 +196,13 @@ class Renderer(ABC):
             RendererError: if a trained reply, or what stands before it, is written otherwise than
                 when it is sampled. `build_supervised_examples` splits such conversations.
         """
-        trained = self._trained(messages, train_on_what)
+        self._check_messages(messages)
+        trained = find_trained(self, messages, train_on_what)
         last = len(messages) - 1
         if trained == [last] and messages[last]["role"] == "assistant":
             return self.build_supervised_examples(messages, train_on_what)[0]
         if train_on_what != TrainOnWhat.ALL_TOKENS:
-            self._refuse_unfaithful_turns(messages, trained)
+            refuse_rewritten_turns(self, messages, trained)
         layout = self._layout(messages, self.turn_forms(messages))
         rendering = encode_layouts([layout], self.encoder)[0]
         return rendering.model_input(), self._weights(rendering, trained, train_on_what)
@@ -338,24 +239,16 @@ class Renderer(ABC):
         self, conversations: Sequence[Sequence[Message]], train_on_what: TrainOnWhat
     ) -> list[list[tuple[Rendering, np.ndarray]]]:
         """Return `build_supervised_examples` as segments with their origin, before the service."""
-        plans = [self._split(messages, train_on_what) for messages in conversations]
-        layouts = [self._layout(job.messages, job.forms) for plan in plans for job in plan]
+        for messages in conversations:
+            self._check_messages(messages)
+        planned = [plan_examples(self, messages, train_on_what) for messages in conversations]
+        layouts = [self._layout(plan.messages, plan.forms) for plans in planned for plan in plans]
         renderings = iter(encode_layouts(layouts, self.encoder))
         results: list[list[tuple[Rendering, np.ndarray]]] = []
-        for plan in plans:
-            pairs = zip(plan, renderings, strict=False)
-            results.append([(r, self._weights(r, job.trained, train_on_what)) for job, r in pairs])
+        for plans in planned:
+            pairs = zip(plans, renderings, strict=False)
+            results.append([(r, self._weights(r, p.trained, train_on_what)) for p, r in pairs])
         return results
-
-    def _trained(self, messages: Sequence[Message], train_on_what: TrainOnWhat) -> list[int]:
-        self._check_messages(messages)
-        if not messages:
-            raise RendererError("messages=[] has nothing to train on; give at least one message.")
-        trained = trained_messages(messages, train_on_what)
-        for index in trained:
-            if messages[index]["role"] == "assistant":
-                self.check_trained_turn(messages, index)
-        return trained
 
     def _weights(
         self, rendering: Rendering, trained: Sequence[int], train_on_what: TrainOnWhat
@@ -365,53 +258,6 @@ class Renderer(ABC):
         weights = np.ones(rendering.length, dtype=np.float32)
         weights[: len(self.bos_ids)] = 0
         return weights
-
-    def _split(self, messages: Sequence[Message], train_on_what: TrainOnWhat) -> list[_Job]:
-        trained = self._trained(messages, train_on_what)
-        if train_on_what == TrainOnWhat.ALL_TOKENS or self._trains_in_one(messages, trained):
-            return [_Job(messages, self.turn_forms(messages), trained)]
-        jobs: list[_Job] = []
-        pending: list[int] = []
-        for index in trained:
-            pending.append(index)
-            if messages[index]["role"] == "assistant":
-                part = messages[: index + 1]
-                # History as the prompt has it, then the reply as it is sampled.
-                forms = [*self.prompt_forms(part[:-1]), self.turn_forms(part)[-1]]
-                jobs.append(_Job(part, forms, pending))
-                pending = []
-        if pending or not jobs:
-            jobs.append(_Job(messages, self.turn_forms(messages), pending))
-        return jobs
-
-    def _trains_in_one(self, messages: Sequence[Message], trained: Sequence[int]) -> bool:
-        """Whether all trained replies go into one example."""
-        del messages, trained
-        return self.has_extension_property
-
-    def _rewritten_turn(self, messages: Sequence[Message], trained: Sequence[int]) -> int | None:
-        """Return a trained reply that is not written as when it is sampled, after its prompt."""
-        if self.has_extension_property:
-            return None
-        forms = list(self.turn_forms(messages))
-        for index in trained:
-            if messages[index]["role"] != "assistant":
-                continue
-            as_sampled = self.turn_forms(messages[: index + 1])[index]
-            in_prompt = list(self.prompt_forms(messages[:index]))
-            if forms[index] != as_sampled or forms[:index] != in_prompt:
-                return index
-        return None
-
-    def _refuse_unfaithful_turns(self, messages: Sequence[Message], trained: Sequence[int]) -> None:
-        index = self._rewritten_turn(messages, trained)
-        if index is not None:
-            raise RendererError(
-                f"messages[{index}]: this format rewrites earlier turns (it drops their "
-                "thinking), so in one example this reply would be trained on tokens that "
-                "sampling never sees there. Use build_supervised_examples, which makes one "
-                "example per trained reply, or train_on_what=last_assistant_message."
-            )
 
     # ---- checks ----
 
@@ -451,17 +297,7 @@ class Renderer(ABC):
         yield from parser.finish()
         yield parser.result()[0]
 
-    def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
-        """Return a parsed reply whose arguments have the types that the tools declare.
-
-        Changes something only in formats that write arguments without types (`<parameter=zip>`
-        8001), and there only what is still written by the same tokens: text that was read as a
-        number, truth value, null, list or object. Wrong types stay for the tool to refuse.
-        """
-        del tools
-        return message
-
-    def to_openai_message(self, message: Message) -> dict[str, Any]:
+    def to_openai_message(self, message: Message) -> OpenAIMessage:
         """Return the message as the model's chat template takes it.
 
         Arguments of calls are JSON text, as in the OpenAI API, where the template takes that;
@@ -469,24 +305,16 @@ class Renderer(ABC):
         text, or would quote it again, and get objects.
         """
         reasoning, text = split_reasoning(message)
-        result: dict[str, Any] = {"role": message["role"], "content": text}
+        result = OpenAIMessage(role=message["role"], content=text)
         if reasoning:
             result["reasoning_content"] = reasoning
-        if message.get("tool_calls"):
-            as_text = self.takes_text_arguments
-            result["tool_calls"] = [
-                _openai_call(call, as_text=as_text) for call in message.get("tool_calls", [])
-            ]
+        calls, as_text = message.get("tool_calls"), self.takes_text_arguments
+        if calls:
+            result["tool_calls"] = [openai_call(call, as_text=as_text) for call in calls]
         for key in ("tool_call_id", "name"):
             if key in message:
-                result[key] = message.get(key)
+                result[key] = message[key]
         return result
-
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        """Return the messages that declare tools: one system message that carries them."""
-        raise RendererError(f"{type(self).__name__} has no tool format; use a model that has one.")
 
     def declare_tools(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
@@ -503,114 +331,29 @@ class Renderer(ABC):
                 message["trainable"] = trainable
         return [*prefix, *messages[first is not None :]]
 
-    # ---- building blocks for formats ----
-
-    def control_token(self, name: str) -> int:
-        """Return the id of a control token that the format needs."""
-        token = self.encoder.control_id(name)
-        if token is None:
-            model = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
-            raise RendererError(
-                f"tokenizer={model!r} has no token {name!r}, which {type(self).__name__} needs; "
-                "choose the renderer made for this model."
-            )
-        return token
-
-    def build_frame(self, control: Sequence[int], tail: str) -> Frame:
-        """Return the opening of a message: control tokens, then text touching the content."""
-        encoder = self.encoder
-        tail_ids = encoder.encode_batch([tail])[0] if tail else []
-        is_separate = not tail or (tail.endswith("\n") and encoder.newline_is_boundary)
-        return Frame((*control, *tail_ids), tuple(control), tail, is_separate)
-
     # ---- pickling ----
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a name: some hundred bytes instead of megabytes of tokenizer."""
-        if not self._renderer_name or not self._model_name:
+    def __reduce__(self) -> tuple[Callable[[str, str, bool], Renderer], tuple[str, str, bool]]:
+        """Pickle as a name: a few hundred bytes instead of megabytes of tokenizer."""
+        if not self._renderer_name or not self._model_name or self._rebuild is None:
             raise pickle.PicklingError(
                 f"{type(self).__name__} was not made by name, so it cannot be pickled; make it "
                 "with get_renderer(name, tokenizer, model_name=...)."
             )
-        from tinker_cookbook.renderers import _rebuild_renderer
-
         key = (self._renderer_name, self._model_name, self._has_image_processor)
-        return _rebuild_renderer, key
+        return self._rebuild, key
 
 
-def parse_response_for_stop_token(
-    response: Sequence[int], tokenizer: Tokenizer, stop_token: int
-) -> tuple[Message, ParseTermination]:
-    """Parse a sampled reply of a format in which one token ends a turn: for renderers of your own.
-
-    Returns:
-        The text before the stop token, and how the reply ended: MALFORMED without one.
-
-    Raises:
-        RendererError: if the stop token stands there more than once, so that stopping failed.
-    """
-    tokens = list(response)
-    count = tokens.count(stop_token)
-    if count > 1:
-        raise RendererError(
-            f"the reply has stop token {stop_token} {count} times; give it as the stop sequence "
-            "when sampling, so that a reply ends there."
-        )
-    text = tokens[: tokens.index(stop_token)] if count else tokens
-    message = Message(role="assistant", content=str(tokenizer.decode(text)))
-    return message, ParseTermination.STOP_SEQUENCE if count else ParseTermination.MALFORMED
+RendererFactory = Callable[["Tokenizer", ImageProcessorProtocol | None], Renderer]
 
 
-def tokens_weights_from_strings_weights(
-    strings_weights: Sequence[tuple[str, float]], tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encode texts one by one, each with one weight for all its tokens.
+@dataclass(frozen=True)
+class NamedRenderer:
+    """One name that `get_renderer` knows, and its row of the table in docs/renderers.md."""
 
-    Returns:
-        Tokens, int64 [T], and weights, float32 [T].
-    """
-    tokens: list[int] = []
-    weights: list[float] = []
-    for text, weight in strings_weights:
-        # Only the first text may bring what the tokenizer writes before a document.
-        encoded = tokenizer.encode(text, add_special_tokens=not tokens)
-        tokens += encoded
-        weights += [weight] * len(encoded)
-    return np.array(tokens, dtype=np.int64), np.array(weights, dtype=np.float32)
-
-
-def context_of(messages: Sequence[Message], index: int) -> RenderContext:
-    """Return where message number `index` stands."""
-    user = last_user_index(messages)
-    return RenderContext(
-        idx=index,
-        is_last=index == len(messages) - 1,
-        prev_message=messages[index - 1] if index else None,
-        next_message=messages[index + 1] if index + 1 < len(messages) else None,
-        last_user_index=user,
-        in_last_assistant_turn=messages[index]["role"] == "assistant" and index > user,
-    )
-
-
-def _lay_out_chunk(
-    layout: Layout,
-    chunk: tinker.ModelInputChunk | None,
-    kind: SegmentKind,
-    message: int,
-    *,
-    sampled: bool = False,
-) -> None:
-    if chunk is None:
-        return
-    if chunk.type == "encoded_text":
-        layout.ids(list(chunk.tokens), kind, message, sampled=sampled)
-    else:
-        layout.media(chunk, message)
-
-
-def _openai_call(call: Any, *, as_text: bool) -> dict[str, Any]:
-    name, arguments = call_name_and_arguments(call)
-    given = arguments if as_text else json.loads(arguments)
-    record: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": given}}
-    call_id = call.id if isinstance(call, ToolCall) else call.get("id")
-    return record if call_id is None else {"id": call_id, **record}
+    name: str
+    make: RendererFactory
+    models: str
+    """The models trained with this format."""
+    notes: str
+    """What sets it apart from the other formats."""

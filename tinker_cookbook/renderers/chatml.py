@@ -30,7 +30,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.images import (
     ImageProcessorProtocol,
@@ -38,9 +38,9 @@ from tinker_cookbook.renderers.images import (
     has_images,
     text_and_images,
 )
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.text_markers import TextCallParser
 from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.text_calls import TextCallParser
 from tinker_cookbook.renderers.tool_calls import (
     call_name_and_arguments,
     json_text,
@@ -49,7 +49,7 @@ from tinker_cookbook.renderers.tool_calls import (
 from tinker_cookbook.renderers.types import ImagePart, Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["QWEN2_5_SYSTEM", "SMOLLM2_SYSTEM", "ChatMLRenderer"]
+__all__ = ["QWEN2_5_SYSTEM", "RENDERERS", "SMOLLM2_SYSTEM", "ChatMLRenderer"]
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -91,7 +91,7 @@ class ChatMLRenderer(Renderer):
         """
         super().__init__(tokenizer)
         self.default_system = default_system
-        self.tools = tools
+        self.writes_tools = tools
         if default_system is not None:
             self.takes_text_arguments = False  # Qwen2.5's template would quote text again
         self._start = self.control_token("<|im_start|>")
@@ -118,7 +118,7 @@ class ChatMLRenderer(Renderer):
             role = message["role"]
             if role == "assistant":
                 self._lay_out_assistant(layout, message, index, forms[index])
-            elif role == "tool" and self.tools:
+            elif role == "tool" and self.writes_tools:
                 self._lay_out_tool_result(layout, messages, index)
             else:
                 self._lay_out_plain(layout, message, index)
@@ -185,7 +185,7 @@ class ChatMLRenderer(Renderer):
     def _lay_out_tools(
         self, layout: Layout, tools: Sequence[ToolSpec], index: int, *, after_text: bool
     ) -> None:
-        if not self.tools:
+        if not self.writes_tools:
             raise RendererError(
                 f"messages[{index}]: tools={len(tools)} tools cannot be declared in this format; "
                 "use the renderer of a model with tools, such as qwen3."
@@ -222,7 +222,7 @@ class ChatMLRenderer(Renderer):
         bodies = [f"\n{self._call_text(call)}\n" for call in message.get("tool_calls") or ()]
         for call in message.get("unparsed_tool_calls") or ():
             bodies.append(call.raw_text.removeprefix(_MARKERS[0]).removesuffix(_MARKERS[1]))
-        if bodies and not self.tools:
+        if bodies and not self.writes_tools:
             raise RendererError(
                 f"messages[{index}]: tool_calls cannot be written in this format; use the renderer "
                 "of a model with tools, such as qwen3."
@@ -258,13 +258,6 @@ class ChatMLRenderer(Renderer):
         if index == len(messages) - 1 or messages[index + 1]["role"] != "tool":
             self._end_turn(layout, index)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        if not self.tools:
-            return super().create_conversation_prefix_with_tools(tools, system_prompt)
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -280,13 +273,13 @@ class ChatMLRenderer(Renderer):
         return Grammar(
             stop=frozenset(self._end_ids),
             eos=frozenset() if document_end is None else frozenset([document_end]),
-            call=call if self.tools and None not in call else None,  # pyright: ignore
+            call=call if self.writes_tools and None not in call else None,  # pyright: ignore
             newlines_before_call=self.newlines_before_call,
         )
 
     def response_parser(self) -> ReplyParser:
         grammar = self.grammar()
-        if self.tools and grammar.call is None:
+        if self.writes_tools and grammar.call is None:
             return TextCallParser(self.encoder, grammar, *_MARKERS[:2])
         return super().response_parser()
 
@@ -296,3 +289,25 @@ def _no_thinking_error(renderer: Renderer, index: int) -> RendererError:
         f"messages[{index}]: {type(renderer).__name__} has no place for thinking here; remove the "
         "thinking parts, or use the renderer of a thinking model."
     )
+
+
+RENDERERS = [
+    NamedRenderer(
+        "chatml",
+        lambda tokenizer, _: ChatMLRenderer(tokenizer),
+        "any tokenizer with `<|im_start|>`",
+        "adds nothing of its own",
+    ),
+    NamedRenderer(
+        "smollm2",
+        lambda tokenizer, _: ChatMLRenderer(tokenizer, default_system=SMOLLM2_SYSTEM),
+        "SmolLM2 Instruct",
+        "its default system message",
+    ),
+    NamedRenderer(
+        "qwen2_5",
+        lambda tokenizer, _: ChatMLRenderer(tokenizer, default_system=QWEN2_5_SYSTEM, tools=True),
+        "Qwen2.5 Instruct",
+        "its default system message; tools",
+    ),
+]

@@ -37,11 +37,11 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar, Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
-from tinker_cookbook.renderers.marked_calls import build_call, texts_between_marks
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.marked import build_call, texts_between_marks
 from tinker_cookbook.renderers.parsing import Grammar, ParsedCall
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
     call_name_and_arguments,
     json_text,
@@ -51,6 +51,7 @@ from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, U
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
+    "RENDERERS",
     "DeepSeekR1Renderer",
     "DeepSeekV3ChatRenderer",
     "DeepSeekV3DisableThinkingRenderer",
@@ -95,6 +96,8 @@ class _DeepSeekRenderer(Renderer):
     between_results: ClassVar[str] = ""
     has_think_markers: ClassVar[bool] = True
     """Whether the tokenizer has `<think>`: V3's has placeholders in these places."""
+
+    writes_tools = True
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: Thinking) -> None:
         super().__init__(tokenizer)
@@ -274,11 +277,6 @@ class _DeepSeekRenderer(Renderer):
     def _parse_call(self, parts: Sequence[str | int], raw_text: str) -> list[ParsedCall]:
         raise NotImplementedError
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -431,3 +429,43 @@ def _declaration(tool: ToolSpec) -> str:
     parameters = json_text(function.get("parameters", {}))
     description = function.get("description", "")
     return f"\n### {function['name']}\nDescription: {description}\n\nParameters: {parameters}\n"
+
+
+RENDERERS = [
+    NamedRenderer(
+        "deepseekv3",
+        lambda tokenizer, _: DeepSeekV3DisableThinkingRenderer(tokenizer),
+        "DeepSeek V3.1",
+        "the prompt closes the think block; tools",
+    ),
+    NamedRenderer(
+        "deepseekv3_disable_thinking",
+        lambda tokenizer, _: DeepSeekV3DisableThinkingRenderer(tokenizer),
+        "DeepSeek V3.1",
+        "same as `deepseekv3`",
+    ),
+    NamedRenderer(
+        "deepseekv3_thinking",
+        lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
+        "DeepSeek V3.1",
+        "the prompt opens the think block; tools",
+    ),
+    NamedRenderer(
+        "deepseekv3_chat",
+        lambda tokenizer, _: DeepSeekV3ChatRenderer(tokenizer),
+        "DeepSeek V3, V3-0324",
+        "no thinking; tools",
+    ),
+    NamedRenderer(
+        "deepseek_r1",
+        lambda tokenizer, _: DeepSeekR1Renderer(tokenizer),
+        "DeepSeek R1",
+        "the prompt opens the think block; tools",
+    ),
+    NamedRenderer(
+        "deepseek_r1_0528",
+        lambda tokenizer, _: DeepSeekR1Renderer(tokenizer, opens_thinking=False),
+        "DeepSeek R1-0528",
+        "thinking, opened by the model; tools",
+    ),
+]

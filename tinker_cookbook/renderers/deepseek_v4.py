@@ -28,16 +28,16 @@ from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
-from tinker_cookbook.renderers.dsml_calls import DSML, DsmlParser, calls_text
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.dsml import DSML, DsmlParser, calls_text
 from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["DeepSeekV4Renderer"]
+__all__ = ["RENDERERS", "DeepSeekV4Renderer"]
 
 _TOOLS_BEFORE = f"""## Tools
 
@@ -92,6 +92,7 @@ class DeepSeekV4Renderer(Renderer):
 
     roles = ("system", "developer", "user", "assistant", "tool")
     takes_text_arguments = False
+    writes_tools = True
 
     def __init__(
         self,
@@ -140,8 +141,8 @@ class DeepSeekV4Renderer(Renderer):
         first_kept = -1 if keeps_all or not asking else asking[-1]
         return [i > first_kept and m["role"] == "assistant" for i, m in enumerate(messages)]
 
-    def _trains_in_one(self, messages: Sequence[Message], trained: Sequence[int]) -> bool:
-        return self._rewritten_turn(messages, trained) is None
+    def trains_in_one(self, messages: Sequence[Message], trained: Sequence[int]) -> bool:
+        return self.rewritten_turn(messages, trained) is None
 
     def check_trained_turn(self, messages: Sequence[Message], index: int) -> None:
         if self.disables_thinking:
@@ -246,11 +247,6 @@ class DeepSeekV4Renderer(Renderer):
             self._open_question(layout, messages, index)
             layout.text("<tool_result>" if role == "tool" else "", SegmentKind.FRAME, index)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -287,3 +283,43 @@ def _plain_text(message: Message, index: int) -> str:
     if message.get("tools") and message["role"] != "system":
         raise RendererError(f"messages[{index}]: tools are declared by a system message.")
     return text
+
+
+RENDERERS = [
+    NamedRenderer(
+        "deepseekv4",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, thinking="disabled"),
+        "DeepSeek V4",
+        "the prompt closes the think block; tools",
+    ),
+    NamedRenderer(
+        "deepseekv4_disable_thinking",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, thinking="disabled"),
+        "DeepSeek V4",
+        "same as `deepseekv4`",
+    ),
+    NamedRenderer(
+        "deepseekv4_thinking",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer),
+        "DeepSeek V4",
+        "thinking; tools",
+    ),
+    NamedRenderer(
+        "deepseekv4_high_reasoning",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, effort="high"),
+        "DeepSeek V4",
+        "thinking, effort `high` before everything; tools",
+    ),
+    NamedRenderer(
+        "deepseekv4_max_reasoning",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, effort="max"),
+        "DeepSeek V4",
+        "thinking, effort `max` before everything; tools",
+    ),
+    NamedRenderer(
+        "deepseekv4_preserve_thinking",
+        lambda tokenizer, _: DeepSeekV4Renderer(tokenizer, False),
+        "DeepSeek V4",
+        "old reasoning is kept without tools as well",
+    ),
+]

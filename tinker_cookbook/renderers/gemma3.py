@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.types import Message, Role
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Gemma3Renderer"]
+__all__ = ["RENDERERS", "Gemma3Renderer"]
 
 _WRITTEN = {"user": "user", "assistant": "model"}
 
@@ -110,3 +110,13 @@ class Gemma3Renderer(Renderer):
             stop=frozenset(self._end_ids),
             eos=frozenset() if document_end is None else frozenset([document_end]),
         )
+
+
+RENDERERS = [
+    NamedRenderer(
+        "gemma3",
+        lambda tokenizer, _: Gemma3Renderer(tokenizer),
+        "Gemma 3",
+        "the system message opens the first user message; no tools",
+    ),
+]

@@ -29,24 +29,24 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
-from tinker_cookbook.renderers.gemma4_notation import (
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.gemma4 import (
     Piece,
     call_pieces,
     declaration_pieces,
     parse_call,
     result_pieces,
 )
-from tinker_cookbook.renderers.gemma4_parsing import THOUGHT_LABEL, LabelledParser
+from tinker_cookbook.renderers.notations.labelled import THOUGHT_LABEL, LabelledParser
 from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments
 from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec
+from tinker_cookbook.renderers.types import Message, Role, ToolCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Gemma4Renderer"]
+__all__ = ["RENDERERS", "Gemma4Renderer"]
 
 _WRITTEN = {"system": "system", "user": "user", "assistant": "model"}
 
@@ -55,6 +55,7 @@ class Gemma4Renderer(Renderer):
     """Gemma 4, text only."""
 
     takes_text_arguments = False
+    writes_tools = True
 
     def __init__(
         self,
@@ -259,11 +260,6 @@ class Gemma4Renderer(Renderer):
         elif self._answers_results(messages, index) and not self.disables_thinking:
             layout.frame(self._opened, index)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -301,3 +297,25 @@ def _result_name(message: Message, calls: Sequence[Any], place: int) -> str:
         return message.get("name", "")
     is_placed = call_id is None and place < len(calls)
     return call_name_and_arguments(calls[place])[0] if is_placed else "unknown"
+
+
+RENDERERS = [
+    NamedRenderer(
+        "gemma4",
+        lambda tokenizer, _: Gemma4Renderer(tokenizer),
+        "Gemma 4",
+        "no thinking; tools in a separate notation",
+    ),
+    NamedRenderer(
+        "gemma4_thinking",
+        lambda tokenizer, _: Gemma4Renderer(tokenizer, thinking="enabled"),
+        "Gemma 4",
+        "thinking; old reasoning is dropped",
+    ),
+    NamedRenderer(
+        "gemma4_preserve_thinking",
+        lambda tokenizer, _: Gemma4Renderer(tokenizer, thinking="enabled", preserves_calls=True),
+        "Gemma 4",
+        "thinking; old reasoning is kept next to calls",
+    ),
+]

@@ -32,10 +32,11 @@ from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.xml import fit_calls, value_text
 from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
     as_tool_call,
     call_name_and_arguments,
@@ -45,11 +46,10 @@ from tinker_cookbook.renderers.tool_calls import (
 )
 from tinker_cookbook.renderers.train_on_what import last_user_index
 from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
-from tinker_cookbook.renderers.xml_calls import fit_calls, value_text
 from tinker_cookbook.replies.pair_calls import PAIR_MARKS, read_pair_call
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["GlmRenderer"]
+__all__ = ["RENDERERS", "GlmRenderer"]
 
 _TOOLS_BEFORE = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -65,6 +65,7 @@ class GlmRenderer(Renderer):
     """GLM 4.5 and later."""
 
     takes_text_arguments = False
+    writes_tools = True
 
     def __init__(
         self,
@@ -268,11 +269,6 @@ class GlmRenderer(Renderer):
         tokens = (self._openings[role], *self._prompt_tail())
         layout.ids(tokens, SegmentKind.FRAME, len(messages))
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
@@ -300,3 +296,39 @@ class GlmRenderer(Renderer):
     ) -> Sequence[ToolCall | UnparsedToolCall]:
         """Parse one call; marks are told from text by their ids."""
         return [as_tool_call(read_pair_call(parts, raw_text, list(self._marks.values())))]
+
+
+RENDERERS = [
+    NamedRenderer(
+        "glm4_5",
+        lambda tokenizer, _: GlmRenderer(tokenizer),
+        "GLM-4.5, GLM-4.6",
+        "a reply ends with the token that opens the next message; tools",
+    ),
+    NamedRenderer(
+        "glm4_5_disable_thinking",
+        lambda tokenizer, _: GlmRenderer(tokenizer, thinking="disabled"),
+        "GLM-4.5, GLM-4.6",
+        "the prompt holds an empty think block; tools",
+    ),
+    NamedRenderer(
+        "glm4_7",
+        lambda tokenizer, _: GlmRenderer(tokenizer, opens_think=True),
+        "GLM-4.7",
+        "the prompt opens the think block; tools",
+    ),
+    NamedRenderer(
+        "glm4_7_disable_thinking",
+        lambda tokenizer, _: GlmRenderer(tokenizer, thinking="disabled", opens_think=True),
+        "GLM-4.7",
+        "the prompt closes the think block; tools",
+    ),
+    NamedRenderer(
+        "glm4_7_preserve_thinking",
+        lambda tokenizer, _: GlmRenderer(
+            tokenizer, strip_thinking_from_history=False, opens_think=True
+        ),
+        "GLM-4.7",
+        "old reasoning is kept; tools",
+    ),
+]

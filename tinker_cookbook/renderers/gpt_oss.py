@@ -29,16 +29,20 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
-from tinker_cookbook.renderers.harmony_parsing import CALL_TEXT, HarmonyParser, HarmonyTokens
-from tinker_cookbook.renderers.harmony_tools import namespace_text
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.harmony import namespace_text
+from tinker_cookbook.renderers.notations.harmony_parser import (
+    CALL_TEXT,
+    HarmonyParser,
+    HarmonyTokens,
+)
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, json_text
 from tinker_cookbook.renderers.types import Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["GptOssRenderer"]
+__all__ = ["RENDERERS", "GptOssRenderer"]
 
 RELEASE_DATE = "2025-08-05"
 _SYSTEM = (
@@ -55,6 +59,7 @@ class GptOssRenderer(Renderer):
     """OpenAI's Harmony format."""
 
     takes_text_arguments = False
+    writes_tools = True
     roles = ("system", "developer", "user", "assistant", "tool")
 
     def __init__(
@@ -259,11 +264,6 @@ class GptOssRenderer(Renderer):
             layout.text(words, SegmentKind.TOOL, index, sampled=True)
         layout.ids((tokens.message,), SegmentKind.TOOL, index, sampled=True)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -280,3 +280,37 @@ def _has_call(message: Message) -> bool:
 def _called_name(message: Message) -> str | None:
     calls = message.get("tool_calls")
     return call_name_and_arguments(calls[0])[0] if calls else None
+
+
+RENDERERS = [
+    NamedRenderer(
+        "gpt_oss_low_reasoning",
+        lambda tokenizer, _: GptOssRenderer(
+            tokenizer, use_system_prompt=True, reasoning_effort="low"
+        ),
+        "gpt-oss",
+        "Harmony, with effort `low` in the system block; tools",
+    ),
+    NamedRenderer(
+        "gpt_oss_medium_reasoning",
+        lambda tokenizer, _: GptOssRenderer(
+            tokenizer, use_system_prompt=True, reasoning_effort="medium"
+        ),
+        "gpt-oss",
+        "Harmony, with effort `medium` in the system block; tools",
+    ),
+    NamedRenderer(
+        "gpt_oss_high_reasoning",
+        lambda tokenizer, _: GptOssRenderer(
+            tokenizer, use_system_prompt=True, reasoning_effort="high"
+        ),
+        "gpt-oss",
+        "Harmony, with effort `high` in the system block; tools",
+    ),
+    NamedRenderer(
+        "gpt_oss_no_sysprompt",
+        lambda tokenizer, _: GptOssRenderer(tokenizer),
+        "gpt-oss",
+        "without the system block",
+    ),
+]

@@ -11,7 +11,7 @@ import binascii
 import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import (
     ConfigurationError,
@@ -19,14 +19,13 @@ from tinker_cookbook.exceptions import (
     DataValidationError,
     RendererError,
 )
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.types import ImagePart, Message
+from tinker_cookbook.renderers.format import Format
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.types import ImagePart, ImageProcessorProtocol, Message
 
 if TYPE_CHECKING:
     from PIL import Image
     from tinker import types
-
-    from tinker_cookbook.renderers.base import Renderer
 
 __all__ = [
     "ImageProcessorProtocol",
@@ -40,26 +39,6 @@ __all__ = [
 # What the service takes as it is; everything else is sent as PNG, which loses nothing.
 _SENT_AS_IS = {"PNG": "png", "JPEG": "jpeg"}
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-
-
-class ImageProcessorProtocol(Protocol):
-    """What is needed of a model's image processor; those of transformers have it."""
-
-    @property
-    def merge_size(self) -> int:
-        """So many patches a side become one position of the model's input."""
-        ...
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels of a patch's side."""
-        ...
-
-    def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
-    ) -> int:
-        """Return the number of patches of an image of that size, after resizing."""
-        ...
 
 
 def image_to_chunk(
@@ -202,7 +181,7 @@ class ImageWriter:
         self._image_processor = image_processor
 
     @classmethod
-    def of_qwen(cls, renderer: Renderer, image_processor: ImageProcessorProtocol) -> ImageWriter:
+    def of_qwen(cls, renderer: Format, image_processor: ImageProcessorProtocol) -> ImageWriter:
         """The writer between Qwen's markers."""
         before, after = (renderer.control_token(f"<|vision_{end}|>") for end in ("start", "end"))
         return cls(image_processor, before=[before], after=[after])

@@ -33,7 +33,7 @@ from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
 from tinker_cookbook.renderers.images import (
     ImageProcessorProtocol,
@@ -41,10 +41,10 @@ from tinker_cookbook.renderers.images import (
     has_images,
     text_and_images,
 )
-from tinker_cookbook.renderers.kimi_tools import typescript_text
-from tinker_cookbook.renderers.marked_calls import build_call, texts_between_marks
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.kimi import typescript_text
+from tinker_cookbook.renderers.notations.marked import build_call, texts_between_marks
 from tinker_cookbook.renderers.parsing import Grammar, ParsedCall
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
     call_name_and_arguments,
     json_text,
@@ -53,7 +53,7 @@ from tinker_cookbook.renderers.tool_calls import (
 from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["KIMI_INSTRUCT_SYSTEM", "KIMI_SYSTEM", "KimiK2Renderer", "KimiRenderer"]
+__all__ = ["KIMI_INSTRUCT_SYSTEM", "KIMI_SYSTEM", "RENDERERS", "KimiK2Renderer", "KimiRenderer"]
 
 KIMI_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 KIMI_INSTRUCT_SYSTEM = "You are a helpful assistant"
@@ -73,6 +73,8 @@ _CALL_MARKS = {
 
 class KimiRenderer(Renderer):
     """The format of Moonshot's Kimi models."""
+
+    writes_tools = True
 
     def __init__(
         self,
@@ -283,11 +285,6 @@ class KimiRenderer(Renderer):
             layout.ids(self._marks["call_end"], SegmentKind.TOOL, index, sampled=True)
         layout.ids(self._marks["section_end"], SegmentKind.TOOL, index, sampled=True)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -368,3 +365,21 @@ def _parse_call(parts: Sequence[str | int], raw_text: str) -> list[ParsedCall]:
         error = f"expected functions.NAME:N, {_CALL_MARKS['arguments']} and arguments"
         return [UnparsedToolCall(raw_text=raw_text, error=error)]
     return [build_call(found["name"], texts[1], raw_text, call_id=texts[0].strip())]
+
+
+RENDERERS = [
+    NamedRenderer(
+        "kimi_k2_instruct",
+        lambda tokenizer, _: KimiRenderer(
+            tokenizer, thinking="none", default_system=KIMI_INSTRUCT_SYSTEM
+        ),
+        "Kimi K2 Instruct",
+        "a default system message; no thinking; tools",
+    ),
+    NamedRenderer(
+        "kimi_k2",
+        lambda tokenizer, _: KimiK2Renderer(tokenizer),
+        "Kimi K2 Thinking",
+        "a default system message; thinking; tools",
+    ),
+]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.images import ImageProcessorProtocol
 from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer, KimiRenderer
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["KimiK25DisableThinkingRenderer", "KimiK25Renderer"]
+__all__ = ["RENDERERS", "KimiK25DisableThinkingRenderer", "KimiK25Renderer"]
 
 
 class KimiK25Renderer(KimiK2Renderer):
@@ -40,3 +41,19 @@ class KimiK25DisableThinkingRenderer(KimiK25Renderer):
     """`kimi_k25_disable_thinking`, and `kimi_k26_disable_thinking`."""
 
     _thinking = "disabled"
+
+
+RENDERERS = [
+    NamedRenderer(
+        "kimi_k25",
+        KimiK25Renderer,
+        "Kimi K2.5",
+        "the prompt opens the think block; tools; images",
+    ),
+    NamedRenderer(
+        "kimi_k25_disable_thinking",
+        KimiK25DisableThinkingRenderer,
+        "Kimi K2.5",
+        "the prompt closes the think block; tools; images",
+    ),
+]

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
     bare_calls_as_text,
     call_name_and_arguments,
@@ -48,7 +48,7 @@ from tinker_cookbook.replies.grammar import WholeCalls
 from tinker_cookbook.replies.json_calls import read_whole_reply, write_whole_reply
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Llama3Renderer", "SystemBlock"]
+__all__ = ["RENDERERS", "Llama3Renderer", "SystemBlock"]
 
 _TOOLS_BEFORE = (
     "Given the following functions, please respond with a JSON for a function call "
@@ -83,6 +83,7 @@ class Llama3Renderer(Renderer):
     def __init__(self, tokenizer: Tokenizer, *, system_block: SystemBlock | None = None) -> None:
         super().__init__(tokenizer)
         self.system_block = system_block
+        self.writes_tools = system_block is not None
         self.bos_ids = (self.control_token("<|begin_of_text|>"),)
         self._eot = self.control_token("<|eot_id|>")
         self._eot_ids = (self._eot,)
@@ -184,13 +185,6 @@ class Llama3Renderer(Renderer):
             )
         return text.strip()
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        if self.system_block is None:
-            return super().create_conversation_prefix_with_tools(tools, system_prompt)
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def fit_tool_calls(self, message: Message, tools: Sequence[ToolSpec]) -> Message:
@@ -213,3 +207,19 @@ class Llama3Renderer(Renderer):
             parse=partial(read_whole_reply, is_exact=True),
             mark=self.encoder.control_id("<|python_tag|>"),
         )
+
+
+RENDERERS = [
+    NamedRenderer(
+        "llama3",
+        lambda tokenizer, _: Llama3Renderer(tokenizer),
+        "Llama 3.0 Instruct",
+        "no system block",
+    ),
+    NamedRenderer(
+        "llama3_1",
+        lambda tokenizer, _: Llama3Renderer(tokenizer, system_block=SystemBlock()),
+        "Llama 3.1, 3.2, 3.3 Instruct",
+        "system block with dates; tools",
+    ),
+]

@@ -34,10 +34,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import Grammar, ParsedCall
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.tool_calls import (
     as_tool_call,
     call_name_and_arguments,
@@ -46,12 +46,12 @@ from tinker_cookbook.renderers.tool_calls import (
     tool_declaration,
 )
 from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.renderers.types import Message, Role, ToolCall, UnparsedToolCall
 from tinker_cookbook.replies.json_calls import read_json_calls
 from tinker_cookbook.replies.pieces import BadCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["MISTRAL_SMALL_SYSTEM", "MistralRenderer"]
+__all__ = ["MISTRAL_SMALL_SYSTEM", "RENDERERS", "MistralRenderer"]
 
 MISTRAL_SMALL_SYSTEM = (
     "You are Mistral Small 3, a Large Language Model (LLM) created by Mistral AI, a French "
@@ -106,6 +106,7 @@ class MistralRenderer(Renderer):
     """Mistral Nemo, or Mistral Small 3.2."""
 
     takes_text_arguments = False
+    writes_tools = True
 
     def __init__(
         self, tokenizer: Tokenizer, *, is_small: bool = False, date_string: str = "2025-06-20"
@@ -129,8 +130,8 @@ class MistralRenderer(Renderer):
     def has_extension_property(self) -> bool:
         return False
 
-    def _trains_in_one(self, messages: Sequence[Message], trained: Sequence[int]) -> bool:
-        return self._rewritten_turn(messages, trained) is None
+    def trains_in_one(self, messages: Sequence[Message], trained: Sequence[int]) -> bool:
+        return self.rewritten_turn(messages, trained) is None
 
     # ---- layout ----
 
@@ -263,11 +264,6 @@ class MistralRenderer(Renderer):
             )
         return text
 
-    def create_conversation_prefix_with_tools(
-        self, tools: list[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        return [Message(role="system", content=system_prompt, tools=list(tools))]
-
     # ---- replies ----
 
     def get_stop_sequences(self) -> list[int]:
@@ -342,3 +338,19 @@ def _call_ids(messages: Sequence[Message]) -> list[list[str]]:
             unanswered = [call_id for call_id in unanswered if call_id != ids[0]]
         written.append(ids)
     return written
+
+
+RENDERERS = [
+    NamedRenderer(
+        "mistral_nemo",
+        lambda tokenizer, _: MistralRenderer(tokenizer),
+        "Mistral Nemo Instruct",
+        "system message in the last user message; tools",
+    ),
+    NamedRenderer(
+        "mistral_small",
+        lambda tokenizer, _: MistralRenderer(tokenizer, is_small=True),
+        "Mistral Small 3.2",
+        "its default system message, dated 2025-06-20; tools",
+    ),
+]

@@ -33,23 +33,25 @@ from functools import partial
 from typing import Any, Literal
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
-from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.qwen3_5 import XML_CALL_INSTRUCTIONS
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
-from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolSpec
-from tinker_cookbook.renderers.xml_calls import (
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.xml import (
     PYTHON_WORDS,
     fit_calls,
     parse_xml_call,
     xml_call_text,
 )
+from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.qwen3_5 import XML_CALL_INSTRUCTIONS
+from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
+from tinker_cookbook.renderers.train_on_what import last_user_index
+from tinker_cookbook.renderers.types import Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
+    "RENDERERS",
     "Nemotron3DisableThinkingRenderer",
     "Nemotron3LowThinkingRenderer",
     "Nemotron3PreserveThinkingRenderer",
@@ -377,3 +379,55 @@ def _others(mapping: Mapping[str, Any], known: Sequence[str]) -> list[str]:
         for key, value in mapping.items()
         if key not in known
     ]
+
+
+RENDERERS = [
+    NamedRenderer(
+        "nemotron3",
+        lambda tokenizer, _: Nemotron3Renderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "a system block always; thinking; tools in XML",
+    ),
+    NamedRenderer(
+        "nemotron3_disable_thinking",
+        lambda tokenizer, _: Nemotron3DisableThinkingRenderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "no thinking",
+    ),
+    NamedRenderer(
+        "nemotron3_preserve_thinking",
+        lambda tokenizer, _: Nemotron3PreserveThinkingRenderer(tokenizer),
+        "Nemotron 3 Nano, Super, 3.5 Lightning",
+        "old reasoning is kept",
+    ),
+    NamedRenderer(
+        "nemotron3_low_thinking",
+        lambda tokenizer, _: Nemotron3LowThinkingRenderer(tokenizer),
+        "Nemotron 3 Super",
+        "low effort",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra",
+        lambda tokenizer, _: Nemotron3UltraRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "a system block always; thinking; tools in XML",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_disable_thinking",
+        lambda tokenizer, _: Nemotron3UltraDisableThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "no thinking",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_medium_thinking",
+        lambda tokenizer, _: Nemotron3UltraMediumThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "medium effort",
+    ),
+    NamedRenderer(
+        "nemotron3_ultra_preserve_thinking",
+        lambda tokenizer, _: Nemotron3UltraPreserveThinkingRenderer(tokenizer),
+        "Nemotron 3 Ultra",
+        "old reasoning is kept",
+    ),
+]

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from tinker_cookbook.renderers.encoding import TextEncoder, Utf8TokenDecoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder, Utf8TokenDecoder
 from tinker_cookbook.renderers.tool_calls import as_tool_call
 from tinker_cookbook.renderers.types import (
     ContentPart,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinker_cookbook.renderers.encoding import TextEncoder, Utf8TokenDecoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder, Utf8TokenDecoder
 from tinker_cookbook.renderers.rendering import Rendering
 
 __all__ = ["TokenView", "html_page", "printable", "terminal_text", "token_table", "token_views"]

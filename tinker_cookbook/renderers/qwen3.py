@@ -30,15 +30,17 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Literal
 
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
 from tinker_cookbook.renderers.images import ImageProcessorProtocol, has_images
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.types import Message, Role
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
+    "RENDERERS",
     "Qwen3DisableThinkingRenderer",
     "Qwen3InstructRenderer",
     "Qwen3Renderer",
@@ -204,3 +206,43 @@ def _last_query_index(messages: Sequence[Message]) -> int:
             if not (text.startswith("<tool_response>") and text.endswith("</tool_response>")):
                 return index
     return -1
+
+
+RENDERERS = [
+    NamedRenderer(
+        "qwen3",
+        lambda tokenizer, _: Qwen3Renderer(tokenizer),
+        "Qwen3",
+        "thinking, written by the model; tools",
+    ),
+    NamedRenderer(
+        "qwen3_disable_thinking",
+        lambda tokenizer, _: Qwen3DisableThinkingRenderer(tokenizer),
+        "Qwen3",
+        "the prompt holds an empty think block",
+    ),
+    NamedRenderer(
+        "qwen3_thinking_2507",
+        lambda tokenizer, _: Qwen3Renderer(tokenizer, thinking="opened"),
+        "Qwen3 Thinking 2507",
+        "the prompt opens the think block",
+    ),
+    NamedRenderer(
+        "qwen3_instruct",
+        lambda tokenizer, _: Qwen3InstructRenderer(tokenizer),
+        "Qwen3 Instruct 2507",
+        "no thinking; tools",
+    ),
+    NamedRenderer(
+        "qwen3_vl_instruct",
+        Qwen3VLInstructRenderer,
+        "Qwen3-VL Instruct",
+        "as `qwen3_instruct`, with images",
+    ),
+    NamedRenderer(
+        "qwen3_vl",
+        Qwen3VLRenderer,
+        "Qwen3-VL Thinking",
+        "as `qwen3_thinking_2507`, with images",
+    ),
+]

@@ -34,6 +34,7 @@ from functools import partial
 from typing import Any, Literal
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
 from tinker_cookbook.renderers.images import (
@@ -42,20 +43,21 @@ from tinker_cookbook.renderers.images import (
     strip_pieces,
     text_and_images,
 )
-from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
-from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
-from tinker_cookbook.renderers.types import ImagePart, Message, Role, ToolSpec
-from tinker_cookbook.renderers.xml_calls import (
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
+from tinker_cookbook.renderers.notations.xml import (
     PYTHON_WORDS,
     fit_calls,
     parse_xml_call,
     xml_call_text,
 )
+from tinker_cookbook.renderers.parsing import Grammar
+from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
+from tinker_cookbook.renderers.types import ImagePart, Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
     "REASONING_EFFORT_INSTRUCTIONS",
+    "RENDERERS",
     "XML_CALL_INSTRUCTIONS",
     "Qwen3_5DisableThinkingRenderer",
     "Qwen3_5Renderer",
@@ -271,3 +273,49 @@ class Qwen3_5DisableThinkingRenderer(Qwen3_5Renderer):
             strip_thinking_from_history=strip_thinking_from_history,
             python_words=python_words,
         )
+
+
+RENDERERS = [
+    NamedRenderer(
+        "qwen3_5",
+        Qwen3_5Renderer,
+        "Qwen3.5",
+        "the prompt opens the think block; tools in XML; images",
+    ),
+    NamedRenderer(
+        "qwen3_5_disable_thinking",
+        Qwen3_5DisableThinkingRenderer,
+        "Qwen3.5",
+        "the prompt holds an empty think block",
+    ),
+    NamedRenderer(
+        "qwen3_5_preserve_thinking",
+        lambda tokenizer, images: Qwen3_5Renderer(
+            tokenizer, images, strip_thinking_from_history=False
+        ),
+        "Qwen3.5",
+        "old reasoning is kept: whole conversations train in one example",
+    ),
+    NamedRenderer(
+        "qwen3_6",
+        lambda tokenizer, images: Qwen3_5Renderer(tokenizer, images, python_words=False),
+        "Qwen3.6",
+        "the prompt opens the think block; tools in XML; images",
+    ),
+    NamedRenderer(
+        "qwen3_6_disable_thinking",
+        lambda tokenizer, images: Qwen3_5DisableThinkingRenderer(
+            tokenizer, images, python_words=False
+        ),
+        "Qwen3.6",
+        "the prompt holds an empty think block",
+    ),
+    NamedRenderer(
+        "qwen3_6_preserve_thinking",
+        lambda tokenizer, images: Qwen3_5Renderer(
+            tokenizer, images, python_words=False, strip_thinking_from_history=False
+        ),
+        "Qwen3.6",
+        "old reasoning is kept: whole conversations train in one example",
+    ),
+]

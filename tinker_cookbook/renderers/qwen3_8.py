@@ -5,11 +5,17 @@ What is written and how it differs from the template stands in qwen3_5.py.
 
 from __future__ import annotations
 
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.images import ImageProcessorProtocol
 from tinker_cookbook.renderers.qwen3_5 import REASONING_EFFORT_INSTRUCTIONS, Qwen3_5Renderer
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["REASONING_EFFORT_INSTRUCTIONS", "Qwen3_8DisableThinkingRenderer", "Qwen3_8Renderer"]
+__all__ = [
+    "REASONING_EFFORT_INSTRUCTIONS",
+    "RENDERERS",
+    "Qwen3_8DisableThinkingRenderer",
+    "Qwen3_8Renderer",
+]
 
 
 class Qwen3_8Renderer(Qwen3_5Renderer):
@@ -47,3 +53,31 @@ class Qwen3_8DisableThinkingRenderer(Qwen3_8Renderer):
             reasoning_effort="xhigh",
             python_words=False,
         )
+
+
+RENDERERS = [
+    NamedRenderer(
+        "qwen3_8_xhigh_reasoning",
+        lambda tokenizer, images: Qwen3_8Renderer(tokenizer, images, reasoning_effort="xhigh"),
+        "Qwen3.8",
+        "effort `xhigh` in the system message; old reasoning is kept",
+    ),
+    NamedRenderer(
+        "qwen3_8_medium_reasoning",
+        lambda tokenizer, images: Qwen3_8Renderer(tokenizer, images, reasoning_effort="medium"),
+        "Qwen3.8",
+        "effort `medium` in the system message; old reasoning is kept",
+    ),
+    NamedRenderer(
+        "qwen3_8_low_reasoning",
+        lambda tokenizer, images: Qwen3_8Renderer(tokenizer, images, reasoning_effort="low"),
+        "Qwen3.8",
+        "effort `low` in the system message; old reasoning is kept",
+    ),
+    NamedRenderer(
+        "qwen3_8_disable_thinking",
+        Qwen3_8DisableThinkingRenderer,
+        "Qwen3.8",
+        "the prompt holds an empty think block",
+    ),
+]

@@ -1,22 +1,27 @@
-"""The neutral result of rendering, and how a format writes one.
+"""From layouts to tokens: all texts encoded in one batch, and what follows from the segments.
 
-A format writes a `Layout`: pieces of text, token ids or media, in order. `encode_layouts` turns
-layouts into `Rendering`s: segments of token ids that know their message, kind and whether the model
-would have sampled them. Weights, prompts, one-example-per-turn splits, attribution and pictures all
-derive from segments.
+`encode_layouts` turns the layouts that formats wrote into `Rendering`s. A rendering is a list of
+segments of token ids, each with its message and kind and whether the model would have sampled it.
+Weights, inputs for the service, one-example-per-reply splits and pictures derive from segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinker_cookbook.renderers.encoding import TextEncoder
-from tinker_cookbook.renderers.first_space import FirstSpace, TextPlace
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
+from tinker_cookbook.renderers.encoding.first_space import FirstSpace, TextPlace
+from tinker_cookbook.renderers.layout import (
+    CUT,
+    Frame,
+    Layout,
+    Piece,
+    Segment,
+    SegmentKind,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -24,123 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "Layout", "Rendering", "Segment", "SegmentKind", "encode_layouts"]
 
 
-class SegmentKind(StrEnum):
-    """What a segment is for."""
-
-    FRAME = "frame"
-    """Written by the format around a message: headers, separators, what a prompt supplies."""
-    CONTENT = "content"
-    THINK = "think"
-    TOOL = "tool"
-    """Tool declarations, calls and results, with their markers."""
-    STOP = "stop"
-    """The end-of-turn token."""
-
-
-class Segment(NamedTuple):
-    """A run of tokens, or one image or sound, with its origin."""
-
-    tokens: Sequence[int]
-    """Empty for media."""
-    kind: SegmentKind
-    message: int
-    """Index of the message; -1 for what precedes the first, such as begin-of-sequence."""
-    sampled: bool
-    """Whether the model writes these tokens when it takes this turn."""
-    chunk: tinker.ModelInputChunk | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of positions taken in the model's input."""
-        return len(self.tokens) if self.chunk is None else self.chunk.length
-
-
-class Piece(NamedTuple):
-    """Text to encode, with its origin."""
-
-    text: str
-    kind: SegmentKind
-    message: int
-    sampled: bool
-    joined: bool = False
-    """No control token stands before it, so it is encoded with the text before it."""
-
-
-# A conversation has dozens of both; calling their classes takes twice as long.
+# A conversation has dozens of segments. Calling the class takes twice as long.
 _new = tuple.__new__
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Fixed text that opens a message: control tokens, then text that touches the content."""
-
-    ids: tuple[int, ...]
-    """The whole frame encoded by itself."""
-    control: tuple[int, ...]
-    tail: str
-    is_separate: bool
-    """Whether `ids` is right before all text that starts with a non-space."""
-
-
-class Layout:
-    """The pieces of one conversation in order. Formats append, nothing else."""
-
-    __slots__ = ("_frame", "pieces")
-
-    def __init__(self) -> None:
-        self.pieces: list[Piece | Segment] = []
-        self._frame: Frame | None = None
-
-    def frame(self, frame: Frame, message: int) -> None:
-        """Open a message. Text that follows at once is encoded as if in one string with it."""
-        self.pieces.append(_new(Segment, (frame.ids, SegmentKind.FRAME, message, False, None)))
-        self._frame = frame
-
-    def ids(
-        self, tokens: Sequence[int], kind: SegmentKind, message: int, *, sampled: bool = False
-    ) -> None:
-        """Append finished tokens."""
-        self.pieces.append(_new(Segment, (tokens, kind, message, sampled, None)))
-        self._frame = None
-
-    def text(self, text: str, kind: SegmentKind, message: int, *, sampled: bool = False) -> None:
-        """Append text; it is encoded together with text or a frame's tail right before it.
-
-        Sampled text is never encoded with text that is not: sampling starts between the two.
-        """
-        if not text:
-            return
-        pieces = self.pieces
-        before = pieces[-1] if pieces else _CUT
-        starts_sampling = sampled and not before.sampled
-        joined = before.__class__ is Piece and not starts_sampling
-        frame = self._frame
-        if frame is not None and not starts_sampling and _touches(frame, text):
-            opened = pieces.pop()
-            if frame.control:
-                pieces.append(Segment(frame.control, opened.kind, opened.message, False))
-            pieces.append(Piece(frame.tail, opened.kind, opened.message, False))
-            joined = True
-        pieces.append(_new(Piece, (text, kind, message, sampled, joined)))
-        self._frame = None
-
-    def cut(self) -> None:
-        """Encode what follows apart from the text before it."""
-        self._frame = None
-        self.pieces.append(_CUT)
-
-    def media(self, chunk: tinker.ModelInputChunk, message: int) -> None:
-        """Append an image or a sound."""
-        self.pieces.append(Segment((), SegmentKind.CONTENT, message, False, chunk))
-        self._frame = None
-
-
-_CUT = Segment((), SegmentKind.FRAME, -1, False)
-
-
-def _touches(frame: Frame, text: str) -> bool:
-    """Whether a text must be encoded together with the tail of the frame before it."""
-    return not frame.is_separate or text[0].isspace()
 
 
 class Rendering:
@@ -229,7 +119,7 @@ def _plan(pieces: list[Piece | Segment], newline_is_boundary: bool) -> list[_Run
     runs: list[_Run] = []
     for piece in pieces:
         if piece.__class__ is Segment:
-            if piece is not _CUT:
+            if piece is not CUT:
                 runs.append(piece)
         elif piece.joined and not (newline_is_boundary and _meet_at_newline(runs[-1], piece)):  # pyright: ignore
             before = runs[-1]

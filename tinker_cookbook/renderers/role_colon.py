@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer
+from tinker_cookbook.renderers.base import NamedRenderer, Renderer
 from tinker_cookbook.renderers.content import split_reasoning
-from tinker_cookbook.renderers.encoding import TextEncoder, Utf8TokenDecoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder, Utf8TokenDecoder
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import MessageBuilder, ReplyParser
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.types import Message, MessageDelta, ParseTermination, Role
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["RoleColonRenderer"]
+__all__ = ["RENDERERS", "RoleColonRenderer"]
 
 _GAP = "\n\n"
 _USER = "User:"
@@ -176,3 +176,13 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+RENDERERS = [
+    NamedRenderer(
+        "role_colon",
+        lambda tokenizer, _: RoleColonRenderer(tokenizer),
+        "base models",
+        "`User: ...`, `Assistant: ...`",
+    ),
+]

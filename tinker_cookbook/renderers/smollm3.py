@@ -26,14 +26,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import NamedRenderer
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.renderers.content import refuse_trained_thinking, split_reasoning
+from tinker_cookbook.renderers.layout import Layout, SegmentKind
 from tinker_cookbook.renderers.parsing import Grammar
-from tinker_cookbook.renderers.rendering import Layout, SegmentKind
 from tinker_cookbook.renderers.types import Message, Role
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["SmolLM3Renderer"]
+__all__ = ["RENDERERS", "SmolLM3Renderer"]
 
 _HEADER = (
     "## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: {mode}\n\n"
@@ -136,3 +137,19 @@ class SmolLM3Renderer(ChatMLRenderer):
 
     def grammar(self) -> Grammar:
         return replace(super().grammar(), think=(self._think, self._think_end))
+
+
+RENDERERS = [
+    NamedRenderer(
+        "smollm3",
+        lambda tokenizer, _: SmolLM3Renderer(tokenizer),
+        "SmolLM3",
+        "mode in the system message; old reasoning is kept",
+    ),
+    NamedRenderer(
+        "smollm3_disable_thinking",
+        lambda tokenizer, _: SmolLM3Renderer(tokenizer, disables_thinking=True),
+        "SmolLM3",
+        "mode in the system message; no thinking",
+    ),
+]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.renderers.types import (
+    CallLike,
+    Message,
+    OpenAIToolCall,
+    ToolCall,
+    ToolDeclaration,
+    ToolSpec,
+    UnparsedToolCall,
+)
 from tinker_cookbook.replies.json_calls import read_json_call, write_whole_reply
 from tinker_cookbook.replies.json_source import element_texts, json_text, load_json, member_texts
 from tinker_cookbook.replies.pieces import BadCall, ReadCall
@@ -20,24 +28,25 @@ __all__ = [
     "element_texts",
     "json_text",
     "member_texts",
+    "openai_call",
     "parse_call_json",
     "tool_declaration",
 ]
 
 
 def as_tool_call(call: ReadCall) -> ToolCall | UnparsedToolCall:
-    """Return a call that was read as messages hold it."""
+    """Return a call in the form that messages hold, given a call that was read from a reply."""
     if isinstance(call, BadCall):
         return UnparsedToolCall(raw_text=call.raw_text, error=call.error)
     body = ToolCall.FunctionBody(name=call.name, arguments=call.arguments)
     return ToolCall(id=call.call_id, function=body)
 
 
-def tool_declaration(spec: ToolSpec | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the declaration as every OpenAI-compatible server hands it to a template."""
+def tool_declaration(spec: ToolSpec | ToolDeclaration) -> ToolDeclaration:
+    """Return the declaration in the shape in which chat templates and the OpenAI API take it."""
     if "function" in spec:
-        return dict(spec)
-    return {"type": "function", "function": dict(spec)}
+        return dict(spec)  # pyright: ignore[reportReturnType]
+    return {"type": "function", "function": dict(spec)}  # pyright: ignore[reportReturnType]
 
 
 def declared_tools(messages: Sequence[Message]) -> list[ToolSpec]:
@@ -45,27 +54,44 @@ def declared_tools(messages: Sequence[Message]) -> list[ToolSpec]:
     return [tool for message in messages for tool in message.get("tools") or ()]
 
 
-def call_name_and_arguments(call: ToolCall | Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name and the arguments as JSON text; argument text is kept to the letter.
+def openai_call(call: CallLike, *, as_text: bool) -> OpenAIToolCall:
+    """Return a call as a dict in the shape of the OpenAI API.
+
+    Args:
+        call: as for `call_name_and_arguments`.
+        as_text: give the arguments as JSON text, not as an object.
+    """
+    name, arguments = call_name_and_arguments(call)
+    given = arguments if as_text else json.loads(arguments)
+    call_id = call.id if isinstance(call, ToolCall) else call.get("id")
+    record: OpenAIToolCall = {} if call_id is None else {"id": call_id}  # pyright: ignore
+    record["type"] = "function"
+    record["function"] = {"name": name, "arguments": given}
+    return record
+
+
+def call_name_and_arguments(call: CallLike) -> tuple[str, str]:
+    """Return the name and the arguments as JSON text; arguments given as text are not changed.
 
     Args:
         call: a ToolCall, or a dict as in the OpenAI API (`arguments` a string or an object).
 
     Raises:
-        RendererError: if the name is missing or the arguments are no JSON object.
+        RendererError: if the name is missing or the arguments are not a JSON object.
     """
     if isinstance(call, ToolCall):
         name, arguments = call.function.name, call.function.arguments
     else:
         body = call.get("function", call)
-        name, arguments = body.get("name"), body.get("arguments", {})
+        fields: Mapping[str, object] = body if isinstance(body, Mapping) else {}
+        name, arguments = fields.get("name"), fields.get("arguments", {})
     if not isinstance(name, str) or not name:
         raise RendererError(f"tool call name={name!r} is not a name; give a non-empty string.")
     return name, arguments_text(arguments, name)
 
 
 def arguments_text(arguments: object, name: str) -> str:
-    """Return arguments as JSON text; text stays as it is once proved to be a JSON object.
+    """Return arguments as JSON text; text that is a JSON object is not changed.
 
     Null and empty text, which some servers give a call without arguments, are an empty object.
     """
@@ -79,8 +105,8 @@ def arguments_text(arguments: object, name: str) -> str:
         value = None
     if not isinstance(arguments, str) or not isinstance(value, dict):
         raise RendererError(
-            f"arguments={arguments!r} of the call of {name!r} is no JSON object; give an object, "
-            "or its JSON text. A call the model got wrong belongs in unparsed_tool_calls."
+            f"arguments={arguments!r} of the call of {name!r} are not a JSON object; give an "
+            "object or its JSON text. A call the model got wrong belongs in unparsed_tool_calls."
         )
     return arguments
 

@@ -5,9 +5,10 @@ A message is a plain dict (`Message`), so conversations read from JSON need no c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypeAlias, TypedDict
 
 import pydantic
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Role = str
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+JsonObject: TypeAlias = dict[str, JsonValue]
 
 
 class StrictBase(pydantic.BaseModel):
@@ -51,7 +54,14 @@ class ToolSpec(TypedDict):
 
     name: str
     description: str
-    parameters: dict[str, Any]
+    parameters: JsonObject
+
+
+class ToolDeclaration(TypedDict):
+    """A tool in the shape in which chat templates and the OpenAI API take it."""
+
+    type: Literal["function"]
+    function: ToolSpec
 
 
 class TextPart(TypedDict):
@@ -87,6 +97,37 @@ class ThinkingPart(TypedDict):
 
 ContentPart = TextPart | ImagePart | AudioPart | ThinkingPart
 Content = str | list[ContentPart]
+
+
+class OpenAIFunction(TypedDict):
+    """What a call in the OpenAI API calls."""
+
+    name: str
+    arguments: str | JsonObject
+    """JSON text, or an object where the chat template wants one."""
+
+
+class OpenAIToolCall(TypedDict):
+    """A tool call as a dict, in the shape of the OpenAI API."""
+
+    id: NotRequired[str]
+    type: Literal["function"]
+    function: OpenAIFunction
+
+
+CallLike = ToolCall | OpenAIToolCall | Mapping[str, object]
+"""A call in a message: datasets hold dicts."""
+
+
+class OpenAIMessage(TypedDict):
+    """A message as chat templates and the OpenAI API take it."""
+
+    role: Role
+    content: str
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[OpenAIToolCall]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class Message(TypedDict):
@@ -192,3 +233,23 @@ class RenderContext:
     last_user_index: int = -1
     """-1 if there is no user message."""
     in_last_assistant_turn: bool = False
+
+
+class ImageProcessorProtocol(Protocol):
+    """What renderers need of a model's image processor; those of transformers have it."""
+
+    @property
+    def merge_size(self) -> int:
+        """Number of patches per side that become one position of the model's input."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        ...
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: dict[str, object] | None = None
+    ) -> int:
+        """Return the number of patches of an image of this size in pixels, after resizing."""
+        ...

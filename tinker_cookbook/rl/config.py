@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.advantages import AdvantageEstimator, LengthNormalization
-from tinker_cookbook.rl.rollout_limits import TerminationRewardPolicy
+from tinker_cookbook.rl.algorithms import (
+    LOSSES,
+    AdvantageEstimator,
+    LengthNormalization,
+    RLLoss,
+)
+from tinker_cookbook.rl.rollout_limits import RolloutConfig, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_presets import (
-    RolloutConfig,
     default_rollout_config_for_model,
     default_rollout_strategy_for_model,
 )
 from tinker_cookbook.rl.rollout_strategy import RolloutStrategy, rollout_strategy_from_config
 from tinker_cookbook.rl.rollouts import RolloutSettings
 from tinker_cookbook.rl.types import RLDatasetBuilder
-from tinker_cookbook.run_options import (
-    CheckpointOptions,
-    ModelOptions,
-    OptimizerOptions,
-    TrackingOptions,
-    check_options,
-    expand_path,
-)
+from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 __all__ = [
@@ -35,10 +32,6 @@ __all__ = [
     "RLLoss",
     "RunOptions",
     "StreamMinibatchConfig",
-]
-
-RLLoss: TypeAlias = Literal[
-    "importance_sampling", "ppo", "cispo", "gspo", "dro", "stable_reinforce"
 ]
 
 
@@ -72,7 +65,7 @@ class AsyncConfig:
 
 
 @chz.chz
-class RunOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelOptions):
+class RunOptions(SharedOptions):
     """The settings of every RL run; a recipe's config adds what is its own."""
 
     lr_schedule: LRSchedule = chz.field(default="constant", doc="linear, cosine or constant.")
@@ -181,7 +174,7 @@ class Config(RunOptions):
 
     def records_stability_info(self) -> bool:
         """Whether the loss needs more of the sampler than log probabilities."""
-        return self.training_loss_fn() == "stable_reinforce"
+        return LOSSES[self.training_loss_fn()].needs_sampling_records
 
     def effective_termination(self) -> TerminationRewardPolicy | None:
         """Rewards at a limit: those set here, else those of the model's preset."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from tinker_cookbook.rl.advantages import (
+from tinker_cookbook.rl.algorithms import (
+    LOSSES,
     AdvantageEstimator,
     LengthNormalization,
     compute_group_advantages,
@@ -154,16 +155,18 @@ def remove_constant_reward_groups(
 
 
 def drop_client_inputs(data_D: Sequence[tinker.Datum], loss_fn: str) -> list[tinker.Datum]:
-    """The datums as the service takes them: without `mask`, with what the loss needs besides."""
+    """Return the datums as the service takes them: without `mask`, with all inputs of the loss."""
     import tinker
 
+    # A loss that only some service knows has no entry; it gets the inputs that every loss takes.
+    loss = LOSSES.get(loss_fn)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    extra_inputs = {} if loss is None else loss.extra_inputs
     sent = []
     for datum in data_D:
         inputs = {
             key: value for key, value in datum.loss_fn_inputs.items() if key not in CLIENT_INPUTS
         }
-        if loss_fn == "gspo":
-            inputs["sequence_ratio_mask"] = datum.loss_fn_inputs["mask"]
+        inputs |= {name: datum.loss_fn_inputs[own] for name, own in extra_inputs.items()}
         sent.append(
             tinker.Datum(
                 model_input=datum.model_input,

@@ -11,14 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.checkpoint_utils import (
-    CheckpointRecord,
-    load_checkpoints_file,
-    submit_checkpoint,
-)
 from tinker_cookbook.completers import TinkerTokenCompleter, TokenCompleter, derive_seed
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import (
@@ -38,16 +32,13 @@ from tinker_cookbook.rl.optimize import PendingUpdate
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
-from tinker_cookbook.rl.transcript_page import write_transcripts
+from tinker_cookbook.rl.transcripts.page import write_transcripts
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
-from tinker_cookbook.training_run import (
-    TrainingRun,
-    adam_params,
-    build_checkpoint_manager,
-    snapshot_weights,
-)
+from tinker_cookbook.runs.checkpoint_manager import FinishSave
+from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
+from tinker_cookbook.runs.open_run import Run, RunResult
+from tinker_cookbook.runs.training_client import snapshot_weights
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import iteration_dir
 from tinker_cookbook.utils.progress import ProgressReporter
 
@@ -98,7 +89,7 @@ class TrainingStep:
     sampled_P: list[SampledGroup] = field(default_factory=list)
     """All groups: lost ones and those of equal rewards too."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    saving: Any = None
+    saving: FinishSave | None = None
 
 
 class Loop:
@@ -106,29 +97,26 @@ class Loop:
 
     def __init__(
         self,
-        config: Config,
-        run: TrainingRun,
+        run: Run[Config],
         dataset: RLDataset,
-        tokenizer: Tokenizer,
         *,
-        total_steps: int,
         context_window: int | None = None,
         kl_reference_client: tinker.SamplingClient | None = None,
     ) -> None:
-        self.config = config
+        from tinker_cookbook import tokenizer_utils
+
+        self.config = run.config
         self.dataset = dataset
-        self.total_steps = total_steps
-        self.settings = config.rollout_settings()
+        self.total_steps = run.total_steps
+        self.settings = self.config.rollout_settings()
         self._run = run
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer = tokenizer_utils.get_tokenizer(self.config.model_name)
         self._context_window = context_window
         self._kl_reference_client = kl_reference_client
-        self._evaluators = [build() for build in config.evaluator_builders]
-        self._checkpoints = build_checkpoint_manager(config, run)
+        self._evaluators = [build() for build in self.config.evaluator_builders]
         self._errors = RolloutErrorCounter()
-        self._best = -math.inf
+        self._best = self._find_best()
         self._floor: SamplingGap | None = None
-        self._last_finish = time.perf_counter()
 
     def add_held_out(self, test_dataset: RLDataset | None) -> None:
         """Roll out held-out tasks too."""
@@ -143,18 +131,14 @@ class Loop:
         )
         self._evaluators.insert(0, held_out)
 
-    def start(self, start_step: int) -> None:
-        """Open the progress display and find the best value so far."""
-        if start_step:
-            print(f"resumed  after step {start_step} of {self.total_steps}", flush=True)
-        self._progress = ProgressReporter(self.total_steps, start_step, shown=SHOWN)
-        for record in load_checkpoints_file(self.config.log_path):
-            if record.has("best_value") and (record.batch or 0) <= start_step:
-                self._best = max(self._best, float(record.get("best_value")))
-
-    def close(self) -> None:
-        """Leave the progress display as it is."""
-        self._progress.close()
+    def _find_best(self) -> float:
+        """Return the best held-out value before the first step of this start."""
+        values = [
+            float(record.get("best_value"))
+            for record in load_checkpoints_file(self.config.log_path)
+            if record.has("best_value") and (record.batch or 0) <= self._run.start_step
+        ]
+        return max(values, default=-math.inf)
 
     # ---- sampling ----
 
@@ -192,7 +176,7 @@ class Loop:
         Raises:
             AllTrajectoriesFailedError: if no group is left.
         """
-        watch = _SamplingWatch(self._progress, len(builders_P))
+        watch = _SamplingWatch(self._run.progress, len(builders_P))
         async with trace.scope_span("sampling"):
             sampled_P = await gather_or_cancel(
                 watch.follow(self.sample_group(builder, policy, index, step=step))
@@ -206,20 +190,17 @@ class Loop:
     def begin_step(self, step: int, window: trace.IterationWindow) -> TrainingStep:
         """An empty step, with its learning rate."""
         config = self.config
-        learning_rate = config.learning_rate * compute_schedule_lr_multiplier(
-            config.lr_schedule, step, self.total_steps, warmup_steps=config.warmup_steps
-        )
         update = PendingUpdate(
             self._run.training_client,
             config.training_loss_fn(),
             config.loss_fn_config,
-            adam_params(config, learning_rate),
+            self._run.adam_params(step),
         )
         started = TrainingStep(step, update, window)
         started.metrics |= {
             "progress/batch": step,
             "progress/done_frac": (step + 1) / self.total_steps,
-            "optim/lr": learning_rate,
+            "optim/lr": self._run.learning_rate(step),
         }
         return started
 
@@ -253,8 +234,7 @@ class Loop:
     def submit_checkpoint(self, step: TrainingStep) -> None:
         """Queue the checkpoint that is due; call it directly after the optimizer step."""
         done = step.step + 1
-        if done < self.total_steps:
-            step.saving = self._checkpoints.submit_due(done, {"batch": done})
+        step.saving = self._run.submit_checkpoint({"batch": done}, steps_done=done)
 
     async def finish_step(
         self, step: TrainingStep, next_client: tinker.SamplingClient | None = None
@@ -274,15 +254,7 @@ class Loop:
         self._measure_floor(step)
         self._warn(metrics, step)
         self._write_transcripts(step)
-        step.window.write_spans_jsonl(Path(self.config.log_path) / "timing_spans.jsonl", step.step)
-        now = time.perf_counter()
-        seconds, self._last_finish = now - self._last_finish, now
-        metrics |= step.window.get_timing_metrics() | {"time/step": seconds}
-        metrics["time/tokens_per_second"] = metrics["num_tokens"] / seconds
-        self._run.metrics.log_metrics(metrics, step=step.step)
-        self._progress.step(metrics)
-        if step.saving is not None:
-            await step.saving()
+        await self._run.finish_step(step.step, metrics, step.window, step.saving)
 
     def _rollout_metrics(self, sampled_P: Sequence[SampledGroup]) -> dict[str, float]:
         filled = [sampled for sampled in sampled_P if sampled.has_trajectories]
@@ -316,7 +288,7 @@ class Loop:
         gap = step.update.gap
         if self._floor is None and gap is not None and same_weights and math.isfinite(gap.mean):
             self._floor = gap
-            self._progress.message(gap.describe())
+            self._run.progress.message(gap.describe())
 
     def _warn(self, metrics: dict[str, Any], step: TrainingStep) -> None:
         divergence = metrics.get("optim/kl_sample_train_v2", 0.0)
@@ -415,20 +387,15 @@ class Loop:
             ttl_seconds=self.config.ttl_seconds,
         ).finish()
 
-    async def end(self, sampling_client: tinker.SamplingClient) -> tuple[dict, dict[str, float]]:
-        """Evaluate, write that row, and save; in this order, so that a crash loses nothing.
-
-        Returns:
-            Paths of the final checkpoint, and the metrics of the final evaluation.
-        """
+    async def end(self, sampling_client: tinker.SamplingClient) -> RunResult:
+        """Evaluate, write that row, and save; in this order, so that a crash loses nothing."""
         with trace.trace_iteration(self.total_steps) as window:
             evaluated = await self.evaluate(self.total_steps, sampling_client)
         if evaluated:
             self._run.metrics.log_metrics(
                 evaluated | window.get_timing_metrics(), step=self.total_steps
             )
-        paths = await self._checkpoints.save_final_async({"batch": self.total_steps})
-        return paths, evaluated
+        return await self._run.finish({"batch": self.total_steps}, evaluated)
 
 
 def check_batch(sampled_P: Sequence[SampledGroup], config: Config) -> None:
@@ -454,13 +421,6 @@ def check_batch(sampled_P: Sequence[SampledGroup], config: Config) -> None:
 def update_has_data(step: TrainingStep) -> bool:
     """Whether anything was sent to the trainer."""
     return bool(step.update.data_D)
-
-
-def start_step_of(checkpoint: CheckpointRecord | None, total_steps: int) -> int:
-    """The first step that a checkpoint does not contain."""
-    if checkpoint is None:
-        return 0
-    return total_steps if checkpoint.final else int(checkpoint.batch or 0)
 
 
 class _SamplingWatch:

@@ -12,8 +12,8 @@ from tinker_cookbook.completers import TinkerTokenCompleter, TokenCompleter
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.data_processing import flatten_chunks
+from tinker_cookbook.rl.rollout_limits import RolloutConfig
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
-from tinker_cookbook.rl.rollout_presets import RolloutConfig
 from tinker_cookbook.rl.rollout_strategy import RetryOnFailure, RolloutStrategy, gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, RolloutSettings, rollout_group
 from tinker_cookbook.rl.types import (
@@ -170,7 +170,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
     def _export(
         self, export: RolloutSummaryExportConfig, groups_P: Sequence[TrajectoryGroup]
     ) -> None:
-        from tinker_cookbook.rl.transcript_page import write_transcripts
+        from tinker_cookbook.rl.transcripts.page import write_transcripts
 
         write_transcripts(
             export,

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinker_cookbook.rl.data_processing import flatten_chunks, unflatten_chunks
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.sdk_futures import call
+from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
     import tinker

@@ -11,10 +11,10 @@ import numpy as np
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.data_processing import drop_client_inputs
 from tinker_cookbook.rl.metrics import SamplingGap, compute_kl_sample_train, measure_sampling_gap
-from tinker_cookbook.training_run import add_service_metrics
+from tinker_cookbook.runs.training_client import add_service_metrics
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.misc_utils import split_list
-from tinker_cookbook.utils.sdk_futures import awaitable
+from tinker_cookbook.utils.sdk_compat import awaitable
 
 if TYPE_CHECKING:
     import tinker

@@ -1,4 +1,8 @@
-"""A question, an answer, a grade: the single-turn environment most tasks need."""
+"""The single-turn environment: one question, one reply, one grade.
+
+A subclass of `ProblemEnv` says what the question is and grades the reply. Where two functions are
+enough, use `rl.problems` instead.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.completers import StopCondition
@@ -18,6 +22,7 @@ from tinker_cookbook.rl.types import (
     ActionExtra,
     Env,
     EnvGroupBuilder,
+    Logs,
     Metrics,
     Observation,
     StepResult,
@@ -27,19 +32,85 @@ from tinker_cookbook.rl.types import (
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["ProblemEnv", "ProblemGroupBuilder", "logger"]
+__all__ = ["Grade", "ProblemEnv", "ProblemGroupBuilder", "grade_step", "logger", "read_reply"]
 
 logger = logging.getLogger(__name__)
 
 
-class ProblemEnv(Env):
-    """One question; the reward is `correct + format_coef * (format - 1)`.
+@dataclass(frozen=True)
+class Grade:
+    """The grade of one reply."""
 
-    A subclass says what the question is and grades the text of the reply. Grading that computes
-    for long holds up all rollouts; set `grade_in_thread` there.
+    reward: float
+    """Any finite number, usually 0 to 1."""
+    metrics: Metrics = field(default_factory=dict)
+    """Numbers that are averaged over the batch, as `env/all/<name>`."""
+    reason: str = ""
+    """Why the reply has this reward, for the transcript."""
+    well_formed: bool = True
+    """Whether the reply has the form that was asked for; a reply without it costs a penalty."""
+
+
+def read_reply(
+    renderer: Renderer, action: Action, extra: ActionExtra | None, *, require_stop: bool
+) -> tuple[str, bool]:
+    """Parse the reply of a single turn.
+
+    Args:
+        renderer: The chat format.
+        action: The sampled tokens.
+        extra: What else is known about them.
+        require_stop: Whether a reply counts as ended only if a stop sequence ended it. Otherwise
+            a reply that the token limit cut counts too.
+
+    Returns:
+        The text without thinking and tool calls, and whether the reply ended.
     """
+    message, termination = renderer.parse_response(action)
+    if require_stop:
+        ended = termination.is_stop_sequence
+    else:
+        ended = termination.is_clean or (extra or {}).get("stop_reason") == "length"
+    return get_text_content(message), ended
+
+
+def grade_step(
+    grade: Grade,
+    *,
+    ended: bool,
+    format_penalty: float,
+    stop_condition: StopCondition,
+    reference_answer: str = "",
+) -> StepResult:
+    """Return the last step of a single-turn episode, with the metrics `format` and `correct`.
+
+    Args:
+        grade: The grade of the reply.
+        ended: Whether the reply ended as it should; one that did not is badly formed.
+        format_penalty: What a badly formed reply costs.
+        stop_condition: What ends a reply; the step has to repeat it.
+        reference_answer: The right answer, for the transcript.
+    """
+    import tinker
+
+    well_formed = float(ended and grade.well_formed)
+    told = {"reference_answer": reference_answer, "reason": grade.reason}
+    logs: Logs = {name: text for name, text in told.items() if text}
+    return StepResult(
+        reward=format_penalty * (well_formed - 1) + grade.reward,
+        episode_done=True,
+        next_observation=tinker.ModelInput.empty(),
+        next_stop_condition=stop_condition,
+        metrics={"format": well_formed, "correct": grade.reward, **grade.metrics},
+        logs=logs,
+    )
+
+
+class ProblemEnv(Env):
+    """One question; the reward is `correct + format_coef * (format - 1)`."""
 
     grade_in_thread = False
+    """Whether to grade in a thread. A grader that computes for long would delay all rollouts."""
 
     def __init__(
         self,
@@ -54,7 +125,8 @@ class ProblemEnv(Env):
             renderer: Writes the prompt and reads the reply.
             convo_prefix: Messages before the question: a system prompt, solved examples.
             format_coef: What a badly formed reply costs.
-            require_stop_sequence_for_format: A reply cut by the token limit is badly formed.
+            require_stop_sequence_for_format: Whether a reply that the token limit cut counts as
+                badly formed.
         """
         self.renderer = renderer
         self.convo_prefix = convo_prefix or []
@@ -63,66 +135,59 @@ class ProblemEnv(Env):
 
     @property
     def stop_condition(self) -> StopCondition:
-        """What ends the reply."""
+        """Return what ends the reply."""
         return self.renderer.get_stop_sequences()
 
     @abstractmethod
     def get_question(self) -> str:
-        """The user's message."""
+        """Return the user's message."""
 
     @abstractmethod
     def check_answer(self, sample_str: str) -> float:
-        """Whether a reply is right: a bool, or a number from 0 to 1 for partial credit."""
+        """Return whether a reply is right: a bool, or 0 to 1 for partial credit."""
 
     @abstractmethod
     def check_format(self, sample_str: str) -> bool:
-        """Whether a reply has the form that was asked for."""
+        """Return whether a reply has the form that was asked for."""
 
     @abstractmethod
     def get_reference_answer(self) -> str:
-        """The right answer, for the transcript."""
+        """Return the right answer, for the transcript."""
 
     async def initial_observation(self) -> tuple[Observation, StopCondition]:
-        """The prompt."""
+        """Return the prompt."""
         question: Message = {"role": "user", "content": self.get_question()}
         prompt = self.renderer.build_generation_prompt([*self.convo_prefix, question])
         return prompt, self.stop_condition
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        """Grade the reply; the episode is over."""
-        import tinker
-
-        message, termination = self.renderer.parse_response(action)
-        text = get_text_content(message)
-        ended = (
-            termination.is_stop_sequence
-            if self.require_stop_sequence_for_format
-            else termination.is_clean or (extra or {}).get("stop_reason") == "length"
+        """Grade the reply and end the episode."""
+        text, ended = read_reply(
+            self.renderer, action, extra, require_stop=self.require_stop_sequence_for_format
         )
         if self.grade_in_thread:
-            well_formed, correct = await asyncio.to_thread(self._grade, text)
+            grade = await asyncio.to_thread(self._grade, text)
         else:
-            well_formed, correct = self._grade(text)
-        well_formed = float(ended and well_formed)
-        return StepResult(
-            reward=self.format_coef * (well_formed - 1) + correct,
-            episode_done=True,
-            next_observation=tinker.ModelInput.empty(),
-            next_stop_condition=self.stop_condition,
-            metrics={"format": well_formed, "correct": correct},
-            logs={"reference_answer": self.get_reference_answer()},
+            grade = self._grade(text)
+        return grade_step(
+            grade,
+            ended=ended,
+            format_penalty=self.format_coef,
+            stop_condition=self.stop_condition,
+            reference_answer=self.get_reference_answer(),
         )
 
-    def _grade(self, text: str) -> tuple[float, float]:
-        return float(self.check_format(text)), float(self.check_answer(text))
+    def _grade(self, text: str) -> Grade:
+        well_formed = bool(self.check_format(text))
+        return Grade(float(self.check_answer(text)), well_formed=well_formed)
 
 
 @dataclass(frozen=True)
 class ProblemGroupBuilder(EnvGroupBuilder):
-    """The same problem several times."""
+    """One problem, several times."""
 
     env_thunk: Callable[[], ProblemEnv]
-    """Makes one environment. To pickle, it is a `functools.partial`, not a lambda."""
+    """Makes one environment. A `functools.partial` can be pickled; a lambda cannot."""
     num_envs: int
     dataset_name: str = "problems"
 
@@ -134,15 +199,15 @@ class ProblemGroupBuilder(EnvGroupBuilder):
             )
 
     async def make_envs(self) -> Sequence[Env]:
-        """As many environments as the group has members."""
+        """Return one environment per member of the group."""
         return [self.env_thunk() for _ in range(self.num_envs)]
 
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
-        """None: the problem's own reward is all."""
+        """Add nothing to the rewards of the problem."""
         return [(0.0, {}) for _ in trajectory_group]
 
     def logging_tags(self) -> list[str]:
-        """The data set's name."""
+        """Return the name of the data set."""
         return [self.dataset_name]

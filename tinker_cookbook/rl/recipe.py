@@ -9,9 +9,9 @@ from typing import Any
 
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
-from tinker_cookbook.run_directory import default_log_path
-from tinker_cookbook.run_options import shared_options
-from tinker_cookbook.run_report import read_held_out_samples, report_run, sample_command
+from tinker_cookbook.runs.directory import default_log_path
+from tinker_cookbook.runs.options import shared_options
+from tinker_cookbook.runs.report import read_held_out_samples, report_run, sample_command
 
 __all__ = ["build_config", "run"]
 

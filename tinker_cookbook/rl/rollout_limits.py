@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -11,9 +13,14 @@ __all__ = [
     "DEFAULT_LIMIT_STOP_REASONS",
     "DEFAULT_RETRY_MESSAGE_TEMPLATE",
     "ParseErrorPolicy",
+    "RolloutConfig",
     "RolloutLimits",
     "TerminationRewardPolicy",
+    "ToolExecution",
 ]
+
+ToolExecution: TypeAlias = Literal["sequential", "parallel", "concurrent_safe"]
+"""`concurrent_safe` runs side by side only calls of tools with `concurrent = True`."""
 
 DEFAULT_RETRY_MESSAGE_TEMPLATE = (
     "The last reply could not be read: {details}\nWrite the whole reply again in the right format."
@@ -121,3 +128,19 @@ class TerminationRewardPolicy:
     @chz.validate
     def _check(self) -> None:
         _check_positive(self, "grader_timeout_seconds")
+
+
+@chz.chz
+class RolloutConfig:
+    """Everything about how one episode is run."""
+
+    limits: RolloutLimits = chz.field(default_factory=RolloutLimits, doc="Limits on an episode.")
+    parse_errors: ParseErrorPolicy | None = chz.field(
+        default=None, doc="What follows an unreadable reply; None: the environment decides."
+    )
+    termination: TerminationRewardPolicy | None = chz.field(
+        default=None, doc="Rewards at a limit, and grading; None: as the environment gives them."
+    )
+    tool_execution: ToolExecution = chz.field(
+        default="parallel", doc="How several tool calls of one reply are run."
+    )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-import chz
-
 from tinker_cookbook.rl.rollout_limits import (
     ParseErrorPolicy,
+    RolloutConfig,
     RolloutLimits,
     TerminationRewardPolicy,
+    ToolExecution,
 )
-
-if TYPE_CHECKING:
-    from tinker_cookbook.rl.rollout_strategy import RolloutStrategy
+from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
 
 __all__ = [
     "RolloutConfig",
@@ -23,25 +19,6 @@ __all__ = [
     "default_rollout_strategy_for_model",
     "simple",
 ]
-
-ToolExecution: TypeAlias = Literal["sequential", "parallel", "concurrent_safe"]
-"""`concurrent_safe` runs side by side only calls of tools with `concurrent = True`."""
-
-
-@chz.chz
-class RolloutConfig:
-    """Everything about how one episode is run."""
-
-    limits: RolloutLimits = chz.field(default_factory=RolloutLimits, doc="Limits on an episode.")
-    parse_errors: ParseErrorPolicy | None = chz.field(
-        default=None, doc="What follows an unreadable reply; None: the environment decides."
-    )
-    termination: TerminationRewardPolicy | None = chz.field(
-        default=None, doc="Rewards at a limit, and grading; None: as the environment gives them."
-    )
-    tool_execution: ToolExecution = chz.field(
-        default="parallel", doc="How several tool calls of one reply are run."
-    )
 
 
 def simple() -> RolloutConfig:
@@ -68,7 +45,5 @@ def default_rollout_config_for_model(model_name: str) -> RolloutConfig:
 
 def default_rollout_strategy_for_model(model_name: str) -> RolloutStrategy:
     """What happens to failing rollouts where nothing is said: lose members, never the batch."""
-    from tinker_cookbook.rl.rollout_strategy import MinViableGroup
-
     del model_name
     return MinViableGroup()

@@ -17,8 +17,7 @@ from tinker_cookbook.completers import (
 )
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.renderers.types import Message
-from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, RolloutLimits
-from tinker_cookbook.rl.rollout_presets import RolloutConfig
+from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, RolloutConfig, RolloutLimits
 from tinker_cookbook.rl.types import (
     STOP_METRIC_PREFIX,
     Env,

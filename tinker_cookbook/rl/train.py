@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import chz
-
-from tinker_cookbook import checkpoint_utils, service
+from tinker_cookbook import service
 from tinker_cookbook.display import format_trajectory
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.algorithms import LOSSES
 from tinker_cookbook.rl.async_training import do_async_training
 from tinker_cookbook.rl.config import (
     AsyncConfig,
@@ -24,29 +20,22 @@ from tinker_cookbook.rl.config import (
     StreamMinibatchConfig,
 )
 from tinker_cookbook.rl.dataset_utils import EpochCycledRLDataset
-from tinker_cookbook.rl.loop import Loop, start_step_of
+from tinker_cookbook.rl.loop import SHOWN, Loop
 from tinker_cookbook.rl.optimize import train_step
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import set_rollout_executor
 from tinker_cookbook.rl.stream_training import do_sync_training_with_stream_minibatch
 from tinker_cookbook.rl.sync_training import do_sync_training
 from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
-from tinker_cookbook.run_directory import open_log_dir
-from tinker_cookbook.run_report import report_complete
-from tinker_cookbook.training_run import (
-    TrainingRun,
-    create_training_client,
-    open_loggers,
-    open_service_client,
-    report_saved,
-    snapshot_weights,
-)
+from tinker_cookbook.runs.checkpoint_manager import CheckpointManager
+from tinker_cookbook.runs.open_run import Run, RunResult, open_run
+from tinker_cookbook.runs.training_client import snapshot_weights
 from tinker_cookbook.utils.misc_utils import timed
+from tinker_cookbook.utils.sdk_compat import create_client
 
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.checkpoint_utils import CheckpointRecord
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
@@ -63,22 +52,7 @@ __all__ = [
     "train_step",
 ]
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Where a finished run left its weights, and its last held-out numbers."""
-
-    log_path: str
-    model_name: str
-    state_path: str
-    sampler_path: str
-    best_sampler_path: str
-    """The weights that did best on held-out tasks; the final ones where nothing was held out."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the final evaluation; empty if the run had been complete before."""
 
 
 async def main(config: Config, rollout_executor: Executor | None = None) -> RunResult:
@@ -96,18 +70,33 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         TrainingError: if the run cannot go on; it can be resumed from its last checkpoint.
     """
     set_rollout_executor(rollout_executor)
-    with open_log_dir(config.log_path, config.behavior_if_log_dir_exists, config):
-        return await _connect_and_run(config)
-
-
-async def _connect_and_run(config: Config) -> RunResult:
-    with service.connect(config.base_url, config.model_name) as connection:
-        config = chz.replace(config, model_name=connection.model_name)
-        print(f"{connection.describe()}\nrun      {config.log_path}", flush=True)
+    async with open_run(config, config.recipe_name) as run:
         dataset, test_dataset = await config.dataset_builder()
         if config.num_epochs > 1:
             dataset = EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
-        return await _run(config, connection, dataset, test_dataset)
+        _check_loss(config, run.connection)
+        has_begun = await run.begin(
+            _count_steps(config, dataset), renderer_name=config.renderer_name, shown=SHOWN
+        )
+        if not has_begun:
+            return run.result()
+        loop = Loop(
+            run,
+            dataset,
+            context_window=await asyncio.to_thread(_context_window, run),
+            kl_reference_client=await _create_reference(run),
+        )
+        loop.add_held_out(test_dataset)
+        return await loop.end(await _choose_loop(config)(loop, run.start_step))
+
+
+def _choose_loop(config: Config) -> Callable[[Loop, int], Awaitable[tinker.SamplingClient]]:
+    """Return the loop that the settings ask for; it returns the final weights."""
+    if config.async_config is not None:
+        return do_async_training
+    if config.stream_minibatch_config is not None:
+        return do_sync_training_with_stream_minibatch
+    return do_sync_training
 
 
 async def gather_with_progress(coroutines: Iterable[Coroutine[Any, Any, T]], desc: str) -> list[T]:
@@ -137,7 +126,7 @@ def print_group(traj_group: TrajectoryGroup, tokenizer: Tokenizer) -> None:
 
 async def save_checkpoint_and_get_sampling_client(
     training_client: tinker.TrainingClient,
-    checkpoint_mgr: checkpoint_utils.CheckpointManager,
+    checkpoint_mgr: CheckpointManager,
     i_batch: int,
     start_batch: int = 0,
     record_stability_info: bool = False,
@@ -163,93 +152,15 @@ async def save_checkpoint_and_get_sampling_client(
     return client, metrics
 
 
-async def _run(
-    config: Config,
-    connection: service.Connection,
-    dataset: RLDataset,
-    test_dataset: RLDataset | None,
-) -> RunResult:
-    _check_loss(config, connection)
-    total_steps = _count_steps(config, dataset)
-    checkpoint = checkpoint_utils.get_last_checkpoint(config.log_path)
-    start_step = start_step_of(checkpoint, total_steps)
-    if checkpoint is not None and start_step >= total_steps:
-        report_complete(config.log_path)
-        return _result(config, checkpoint.state_path or "", checkpoint.sampler_path or "", {})
-    from tinker_cookbook import tokenizer_utils
-
-    tokenizer = tokenizer_utils.get_tokenizer(config.model_name)
-    with open_loggers(config, start_step) as metrics:
-        async with open_service_client(connection, config, config.recipe_name) as service_client:
-            loop = Loop(
-                config,
-                await _open_run(config, service_client, checkpoint, metrics),
-                dataset,
-                tokenizer,
-                total_steps=total_steps,
-                context_window=await asyncio.to_thread(_context_window, connection, config),
-                kl_reference_client=await _create_reference(service_client, config),
-            )
-            loop.add_held_out(test_dataset)
-            result = await _train(loop, start_step)
-            await report_saved(service_client, config.log_path)
-            return result
-
-
-async def _open_run(
-    config: Config,
-    service_client: tinker.ServiceClient,
-    checkpoint: CheckpointRecord | None,
-    metrics: object,
-) -> TrainingRun:
-    training_client = await create_training_client(
-        service_client, config, checkpoint, renderer_name=config.renderer_name
-    )
-    return TrainingRun(service_client, training_client, metrics)  # pyright: ignore[reportArgumentType]
-
-
-async def _train(loop: Loop, start_step: int) -> RunResult:
-    loop.start(start_step)
-    try:
-        if loop.config.async_config is not None:
-            sampling_client = await do_async_training(loop, start_step)
-        elif loop.config.stream_minibatch_config is not None:
-            sampling_client = await do_sync_training_with_stream_minibatch(loop, start_step)
-        else:
-            sampling_client = await do_sync_training(loop, start_step)
-        paths, evaluated = await loop.end(sampling_client)
-    finally:
-        loop.close()
-    return _result(loop.config, paths["state_path"], paths["sampler_path"], evaluated)
-
-
 def _check_loss(config: Config, connection: service.Connection) -> None:
     """The service would refuse it too, but only after a batch has been sampled."""
-    if config.training_loss_fn() == "stable_reinforce" and connection.kind == "local":
+    loss_fn = config.training_loss_fn()
+    if connection.kind == "local" and not LOSSES[loss_fn].on_local_service:
+        offered = ", ".join(name for name, loss in LOSSES.items() if loss.on_local_service)
         raise ConfigurationError(
-            "loss_fn=stable_reinforce is not offered by the local service, since its formula is "
-            "not public; use importance_sampling, ppo, cispo, gspo or dro, or another service."
+            f"loss_fn={loss_fn} is not offered by the local service, since its formula is not "
+            f"public; use one of {offered}, or another service."
         )
-
-
-def _result(
-    config: Config, state_path: str, sampler_path: str, metrics: dict[str, float]
-) -> RunResult:
-    records = checkpoint_utils.load_checkpoints_file(config.log_path)
-    best = max(
-        (record for record in records if record.has("best_value")),
-        key=lambda record: record.get("best_value"),
-        default=None,
-    )
-    best_path = best.sampler_path if best is not None else None
-    return RunResult(
-        config.log_path,
-        config.model_name,
-        state_path,
-        sampler_path,
-        best_path or sampler_path,
-        metrics,
-    )
 
 
 def _count_steps(config: Config, dataset: RLDataset) -> int:
@@ -264,24 +175,19 @@ def _count_steps(config: Config, dataset: RLDataset) -> int:
     return num_batches if config.max_steps is None else min(num_batches, config.max_steps)
 
 
-async def _create_reference(
-    service_client: tinker.ServiceClient, config: Config
-) -> tinker.SamplingClient | None:
-    reference = config.kl_reference_config
-    if reference is None or not config.kl_penalty_coef:
+async def _create_reference(run: Run[Config]) -> tinker.SamplingClient | None:
+    """Return the model that the KL penalty compares with; None without a penalty."""
+    reference = run.config.kl_reference_config
+    if reference is None or not run.config.kl_penalty_coef:
         return None
     path = reference.load_checkpoint_path
-    source: dict[str, Any] = (
-        {"base_model": reference.base_model} if path is None else {"model_path": path}
-    )
-    created = await asyncio.to_thread(service_client.create_sampling_client, **source)
-    # SDK 0.35 returned the client itself, later ones return a future of it.
-    return await created if inspect.isawaitable(created) else created
+    source = {"base_model": reference.base_model} if path is None else {"model_path": path}
+    return await create_client(run.service_client.create_sampling_client, **source)
 
 
-def _context_window(connection: service.Connection, config: Config) -> int | None:
-    """Tokens that prompt and reply may have together, as far as the service says."""
-    for model in connection.capabilities().supported_models:
-        if model.model_name == config.model_name:
+def _context_window(run: Run[Config]) -> int | None:
+    """Return the maximum tokens of prompt and reply together; None if the service does not say."""
+    for model in run.connection.capabilities().supported_models:
+        if model.model_name == run.config.model_name:
             return getattr(model, "max_context_length", None)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import time
 from typing import Any
@@ -15,6 +16,8 @@ __all__ = ["ModalSandbox"]
 DEFAULT_OUTPUT_BYTES = 1024 * 1024
 WORKDIR = "/workspace"
 GRACE_SECONDS = 30
+INPUT_CHUNK_BYTES = 1024 * 1024
+"""Bytes of input per request; Modal refuses to buffer more than 2 MiB."""
 
 
 class ModalSandbox:
@@ -128,7 +131,7 @@ class ModalSandbox:
         workdir: str,
         timeout: int,
         *,
-        data: bytes | None = None,
+        data: bytes = b"",
         limit: int | None = None,
     ) -> SandboxResult:
         """Run `command` in `workdir`, which may be relative to the folder where all starts."""
@@ -145,10 +148,7 @@ class ModalSandbox:
                 process = await self._sandbox.exec.aio(
                     "timeout", "-k", "1", str(timeout), "sh", "-c", inner, text=False
                 )
-                if data is not None:
-                    process.stdin.write(data)
-                process.stdin.write_eof()
-                await process.stdin.drain.aio()
+                await _send_input(process, data)
                 stdout, stderr = await asyncio.gather(
                     process.stdout.read.aio(), process.stderr.read.aio()
                 )
@@ -165,3 +165,18 @@ class ModalSandbox:
 
     def _terminated(self, problem: str) -> SandboxTerminatedError:
         return SandboxTerminatedError(f"sandbox {self.sandbox_id} {problem}; make a new one.")
+
+
+async def _send_input(process: Any, data: bytes) -> None:
+    """Write `data` to a command's standard input and close it.
+
+    A command may end, or close its input, before all of it is sent. That is the command's choice,
+    as in a shell pipe, and not a failure: the exit code and the output say what happened.
+    """
+    # A pipe raises ConnectionError; Modal raises ValueError for the input of an ended command.
+    with contextlib.suppress(ConnectionError, ValueError):
+        for start in range(0, len(data), INPUT_CHUNK_BYTES):
+            process.stdin.write(data[start : start + INPUT_CHUNK_BYTES])
+            await process.stdin.drain.aio()
+        process.stdin.write_eof()
+        await process.stdin.drain.aio()

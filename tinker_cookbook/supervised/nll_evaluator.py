@@ -9,7 +9,7 @@ import numpy as np
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
-from tinker_cookbook.utils.sdk_futures import call
+from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
     import tinker

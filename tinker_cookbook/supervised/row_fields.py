@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from typing import Any, NoReturn
 
 from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["KEY_HINTS", "ConversationError", "FieldReader", "json_type", "shown"]
 
@@ -78,8 +78,8 @@ class FieldReader:
         for key, item in value.items():
             if key in known or item is None:
                 continue
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = hints.get(key) or (f"did you mean {near[0]!r}?" if near else "")
+            near = nearest_name(str(key), known)
+            hint = hints.get(key) or (f"did you mean {near!r}?" if near else "")
             accepted = f"use {', '.join(known)}"
             self.fail(
                 f"key {shown(key)} is unknown",

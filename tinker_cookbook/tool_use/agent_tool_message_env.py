@@ -15,13 +15,11 @@ from tinker_cookbook.rl.message_env import EnvFromMessageEnv, MessageEnv, Messag
 from tinker_cookbook.rl.rollout_limits import (
     DEFAULT_RETRY_MESSAGE_TEMPLATE,
     ParseErrorPolicy,
-    TerminationRewardPolicy,
-)
-from tinker_cookbook.rl.rollout_presets import (
     RolloutConfig,
+    TerminationRewardPolicy,
     ToolExecution,
-    default_rollout_config_for_model,
 )
+from tinker_cookbook.rl.rollout_presets import default_rollout_config_for_model
 from tinker_cookbook.rl.types import STOP_METRIC_PREFIX, StopReason
 from tinker_cookbook.tool_use.tools import error_tool_result, handle_tool_call
 from tinker_cookbook.tool_use.types import Tool, ToolResult

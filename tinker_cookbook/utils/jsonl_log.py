@@ -6,7 +6,6 @@ last line, which readers skip and the next writer cuts off.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -15,8 +14,9 @@ from typing import Any
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.disk_errors import naming_file
+from tinker_cookbook.utils.durable_files import write_atomically
 
-__all__ = ["append_row", "change_rows", "keep_rows", "read_rows", "write_atomically"]
+__all__ = ["append_row", "change_rows", "keep_rows", "read_rows"]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -82,26 +82,6 @@ def keep_rows(
 def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Rewrite every row of a file that exists, in one atomic step."""
     write_atomically(path, _encode(change(row) for row in read_rows(path)))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old or the new content."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming_file(path), aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _encode(rows: Iterable[dict[str, Any]]) -> bytes:

@@ -20,7 +20,8 @@ from typing import Any
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.disk_errors import optional_file
-from tinker_cookbook.utils.jsonl_log import append_row, write_atomically
+from tinker_cookbook.utils.durable_files import write_atomically
+from tinker_cookbook.utils.jsonl_log import append_row
 from tinker_cookbook.utils.recipe_code import write_code
 
 __all__ = [
@@ -134,9 +135,9 @@ class JsonLogger(Logger):
         if _recipe_config is not None and isinstance(dumped, dict):
             dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
         text = json.dumps(dumped, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.log_dir / CONFIG_FILE, text.encode("utf-8"))
+        write_atomically(self.log_dir / CONFIG_FILE, text)
         with optional_file(self.log_dir / "code.diff"):
-            write_atomically(self.log_dir / "code.diff", code_state().encode("utf-8"))
+            write_atomically(self.log_dir / "code.diff", code_state())
         write_code(self.log_dir)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

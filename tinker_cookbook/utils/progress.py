@@ -7,13 +7,13 @@ import time
 from collections import deque
 from typing import Any, TextIO
 
-__all__ = ["ProgressReporter", "format_seconds"]
+__all__ = ["SUPERVISED_NUMBERS", "ProgressReporter", "ShownNumbers", "format_seconds"]
 
 LINE_SECONDS = 2.0
 RATE_STEPS = 20
-Shown = tuple[tuple[str, str, str], ...]
+ShownNumbers = tuple[tuple[str, str, str], ...]
 """Label, metric and format of each number that is shown."""
-SHOWN: Shown = (
+SUPERVISED_NUMBERS: ShownNumbers = (
     ("loss", "train_mean_nll", ".4f"),
     ("held-out", "test/nll", ".4f"),
     ("lr", "learning_rate", ".1e"),
@@ -29,7 +29,7 @@ class ProgressReporter:
         start_step: int = 0,
         *,
         stream: TextIO | None = None,
-        shown: Shown = SHOWN,
+        shown: ShownNumbers = SUPERVISED_NUMBERS,
     ) -> None:
         self._shown = shown
         self._total = total_steps

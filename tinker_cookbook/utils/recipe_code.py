@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook.utils.jsonl_log import write_atomically
+from tinker_cookbook.utils.durable_files import write_atomically
 
 __all__ = ["CODE_FILE", "code_differences", "write_code"]
 
@@ -33,7 +33,7 @@ def write_code(folder: Path) -> None:
     files = {path.name: digests for path, digests in _read_recipe()}
     if files:
         text = json.dumps({"python": _python(), "files": files}, indent=1) + "\n"
-        write_atomically(folder / CODE_FILE, text.encode("utf-8"))
+        write_atomically(folder / CODE_FILE, text)
 
 
 def code_differences(folder: Path) -> list[str]:

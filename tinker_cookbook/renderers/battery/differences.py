@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.rendering import Rendering
 
 __all__ = ["Difference", "DifferenceKind", "differences", "tokens_with_pads"]

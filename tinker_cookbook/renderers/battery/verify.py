@@ -172,7 +172,7 @@ def _dated(tokenizer: Any, renderer: Renderer, options: Mapping[str, Any]) -> di
 
 def _abilities(tokenizer: Any) -> dict[str, bool]:
     """Return what the template can write."""
-    from tinker_cookbook.renderers.hf_template import HFTemplateRenderer
+    from tinker_cookbook.renderers.hf_template.renderer import HFTemplateRenderer
 
     try:
         renderer = HFTemplateRenderer(tokenizer)

@@ -6,7 +6,6 @@ What messages hold is read in one place, `conversations`, whatever shape they ca
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, NoReturn
 
 from tinker_cookbook.supervised.row_fields import FieldReader
@@ -18,6 +17,7 @@ from tinker_cookbook.supervised.shapes import (
     sharegpt,
 )
 from tinker_cookbook.supervised.shapes.parts import RowParts, Shape
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["SHAPES", "RowParts", "Shape", "fail_unknown_shape", "shape_of"]
 
@@ -62,9 +62,9 @@ def fail_unknown_shape(row: dict[str, Any], reader: FieldReader) -> NoReturn:
     keys = ", ".join(map(repr, list(row)[:8])) or "no keys"
     hints = [advice for key, advice in _OTHER_DATA.items() if row.get(key) is not None]
     hints += [
-        f"rename {key!r} to {near[0]!r}"
+        f"rename {key!r} to {near!r}"
         for key in map(str, row)
-        if key not in _NEAR and (near := difflib.get_close_matches(key, _NEAR, n=1))
+        if key not in _NEAR and (near := nearest_name(key, _NEAR))
     ]
     hints += [
         f"the rows seem to stand in {key!r}: write that list alone"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import difflib
 import gzip
 import lzma
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["BOM", "OpenedFile", "no_room", "open_unpacked"]
 
@@ -93,8 +93,8 @@ def _open(path: Path) -> BinaryIO:
         file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by its reader)
     except FileNotFoundError:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        near = nearest_name(path.name, names)
+        hint = f" Did you mean {path.parent / near}?" if near else ""
         folder = "" if path.parent.is_dir() else f" (nor the folder {path.parent})"
         raise DataFormatError(
             f"{path}: the file does not exist{folder}; give the path of a data file.{hint}"

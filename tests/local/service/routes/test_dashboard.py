@@ -176,6 +176,30 @@ def test_reinforcement_learning_shows_what_means_something(
     assert page.inner_text("#chart-title") == "Loss or objective per token"
 
 
+def test_two_boxes_changed_at_the_same_time_both_count(
+    page: Any, local_service: ServiceProcess, kinds: str
+) -> None:
+    """The second change happens before the rows are made again after the first."""
+    from playwright.sync_api import expect
+
+    sign_in(page, local_service.api_key)
+    page.wait_for_selector("#runs tbody tr")
+    expect(page.locator("#runs input:checked")).to_have_count(1)
+    page.evaluate(
+        """() => {
+            const [checked] = document.querySelectorAll("#runs input:checked");
+            const [other] = document.querySelectorAll("#runs input:not(:checked)");
+            document.otherRun = other.dataset.key;
+            other.click();
+            checked.click();
+        }"""
+    )
+    page.wait_for_timeout(2500)  # the rows are made again meanwhile
+    kept = page.locator("#runs input:checked")
+    expect(kept).to_have_count(1)
+    assert kept.get_attribute("data-key") == page.evaluate("document.otherRun")
+
+
 def test_a_resumed_run_is_shown_once_and_its_checkpoints_together(
     page: Any, local_service: ServiceProcess, kinds: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +13,7 @@ from tinker_cookbook.local.engine.model.pack import CheckedDatum
 from tinker_cookbook.local.engine.training.losses import CUSTOM, LOSSES, Loss
 from tinker_cookbook.local.engine.types import ImageInput, LossSpec, SparseRows, TrainDatum
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["CheckedDatum", "check_batch", "check_loss"]
 
@@ -62,8 +62,8 @@ def check_loss(spec: LossSpec) -> tuple[Loss, dict[str, float]]:
 
 
 def _hint(name: str, known: Mapping[str, object] | set[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    nearest = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest_name(name, known)
+    nearest = f" (did you mean {near!r}?)" if near else ""
     return f"use one of {', '.join(sorted(known))}{nearest}"
 
 

@@ -1,0 +1,190 @@
+"""Renderers by name: those of this package, and those that a program registers."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import Renderer, RendererFactory
+from tinker_cookbook.renderers.types import ImageProcessorProtocol, Message
+from tinker_cookbook.utils.nearest_name import did_you_mean
+
+if TYPE_CHECKING:
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = [
+    "check_renderer_name",
+    "find_image_renderer_names",
+    "get_registered_renderer_names",
+    "get_renderer",
+    "get_renderer_names",
+    "is_renderer_registered",
+    "load_renderer",
+    "register_renderer",
+    "unregister_renderer",
+]
+
+_registered: dict[str, RendererFactory] = {}
+_lock = threading.Lock()
+
+
+def _built_in() -> dict[str, RendererFactory]:
+    """Every format's module, imported when one is asked for: `--help` needs none of them."""
+    from tinker_cookbook.renderers.built_in import BUILT_IN
+
+    return {name: renderer.make for name, renderer in BUILT_IN.items()}
+
+
+def register_renderer(name: str, factory: RendererFactory) -> None:
+    """Add a renderer of your own, or replace one.
+
+    Args:
+        name: what `get_renderer` is asked for; a built-in of that name is hidden.
+        factory: called with (tokenizer, image processor or None). Other processes that unpickle
+            the renderer must have registered the same name.
+    """
+    if not name:
+        raise RendererError(f"name={name!r} is empty; give the renderer a name.")
+    with _lock:
+        _registered[name] = factory
+
+
+def unregister_renderer(name: str) -> bool:
+    """Remove a renderer that was registered; False if there was none."""
+    with _lock:
+        return _registered.pop(name, None) is not None
+
+
+def get_registered_renderer_names() -> list[str]:
+    """Return the names added with `register_renderer`, sorted."""
+    with _lock:
+        return sorted(_registered)
+
+
+def is_renderer_registered(name: str) -> bool:
+    """Whether `register_renderer` added this name."""
+    with _lock:
+        return name in _registered
+
+
+def get_renderer_names() -> list[str]:
+    """Return all names that `get_renderer` knows, sorted."""
+    return sorted({*_built_in(), *get_registered_renderer_names()})
+
+
+def get_renderer(
+    name: str,
+    tokenizer: Tokenizer,
+    image_processor: ImageProcessorProtocol | None = None,
+    model_name: str | None = None,
+) -> Renderer:
+    """Make a renderer by name.
+
+    Args:
+        name: a registered name, or one of the built-in ones below.
+        tokenizer: the model's tokenizer, from `tokenizer_utils.get_tokenizer`.
+        image_processor: for formats with images.
+        model_name: from which another process loads the tokenizer again, when the renderer is
+            pickled; default: the tokenizer's own name.
+
+    Raises:
+        RendererError: if the name is unknown, or the tokenizer lacks the format's control tokens.
+    """
+    renderer = _find_factory(name)(tokenizer, image_processor)
+    loadable_name = model_name or getattr(tokenizer, "name_or_path", None) or None
+    renderer._renderer_name = name
+    renderer._model_name = loadable_name
+    renderer._has_image_processor = image_processor is not None
+    renderer._rebuild = _rebuild_renderer
+    return renderer
+
+
+def check_renderer_name(name: str) -> None:
+    """Refuse a name that `get_renderer` would not know, without any tokenizer.
+
+    Raises:
+        RendererError: with the nearest name.
+    """
+    _find_factory(name)
+
+
+def _find_factory(name: str) -> RendererFactory:
+    with _lock:
+        factory = _registered.get(name) or _built_in().get(name)
+    if factory is None:
+        raise _unknown_name_error(name)
+    return factory
+
+
+def load_renderer(name: str, model_name: str) -> Renderer:
+    """Make a renderer by name for a model, with its tokenizer and, if it sees, its images.
+
+    Args:
+        name: as for `get_renderer`.
+        model_name: a model folder or hub id. The image processor of a vision model is loaded when
+            the first image is rendered.
+
+    Raises:
+        RendererError: as `get_renderer`.
+        ConfigurationError: if the tokenizer cannot be loaded.
+    """
+    from tinker_cookbook.image_processing_utils import deferred_image_processor
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+    images = deferred_image_processor(model_name)
+    return get_renderer(name, get_tokenizer(model_name), images, model_name=model_name)
+
+
+def find_image_renderer_names(model_name: str) -> list[str]:
+    """Return the renderers that write images for a model, those of its own chat template first.
+
+    Args:
+        model_name: a model folder or hub id. A model without images has none.
+    """
+    from tinker_cookbook.image_processing_utils import deferred_image_processor
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+    images = deferred_image_processor(model_name)
+    if images is None or getattr(images, "merge_size", None) is None:
+        return []  # a text model, or one whose images take positions in another way
+    tokenizer = get_tokenizer(model_name)
+    fitting: list[str] = []
+    others: list[str] = []
+    for name in get_renderer_names():
+        try:
+            renderer = get_renderer(name, tokenizer, images, model_name=model_name)
+        except RendererError:
+            continue  # made for another vocabulary
+        if renderer.writes_images:
+            (fitting if _prompts_like_template(renderer) else others).append(name)
+    return fitting + others
+
+
+def _prompts_like_template(renderer: Renderer) -> bool:
+    tokenizer = renderer.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    talk: list[Message] = [Message(role="user", content="Hi")]
+    theirs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
+    )
+    return renderer.render_prompt(talk).tokens() == theirs
+
+
+def _unknown_name_error(name: str) -> RendererError:
+    known = get_renderer_names()
+    hint = did_you_mean(str(name), known, cutoff=0.5)
+    return RendererError(
+        f"renderer name={name!r} is unknown.{hint} Use one of {', '.join(known)}, or add it with "
+        "register_renderer."
+    )
+
+
+def _rebuild_renderer(name: str, model_name: str, has_image_processor: bool) -> Renderer:
+    """Make a pickled renderer again in this process."""
+    from tinker_cookbook.image_processing_utils import DeferredImageProcessor
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+    image_processor = DeferredImageProcessor(model_name) if has_image_processor else None
+    return get_renderer(name, get_tokenizer(model_name), image_processor, model_name=model_name)
