@@ -58,7 +58,7 @@ class BodyTimeoutError(UserError):
 
 
 class ShuttingDownError(RuntimeError):
-    """The service takes no new work because it is about to stop."""
+    """The service is about to stop and does not accept new work."""
 
 
 class StorageError(RuntimeError):

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
 
 __all__ = [
     "INT32",
     "INT64",
     "MAX_INT32",
-    "MAX_RANK",
     "RANK",
     "SAMPLING",
     "Range",
@@ -55,10 +55,7 @@ MAX_INT32 = 2**31 - 1
 INT32 = Range(0, MAX_INT32)
 INT64 = Range(-(2**63), 2**63 - 1)
 
-MAX_RANK = 1024
-"""Largest LoRA rank. At this rank an adapter of a small model already has more parameters than the
-matrices that it changes, so a larger one would be a mistake."""
-RANK = Range(1, MAX_RANK)
+RANK = Range(1, MAX_LORA_RANK)
 
 _TOP_LOGPROBS = Range(0, 1024)
 SAMPLING = {

@@ -136,7 +136,7 @@ def test_bodies_of_many_values_are_not_read(http, kind: str) -> None:
     """A list of two bytes takes 56 in memory, and building it holds up everything else."""
     refused = http.post("/session_heartbeat", content=LARGE[kind])
     assert refused.status_code == 400
-    assert "the request body holds up to" in refused.json()["detail"]
+    assert "the request body has up to" in refused.json()["detail"]
     answers(http)
 
 

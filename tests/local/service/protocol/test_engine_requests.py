@@ -5,13 +5,13 @@ import pytest
 
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, SparseRows
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.limits import MAX_RANK
 from tinker_cookbook.local.service.protocol.engine_requests import (
     decode_adam,
     decode_lora,
     decode_sample_spec,
     refuse_other_optimizer,
 )
+from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
 
 
 def sample_body(**changes) -> dict:
@@ -35,7 +35,10 @@ def test_lora_defaults_and_values() -> None:
         ({"rank": -1}, "rank=-1"),
         ({"rank": 0}, "rank=0"),
         ({"rank": 10_000_000}, "rank=10000000"),
-        ({"rank": MAX_RANK + 1}, f"lora_config.rank={MAX_RANK + 1}.*up to {MAX_RANK}"),
+        (
+            {"rank": MAX_LORA_RANK + 1},
+            f"lora_config.rank={MAX_LORA_RANK + 1}.*up to {MAX_LORA_RANK}",
+        ),
         ({"seed": "x"}, "seed='x'"),
         ({"train_mlp": False, "train_attn": False, "train_unembed": False}, "trains nothing"),
         ({"alpha": 3}, "alpha is not a known field"),

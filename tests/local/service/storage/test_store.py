@@ -65,7 +65,7 @@ def test_a_committed_checkpoint_is_found_and_verified(store: Store) -> None:
 
 def test_a_taken_name_is_refused_and_leaves_no_folder(store: Store) -> None:
     save(store, "a")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         save(store, "a", b"other")
     assert len(list((store.state_dir / "checkpoints").iterdir())) == 1
     save(store, "a", segment="sampler_weights")

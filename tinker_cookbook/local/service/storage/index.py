@@ -1,11 +1,11 @@
 """The SQLite index of sessions, runs, samplers and checkpoints.
 
-Several processes may share one file: WAL, a busy timeout, unique ids, short transactions. A commit
-is on disk when the call returns (`synchronous=FULL`).
+Several processes may share one file: it uses WAL, a busy timeout, unique ids and short
+transactions. A commit is on disk when the call returns (`synchronous=FULL`).
 
 Changes wait for each other, and for other programs that write to the file, so they are made on
-threads. What is read comes from a connection of the thread's own, which waits for nobody: the event
-loop may read. A row that is damaged is passed over and logged, and the others stay.
+other threads than the event loop's. Each thread has its own connection for reading, which does not
+wait, so the event loop may read. A damaged row is skipped and logged.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 WRITE_SECONDS = 30.0
-"""How long a change waits for another program that writes."""
+"""Maximum time that a change waits for another program that writes."""
 READ_SECONDS = 0.2
-"""In WAL mode readers wait only for a program that has the whole file to itself."""
+"""Maximum time that a read waits. In WAL mode it waits only for a program with an exclusive
+lock."""
 LAST_SECOND = 253402300799
-"""Of the year 9999, the last one that has a date."""
+"""Last second of the year 9999, the last year that a date can have."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY, created_at REAL NOT NULL, last_seen_at REAL NOT NULL,
@@ -101,11 +102,11 @@ class Lora(TypedDict):
 
 
 class IndexDamagedError(Exception):
-    """The file is no database any more, or its pages are wrong."""
+    """The file is not a database, or its pages are damaged."""
 
 
 class NameTakenError(Exception):
-    """A row with this name exists already."""
+    """A row with this name already exists."""
 
 
 @dataclass
@@ -135,12 +136,12 @@ class RunRow:
     created_at: float
     last_request_at: float
     is_trainable: bool
-    """False for a run that only holds a copied checkpoint."""
+    """False for a run that only has a copied checkpoint."""
 
 
 @dataclass
 class SamplerRow:
-    """A sampling session; `run_id` only where its weights were never saved by name."""
+    """A sampling session. It has a `run_id` only if its weights were not saved under a name."""
 
     sampler_id: str
     session_id: str
@@ -190,7 +191,7 @@ _REQUIRED_KEYS = {"status": ("type",), "lora": ("rank",)}
 
 
 def _to_row(cls: type[_Row], record: sqlite3.Row) -> _Row:
-    """Raises ValueError or TypeError for a damaged one."""
+    """Build a row; ValueError or TypeError if the record is damaged."""
     values: dict[str, object] = dict(record)
     for key, value in values.items():
         if key in _JSON_COLUMNS and isinstance(value, str | bytes):
@@ -206,7 +207,7 @@ def _check_column(name: str, value: object) -> None:
         return
     if name.endswith("_at"):
         if not isinstance(value, int | float) or not math.fabs(value) <= LAST_SECOND:
-            raise ValueError(f"{name}={value!r} is no time")
+            raise ValueError(f"{name}={value!r} is not a time")
     elif not isinstance(value, _COLUMN_TYPES.get(name, str)):
         raise ValueError(f"{name} holds a {type(value).__name__}")
     elif isinstance(value, dict) and not set(_REQUIRED_KEYS.get(name, ())) <= set(value):
@@ -227,22 +228,23 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_complete = True
-        """False for a new file, until it lists what the folder holds already."""
+        """False for a new file, until it lists the checkpoints that are in the folder."""
         self._lock = threading.RLock()
-        """Held by whoever makes a change."""
+        """Held during a change."""
         self._damaged: set[str] = set()
-        """Rows that were logged as damaged."""
+        """Damaged rows that have been logged."""
         self.open()
 
     def open(self) -> None:
-        """Connect, also again after `close`.
+        """Connect to the file; may be called again after `close`.
 
         Raises:
-            ConfigurationError, IndexDamagedError: it cannot be used as it is.
+            ConfigurationError: the file is locked, not writable, or of another format.
+            IndexDamagedError: the file is damaged.
         """
         try:
             self._connection = self._open()
-        except sqlite3.OperationalError as error:  # locked, no rights, no space
+        except sqlite3.OperationalError as error:  # locked, no permission, disk full
             raise ConfigurationError(
                 f"{self.path} cannot be used as the service's index: {error}; free some space, or "
                 "choose another --state-dir"
@@ -282,7 +284,7 @@ class Index:
         """This thread's connection for reading."""
         reader: sqlite3.Connection | None = getattr(self._own, "reader", None)
         if self._is_closed:
-            raise sqlite3.ProgrammingError("it was closed")
+            raise sqlite3.ProgrammingError("the index was closed")
         if reader is None:
             reader = self._own.reader = self._connect(READ_SECONDS)
             reader.execute("PRAGMA query_only=1")
@@ -290,7 +292,8 @@ class Index:
         return reader
 
     def mark_complete(self) -> None:
-        """Say that nothing is missing; only then may what is not listed be removed."""
+        """Record that the index lists all checkpoints: folders that it does not list may be
+        removed."""
         with self._lock, self._naming_the_file():
             self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self.is_complete = True
@@ -304,14 +307,14 @@ class Index:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One atomic, durable change."""
+        """Make one atomic, durable change."""
         with self._lock, self._naming_the_file():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                # sqlite rolls back by itself where the disk failed
+                # sqlite rolls back by itself if the disk failed
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -352,7 +355,7 @@ class Index:
     def _log_damage(self, row: str, error: Exception) -> None:
         if row not in self._damaged:
             self._damaged.add(row)
-            logger.error("%s: a row of %s is damaged and left out: %s", self.path, row, error)
+            logger.error("%s: the row %s is damaged and skipped: %s", self.path, row, error)
 
     def session(self, session_id: str) -> SessionRow | None:
         return next(iter(self._select(SessionRow, "session_id=?", (session_id,))), None)
@@ -362,14 +365,14 @@ class Index:
         return self._select(SessionRow, order, (limit, offset))
 
     def sessions_before(self, created_at: float, session_id: str, limit: int) -> list[SessionRow]:
-        """Sessions older than a position, newest first."""
+        """Return the sessions older than a position, newest first."""
         where = (
             "(created_at, session_id) < (?, ?) ORDER BY created_at DESC, session_id DESC LIMIT ?"
         )
         return self._select(SessionRow, where, (created_at, session_id, limit))
 
     def session_storage(self, session_id: str) -> tuple[int, int]:
-        """Number and bytes of a session's checkpoints."""
+        """Return the number and the bytes of a session's checkpoints."""
         record = self._query(
             "SELECT COUNT(*), COALESCE(SUM(size_bytes), 0) FROM checkpoints JOIN runs "
             "USING (run_id) WHERE session_id=? AND (expires_at IS NULL OR expires_at > ?)",
@@ -396,7 +399,7 @@ class Index:
                 )
 
     def touch_sessions(self, last_seen_at: dict[str, float]) -> None:
-        """Record when sessions were last heard of."""
+        """Record the times of the last requests of sessions."""
         with self.transaction() as connection:
             connection.executemany(
                 "UPDATE sessions SET last_seen_at=MAX(last_seen_at, ?) WHERE session_id=?",
@@ -407,7 +410,7 @@ class Index:
         return next(iter(self._select(RunRow, "run_id=?", (run_id,))), None)
 
     def runs(self, *, limit: int, offset: int, project_id: str | None) -> tuple[list[RunRow], int]:
-        """A page of runs, newest first, and how many there are."""
+        """Return a page of runs, newest first, and the number of all runs."""
         where = (
             "(?1 IS NULL OR session_id IN (SELECT session_id FROM sessions WHERE project_id=?1))"
         )
@@ -419,7 +422,7 @@ class Index:
         return self._select(RunRow, "session_id=? ORDER BY created_at, run_id", (session_id,))
 
     def touch_runs(self, last_request_at: dict[str, float]) -> None:
-        """Record when runs were last used."""
+        """Record the times of the last uses of runs."""
         with self.transaction() as connection:
             connection.executemany(
                 "UPDATE runs SET last_request_at=MAX(last_request_at, ?) WHERE run_id=?",
@@ -435,7 +438,7 @@ class Index:
         )
 
     def checkpoint(self, run_id: str, segment: str, name: str) -> CheckpointRow | None:
-        """A checkpoint that has not expired."""
+        """Return a checkpoint, unless it has expired."""
         rows = self._select(
             CheckpointRow,
             "run_id=? AND segment=? AND name=? AND (expires_at IS NULL OR expires_at > ?)",
@@ -444,14 +447,14 @@ class Index:
         return next(iter(rows), None)
 
     def checkpoint_in(self, folder: str) -> CheckpointRow | None:
-        """The checkpoint of a folder, unless it has expired."""
+        """Return the checkpoint of a folder, unless it has expired."""
         where = "folder=? AND (expires_at IS NULL OR expires_at > ?)"
         return next(iter(self._select(CheckpointRow, where, (folder, time.time()))), None)
 
     def checkpoints(
         self, run_id: str | None = None, *, limit: int = -1, offset: int = 0
     ) -> tuple[list[CheckpointRow], int]:
-        """A page of checkpoints that have not expired, newest first, and how many there are."""
+        """Return a page of checkpoints that have not expired, newest first, and their number."""
         where = "(?1 IS NULL OR run_id=?1) AND (expires_at IS NULL OR expires_at > ?2)"
         parameters = (run_id, time.time())
         total = self._query(f"SELECT COUNT(*) FROM checkpoints WHERE {where}", parameters)[0][0]
@@ -459,10 +462,10 @@ class Index:
         return self._select(CheckpointRow, order, (*parameters, limit, offset)), total
 
     def put_checkpoint(self, row: CheckpointRow, *, overwrite: bool) -> str | None:
-        """Index a checkpoint whose folder is in place.
+        """Add a checkpoint whose folder is complete.
 
         Returns:
-            The folder that it replaces, which may now be deleted, or None.
+            The folder of the checkpoint that it replaces, which may now be deleted, or None.
 
         Raises:
             NameTakenError: the name exists and `overwrite` is false.
@@ -489,7 +492,7 @@ class Index:
     def changing_checkpoint(
         self, folder: str, changes: dict[str, bool | float | None]
     ) -> Iterator[None]:
-        """Change columns of a checkpoint; an error in the `with` block takes it back."""
+        """Change columns of a checkpoint. An error in the `with` block undoes the change."""
         columns = ", ".join(f"{name}=:{name}" for name in changes)
         with self.transaction() as connection:
             connection.execute(
@@ -503,22 +506,22 @@ class Index:
             connection.execute("DELETE FROM checkpoints WHERE folder=?", (folder,))
 
     def expired(self, now: float) -> list[str]:
-        """The folders of checkpoints whose time is over."""
+        """Return the folders of the checkpoints that have expired."""
         sql = "SELECT folder FROM checkpoints WHERE expires_at <= ?"
         return [record["folder"] for record in self._query(sql, (now,))]
 
     def remove_expired(self, now: float) -> None:
-        """Forget what `expired` lists for the same time."""
+        """Remove the checkpoints that `expired` returns for the same time."""
         with self.transaction() as connection:
             connection.execute("DELETE FROM checkpoints WHERE expires_at <= ?", (now,))
 
     def remove_old_records(self, before: float) -> int:
-        """Forget sessions not heard of since a time, with what belongs to them.
+        """Remove sessions without a request since a time, and their runs and samplers.
 
-        Runs with checkpoints stay, and their sessions with them.
+        Runs with checkpoints, and their sessions, are kept.
 
         Returns:
-            How many sessions and runs were removed.
+            The number of removed sessions and runs.
         """
         with self.transaction() as connection:
             connection.execute(
@@ -544,15 +547,15 @@ class Index:
         return runs.rowcount + sessions.rowcount
 
     def run_ids(self) -> list[str]:
-        """The ids of all runs."""
+        """Return the ids of all runs."""
         return [record[0] for record in self._query("SELECT run_id FROM runs")]
 
     def has_folder(self, folder: str) -> bool:
-        """Whether a checkpoint, expired or not, uses this folder."""
+        """Return whether a checkpoint, expired or not, uses this folder."""
         return bool(self._query("SELECT 1 FROM checkpoints WHERE folder=?", (folder,)))
 
     def copy_of(self, idempotency_key: str) -> str | None:
-        """The path that an earlier copy request with this key was answered with."""
+        """Return the path that an earlier copy request with this key got as its answer."""
         sql = "SELECT tinker_path FROM copies WHERE idempotency_key=?"
         found = self._query(sql, (idempotency_key,))
         return found[0][0] if found else None
