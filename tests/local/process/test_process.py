@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_model_folder, room: int) -> None
         (["--state-dir", "FILE"], "state_dir=.*FILE is a file"),
         (["--state-dir", "FILE/x"], "state_dir=.*FILE/x cannot be written"),
         (["--host", "203.0.113.1"], "cannot be bound: Cannot assign requested address"),
-        (["--state-dir", "SHARED"], "SHARED is used for other things"),
+        (["--state-dir", "SHARED"], "SHARED is also used for other things"),
     ],
 )
 def test_settings_that_cannot_be_are_named(
@@ -403,7 +403,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_model_folder, tmp_path) -> None:
         loaded = again.connect().create_training_client_from_state_with_optimizer(path).result()
         np.testing.assert_array_equal(np.concatenate(forward(loaded, batch())), expected)
         again.process.send_signal(signal.SIGINT)
-        assert again.read_error_line().startswith("Stopping; nothing is in flight")
+        assert again.read_error_line().startswith("Stopping; nothing is running")
         assert again.process.wait(30) == 0
 
 
@@ -482,7 +482,7 @@ def test_what_others_can_reach_is_shown_with_an_address(tmp_path, tiny_model_fol
 
 def test_a_wrong_port_is_said_before_a_model_is_looked_for(capsys, local_service) -> None:
     port = local_service.base_url.rpartition(":")[2]
-    for wrong, problem in (("70000", "is no port"), (port, "Address already in use")):
+    for wrong, problem in (("70000", "is not a port"), (port, "Address already in use")):
         assert cli.main(["serve", "--model", "no/such-model", "--port", wrong]) == 2
         assert f"port={wrong} " in (said := capsys.readouterr().err)
         assert problem in said

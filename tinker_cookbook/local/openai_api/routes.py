@@ -1,4 +1,4 @@
-"""The endpoints: models, chat completions and completions, streamed or whole."""
+"""The routes: models, chat completions and completions, streamed or whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -125,8 +125,8 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
     template = codec.tool_template if chat.tools else codec.template
     if template is None:
         raise UserError(
-            f"model={target.base_model!r} has no chat template; use /completions with a prompt "
-            "that is written out"
+            f"model={target.base_model!r} has no chat template; use /completions with a "
+            "complete prompt"
         )
 
     def render() -> tuple[str, list[int]]:
@@ -151,7 +151,7 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
 
 
 def _count_characters(value: object) -> int:
-    """Of all texts in objects and lists."""
+    """Return the number of characters of all texts in objects and lists."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
@@ -219,9 +219,10 @@ async def _answer_whole(
 
 
 def _whole_body(job: _Job, results: list[SampleResult]) -> bytes:
-    """The answer as JSON, choice by choice: each holds the interpreter while it is written."""
+    """Return the answer as JSON, written choice by choice, so that other threads run in between."""
     shown = job.answer.whole(job.specs, results)
-    choices = ",".join(_json(choice, allow_nan=False) for choice in shown.pop("choices"))
+    written = cast(list[JsonObject], shown.pop("choices"))
+    choices = ",".join(_json(choice, allow_nan=False) for choice in written)
     return f'{_json(shown)[:-1]},"choices":[{choices}]}}'.encode()
 
 
@@ -232,7 +233,7 @@ async def _open(
     stack: contextlib.AsyncExitStack,
     client: str,
 ) -> tuple[_Job, Sampling, list[Drawn]]:
-    """Begin to sample, and wait for the first token: until then a refusal is a plain error."""
+    """Start to sample and wait for the first token. Until then, an error is an ordinary answer."""
     job = await plan(target)
     started = Sampling.start(service, target, job.specs, watch=True, client=client)
     sampling = await stack.enter_async_context(started)
@@ -268,7 +269,7 @@ def _json(value: JsonObject, *, allow_nan: bool = True) -> str:
 
 
 class _EventStream(StreamingResponse):
-    """A stream that gives up its sampling however it ends, also before its first event."""
+    """A stream that cancels its sampling when it ends, even before its first event."""
 
     def __init__(self, events: AsyncIterator[bytes], holding: contextlib.AsyncExitStack) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -285,10 +286,10 @@ class _EventStream(StreamingResponse):
 
 
 async def _unless_gone(service: Service, request: Request, work: Coroutine[object, object, T]) -> T:
-    """Await work that ends early, cancelled, when the client goes away.
+    """Await work, and cancel it if the client disconnects.
 
     Raises:
-        ClientDisconnect: it went away.
+        ClientDisconnect: the client disconnected first.
         ShuttingDownError: the service stopped first.
     """
     task = asyncio.ensure_future(work)

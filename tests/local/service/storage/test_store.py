@@ -417,7 +417,7 @@ def test_a_damaged_row_is_passed_over(store: Store, caplog, table, column, value
     assert all(any(key.startswith("1") for key in keys) for keys in listed.values())
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
-    assert f"a row of {table}" in errors[0].getMessage()
+    assert f"the row {table}" in errors[0].getMessage()
 
 
 @pytest.mark.parametrize("how", ["delete", "expire"])
