@@ -14,7 +14,7 @@ from tests.tiny_models import tiny_model
 from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook import cli, model_files, service
 from tinker_cookbook.embedded_service import find_saved_model
-from tinker_cookbook.local.service.storage.index import RunRow
+from tinker_cookbook.local.service.storage.rows import RunRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint, Store
 
 

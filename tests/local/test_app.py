@@ -19,7 +19,7 @@ from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, Payload
 from tinker_cookbook.local.service.state.samplers import SubmittedSample
-from tinker_cookbook.local.service.storage.index import SamplerRow
+from tinker_cookbook.local.service.storage.rows import SamplerRow
 
 pytestmark = pytest.mark.anyio
 

@@ -236,8 +236,8 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_model_folder, room: int) -> None
         (["--spill-after", "nan"], "spill_after=nan"),
         (["--log-mib", "0"], "log_mib=0"),
         (["--keep-days", "inf"], "keep_days=inf"),
-        (["--models-dir", "nowhere"], "models_dir=nowhere"),
-        (["--assets-dir", "nowhere"], "assets_dir=nowhere"),
+        (["--models-dir", "missing"], "models_dir=missing"),
+        (["--assets-dir", "missing"], "assets_dir=missing"),
         (["--state-dir", "FILE"], "state_dir=.*FILE is a file"),
         (["--state-dir", "FILE/x"], "state_dir=.*FILE/x cannot be written"),
         (["--host", "203.0.113.1"], "cannot be bound: Cannot assign requested address"),
@@ -490,7 +490,7 @@ def test_a_wrong_port_is_said_before_a_model_is_looked_for(capsys, local_service
 
 def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:
     program = "import sys; from tinker_cookbook.cli import main; sys.exit(main())"
-    arguments = ["serve", "--model", str(tmp_path / "nowhere")]
+    arguments = ["serve", "--model", str(tmp_path / "missing")]
     arguments += ["--state-dir", str(tmp_path / "state")]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -499,7 +499,7 @@ def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:
         timeout=60,
     )
     assert done.returncode == 2
-    assert "nowhere" in done.stderr
+    assert "missing" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()
 

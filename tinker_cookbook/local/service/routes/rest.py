@@ -27,7 +27,7 @@ from tinker_cookbook.local.service.routes.rest_objects import (
     render_time,
 )
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.index import RunRow, SessionRow, Status
+from tinker_cookbook.local.service.storage.rows import RunRow, SessionRow, Status
 
 __all__ = ["ROUTES"]
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from tinker_cookbook.local.service.protocol.auth import OWNER
 from tinker_cookbook.local.service.protocol.paths import SEGMENT_TYPES
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SessionRow, Status
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SessionRow, Status
 
 __all__ = ["render_checkpoint", "render_run", "render_session_summary", "render_time"]
 

@@ -14,7 +14,7 @@ from tinker_cookbook.local.service.protocol.bodies import (
 )
 from tinker_cookbook.local.service.protocol.http import no_content, read_json, read_request
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.index import Reason, Status
+from tinker_cookbook.local.service.storage.rows import Reason, Status
 
 __all__ = ["ROUTES"]
 

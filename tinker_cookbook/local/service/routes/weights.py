@@ -37,7 +37,7 @@ from tinker_cookbook.local.service.routes.training import ack, read_numbered
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.runs import Run
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SamplerRow, Status
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SamplerRow, Status
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 from tinker_cookbook.local.service.threads import STORING
 

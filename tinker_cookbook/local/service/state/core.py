@@ -30,9 +30,9 @@ from tinker_cookbook.local.service.state.runs import Run
 from tinker_cookbook.local.service.state.samplers import SamplerTable
 from tinker_cookbook.local.service.state.sessions import Session, SessionTable
 from tinker_cookbook.local.service.state.trace import TraceLog
-from tinker_cookbook.local.service.storage.index import Status
 from tinker_cookbook.local.service.storage.progress import ProgressLog
 from tinker_cookbook.local.service.storage.retention import Retention
+from tinker_cookbook.local.service.storage.rows import Status
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.state.engine import EngineAccess
-from tinker_cookbook.local.service.storage.index import CheckpointRow, SamplerRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
 
@@ -71,13 +71,9 @@ class SamplerSession:
 @dataclass(eq=False)
 class _EngineSampler:
     loaded: asyncio.Task[None] | None
-    """Task that loads it; None: it was made from a run and needs no loading."""
+    """Task that loads it; None: it was made from a run, so it is already loaded."""
     num_running: int = 0
     last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_reloadable(self) -> bool:
-        return self.loaded is not None
 
 
 class SamplerTable:

@@ -22,7 +22,7 @@ from typing import Any, TypeGuard
 
 from tinker_cookbook.local.engine.types import TrainDatum, TrainResult
 from tinker_cookbook.local.service.storage.batch_sums import BatchSums
-from tinker_cookbook.local.service.storage.index import CheckpointRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow
 from tinker_cookbook.local.service.storage.run_facts import FactsFiles, Origin, RunFacts
 from tinker_cookbook.utils.durable_files import write_atomically
 

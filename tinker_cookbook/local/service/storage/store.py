@@ -30,13 +30,8 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.storage.index import (
-    CheckpointRow,
-    Index,
-    IndexDamagedError,
-    NameTakenError,
-    RunRow,
-)
+from tinker_cookbook.local.service.storage.index import Index, IndexDamagedError, NameTakenError
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow
 from tinker_cookbook.utils.durable_files import flush_folder, move_durably, write_atomically
 
 __all__ = ["SPARE_BYTES", "NewCheckpoint", "Store"]
