@@ -18,7 +18,7 @@ from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
 from tinker_cookbook.local.errors import NotFoundError, ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def find_target(service: Service, model: str) -> Target:
     path = parse_tinker_path(model, field="model")
     run = service.store.index.run(path.run_id)
     if run is None or service.store.find(path.run_id, path.segment, path.name) is None:
-        raise NotFoundError(f"model={model!r} does not exist; it may have expired")
+        raise missing_checkpoint("model", model)
     return Target(model, service.engine.canonical_name(run.base_model), model)
 
 
@@ -153,9 +153,8 @@ class _Feed:
         while not self._waiting and not self._has_ended:
             self._changed.clear()
             self._is_told = False
-            if (
-                not self._waiting
-            ):  # check again: a token may have been added before the flag was cleared
+            # check again: a token may have been added before the flag was cleared
+            if not self._waiting:
                 await self._changed.wait()
         count = min(len(self._waiting), SENT_AT_ONCE)
         return [_drawn(*self._waiting.popleft()) for _ in range(count)]

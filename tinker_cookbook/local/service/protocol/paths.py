@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.settings import DAY_SECONDS
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Segment",
     "check_name",
     "check_ttl",
+    "missing_checkpoint",
     "parse_tinker_path",
 ]
 
@@ -76,6 +77,11 @@ def parse_tinker_path(path: str, *, field: str = "path") -> CheckpointPath:
         raise UserError(f"{field}={path[:200]!r} has no valid run id")
     check_name(name, field=field)
     return CheckpointPath(run_id, cast(Segment, segment), name)
+
+
+def missing_checkpoint(field: str, path: str) -> NotFoundError:
+    """Return the error for a path without a checkpoint."""
+    return NotFoundError(f"{field}={path!r} does not exist; it may have expired or been deleted")
 
 
 def check_ttl(ttl_seconds: int | None) -> int | None:

@@ -21,7 +21,7 @@ from tinker_cookbook.local.service.protocol.bodies import (
 from tinker_cookbook.local.service.protocol.engine_requests import decode_sample_spec
 from tinker_cookbook.local.service.protocol.http import no_content, read_json, read_request
 from tinker_cookbook.local.service.protocol.json_body import JsonObject
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import encode_sample_result, result_cells
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
@@ -66,13 +66,9 @@ def _base_model(service: Service, base_model: str | None, model_path: str | None
     path = parse_tinker_path(model_path, field="model_path")
     run = service.store.index.run(path.run_id)
     if run is None or service.store.find(path.run_id, path.segment, path.name) is None:
-        raise NotFoundError(f"model_path={model_path!r} does not exist; it may have expired")
+        raise missing_checkpoint("model_path", model_path)
     name = service.engine.canonical_name(run.base_model)
-    if base_model is not None and service.engine.canonical_name(base_model) != name:
-        raise UserError(
-            f"base_model={base_model!r} does not fit {model_path}, which was trained on {name!r}; "
-            "leave it out"
-        )
+    service.engine.check_base_model(base_model, name, model_path)
     return name
 
 

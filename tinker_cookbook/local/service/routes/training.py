@@ -34,7 +34,7 @@ from tinker_cookbook.local.service.protocol.http import (
     read_json,
     read_request,
 )
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import (
     TrainRequest,
     decode_data,
@@ -92,7 +92,7 @@ async def load_weights(service: Service, request: Request) -> Response:
     if body.values.get("session_id") is None:
         return _load_into_run(service, body.read_as(LoadIntoRun))
     asked = body.read_as(LoadWeights)
-    path, with_optimizer, base_model = asked.path, asked.optimizer, asked.base_model
+    path, with_optimizer = asked.path, asked.optimizer
 
     async def make(run: Run) -> Payload:
         refuse_other_optimizer(asked.optimizer_config, field="optimizer_config")
@@ -100,11 +100,7 @@ async def load_weights(service: Service, request: Request) -> Response:
         source = service.store.index.run(found.run_id)
         assert source is not None, f"{found.tinker_path} has no run"
         run.base_model = service.engine.canonical_name(source.base_model)
-        if base_model is not None and service.engine.canonical_name(base_model) != run.base_model:
-            raise UserError(
-                f"base_model={base_model!r} does not fit {path}, which was trained on "
-                f"{run.base_model!r}; leave it out"
-            )
+        service.engine.check_base_model(asked.base_model, run.base_model, path)
         await service.engine.load(run.base_model)
         with service.store.pin(found):
             folder = await asyncio.to_thread(service.store.verify, found)
@@ -183,7 +179,7 @@ def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool)
         )
     found = service.store.find(parsed.run_id, parsed.segment, parsed.name)
     if found is None:
-        raise UserError(f"path={path!r} does not exist; it may have expired or been deleted")
+        raise missing_checkpoint("path", path)
     if with_optimizer and not found.has_optimizer:
         raise UserError(f"path={path!r} has no optimizer state; load its weights only")
     return found

@@ -31,7 +31,11 @@ from tinker_cookbook.local.service.protocol.bodies import (
 )
 from tinker_cookbook.local.service.protocol.engine_requests import ADAMW
 from tinker_cookbook.local.service.protocol.http import no_content, read_request
-from tinker_cookbook.local.service.protocol.paths import SEGMENT_TYPES, parse_tinker_path
+from tinker_cookbook.local.service.protocol.paths import (
+    SEGMENT_TYPES,
+    missing_checkpoint,
+    parse_tinker_path,
+)
 from tinker_cookbook.local.service.routes.rest_objects import render_time
 from tinker_cookbook.local.service.routes.training import ack, read_numbered
 from tinker_cookbook.local.service.state.core import Service
@@ -188,7 +192,7 @@ def _find_by_path(service: Service, path: str, field: str) -> tuple[CheckpointRo
     row = service.store.find(parsed.run_id, parsed.segment, parsed.name)
     run = service.store.index.run(parsed.run_id)
     if row is None or run is None:
-        raise NotFoundError(f"{field}={path!r} does not exist; it may have expired or been deleted")
+        raise missing_checkpoint(field, path)
     return row, run
 
 

@@ -31,7 +31,7 @@ __all__ = ["EngineAccess", "ModelCard"]
 
 logger = logging.getLogger(__name__)
 
-# Names of the maximum context length in model configurations of several ages.
+# Names that models of different ages use for the maximum context length.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 FOLDER_LEVELS = 3
 MAX_LISTED = 500
@@ -152,7 +152,7 @@ class EngineAccess:
 
     @property
     def worker(self) -> EngineWorker:
-        """The engine. Only for callers that hold something that it made, so that it is ready."""
+        """The running engine. Only for callers that know that it is ready."""
         return self._worker.result(timeout=0)
 
     @property
@@ -197,6 +197,18 @@ class EngineAccess:
                 f"{', '.join(served)}. Start it with --model {base_model} to add it"
             )
         return name
+
+    def check_base_model(self, base_model: str | None, trained_on: str, path: str) -> None:
+        """Refuse a given base model that is not the one of a checkpoint.
+
+        Raises:
+            UserError: the base models differ.
+        """
+        if base_model is not None and self.canonical_name(base_model) != trained_on:
+            raise UserError(
+                f"base_model={base_model!r} does not fit {path}, which was trained on "
+                f"{trained_on!r}; leave it out"
+            )
 
     def _find_in_folders(self, base_model: str) -> str | None:
         """Return a folder in one of the model folders, given its absolute or relative path."""

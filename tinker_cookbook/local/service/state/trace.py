@@ -88,9 +88,8 @@ class TraceLog:
         events: list[dict] = []
         lanes: dict[str, int] = {}
         # requests may end in a different order than they began
-        spans = tuple(
-            self._spans.get(session_id, ())
-        )  # one step, because spans are added meanwhile
+        # copied in one step, because spans are added meanwhile
+        spans = tuple(self._spans.get(session_id, ()))
         for span in sorted(spans, key=lambda span: span.started_at):
             lane = lanes.setdefault(span.lane, len(lanes) + 1)
             events.append(
