@@ -427,7 +427,7 @@ def test_the_serve_command_says_how_to_use_it(tmp_path, tiny_model_folder, key) 
         if key is None:
             assert service.exported("TINKER_API_KEY") == service.api_key
         else:
-            assert "Key: the one in TINKER_API_KEY" in service.shown
+            assert "Key: the value of TINKER_API_KEY" in service.shown
         (model,) = service.get("get_server_capabilities")["supported_models"]
         assert model["model_name"] == str(tiny_model_folder)
         work_and_fail(service)
