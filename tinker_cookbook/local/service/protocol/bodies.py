@@ -47,6 +47,7 @@ __all__ = [
     "SaveWeightsExternal",
     "SaveWeightsForSampler",
     "Saving",
+    "SearchCursor",
     "SearchSessions",
     "SetExpiry",
     "StatusQuery",
