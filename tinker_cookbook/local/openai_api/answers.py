@@ -110,8 +110,7 @@ class _Answer:
         yield from ()
 
     def take(self, drawn: Drawn) -> Iterator[JsonObject]:
-        """Yield the chunks of a token. Often there are none, because a mark or character is
-        incomplete."""
+        """Yield the chunks of a token; none while a mark or character is incomplete."""
         choice = self._choices[drawn.index]
         pieces = choice.push(drawn)
         yield from self._show_pieces(drawn.index, choice, pieces, token_ids=[drawn.token])

@@ -80,8 +80,7 @@ class SafeEncoder:
         return text.replace(self._marker, "")
 
     def encode(self, text: str) -> list[int]:
-        """Encode a rendered text. Names of control tokens without a marker become control
-        tokens."""
+        """Encode a rendered text; control tokens are those without a marker."""
         named = self._control.sub(lambda match: self._names[match[0]], text)
         ids = encode(self._plain, self.reveal(named), add_special_tokens=False)
         return [self._true_ids.get(token, token) for token in ids]

@@ -157,8 +157,7 @@ class Choice:
     def completion_logprobs(
         self, entries: Sequence[LogprobEntry], *, offset: int = 0
     ) -> dict[str, list[object]]:
-        """Return the `logprobs` object of a completion choice; `offset` is added to text
-        offsets."""
+        """Return the `logprobs` object of a completion choice, with `offset` added."""
         drawn = [entry.drawn for entry in entries]
         return {
             "tokens": [self.codec.token_text(item.token) for item in drawn],

@@ -38,8 +38,7 @@ class TextCodec:
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
         self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
-        """Length of the longest token in characters, which limits the length of N tokens of
-        text."""
+        """Length of the longest token in characters; limits the length of a text."""
         marks = marks_among({token.content for token in added.values()})
         self.mark_texts = {i: t.content for i, t in added.items() if t.content in marks}
         """Tokens that structure a reply -> their texts."""

@@ -197,8 +197,7 @@ encrypted. To use a name instead of an address, add --allowed-host NAME"""
 
 
 def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
-    """Return what `serve` prints. The key itself is not printed: terminals are logged and
-    shared."""
+    """Return what `serve` prints. It leaves out the key: terminals are logged and shared."""
     if os.environ.get(KEY_VARIABLE):
         key = f"the value of {KEY_VARIABLE}, which clients need too"
         export_key = f"# set {KEY_VARIABLE} as for this service"

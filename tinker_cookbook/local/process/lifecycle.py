@@ -266,8 +266,7 @@ class _Stopping:
                 self._say("Stopping; nothing is running. Ctrl-C again stops at once.")
 
     def _end_now(self) -> None:
-        """End the process without waiting for threads. On disk this is like a crash: nothing is
-        lost."""
+        """End the process without waiting for threads. Saved checkpoints stay."""
         work = self._service.describe_work() or "nothing"
         logger.warning("stopped at once by Ctrl-C; unfinished: %s", work)
         self._service.abandon()

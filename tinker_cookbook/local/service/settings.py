@@ -39,8 +39,7 @@ class Limits:
     result_keep_seconds: float = 900.0
     """Time that a result is kept if nobody reads it."""
     read_keep_seconds: float = 300.0
-    """Time that a result is kept after it was last read. A client that lost the answer asks
-    again."""
+    """Time that a result is kept after its last read, for clients that lost the answer."""
     result_keep_bytes: int = 2**30
     """Maximum size of the finished results in memory. The oldest are dropped first."""
     session_idle_seconds: float = 900.0
@@ -59,8 +58,7 @@ class RetentionSettings:
     """How long records, curves and logs are kept."""
 
     keep_days: float = 90.0
-    """Days after which logs of ended processes, and sessions and runs without a checkpoint, are
-    removed."""
+    """Days after which old logs, and sessions and runs without a checkpoint, are removed."""
     log_bytes: int = 64 * 2**20
     """Maximum size of this process's logs, and of all logs of ended processes together."""
 

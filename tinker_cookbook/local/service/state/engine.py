@@ -171,8 +171,7 @@ class EngineAccess:
         return self._settings.models
 
     async def offered(self) -> list[str]:
-        """Return the models that clients may use: the named ones, then those in the model
-        folders."""
+        """Return the models that clients may use: named ones, then those in model folders."""
         found = await asyncio.to_thread(_list_folders, self._settings.model_dirs)
         known = {str(Path(name).resolve()) for name in self.models if Path(name).is_dir()}
         offered = list(self.models)

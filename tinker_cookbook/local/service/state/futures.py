@@ -106,8 +106,7 @@ class FutureTable:
     def __init__(
         self, *, keep_seconds: float, keep_bytes: int, read_keep_seconds: float | None = None
     ) -> None:
-        """Without `read_keep_seconds`, results are kept equally long whether they were read or
-        not."""
+        """Without `read_keep_seconds`, read and unread results are kept equally long."""
         self.instance = secrets.token_hex(4)
         self._keep_seconds = keep_seconds
         self._read_keep_seconds = keep_seconds if read_keep_seconds is None else read_keep_seconds
@@ -115,8 +114,7 @@ class FutureTable:
         self._entries: dict[str, Entry] = {}
         self._unread: OrderedDict[str, Entry] = OrderedDict()
         self._read: OrderedDict[str, Entry] = OrderedDict()
-        """Finished entries that were never read, and those that were; both in the order of
-        `read_at`."""
+        """Finished entries, never read and read, each in the order of `read_at`."""
         self._finished_bytes = 0
         self._groups: dict[str, _Group] = {}
 

@@ -48,8 +48,7 @@ class SequenceGate:
         return seq_id <= self._forgotten and seq_id not in self._request_ids
 
     def forget_answered(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget requests whose results are no longer kept, and refuse their numbers from now
-        on."""
+        """Forget requests whose results are no longer kept; their numbers are refused."""
         while self._request_ids:
             seq_id, request_id = next(iter(self._request_ids.items()))
             if seq_id >= self._next or is_kept(request_id):
@@ -109,8 +108,7 @@ class SequenceGate:
         return len(self._held) + len(self._late)
 
     def close(self) -> None:
-        """Start all held requests in order. If the gate is paused, start them when the pause
-        ends."""
+        """Start all held requests in order, now or when the pause ends."""
         self._is_closing = True
         self._start_ready()
         while self._held and not self._is_paused:

@@ -166,8 +166,7 @@ class SamplerTable:
         return [session.sampler_id for session in dropped]
 
     def forget_answered(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget requests whose results are no longer kept. Clients do not repeat them after
-        that."""
+        """Forget requests whose results are no longer kept: clients do not repeat them."""
         for session in self._sessions.values():
             submitted = session.submitted
             while submitted and not is_kept(next(iter(submitted.values())).request_id):

@@ -38,8 +38,7 @@ class Session:
 
 
 class SessionTable:
-    """Active sessions of this process; the index has all. Use it only on the event loop's
-    thread."""
+    """Active sessions of this process. Use it only on the event loop's thread."""
 
     def __init__(self, index: Index, presence: Presence) -> None:
         self._index = index
@@ -104,8 +103,7 @@ class SessionTable:
         return session
 
     async def end(self, session: Session, status: Status) -> bool:
-        """Record how a session ended. Returns False if it had ended before: the first reason
-        holds."""
+        """Record how a session ended; returns False if it had ended before."""
         if not session.is_active:
             return False
         session.row.status = status

@@ -20,11 +20,9 @@ class BatchSums:
     num_tokens: int = 0
     loss: float = 0.0
     weight: float = 0.0
-    """Number of tokens in the loss: the sum of the weights, or the number of advantages that are
-    not 0."""
+    """Number of tokens in the loss: the sum of weights, or the number of non-zero advantages."""
     is_linear: bool = False
-    """Whether a weight is negative: then the client sends a gradient, and our loss is not its
-    loss."""
+    """Whether a weight is negative: then the client sends a gradient instead of a loss."""
     num_scored: int = 0
     """Number of tokens whose weight or advantage is not 0."""
     negative_logprob: float = 0.0

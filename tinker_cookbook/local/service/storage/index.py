@@ -126,8 +126,7 @@ class Index:
         return reader
 
     def mark_complete(self) -> None:
-        """Record that the index lists all checkpoints: folders that it does not list may be
-        removed."""
+        """Record that the index lists all checkpoints, so that other folders may be removed."""
         with self._lock, self._naming_the_file():
             self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self.is_complete = True

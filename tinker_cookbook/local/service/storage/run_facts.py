@@ -55,8 +55,7 @@ _DAMAGED = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class FactsFiles:
-    """Saved facts of runs. They are read again when a file has changed, perhaps by another
-    service."""
+    """Saved facts of runs. A file is read again when it has changed."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], RunFacts]] = {}

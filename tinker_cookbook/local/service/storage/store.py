@@ -293,8 +293,7 @@ class Store:
         return folder
 
     def _file(self, row: CheckpointRow, name: str) -> Path:
-        """Return the path of a file in a manifest; refuse a link, a missing file and other
-        folders."""
+        """Return the path of a file in a manifest; refuse links and missing files."""
         path = self.folder(row) / name
         if Path(name).name != name or path.is_symlink():
             raise UserError(
@@ -329,8 +328,7 @@ class Store:
 
     @contextmanager
     def pin(self, row: CheckpointRow) -> Iterator[None]:
-        """Keep a checkpoint's files while they are read, even if the checkpoint is deleted
-        meanwhile."""
+        """Keep a checkpoint's files while they are read, even if it is deleted meanwhile."""
         self._pins[row.folder] += 1
         try:
             yield
@@ -386,8 +384,7 @@ class Store:
         shutil.rmtree(self._checkpoints / folder, ignore_errors=True)
 
     def remove_leftovers(self) -> int:
-        """Remove the staged folders of dead processes, and checkpoint folders that are not
-        indexed."""
+        """Remove staged folders of dead processes, and checkpoint folders without a row."""
         removed = sum(self._sweep_dead(lock) for lock in self._locks.iterdir())
         for folder in self._checkpoints.iterdir():
             # In this order, because a running writer holds its lock until its checkpoint is
