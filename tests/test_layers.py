@@ -72,6 +72,7 @@ SAMPLING_MODEL = "adapters batch kv_cache torch_decoder native_decoder hf_decode
 """Modules of sampling that compute batches; they know nothing of requests and scheduling."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
+    "limits": "errors",
     **{f"engine.{name}": "errors seam" for name in ENGINE_SEAM.split()},
     "engine.native": "errors seam",
     "engine.model": "errors seam engine.native",
@@ -166,7 +167,7 @@ def room_problem(edge: Edge) -> str | None:
         return None
     allowed = set(LOCAL_ROOMS[source].split())
     if "seam" in allowed or source.removeprefix("engine.") in ENGINE_SEAM.split():
-        allowed |= {f"engine.{name}" for name in ENGINE_SEAM.split()}
+        allowed |= {"limits", *(f"engine.{name}" for name in ENGINE_SEAM.split())}
     return None if target in allowed else f"local.{source} imports local.{target}"
 
 

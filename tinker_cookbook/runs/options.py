@@ -14,6 +14,7 @@ from typing import Any, Literal
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 __all__ = [
@@ -190,7 +191,11 @@ _RULES = {
         "is not between 0 and 1",
         "LoRA usually wants 1e-5 to 2e-3",
     ),
-    "lora_rank": (lambda value: 1 <= value <= 1024, "is out of range", "use 1 to 1024"),
+    "lora_rank": (
+        lambda value: 1 <= value <= MAX_LORA_RANK,
+        "is out of range",
+        f"use 1 to {MAX_LORA_RANK}",
+    ),
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "grad_clip_norm": _NOT_NEGATIVE,

@@ -1,15 +1,16 @@
-"""One completion as the OpenAI API shows it: text, calls and logprobs, grown token by token."""
+"""One completion as the OpenAI API shows it, built token by token: text, tool calls, logprobs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.local.engine.types import SampledSequence
 from tinker_cookbook.local.openai_api.codec import StopCutter, TextCodec, TextStream
 from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
 from tinker_cookbook.local.openai_api.sampling import Drawn
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
 
 __all__ = ["Choice", "LogprobEntry", "draws_of"]
 
@@ -18,15 +19,15 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class LogprobEntry:
-    """A token of the text with its logprob, and the most likely ones at its place."""
+    """A token of the text with its logprob, and the most likely tokens at its position."""
 
     drawn: Drawn
     offset: int
-    """Where its text begins, in characters of the completion."""
+    """Position of its text in the completion, in characters."""
 
 
 class Choice:
-    """Turns the tokens of one completion into what is shown of it."""
+    """Turns the tokens of one completion into its shown text, tool calls and logprobs."""
 
     def __init__(
         self,
@@ -40,11 +41,11 @@ class Choice:
         """Begin empty.
 
         Args:
-            codec: of the model.
+            codec: text codec of the model.
             end_ids: tokens that end the completion and are not shown.
-            stops: texts that end it.
-            reader: splits the text into reasoning, content and calls.
-            after: tokens whose text this one continues.
+            stops: texts that end the completion.
+            reader: splits the text into reasoning, content and tool calls; None: all is content.
+            after: last tokens of the prompt, whose text the completion continues.
         """
         self.codec = codec
         self.token_ids: list[int] = []
@@ -55,7 +56,7 @@ class Choice:
         self._cutter = StopCutter(stops)
         self._reader = reader
         self._pending: list[tuple[str, bool]] = []
-        """Texts, and whether each is a mark, that may still be cut off by a stop."""
+        """Texts that a stop may still cut off, each with whether it is a mark."""
         self._length = 0
         self._shown_length = 0
         self._num_taken = 0
@@ -63,7 +64,7 @@ class Choice:
         self._num_shown_calls = 0
 
     def push(self, drawn: Drawn) -> list[Piece]:
-        """Take a token and return what it adds."""
+        """Add a token; returns the pieces that it completes."""
         self.token_ids.append(drawn.token)
         if drawn.token in self._end_ids:
             return []
@@ -74,7 +75,7 @@ class Choice:
         return self._take(self._stream.finish()) + self._take(mark, is_mark=True)
 
     def finish(self) -> list[Piece]:
-        """Take the end of the completion and return what was held back."""
+        """End the completion; returns the pieces that were held back."""
         pieces = self._take(self._stream.finish())
         pieces += self._release(len(self._cutter.finish()))
         if self._reader is not None:
@@ -92,7 +93,7 @@ class Choice:
         return self._release(len(self._cutter.push(text)))
 
     def _release(self, length: int) -> list[Piece]:
-        """Read as many characters, which no stop cuts off."""
+        """Read the next characters, which no stop can cut off any more."""
         self._shown_length += length
         pieces: list[Piece] = []
         while length and self._pending:
@@ -115,9 +116,10 @@ class Choice:
         return found
 
     def take_entries(self) -> list[LogprobEntry]:
-        """Logprobs that were not taken before, of text that is settled.
+        """Return the entries of text that has been shown since the last call.
 
-        At the end that is all of them, also tokens that add no text.
+        At the end of the completion, all remaining entries are returned, also of tokens without
+        text.
         """
         first, end = self._num_taken, self._num_taken
         if self._is_finished:
@@ -128,7 +130,7 @@ class Choice:
         return self.entries[first:end]
 
     def next_call_index(self) -> int:
-        """The index of the next streamed tool call."""
+        """Return the index of the next streamed tool call."""
         self._num_shown_calls += 1
         return self._num_shown_calls - 1
 
@@ -137,15 +139,15 @@ class Choice:
             return "length"
         return "tool_calls" if self.num_calls else "stop"
 
-    def chat_logprobs(self, entries: Sequence[LogprobEntry]) -> dict[str, Any]:
-        """The `logprobs` object of a chat choice."""
+    def chat_logprobs(self, entries: Sequence[LogprobEntry]) -> JsonObject:
+        """Return the `logprobs` object of a chat choice."""
         return {"content": [self._chat_entry(entry.drawn) for entry in entries], "refusal": None}
 
-    def _chat_entry(self, drawn: Drawn) -> dict[str, Any]:
+    def _chat_entry(self, drawn: Drawn) -> JsonObject:
         top = [self._chat_token(token, logprob) for token, logprob in drawn.top]
         return self._chat_token(drawn.token, drawn.logprob) | {"top_logprobs": top}
 
-    def _chat_token(self, token: int, logprob: float) -> dict[str, Any]:
+    def _chat_token(self, token: int, logprob: float) -> JsonObject:
         return {
             "token": self.codec.token_text(token),
             "logprob": max(logprob, -9999.0),
@@ -154,8 +156,8 @@ class Choice:
 
     def completion_logprobs(
         self, entries: Sequence[LogprobEntry], *, offset: int = 0
-    ) -> dict[str, Any]:
-        """The `logprobs` object of a completion choice; `offset` is added to text offsets."""
+    ) -> dict[str, list[object]]:
+        """Return the `logprobs` object of a completion choice, with `offset` added."""
         drawn = [entry.drawn for entry in entries]
         return {
             "tokens": [self.codec.token_text(item.token) for item in drawn],
@@ -169,7 +171,7 @@ class Choice:
 
 
 def draws_of(sequence: SampledSequence) -> list[Drawn]:
-    """The tokens of a finished completion."""
+    """Return the tokens of a finished completion."""
     top = sequence.topk_logprobs
     rows: list[tuple[tuple[int, float], ...]] = [()] * len(sequence.tokens)
     if top is not None:

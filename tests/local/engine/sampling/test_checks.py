@@ -25,6 +25,7 @@ INFO = ModelInfo("tiny", "", vocab_size=320, max_context_length=1024, eos_token_
         ({"temperature": -0.5}, "temperature=-0.5"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_k": -2}, "top_k=-2"),
         ({"topk_sample_logprobs": -1}, "topk_sample_logprobs=-1"),
         (

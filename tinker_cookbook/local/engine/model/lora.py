@@ -28,10 +28,10 @@ from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.limits import RANK, check_ranges
 
 __all__ = [
     "HEAD_PATH",
-    "MAX_RANK",
     "Adapter",
     "AdapterLayout",
     "LoraTarget",
@@ -45,7 +45,6 @@ __all__ = [
 ]
 
 HEAD_PATH = "lm_head"
-MAX_RANK = 1024
 _ALIGNMENT = 16
 _BASE_MODEL_KEY = "base_model"
 
@@ -95,8 +94,7 @@ def lora_targets(arch: ArchConfig, spec: LoraSpec) -> tuple[LoraTarget, ...]:
 
 def check_lora_spec(spec: LoraSpec) -> None:
     """Refuse a rank out of range and a spec that trains nothing."""
-    if not 1 <= spec.rank <= MAX_RANK:
-        raise UserError(f"rank={spec.rank} is out of range; use 1 to {MAX_RANK}")
+    check_ranges(spec, {"rank": RANK})
     if not (spec.train_mlp or spec.train_attn or spec.train_unembed):
         raise UserError(
             "train_mlp, train_attn and train_unembed are all false, so nothing would be trained; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,11 +10,10 @@ import numpy as np
 from tinker_cookbook.local.engine.csr import check_csr
 from tinker_cookbook.local.engine.types import ImageInput, ModelInfo, SampleSpec, SparseRows
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.limits import SAMPLING, check_ranges
 
 __all__ = ["check_sample_spec", "place_images"]
 
-_MAX_SAMPLES = 4096
-_MAX_TOPK = 1024
 _MAX_TOPK_CELLS = 2**26
 """Maximum logprobs per answer, over all positions: a request of a few bytes may ask for many."""
 
@@ -47,8 +45,7 @@ def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
         UserError: naming the field, its value and what is accepted.
     """
     _check_prompt(spec, info)
-    _check_counts(spec)
-    _check_distribution(spec)
+    check_ranges(spec, SAMPLING)
     _check_prompt_scores(spec, info)
     max_new = _max_new_tokens(spec, info)
     _check_answer_size(spec, max_new)
@@ -59,8 +56,6 @@ def _max_new_tokens(spec: SampleSpec, info: ModelInfo) -> int:
     room = info.max_context_length - len(spec.prompt)
     if spec.max_tokens is None:
         return room
-    if spec.max_tokens < 1:
-        raise UserError(f"max_tokens={spec.max_tokens} is too small; use 1 or more")
     # the first token is drawn from the prompt's last position, so it fits after any prompt
     if spec.max_tokens > max(room, 1):
         raise UserError(
@@ -105,24 +100,6 @@ def _check_prompt(spec: SampleSpec, info: ModelInfo) -> None:
             f"prompt token {bad} is not in the vocabulary; ids of {info.name} are 0 to "
             f"{info.vocab_size - 1}. Was the prompt encoded with another tokenizer?"
         )
-
-
-def _check_counts(spec: SampleSpec) -> None:
-    if not 1 <= spec.num_samples <= _MAX_SAMPLES:
-        raise UserError(f"num_samples={spec.num_samples} must be 1 to {_MAX_SAMPLES}")
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
-        value = getattr(spec, name)
-        if not 0 <= value <= _MAX_TOPK:
-            raise UserError(f"{name}={value} must be 0 to {_MAX_TOPK}")
-
-
-def _check_distribution(spec: SampleSpec) -> None:
-    if not (math.isfinite(spec.temperature) and spec.temperature >= 0):
-        raise UserError(f"temperature={spec.temperature} must be finite and 0 (greedy) or more")
-    if not 0 <= spec.top_p <= 1:
-        raise UserError(f"top_p={spec.top_p} must be from 0 to 1 (1 is off)")
-    if spec.top_k < -1:
-        raise UserError(f"top_k={spec.top_k} must be 1 or more, or -1 (off)")
 
 
 def _check_prompt_scores(spec: SampleSpec, info: ModelInfo) -> None:

@@ -1,4 +1,4 @@
-"""Counters of the service, filled as things happen."""
+"""Counters and histograms of the service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Durations:
-    """A histogram of seconds for each set of labels."""
+    """Histograms of durations, one for each set of labels."""
 
     def __init__(self) -> None:
         self._counts: dict[Labels, list[int]] = {}
@@ -25,7 +25,7 @@ class Durations:
         self._sums[labels] = self._sums.get(labels, 0.0) + seconds
 
     def samples(self) -> Iterator[tuple[str, Labels, float]]:
-        """Suffix of the name, labels and value: cumulative buckets, then sum and count."""
+        """Yield suffix of the name, labels and value: cumulative buckets, then sum and count."""
         for labels, counts in self._counts.items():
             total = 0
             for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
@@ -36,7 +36,7 @@ class Durations:
 
 
 class Metrics:
-    """What is counted as it happens; the rest is asked of the service when it is wanted."""
+    """What is counted when it happens. Other metrics are computed when the page is requested."""
 
     def __init__(self) -> None:
         self.requests: Counter[Labels] = Counter()

@@ -15,7 +15,7 @@ __all__ = ["TraceLog"]
 
 MAX_EVENTS_PER_SESSION = 20_000
 MAX_EVENTS = 60_000
-"""Of all sessions; beyond it the session that was quiet for longest is forgotten."""
+"""Maximum number for all sessions. Beyond it, the session without work for longest is dropped."""
 
 _PACKED = struct.Struct("<3I3d")
 
@@ -31,7 +31,7 @@ class _Span(NamedTuple):
 
 
 class _Spans:
-    """The newest spans of a session, each in about a hundred bytes."""
+    """The newest spans of a session. Each takes about a hundred bytes."""
 
     def __init__(self) -> None:
         self._packed: deque[bytes] = deque(maxlen=MAX_EVENTS_PER_SESSION)
@@ -62,7 +62,7 @@ class _Spans:
 
 
 class TraceLog:
-    """Finished requests; the newest of the sessions last at work are kept."""
+    """Finished requests of the sessions that worked last."""
 
     def __init__(self) -> None:
         self._spans: OrderedDict[str, _Spans] = OrderedDict()
@@ -84,11 +84,12 @@ class TraceLog:
         self._num_spans -= len(self._spans.pop(session_id, ()))
 
     def export(self, session_id: str) -> bytes:
-        """The trace file; a session without requests gives an empty timeline. On any thread."""
+        """Return the trace file; empty for a session without requests. Works on any thread."""
         events: list[dict] = []
         lanes: dict[str, int] = {}
-        # results are made on other threads, so requests may end in another order than they began
-        spans = tuple(self._spans.get(session_id, ()))  # at once, as others are added meanwhile
+        # requests may end in a different order than they began
+        # copied in one step, because spans are added meanwhile
+        spans = tuple(self._spans.get(session_id, ()))
         for span in sorted(spans, key=lambda span: span.started_at):
             lane = lanes.setdefault(span.lane, len(lanes) + 1)
             events.append(

@@ -1,195 +1,59 @@
 """The SQLite index of sessions, runs, samplers and checkpoints.
 
-Several processes may share one file: WAL, a busy timeout, unique ids, short transactions. A commit
-is on disk when the call returns (`synchronous=FULL`).
+Several processes may share one file: it uses WAL, a busy timeout, unique ids and short
+transactions. A commit is on disk when the call returns (`synchronous=FULL`).
 
 Changes wait for each other, and for other programs that write to the file, so they are made on
-threads. What is read comes from a connection of the thread's own, which waits for nobody: the event
-loop may read. A row that is damaged is passed over and logged, and the others stay.
+other threads than the event loop's. Each thread has its own connection for reading, which does not
+wait, so the event loop may read. A damaged row is skipped and logged.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError
+from tinker_cookbook.local.service.storage.rows import (
+    SCHEMA,
+    TABLES,
+    AnyRow,
+    CheckpointRow,
+    Parameters,
+    Row,
+    RunRow,
+    SamplerRow,
+    SessionRow,
+    Status,
+    to_record,
+    to_row,
+)
 
-__all__ = [
-    "CheckpointRow",
-    "Index",
-    "IndexDamagedError",
-    "NameTakenError",
-    "RunRow",
-    "SamplerRow",
-    "SessionRow",
-]
+__all__ = ["Index", "IndexDamagedError", "NameTakenError"]
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 WRITE_SECONDS = 30.0
-"""How long a change waits for another program that writes."""
+"""Maximum time that a change waits for another program that writes."""
 READ_SECONDS = 0.2
-"""In WAL mode readers wait only for a program that has the whole file to itself."""
-LAST_SECOND = 253402300799
-"""Of the year 9999, the last one that has a date."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY, created_at REAL NOT NULL, last_seen_at REAL NOT NULL,
-    display_name TEXT, user_metadata TEXT, tags TEXT, project_id TEXT NOT NULL, sdk_version TEXT,
-    status TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS sessions_by_time ON sessions (created_at DESC, session_id DESC);
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL, lora TEXT NOT NULL,
-    user_metadata TEXT, created_at REAL NOT NULL, last_request_at REAL NOT NULL,
-    is_trainable INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS runs_by_time ON runs (created_at DESC, run_id DESC);
-CREATE INDEX IF NOT EXISTS runs_by_session ON runs (session_id);
-CREATE TABLE IF NOT EXISTS samplers (
-    sampler_id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL,
-    model_path TEXT, run_id TEXT, created_at REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS samplers_by_session ON samplers (session_id);
-CREATE TABLE IF NOT EXISTS checkpoints (
-    folder TEXT PRIMARY KEY, run_id TEXT NOT NULL, segment TEXT NOT NULL, name TEXT NOT NULL,
-    created_at REAL NOT NULL, size_bytes INTEGER NOT NULL, has_optimizer INTEGER NOT NULL,
-    is_public INTEGER NOT NULL, user_metadata TEXT, expires_at REAL,
-    UNIQUE (run_id, segment, name));
-CREATE INDEX IF NOT EXISTS checkpoints_by_time ON checkpoints (created_at DESC, folder DESC);
-CREATE TABLE IF NOT EXISTS copies (idempotency_key TEXT PRIMARY KEY, tinker_path TEXT NOT NULL);
-"""
-_JSON_COLUMNS = ("user_metadata", "tags", "status", "lora")
-_Row = TypeVar("_Row", "SessionRow", "RunRow", "SamplerRow", "CheckpointRow")
+"""Maximum time that a read waits. In WAL mode it waits only for a program with an exclusive
+lock."""
 
 
 class IndexDamagedError(Exception):
-    """The file is no database any more, or its pages are wrong."""
+    """The file is not a database, or its pages are damaged."""
 
 
 class NameTakenError(Exception):
-    """A row with this name exists already."""
-
-
-@dataclass
-class SessionRow:
-    """A client's session; `status` is the wire's SessionStatus object."""
-
-    session_id: str
-    created_at: float
-    last_seen_at: float
-    display_name: str | None
-    user_metadata: dict[str, str] | None
-    tags: list[str]
-    project_id: str
-    sdk_version: str | None
-    status: dict[str, Any]
-
-
-@dataclass
-class RunRow:
-    """A training run; `lora` holds the fields of LoraSpec."""
-
-    run_id: str
-    session_id: str
-    base_model: str
-    lora: dict[str, Any]
-    user_metadata: dict[str, str] | None
-    created_at: float
-    last_request_at: float
-    is_trainable: bool
-    """False for a run that only holds a copied checkpoint."""
-
-
-@dataclass
-class SamplerRow:
-    """A sampling session; `run_id` only where its weights were never saved by name."""
-
-    sampler_id: str
-    session_id: str
-    base_model: str
-    model_path: str | None
-    run_id: str | None
-    created_at: float
-
-
-@dataclass
-class CheckpointRow:
-    """A saved checkpoint; `folder` is the name of its folder in the store."""
-
-    folder: str
-    run_id: str
-    segment: str
-    name: str
-    created_at: float
-    size_bytes: int
-    has_optimizer: bool
-    is_public: bool
-    user_metadata: dict[str, str] | None
-    expires_at: float | None
-
-    @property
-    def tinker_path(self) -> str:
-        return f"tinker://{self.run_id}/{self.segment}/{self.name}"
-
-
-_TABLES: dict[type, str] = {
-    SessionRow: "sessions",
-    RunRow: "runs",
-    SamplerRow: "samplers",
-    CheckpointRow: "checkpoints",
-}
-
-
-_COLUMN_TYPES: dict[str, type | tuple[type, ...]] = {
-    "user_metadata": dict,
-    "tags": list,
-    "status": dict,
-    "lora": dict,
-    "size_bytes": int,
-}
-_REQUIRED_KEYS = {"status": ("type",), "lora": ("rank",)}
-
-
-def _to_row(cls: type[_Row], record: sqlite3.Row) -> _Row:
-    """Raises ValueError or TypeError for a damaged one."""
-    values: dict[str, Any] = dict(record)
-    for key, value in values.items():
-        if key in _JSON_COLUMNS and value is not None:
-            values[key] = json.loads(value)
-        elif key.startswith(("is_", "has_")):
-            values[key] = bool(value)
-        _check_column(key, values[key])
-    return cls(**values)
-
-
-def _check_column(name: str, value: Any) -> None:
-    if value is None or name.startswith(("is_", "has_")):
-        return
-    if name.endswith("_at"):
-        if not isinstance(value, int | float) or not math.fabs(value) <= LAST_SECOND:
-            raise ValueError(f"{name}={value!r} is no time")
-    elif not isinstance(value, _COLUMN_TYPES.get(name, str)):
-        raise ValueError(f"{name} holds a {type(value).__name__}")
-    elif isinstance(value, dict) and not set(_REQUIRED_KEYS.get(name, ())) <= set(value):
-        raise ValueError(f"{name} lacks {_REQUIRED_KEYS[name]}")
-
-
-def _to_record(row: Any) -> dict[str, Any]:
-    record = asdict(row)
-    for key in _JSON_COLUMNS:
-        if record.get(key) is not None:
-            record[key] = json.dumps(record[key])
-    return record
+    """A row with this name already exists."""
 
 
 class Index:
@@ -198,22 +62,23 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_complete = True
-        """False for a new file, until it lists what the folder holds already."""
+        """False for a new file, until it lists the checkpoints that are in the folder."""
         self._lock = threading.RLock()
-        """Held by whoever makes a change."""
+        """Held during a change."""
         self._damaged: set[str] = set()
-        """Rows that were logged as damaged."""
+        """Damaged rows that have been logged."""
         self.open()
 
     def open(self) -> None:
-        """Connect, also again after `close`.
+        """Connect to the file; may be called again after `close`.
 
         Raises:
-            ConfigurationError, IndexDamagedError: it cannot be used as it is.
+            ConfigurationError: the file is locked, not writable, or of another format.
+            IndexDamagedError: the file is damaged.
         """
         try:
             self._connection = self._open()
-        except sqlite3.OperationalError as error:  # locked, no rights, no space
+        except sqlite3.OperationalError as error:  # locked, no permission, disk full
             raise ConfigurationError(
                 f"{self.path} cannot be used as the service's index: {error}; free some space, or "
                 "choose another --state-dir"
@@ -244,7 +109,7 @@ class Index:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
-        connection.executescript(_SCHEMA)
+        connection.executescript(SCHEMA)
         self.is_complete = version == SCHEMA_VERSION
         return connection
 
@@ -253,7 +118,7 @@ class Index:
         """This thread's connection for reading."""
         reader: sqlite3.Connection | None = getattr(self._own, "reader", None)
         if self._is_closed:
-            raise sqlite3.ProgrammingError("it was closed")
+            raise sqlite3.ProgrammingError("the index was closed")
         if reader is None:
             reader = self._own.reader = self._connect(READ_SECONDS)
             reader.execute("PRAGMA query_only=1")
@@ -261,7 +126,7 @@ class Index:
         return reader
 
     def mark_complete(self) -> None:
-        """Say that nothing is missing; only then may what is not listed be removed."""
+        """Record that the index lists all checkpoints, so that other folders may be removed."""
         with self._lock, self._naming_the_file():
             self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self.is_complete = True
@@ -275,14 +140,14 @@ class Index:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One atomic, durable change."""
+        """Make one atomic, durable change."""
         with self._lock, self._naming_the_file():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                # sqlite rolls back by itself where the disk failed
+                # sqlite rolls back by itself if the disk failed
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -294,14 +159,14 @@ class Index:
         except sqlite3.Error as error:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
 
-    def _query(self, sql: str, parameters: Any = ()) -> list[sqlite3.Row]:
+    def _query(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         with self._naming_the_file():
             return self._reader.execute(sql, parameters).fetchall()
 
-    def insert(self, row: SessionRow | RunRow | SamplerRow | CheckpointRow) -> None:
+    def insert(self, row: Row) -> None:
         """Add a row, or raise NameTakenError."""
-        record = _to_record(row)
-        table = _TABLES[type(row)]
+        record = to_record(row)
+        table = TABLES[type(row)]
         columns = ", ".join(record)
         marks = ", ".join(f":{key}" for key in record)
         with self.transaction() as connection:
@@ -310,20 +175,22 @@ class Index:
             except sqlite3.IntegrityError as error:
                 raise NameTakenError(str(error)) from error
 
-    def _select(self, cls: type[_Row], where: str = "1", parameters: Any = ()) -> list[_Row]:
-        sql = f"SELECT * FROM {_TABLES[cls]} WHERE {where}"
+    def _select(
+        self, cls: type[AnyRow], where: str = "1", parameters: Parameters = ()
+    ) -> list[AnyRow]:
+        sql = f"SELECT * FROM {TABLES[cls]} WHERE {where}"
         rows = []
         for record in self._query(sql, parameters):
             try:
-                rows.append(_to_row(cls, record))
+                rows.append(to_row(cls, record))
             except (ValueError, TypeError, RecursionError) as error:
-                self._log_damage(f"{_TABLES[cls]} {record[0]!r}", error)
+                self._log_damage(f"{TABLES[cls]} {record[0]!r}", error)
         return rows
 
     def _log_damage(self, row: str, error: Exception) -> None:
         if row not in self._damaged:
             self._damaged.add(row)
-            logger.error("%s: a row of %s is damaged and left out: %s", self.path, row, error)
+            logger.error("%s: the row %s is damaged and skipped: %s", self.path, row, error)
 
     def session(self, session_id: str) -> SessionRow | None:
         return next(iter(self._select(SessionRow, "session_id=?", (session_id,))), None)
@@ -333,14 +200,14 @@ class Index:
         return self._select(SessionRow, order, (limit, offset))
 
     def sessions_before(self, created_at: float, session_id: str, limit: int) -> list[SessionRow]:
-        """Sessions older than a position, newest first."""
+        """Return the sessions older than a position, newest first."""
         where = (
             "(created_at, session_id) < (?, ?) ORDER BY created_at DESC, session_id DESC LIMIT ?"
         )
         return self._select(SessionRow, where, (created_at, session_id, limit))
 
     def session_storage(self, session_id: str) -> tuple[int, int]:
-        """Number and bytes of a session's checkpoints."""
+        """Return the number and the bytes of a session's checkpoints."""
         record = self._query(
             "SELECT COUNT(*), COALESCE(SUM(size_bytes), 0) FROM checkpoints JOIN runs "
             "USING (run_id) WHERE session_id=? AND (expires_at IS NULL OR expires_at > ?)",
@@ -352,7 +219,7 @@ class Index:
         self,
         session_id: str,
         *,
-        status: dict[str, Any] | None = None,
+        status: Status | None = None,
         project_id: str | None = None,
     ) -> None:
         with self.transaction() as connection:
@@ -367,7 +234,7 @@ class Index:
                 )
 
     def touch_sessions(self, last_seen_at: dict[str, float]) -> None:
-        """Record when sessions were last heard of."""
+        """Record the times of the last requests of sessions."""
         with self.transaction() as connection:
             connection.executemany(
                 "UPDATE sessions SET last_seen_at=MAX(last_seen_at, ?) WHERE session_id=?",
@@ -378,7 +245,7 @@ class Index:
         return next(iter(self._select(RunRow, "run_id=?", (run_id,))), None)
 
     def runs(self, *, limit: int, offset: int, project_id: str | None) -> tuple[list[RunRow], int]:
-        """A page of runs, newest first, and how many there are."""
+        """Return a page of runs, newest first, and the number of all runs."""
         where = (
             "(?1 IS NULL OR session_id IN (SELECT session_id FROM sessions WHERE project_id=?1))"
         )
@@ -390,7 +257,7 @@ class Index:
         return self._select(RunRow, "session_id=? ORDER BY created_at, run_id", (session_id,))
 
     def touch_runs(self, last_request_at: dict[str, float]) -> None:
-        """Record when runs were last used."""
+        """Record the times of the last uses of runs."""
         with self.transaction() as connection:
             connection.executemany(
                 "UPDATE runs SET last_request_at=MAX(last_request_at, ?) WHERE run_id=?",
@@ -406,7 +273,7 @@ class Index:
         )
 
     def checkpoint(self, run_id: str, segment: str, name: str) -> CheckpointRow | None:
-        """A checkpoint that has not expired."""
+        """Return a checkpoint, unless it has expired."""
         rows = self._select(
             CheckpointRow,
             "run_id=? AND segment=? AND name=? AND (expires_at IS NULL OR expires_at > ?)",
@@ -415,14 +282,14 @@ class Index:
         return next(iter(rows), None)
 
     def checkpoint_in(self, folder: str) -> CheckpointRow | None:
-        """The checkpoint of a folder, unless it has expired."""
+        """Return the checkpoint of a folder, unless it has expired."""
         where = "folder=? AND (expires_at IS NULL OR expires_at > ?)"
         return next(iter(self._select(CheckpointRow, where, (folder, time.time()))), None)
 
     def checkpoints(
         self, run_id: str | None = None, *, limit: int = -1, offset: int = 0
     ) -> tuple[list[CheckpointRow], int]:
-        """A page of checkpoints that have not expired, newest first, and how many there are."""
+        """Return a page of checkpoints that have not expired, newest first, and their number."""
         where = "(?1 IS NULL OR run_id=?1) AND (expires_at IS NULL OR expires_at > ?2)"
         parameters = (run_id, time.time())
         total = self._query(f"SELECT COUNT(*) FROM checkpoints WHERE {where}", parameters)[0][0]
@@ -430,15 +297,15 @@ class Index:
         return self._select(CheckpointRow, order, (*parameters, limit, offset)), total
 
     def put_checkpoint(self, row: CheckpointRow, *, overwrite: bool) -> str | None:
-        """Index a checkpoint whose folder is in place.
+        """Add a checkpoint whose folder is complete.
 
         Returns:
-            The folder that it replaces, which may now be deleted, or None.
+            The folder of the checkpoint that it replaces, which may now be deleted, or None.
 
         Raises:
             NameTakenError: the name exists and `overwrite` is false.
         """
-        record = _to_record(row)
+        record = to_record(row)
         key = (row.run_id, row.segment, row.name)
         with self.transaction() as connection:
             found = connection.execute(
@@ -460,7 +327,7 @@ class Index:
     def changing_checkpoint(
         self, folder: str, changes: dict[str, bool | float | None]
     ) -> Iterator[None]:
-        """Change columns of a checkpoint; an error in the `with` block takes it back."""
+        """Change columns of a checkpoint. An error in the `with` block undoes the change."""
         columns = ", ".join(f"{name}=:{name}" for name in changes)
         with self.transaction() as connection:
             connection.execute(
@@ -474,22 +341,22 @@ class Index:
             connection.execute("DELETE FROM checkpoints WHERE folder=?", (folder,))
 
     def expired(self, now: float) -> list[str]:
-        """The folders of checkpoints whose time is over."""
+        """Return the folders of the checkpoints that have expired."""
         sql = "SELECT folder FROM checkpoints WHERE expires_at <= ?"
         return [record["folder"] for record in self._query(sql, (now,))]
 
     def remove_expired(self, now: float) -> None:
-        """Forget what `expired` lists for the same time."""
+        """Remove the checkpoints that `expired` returns for the same time."""
         with self.transaction() as connection:
             connection.execute("DELETE FROM checkpoints WHERE expires_at <= ?", (now,))
 
     def remove_old_records(self, before: float) -> int:
-        """Forget sessions not heard of since a time, with what belongs to them.
+        """Remove sessions without a request since a time, and their runs and samplers.
 
-        Runs with checkpoints stay, and their sessions with them.
+        Runs with checkpoints, and their sessions, are kept.
 
         Returns:
-            How many sessions and runs were removed.
+            The number of removed sessions and runs.
         """
         with self.transaction() as connection:
             connection.execute(
@@ -515,15 +382,15 @@ class Index:
         return runs.rowcount + sessions.rowcount
 
     def run_ids(self) -> list[str]:
-        """The ids of all runs."""
+        """Return the ids of all runs."""
         return [record[0] for record in self._query("SELECT run_id FROM runs")]
 
     def has_folder(self, folder: str) -> bool:
-        """Whether a checkpoint, expired or not, uses this folder."""
+        """Return whether a checkpoint, expired or not, uses this folder."""
         return bool(self._query("SELECT 1 FROM checkpoints WHERE folder=?", (folder,)))
 
     def copy_of(self, idempotency_key: str) -> str | None:
-        """The path that an earlier copy request with this key was answered with."""
+        """Return the path that an earlier copy request with this key got as its answer."""
         sql = "SELECT tinker_path FROM copies WHERE idempotency_key=?"
         found = self._query(sql, (idempotency_key,))
         return found[0][0] if found else None

@@ -1,9 +1,9 @@
-"""How each run develops, one point an optimizer step, and where it began, for the dashboard.
+"""Curves of training runs for the dashboard: one point per optimizer step, and the run's origin.
 
-Points are kept in memory and appended to `curves/` in the state folder now and then, and with every
-checkpoint, so that the curves of finished runs can be looked at after a restart, and a resumed run
-joined with its first part. They are for the eye: a crash may lose the last seconds of them, and of
-a very long run not every step is kept.
+Points are kept in memory and appended to `curves/` in the state folder, periodically and with every
+checkpoint. The curves of finished runs are therefore available after a restart, and a resumed run
+can be shown together with its first part. The curves are only for display: a crash may lose the
+last seconds, and not every step of a very long run is kept.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tinker_cookbook.local.engine.types import TrainDatum, TrainResult
 from tinker_cookbook.local.service.storage.batch_sums import BatchSums
-from tinker_cookbook.local.service.storage.index import CheckpointRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow
 from tinker_cookbook.local.service.storage.run_facts import FactsFiles, Origin, RunFacts
+from tinker_cookbook.utils.durable_files import write_atomically
 
 __all__ = ["COLUMNS", "Point", "ProgressLog", "losses_agree"]
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("jsonl", "json")
-"""Endings of a run's files: its points, its facts."""
+"""Extensions of a run's files: its points and its facts."""
 MAX_POINTS_SENT = 2000
 MAX_POINTS_SAVED = 20_000
-"""Of one run; beyond it every second one of them goes."""
+"""Maximum number of points of one run. Beyond it, every second point is removed."""
 
 
+SavedPoint = list[Any]
+"""The values of `COLUMNS` of a point. Step and time are numbers, the others may also be None."""
 COLUMNS = ("step", "loss", "tokens", "time", "negative_logprob", "divergence")
-"""Of a point, as it is saved and sent; points of older versions have the first four."""
+"""Columns of a point, as it is saved and sent. Older versions saved only the first four."""
 MIN_COLUMNS = 4
 MAX_PARTS = 200
-"""Parts of a run that are joined to one curve."""
+"""Maximum number of parts of a resumed run that are joined to one curve."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class Point:
     """One optimizer step."""
 
     step: int
-    """Counted from 1 within a run."""
+    """Number of the step within the run, from 1."""
     sums: BatchSums
-    """Of the batches since the last step."""
+    """Sums over the batches since the last step."""
     time: float
 
 
@@ -66,17 +69,17 @@ class _RunProgress:
 
 
 class ProgressLog:
-    """Used on the event loop's thread; what waits for the disk (`save`, `curve`, `facts`,
-    `origin_in`) on others."""
+    """The curves of all runs. Use it on the event loop's thread, except for the methods that wait
+    for the disk (`save`, `curve`, `facts`, `origin_in`), which run on other threads."""
 
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "curves"
         self._runs: dict[str, _RunProgress] = {}
         self._files = FactsFiles()
         self._saving = threading.Lock()
-        """A point is in memory or in the file for whoever holds this, which may take long."""
+        """Held while points move from memory to the file, which may take long."""
         self._adding = threading.Lock()
-        """Held for a moment only: the event loop takes it."""
+        """Held only for a moment, because the event loop waits for it."""
         self.num_trained_tokens = 0
         self.num_steps = 0
 
@@ -87,7 +90,7 @@ class ProgressLog:
         result: TrainResult,
         loss_fn: str = "cross_entropy",
     ) -> None:
-        """Count a forward_backward."""
+        """Add a forward_backward."""
         run = self._run(run_id)
         sums = run.sums
         before = sums.num_tokens
@@ -101,7 +104,7 @@ class ProgressLog:
             run.facts.loss_fn = "custom" if sums.is_linear else loss_fn
 
     def add_step(self, run_id: str) -> None:
-        """Count an optimizer step: a point, if there was a batch before it."""
+        """Add an optimizer step. It gives a point if there was a batch before it."""
         self.num_steps += 1
         run = self._run(run_id)
         with self._adding:
@@ -113,14 +116,14 @@ class ProgressLog:
         run.sums = BatchSums()
 
     def mark_saved(self, run_id: str, checkpoint: str) -> None:
-        """Note at which step a checkpoint, `SEGMENT/NAME`, was saved."""
+        """Record the step at which a checkpoint, `SEGMENT/NAME`, was saved."""
         run = self._run(run_id)
         with self._adding:
             run.facts.mark(checkpoint)
             run.has_new_facts = True
 
     def begin_from(self, run_id: str, origin: Origin) -> None:
-        """Note what a run began from; later loads change nothing."""
+        """Record the checkpoint that a run began from. Later loads have no effect."""
         run = self._run(run_id)
         with self._adding:
             if not run.facts.num_steps:
@@ -128,7 +131,7 @@ class ProgressLog:
                 run.has_new_facts = True
 
     def origin_in(self, checkpoint: CheckpointRow, *, is_resumed: bool) -> Origin:
-        """A checkpoint as an origin."""
+        """Return a checkpoint as the origin of a run."""
         facts = self.facts(checkpoint.run_id)
         step = facts.marks.get(f"{checkpoint.segment}/{checkpoint.name}")
         if step is None:  # saved by an older version
@@ -139,7 +142,7 @@ class ProgressLog:
         )
 
     def facts(self, run_id: str) -> RunFacts:
-        """A run's facts, also of one that has left the memory; empty ones of an unknown run."""
+        """Return the facts of a run, whether in memory or saved; empty facts for an unknown run."""
         with self._adding:
             run = self._runs.get(run_id)
             if run is not None:
@@ -150,11 +153,11 @@ class ProgressLog:
         return self._runs.setdefault(run_id, _RunProgress())
 
     def drop(self, run_id: str) -> None:
-        """Forget a run that has left the memory; `save` comes first, and what was saved stays."""
+        """Remove a run from memory. Call `save` first; saved points stay."""
         self._runs.pop(run_id, None)
 
     def save(self) -> None:
-        """Append new points to the files, and write new facts."""
+        """Append new points to the files, and write changed facts."""
         for run_id, run in list(self._runs.items()):
             with self._saving:
                 with self._adding:
@@ -181,32 +184,32 @@ class ProgressLog:
             run.num_saved = self._thin_out(run_id, run.stride)
 
     def _thin_out(self, run_id: str, stride: int) -> int:
-        """Keep the saved points of some steps; returns how many there are."""
+        """Keep only the saved points of every `stride`th step; returns their number."""
         path = self._path(run_id)
         kept = [point for point in self._saved(run_id) if point[0] % stride == 0]
-        temporary = path.with_suffix(".part")
-        temporary.write_text(_as_lines(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, _as_lines(kept))
         return len(kept)
 
     def remove_unknown(self, known_ids: Callable[[], Iterable[str]]) -> None:
-        """Remove the curves of runs that are not known any more."""
+        """Remove the curves of runs that no longer exist."""
         found = [path for kind in KINDS for path in self._folder.glob(f"*.{kind}")]
-        # asked afterwards: a run is known before its curve begins
+        # after the listing, because a run is known before its curve begins
         known = {self._path(run_id).stem for run_id in known_ids()}
         for path in found:
             if path.stem not in known:
                 with contextlib.suppress(OSError):  # a folder that has become read-only
                     path.unlink(missing_ok=True)
 
-    def curve(self, run_id: str) -> list[list[Any]]:
-        """All points of a run and of the parts it goes on from, thinned out if there are many.
+    def curve(self, run_id: str) -> list[list[float | None]]:
+        """Return the points of a run and of the earlier parts that it continues.
+
+        If there are too many points, only some are returned.
 
         Returns:
-            A list for each point, with the values of `COLUMNS`; steps are counted from the first
-            part on.
+            For each point, a list with the values of `COLUMNS`. Steps are counted from the start
+            of the first part.
         """
-        points: list[list[Any]] = []
+        points: list[list[float | None]] = []
         seen: set[str] = set()
         last, loss_fn = math.inf, None
         while run_id not in seen and len(seen) < MAX_PARTS:
@@ -221,9 +224,9 @@ class ProgressLog:
                 break
             run_id, last = facts.origin.run_id, facts.first_step
         stride = -(-len(points) // MAX_POINTS_SENT) or 1
-        return points[::-stride][::-1]  # the newest is always there
+        return points[::-stride][::-1]  # always includes the newest
 
-    def _own_points(self, run_id: str) -> list[list[Any]]:
+    def _own_points(self, run_id: str) -> list[SavedPoint]:
         with self._saving:
             points = self._saved(run_id)
             run = self._runs.get(run_id)
@@ -231,26 +234,26 @@ class ProgressLog:
             points += [_as_list(point) for point in unsaved or []]
         return [[*point, *[None] * (len(COLUMNS) - len(point))] for point in points]
 
-    def _saved(self, run_id: str) -> list[list[Any]]:
-        points: list[list[Any]] = []
-        # none yet, or a line that a crash cut short
+    def _saved(self, run_id: str) -> list[SavedPoint]:
+        points: list[object] = []
+        # the file may not exist yet, and a crash may have cut its last line short
         with contextlib.suppress(OSError, ValueError, RecursionError):
             for line in self._path(run_id).read_text(encoding="utf-8").splitlines():
                 points.append(json.loads(line, parse_constant=lambda _: None))
-        return list(filter(_is_point, points))
+        return [point for point in points if _is_point(point)]
 
     def _path(self, run_id: str, kind: str = "jsonl") -> Path:
-        """A client's text never becomes a file name."""
+        """Return the path of a run's file. A client's text does not become a file name."""
         return self._folder / f"{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.{kind}"
 
 
 def losses_agree(first: str | None, second: str | None) -> bool:
-    """Whether curves of these losses can be one; None where nothing was trained yet."""
+    """Return whether curves of these losses can be joined; None: nothing was trained yet."""
     return first is None or second is None or first == second
 
 
-def _is_point(values: Any) -> bool:
-    """Whether a saved line has the columns that every version writes."""
+def _is_point(values: object) -> TypeGuard[SavedPoint]:
+    """Return whether a saved line has the columns that every version writes."""
     if not isinstance(values, list) or not MIN_COLUMNS <= len(values) <= len(COLUMNS):
         return False
     is_number = [isinstance(value, int | float) for value in values]
@@ -261,11 +264,11 @@ def _is_point(values: Any) -> bool:
     )
 
 
-def _as_lines(points: Sequence[list[Any]]) -> str:
+def _as_lines(points: Sequence[SavedPoint]) -> str:
     return "".join(json.dumps(point) + "\n" for point in points)
 
 
-def _as_list(point: Point) -> list[Any]:
+def _as_list(point: Point) -> SavedPoint:
     sums = point.sums
     return [
         point.step,

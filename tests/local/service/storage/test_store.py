@@ -19,7 +19,8 @@ import pytest
 from tests.local.service.disks import fill, small_disk
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.storage.index import CheckpointRow, Index, RunRow, SessionRow
+from tinker_cookbook.local.service.storage.index import Index
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SessionRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint, Store
 
 RUN = RunRow(
@@ -65,7 +66,7 @@ def test_a_committed_checkpoint_is_found_and_verified(store: Store) -> None:
 
 def test_a_taken_name_is_refused_and_leaves_no_folder(store: Store) -> None:
     save(store, "a")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         save(store, "a", b"other")
     assert len(list((store.state_dir / "checkpoints").iterdir())) == 1
     save(store, "a", segment="sampler_weights")
@@ -417,7 +418,7 @@ def test_a_damaged_row_is_passed_over(store: Store, caplog, table, column, value
     assert all(any(key.startswith("1") for key in keys) for keys in listed.values())
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
-    assert f"a row of {table}" in errors[0].getMessage()
+    assert f"the row {table}" in errors[0].getMessage()
 
 
 @pytest.mark.parametrize("how", ["delete", "expire"])

@@ -19,7 +19,7 @@ from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, Payload
 from tinker_cookbook.local.service.state.samplers import SubmittedSample
-from tinker_cookbook.local.service.storage.index import SamplerRow
+from tinker_cookbook.local.service.storage.rows import SamplerRow
 
 pytestmark = pytest.mark.anyio
 
@@ -278,7 +278,7 @@ async def test_pages_are_checked(http) -> None:
     ("search", "problem"),
     [
         ({"statuses": [{"type": "active", "reasons": 5}]}, "reasons=5"),
-        ({"statuses": ["active"]}, "statuses[0]=active"),
+        ({"statuses": ["active"]}, "statuses[0]='active'"),
         ({"cursor": {"last_created_at": "0001-01-01", "last_session_id": "x"}}, "is not a time"),
     ],
 )

@@ -236,12 +236,12 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_model_folder, room: int) -> None
         (["--spill-after", "nan"], "spill_after=nan"),
         (["--log-mib", "0"], "log_mib=0"),
         (["--keep-days", "inf"], "keep_days=inf"),
-        (["--models-dir", "nowhere"], "models_dir=nowhere"),
-        (["--assets-dir", "nowhere"], "assets_dir=nowhere"),
+        (["--models-dir", "missing"], "models_dir=missing"),
+        (["--assets-dir", "missing"], "assets_dir=missing"),
         (["--state-dir", "FILE"], "state_dir=.*FILE is a file"),
         (["--state-dir", "FILE/x"], "state_dir=.*FILE/x cannot be written"),
         (["--host", "203.0.113.1"], "cannot be bound: Cannot assign requested address"),
-        (["--state-dir", "SHARED"], "SHARED is used for other things"),
+        (["--state-dir", "SHARED"], "SHARED is also used for other things"),
     ],
 )
 def test_settings_that_cannot_be_are_named(
@@ -403,7 +403,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_model_folder, tmp_path) -> None:
         loaded = again.connect().create_training_client_from_state_with_optimizer(path).result()
         np.testing.assert_array_equal(np.concatenate(forward(loaded, batch())), expected)
         again.process.send_signal(signal.SIGINT)
-        assert again.read_error_line().startswith("Stopping; nothing is in flight")
+        assert again.read_error_line().startswith("Stopping; nothing is running")
         assert again.process.wait(30) == 0
 
 
@@ -427,7 +427,7 @@ def test_the_serve_command_says_how_to_use_it(tmp_path, tiny_model_folder, key) 
         if key is None:
             assert service.exported("TINKER_API_KEY") == service.api_key
         else:
-            assert "Key: the one in TINKER_API_KEY" in service.shown
+            assert "Key: the value of TINKER_API_KEY" in service.shown
         (model,) = service.get("get_server_capabilities")["supported_models"]
         assert model["model_name"] == str(tiny_model_folder)
         work_and_fail(service)
@@ -482,7 +482,7 @@ def test_what_others_can_reach_is_shown_with_an_address(tmp_path, tiny_model_fol
 
 def test_a_wrong_port_is_said_before_a_model_is_looked_for(capsys, local_service) -> None:
     port = local_service.base_url.rpartition(":")[2]
-    for wrong, problem in (("70000", "is no port"), (port, "Address already in use")):
+    for wrong, problem in (("70000", "is not a port"), (port, "Address already in use")):
         assert cli.main(["serve", "--model", "no/such-model", "--port", wrong]) == 2
         assert f"port={wrong} " in (said := capsys.readouterr().err)
         assert problem in said
@@ -490,7 +490,7 @@ def test_a_wrong_port_is_said_before_a_model_is_looked_for(capsys, local_service
 
 def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:
     program = "import sys; from tinker_cookbook.cli import main; sys.exit(main())"
-    arguments = ["serve", "--model", str(tmp_path / "nowhere")]
+    arguments = ["serve", "--model", str(tmp_path / "missing")]
     arguments += ["--state-dir", str(tmp_path / "state")]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -499,7 +499,7 @@ def test_the_serve_command_refuses_an_unknown_model(tmp_path) -> None:
         timeout=60,
     )
     assert done.returncode == 2
-    assert "nowhere" in done.stderr
+    assert "missing" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()
 

@@ -50,7 +50,7 @@ def no_space(service: ServiceProcess, num_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("num_bytes", [0, 100_000])
 def test_a_full_disk(service, client, num_bytes: int) -> None:
-    """Saving fails with the file's name; training and sampling go on; later all works again."""
+    """Saving fails with the file's name, training and sampling continue, later saving works."""
     run = new_run(service, client)
     kept = run.save_state(f"before-{num_bytes}").result().path
     sampler = client.create_sampling_client(base_model=service.model).result()
@@ -97,7 +97,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def test_a_folder_that_turns_read_only(tiny_model_folder, tmp_path) -> None:
-    """Saving names the folder, the rest goes on; writable again, all works again."""
+    """Saving names the folder, the rest continues; once it is writable, saving works."""
     wrapper = without_special_rights()
     service = start_service(tiny_model_folder, tmp_path / "state", wrapper=wrapper)
     client = service.connect()

@@ -316,7 +316,7 @@ async def test_a_shutdown_records_what_it_could_not_finish(service, caplog) -> N
     assert entry.payload is not None
     failure = json.loads(entry.payload.body)
     assert failure["error"] == "the service stopped before optim_step finished"
-    assert f"{entry.request_id} optim_step was not finished at shutdown" in caplog.text
+    assert f"{entry.request_id} optim_step did not finish before the shutdown" in caplog.text
 
 
 def status_command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,9 +23,9 @@ from tinker_cookbook.local.service.settings import (
 )
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage import progress
-from tinker_cookbook.local.service.storage.index import RunRow, SamplerRow, SessionRow
 from tinker_cookbook.local.service.storage.progress import ProgressLog
 from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
+from tinker_cookbook.local.service.storage.rows import RunRow, SamplerRow, SessionRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 
 KEY = "tml-0123456789abcdef0123"

@@ -63,5 +63,5 @@ def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path) -> None:
 
 def test_a_damaged_key_file_is_named(tmp_path) -> None:
     (tmp_path / "key").write_text("nonsense")
-    with pytest.raises(ConfigurationError, match="holds no key"):
+    with pytest.raises(ConfigurationError, match="does not hold a key"):
         load_or_make_key(tmp_path)

@@ -83,7 +83,7 @@ def test_runs_curves_and_a_streamed_answer(
     page.wait_for_selector("#chart svg path.smooth")
     page.wait_for_selector("#legend li")
     assert "at step 14" in page.inner_text("#legend")
-    assert ATTACK in page.inner_text("#runs"), "the name is shown as it is"
+    assert ATTACK in page.inner_text("#runs"), "the name is shown without changes"
     assert page.title() == "Tinker service"
     assert page.locator("#content img").count() == 0
     assert "tried-in-a-browser" in page.inner_text("#checkpoints")
@@ -159,7 +159,7 @@ def test_reinforcement_learning_shows_what_means_something(
     assert "Entropy of the sampled tokens" in page.inner_text("#chart-title")
     titles = page.locator("#measure option").all_inner_texts()
     assert "importance_sampling objective per token" in titles
-    assert "KL of sampler and trainer, nats per token" in titles
+    assert "KL divergence of sampler and trainer, nats per token" in titles
     assert "Tokens per step" in titles
     assert not [title for title in titles if "oss per token" in title]
     assert page.locator("#chart circle").count() == 1, "one point can be seen"
@@ -228,13 +228,13 @@ def test_a_resumed_run_is_shown_once_and_its_checkpoints_together(
     take(page, "dashboard-sl")
 
 
-def test_the_base_model_answers_beside_the_tuned_one(
+def test_the_base_model_answers_next_to_the_tuned_one(
     page: Any, local_service: ServiceProcess, trained: str
 ) -> None:
     sign_in(page, local_service.api_key)
     page.wait_for_selector("#runs tbody tr")
     page.select_option("#model", local_service.model)
-    assert page.is_hidden("#beside"), "it is the base model"
+    assert page.is_hidden("#compare"), "it is the base model"
     bodies: list[Any] = []
     page.on("request", lambda r: bodies.append(r.post_data_json) if "chat/" in r.url else None)
     page.select_option("#model", trained)
@@ -254,7 +254,7 @@ def test_the_base_model_answers_beside_the_tuned_one(
     assert tuned.strip()
     assert base.strip()
     assert tuned != base
-    take(page, "dashboard-beside")
+    take(page, "dashboard-compare")
     page.get_by_label("base model's answer").uncheck()
     page.get_by_label("System prompt").fill(" ")
     page.click("#send")
@@ -298,7 +298,7 @@ def test_a_ticket_signs_in_and_leaves_the_address(browser: Any, tiny_model_folde
         second = browser.new_context().new_page()
         second.goto(link)
         second.wait_for_selector("#login-error:not(:empty)")
-        assert "used before" in second.inner_text("#login-error")
+        assert "been used before" in second.inner_text("#login-error")
         second.context.close()
         context.close()
         process.terminate()
