@@ -44,9 +44,7 @@ class SpeculatingModel:
         assert isinstance(base, NativeModel), "the default model is native"
         decoder = native_decoder(base.arch, base.weights)
         if decoder is None:
-            raise SystemExit(
-                "speculative decoding needs the compiled kernels; install a C compiler"
-            )
+            raise SystemExit("speculative decoding needs compiled kernels; install a C compiler")
         self._decoder = decoder
         cache = KvCache(decoder.cache_shape, 2**30)
         self._scheduler = Scheduler(decoder, cache, SchedulerLimits())

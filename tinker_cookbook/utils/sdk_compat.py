@@ -1,9 +1,9 @@
-"""Differences between versions of the `tinker` SDK, handled here and nowhere else.
+"""Differences between versions of the `tinker` SDK. No other module handles them.
 
 - SDK 0.35 returns a client where later versions return a future of the client, and futures of
   threads where later ones can be awaited.
 - SDK 0.36 and later have a separate `RestClient`.
-- Older SDKs know no display names of sessions, and cannot close a session.
+- Older SDKs do not support display names of sessions, and cannot close a session.
 """
 
 from __future__ import annotations
