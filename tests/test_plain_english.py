@@ -87,7 +87,7 @@ HELP_PLAIN = "a noun phrase that can be understood without the option's name"
 
 # (file, phrase) -> whose words they are. A phrase that is not found any more must leave this list.
 QUOTED: dict[tuple[str, str], str] = {
-    ("skills/write-environment/SKILL.md", "go on"): "a message for the model",
+    ("recipes/multiplayer_rl/twenty_questions/env.py", "of its own"): "a prompt for the model",
 }
 
 

@@ -98,24 +98,26 @@ def model_name_from_argv(argv: list[str], default: str) -> str:
     return names[-1] if names else default
 
 
-def bundled_file(name: str, *, beside: str) -> Path:
+def bundled_file(name: str, recipe_file: str = "", **older: str) -> Path:
     """Find a data file of the recipes: in the folder of the recipe, or as installed.
 
     Args:
         name: File name in the folder `data`.
-        beside: The recipe's `__file__`.
+        recipe_file: The recipe's `__file__`.
+        older: The same under an older keyword, which copied recipes have.
 
     Raises:
         ConfigurationError: if the file does not exist.
     """
+    recipe_file = recipe_file or next(iter(older.values()), "")
     package = Path(tinker_cookbook.__file__).parent
-    folders = (Path(beside).parent, package / "recipes", package.parent / "recipes")
+    folders = (Path(recipe_file).parent, package / "recipes", package.parent / "recipes")
     for folder in folders:
         if (folder / "data" / name).is_file():
             return folder / "data" / name
     raise ConfigurationError(
-        f"data/{name} was not found in the folder of {beside}; give your own file with data=..., "
-        "or copy the recipe with `tinker-cookbook copy`."
+        f"data/{name} was not found in the folder of {recipe_file}; give your own file with "
+        "data=..., or copy the recipe with `tinker-cookbook copy`."
     )
 
 

@@ -225,7 +225,7 @@ def test_verify_refuses_a_renderer_that_cannot_be_made(tmp_path: Path, capsys) -
         (["--limit", "0"], "--limit=0 is too small"),
         (["--renderer", "qwen"], "renderer name='qwen' is unknown"),
         (["--verify", "x", "--html", "y"], "Leave out the others"),
-        (["--model", "/nowhere/model"], "is no folder here"),
+        (["--model", "/nowhere/model"], "is not a folder"),
         (["--model", "nobody/none"], "model_name='nobody/none' is not a known model"),
         (["--html", "/nowhere/x.html"], "cannot be written"),
     ],

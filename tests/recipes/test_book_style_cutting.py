@@ -1,4 +1,4 @@
-"""Cutting a book: no text is lost, every passage is below the limit, borders lie at paragraphs."""
+"""Cutting a book: all text stays, passages are below the limit, borders are between paragraphs."""
 
 import re
 

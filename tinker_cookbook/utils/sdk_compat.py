@@ -1,4 +1,4 @@
-"""Differences between versions of the `tinker` SDK. No other module handles them.
+"""Differences between versions of the `tinker` SDK, handled in this module only.
 
 - SDK 0.35 returns a client where later versions return a future of the client, and futures of
   threads where later ones can be awaited.
