@@ -119,7 +119,7 @@ LINES = (
     *(
         Line(
             f"speculative decoding, 1 request, {what}, against without",
-            "guesses",
+            "speculation",
             _ratio(name, f"{name}_plain"),
             X,
             least,

@@ -251,17 +251,17 @@ def measure_adapters(bench: Bench) -> dict[str, Sample]:
     )
 
 
-def measure_guesses(bench: Bench) -> dict[str, Sample]:
+def measure_speculation(bench: Bench) -> dict[str, Sample]:
     """Decode one request with and without speculation: a reply that quotes its prompt, a story."""
     import torch
-    from bench_guesses import CHATS, GuessingModel
+    from bench_speculation import CHATS, SpeculatingModel
 
     torch.set_num_threads(bench.options.threads)
-    model, sides = GuessingModel(bench.folder), {}
+    model, sides = SpeculatingModel(bench.folder), {}
     for name, (text, temperature) in CHATS.items():
-        for guesses in (True, False, False, True):
-            sample = model.reply(text, temperature, guesses=guesses)
-            sides.setdefault(name if guesses else f"{name}_plain", []).append(sample)
+        for speculates in (True, False, False, True):
+            sample = model.reply(text, temperature, speculates=speculates)
+            sides.setdefault(name if speculates else f"{name}_plain", []).append(sample)
     return {name: min(samples, key=lambda s: s["seconds"]) for name, samples in sides.items()}
 
 
@@ -451,7 +451,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "decode_1": lambda bench: measure_decode(bench, 1),
     "decode_8": lambda bench: measure_decode(bench, 8),
     "decode_32": lambda bench: measure_decode(bench, 32),
-    "guesses": measure_guesses,
+    "speculation": measure_speculation,
     "group": measure_group,
     "group_256": lambda bench: measure_group(bench, 256),
     "score": measure_score,

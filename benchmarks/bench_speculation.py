@@ -1,4 +1,4 @@
-"""Decoding one request in this process with and without draft tokens (speculative decoding)."""
+"""Decode one request in this process, with and without speculative decoding."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHATS = {
     "quote": (f"Write out this program again, unchanged:\n\n{_LIST}", 0.0),
     "story": ("Tell me a short story about a lighthouse keeper and a storm.", 1.0),
 }
-"""Name -> what the user says, and the temperature."""
+"""User message and temperature of each chat."""
 
 
-class GuessingModel:
+class SpeculatingModel:
     """A base model and its scheduler."""
 
     def __init__(self, folder: str) -> None:
@@ -44,13 +44,13 @@ class GuessingModel:
         assert isinstance(base, NativeModel), "the default model is native"
         decoder = native_decoder(base.arch, base.weights)
         if decoder is None:
-            raise SystemExit("guesses need the compiled kernels; is there a C compiler?")
+            raise SystemExit("speculative decoding needs compiled kernels; install a C compiler")
         self._decoder = decoder
         cache = KvCache(decoder.cache_shape, 2**30)
         self._scheduler = Scheduler(decoder, cache, SchedulerLimits())
         self._tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
 
-    def reply(self, text: str, temperature: float, *, guesses: bool) -> dict[str, Any]:
+    def reply(self, text: str, temperature: float, *, speculates: bool) -> dict[str, Any]:
         """Sample a reply of fixed length."""
         from tinker_cookbook.local.engine.sampling.sequence import Request
         from tinker_cookbook.local.engine.sampling.stops import StopRule
@@ -59,7 +59,7 @@ class GuessingModel:
         chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
         prompt = np.array(self._tokenizer.encode(chat).ids, np.int32)
         spec = SampleSpec(prompt, max_tokens=_NEW_TOKENS, temperature=temperature, seed=1)
-        self._decoder.exact = guesses
+        self._decoder.exact = speculates
         request = Request(spec, None, Future(), StopRule(frozenset(), ()), _NEW_TOKENS)
         self._scheduler.add(request)
         self._scheduler.step()  # the prompt
