@@ -19,7 +19,7 @@ from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base
 from tinker_cookbook.local.engine.model.lora import lora_targets
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
 from tinker_cookbook.local.plan import GIB, MachineRates, ModelPlan, build_plan, describe_plan
@@ -146,7 +146,7 @@ def test_planned_cached_tokens_are_those_of_the_decoder(
     root: Path, architecture: str, tied: bool, dtype: torch.dtype
 ) -> None:
     plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
-    decoder = native_decoder(model.arch, model.weights) or Decoder(model.arch, model.weights)
+    decoder = native_decoder(model.arch, model.weights) or TorchDecoder(model.arch, model.weights)
     cache = KvCache(decoder.cache_shape, 2**24)
     row = cache.allocate(100)
     assert row is not None
