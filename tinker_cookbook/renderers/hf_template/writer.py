@@ -39,7 +39,7 @@ _MAY_BE_DROPPED = frozenset({SegmentKind.THINK, SegmentKind.FRAME})
 class TemplateWriter(Giver):
     """Runs one template and finds in its output which message each character comes from.
 
-    Conversations of the same shape (equal but for their texts) share a plan.
+    Conversations of the same shape (equal except for their texts) share a plan.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, options: Mapping[str, object]) -> None:
