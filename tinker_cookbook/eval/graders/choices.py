@@ -1,4 +1,4 @@
-"""Multiple choice: the letter that a reply chooses, or the ending that the model finds likeliest."""
+"""Multiple choice: the letter that a reply chooses, or the likeliest ending."""
 
 from __future__ import annotations
 
