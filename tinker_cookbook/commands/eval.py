@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system-prompt",
         metavar="TEXT",
-        help="system prompt in place of the benchmark's; an empty text removes it",
+        help="system prompt that replaces the benchmark's; an empty text removes it",
     )
     parser.add_argument(
         "--concurrency",

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def answers(**replies: str | Exception) -> Callable[[str, int], Sequence[str] | 
     return answer
 
 
-def run(client: ScriptedClient, benchmark: BenchmarkBuilder | None = None, **settings):
+def run(client: ScriptedClient, benchmark: BenchmarkBuilder | None = None, **settings: Any):
     config = BenchmarkConfig(
         **{"retry_pause_seconds": 0.0, "weights": "w1", "max_tokens": 50} | settings
     )
@@ -161,11 +162,11 @@ def test_other_settings_are_refused_with_the_difference(tmp_path, settings, name
 def test_a_restart_moves_the_old_replies_aside(tmp_path: Path) -> None:
     run(ScriptedClient(answers(Italy="Turin")), save_dir=str(tmp_path))
     client = ScriptedClient(answer_all)
-    settings = {"save_dir": str(tmp_path), "weights": "w2", "if_settings_differ": "restart"}
-    assert run(client, **settings).num_correct == 3
+    settings: dict[str, Any] = {"weights": "w2", "if_settings_differ": "restart"}
+    assert run(client, save_dir=str(tmp_path), **settings).num_correct == 3
     assert len(client.requests) == 3
     assert (tmp_path / "capitals-old-1" / "trajectories.jsonl").exists()
-    assert run(client, **settings).num_correct == 3
+    assert run(client, save_dir=str(tmp_path), **settings).num_correct == 3
     assert len(client.requests) == 3, "equal settings are resumed"
 
 

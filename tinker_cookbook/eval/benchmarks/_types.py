@@ -73,9 +73,9 @@ class BenchmarkConfig:
     sandbox_factory: Callable[[], SandboxInterface | Awaitable[SandboxInterface]] | None = None
     """Makes the sandbox in which a reply's program runs; None: a local sandbox."""
     system_prompt: str | None = None
-    """System prompt in place of the benchmark's; an empty text: none."""
+    """System prompt that replaces the benchmark's; an empty text: none."""
     grade_fn: Callable[[str, Logs], float] | None = None
-    """Grades a reply in place of the benchmark's grader; 1 is correct."""
+    """Grades the replies instead of the benchmark's grader; 1 is correct."""
     seed: int | None = 0
     """Seed of the sampling; with None, every run samples anew."""
     weights: str | None = None

@@ -64,7 +64,7 @@ def _stated(text: str, valid: str) -> str:
 
 
 def _is_article(letter: str, rest: str) -> bool:
-    """Return whether an "A" (or "I") is followed by a word, as in "A dog", so it is no choice."""
+    """Return whether an "A" (or "I") starts a phrase, as in "A dog", and so is not a choice."""
     return letter in "AI" and re.match(r"\s+[a-z]", rest) is not None
 
 
