@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         run_benchmark,
         run_benchmarks,
     )
+    from tinker_cookbook.eval.eval_store import EvalStore, RunMetadata
 
 __all__ = [
     "REGISTRY",
@@ -37,8 +38,10 @@ __all__ = [
     "BenchmarkEvaluator",
     "BenchmarkEvaluatorBuilder",
     "BenchmarkResult",
+    "EvalStore",
     "Evaluator",
     "EvaluatorBuilder",
+    "RunMetadata",
     "SamplingClientEvaluator",
     "SamplingClientEvaluatorBuilder",
     "StoredTrajectory",
@@ -52,10 +55,17 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "BenchmarkEvaluator": "benchmark_evaluator",
+    "BenchmarkEvaluatorBuilder": "benchmark_evaluator",
+    "EvalStore": "eval_store",
+    "RunMetadata": "eval_store",
+}
+
+
 def __getattr__(name: str) -> object:
     """Import benchmarks when they are first used: they need `rl`, whose evaluators need this."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    evaluator = name.startswith("BenchmarkEvaluator")
-    module = "benchmark_evaluator" if evaluator else "benchmarks"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    module = import_module(f"{__name__}.{_MODULES.get(name, 'benchmarks')}")
+    return getattr(module, name)

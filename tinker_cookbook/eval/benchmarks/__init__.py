@@ -10,6 +10,9 @@ from tinker_cookbook.eval.benchmarks import (
     mmlu_pro,
     truthfulqa,
 )
+from tinker_cookbook.eval.benchmarks._data import BenchmarkData, Row
+from tinker_cookbook.eval.benchmarks._likelihood import LikelihoodBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
 from tinker_cookbook.eval.benchmarks._registry import REGISTRY, find_benchmark, register
 from tinker_cookbook.eval.benchmarks._results import compare_results
 from tinker_cookbook.eval.benchmarks._runner import (
@@ -34,8 +37,12 @@ __all__ = [
     "REGISTRY",
     "BenchmarkBuilder",
     "BenchmarkConfig",
+    "BenchmarkData",
     "BenchmarkResult",
     "Grade",
+    "LikelihoodBenchmark",
+    "QuestionBenchmark",
+    "Row",
     "StoredTrajectory",
     "StoredTurn",
     "arithmetic",
