@@ -27,7 +27,6 @@ LAYERS = {
     "tinker_cookbook.unembedding": 2,
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
-    "tinker_cookbook.embedded_service": 2,
     "tinker_cookbook.run_directory": 2,
     "tinker_cookbook.run_options": 2,
     "tinker_cookbook.run_report": 2,

@@ -19,9 +19,10 @@ import tinker
 from tests.conftest import TEST_KEY, ServiceProcess
 from tests.e2e.sdk import text, tokens
 from tests.e2e.test_service import search, session_id
-from tinker_cookbook import embedded_service, service, tokenizer_utils
+from tinker_cookbook import service, tokenizer_utils
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError, WeightsDownloadError
 from tinker_cookbook.model_files import DEFAULT_MODEL
+from tinker_cookbook.service import embedded
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
@@ -281,7 +282,7 @@ def test_an_unknown_model_is_refused_before_anything_starts(monkeypatch):
 
 
 def test_a_missing_extra_names_the_command(monkeypatch):
-    monkeypatch.setattr(embedded_service, "NEEDED_MODULES", ("torch", "a_module_not_installed"))
+    monkeypatch.setattr(embedded, "NEEDED_MODULES", ("torch", "a_module_not_installed"))
     with pytest.raises(ConfigurationError) as caught:
         service.connect("local")
     assert 'pip install "tinker-cookbook[local]"' in str(caught.value)
@@ -339,12 +340,12 @@ def test_folders_of_killed_processes_are_removed(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    prefix = embedded_service.FOLDER_PREFIX
+    prefix = embedded.FOLDER_PREFIX
     names = [f"{prefix}{gone.pid}-a", f"{prefix}{os.getpid()}-b", f"{prefix}old", "other-1-c"]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "service.log").write_text("")
-    embedded_service._remove_orphans()
+    embedded._remove_orphans()
     assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 

@@ -13,9 +13,9 @@ from tests.e2e.sdk import batch, train_step
 from tests.tiny_models import tiny_model
 from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook import cli, model_files, service
-from tinker_cookbook.embedded_service import find_saved_model
 from tinker_cookbook.local.service.storage.index import RunRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint, Store
+from tinker_cookbook.service.embedded import find_saved_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,11 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
+from tinker_cookbook.commands.parts.sampler_target import (
+    OpenSampler,
+    add_sampler_arguments,
+    open_sampler,
+)
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.runs import interrupts
 

@@ -20,7 +20,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from tinker_cookbook.checkpoint_utils import CheckpointRecord
-    from tinker_cookbook.commands._saved import Saved
+    from tinker_cookbook.commands.parts.saved_checkpoints import Saved
 
 __all__ = ["add_arguments", "run"]
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         freed = 0
         for base_url, folders in _by_service(chosen, args.base_url).items():
-            from tinker_cookbook.commands._saved import open_saved
+            from tinker_cookbook.commands.parts.saved_checkpoints import open_saved
 
             saved = open_saved(base_url)
             stack.callback(saved.close)

@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     from tinker_cookbook.renderers import TrainOnWhat, load_renderer
 
     if args.verify is not None:
-        from tinker_cookbook.commands._render_verify import run_verify
+        from tinker_cookbook.commands.parts.renderer_check import run_verify
 
         return run_verify(args)
     if args.file is None:
         raise ConfigurationError("no FILE given; name a file of conversations, or use --verify.")
     rows = _selected_rows(args)
     if args.against_template:
-        from tinker_cookbook.commands._render_against import run_against_template
+        from tinker_cookbook.commands.parts.template_comparison import run_against_template
 
         return run_against_template(rows, args)
     name = args.renderer or get_recommended_renderer_name(args.model)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.commands._sampler import OpenSampler, add_sampler_arguments, open_sampler
+from tinker_cookbook.commands.parts.sampler_target import (
+    OpenSampler,
+    add_sampler_arguments,
+    open_sampler,
+)
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

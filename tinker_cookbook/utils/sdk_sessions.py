@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
+from tinker_cookbook.utils.sdk_compat import can_close_sessions
+
 if TYPE_CHECKING:
     import tinker
 
@@ -29,7 +31,7 @@ def close_session(client: tinker.ServiceClient, status: SessionEnd) -> None:
     """
     import tinker
 
-    if not hasattr(client, "close"):
+    if not can_close_sessions(client):
         return
     try:
         client.close(status).result(timeout=PATIENCE_SECONDS[status])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.commands._render_against import Comparison
+from tinker_cookbook.commands.parts.template_comparison import Comparison
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

@@ -75,7 +75,7 @@ def run_against_template(rows: Sequence[SourceRow], args: argparse.Namespace) ->
     for comparison in comparisons:
         counts[comparison.kind] = counts.get(comparison.kind, 0) + 1
     if args.html:
-        from tinker_cookbook.commands._against_page import write_page
+        from tinker_cookbook.commands.parts.comparison_page import write_page
 
         write_page(args.html, title, comparisons, renderer)
     else:
