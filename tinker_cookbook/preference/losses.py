@@ -1,6 +1,6 @@
 """Preference losses: how much a model should prefer one completion to another.
 
-Each loss is a pure function of NumPy arrays, so the client does not need torch and a test can compare it
+Each loss is a pure function of NumPy arrays: the client does not need torch, and a test can compare it
 with finite differences. To add one, write a function from `PairBatch` to `PairLoss`, and pass it to
 the train loop or add its builder to `PAIR_LOSSES`.
 
