@@ -1,7 +1,8 @@
-"""Policies: tokens in, tokens out (what training samples from), and messages in, messages out.
+"""Policies: completers of tokens and completers of messages.
 
-A token completer is what an environment is rolled out with. A message completer is for the other
-models of an experiment: judges, simulated users, opponents.
+A token completer continues a prompt of tokens; rollouts for training sample from one. A message
+completer continues a conversation; it is for the other models of an experiment: judges, simulated
+users, opponents.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.renderers.tool_calls import declared_tools
@@ -20,6 +21,7 @@ from tinker_cookbook.renderers.types import Message, ToolCall
 from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
+    import httpx
     import tinker
 
     from tinker_cookbook.renderers.base import Renderer
@@ -43,7 +45,7 @@ RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
 
 
 class ContextOverflowError(DataValidationError):
-    """A prompt leaves no room for a reply in the model's context."""
+    """A prompt fills the context of the model, so that a reply does not fit."""
 
 
 @dataclass
@@ -51,18 +53,18 @@ class TokensWithLogprobs:
     """One sampled reply."""
 
     tokens: list[int]
-    """With the stop token, if one ended it."""
+    """The sampled tokens, including the stop token if one ended the reply."""
     maybe_logprobs: list[float] | None
-    """The sampler's natural log probability of each token; None if it was not recorded."""
+    """The sampler's natural log probability of each token; None if not recorded."""
     stop_reason: tinker.StopReason = "stop"
-    """`stop`, or `length` if the token limit cut it."""
+    """`stop`, or `length` if the token limit cut the reply."""
     sequence_id: str | None = None
-    """The service's name of the sample."""
+    """The name that the service gave the sample."""
     prompt_cache_hit_tokens: int = 0
 
     @property
     def logprobs(self) -> list[float]:
-        """The log probabilities.
+        """Return the log probabilities.
 
         Raises:
             DataValidationError: if they were not recorded.
@@ -86,15 +88,15 @@ class TokenCompleter:
         Args:
             model_input: The prompt.
             stop: Strings or token ids that end the reply.
-            max_tokens: A limit for this reply, on top of the completer's own.
+            max_tokens: A limit for this reply; the completer's own limit holds as well.
         """
         raise NotImplementedError
 
     def for_rollout(self, *names: int | str) -> TokenCompleter:
-        """The completer that one rollout uses; a seeded one gives each rollout its own draws.
+        """Return the completer for one rollout; with a seed, each rollout has separate draws.
 
         Args:
-            names: What tells this rollout apart: step, group, member, attempt.
+            names: What identifies this rollout: step, group, member, attempt.
         """
         del names
         return self
@@ -116,9 +118,9 @@ class TinkerTokenCompleter(TokenCompleter):
     max_tokens: int
     temperature: float = 1.0
     context_window: int | None = None
-    """Tokens that prompt and reply may have together; None: unknown."""
+    """Maximum tokens of prompt and reply together; None: unknown."""
     seed: int | None = None
-    """With a seed the i-th reply is a function of it, i and the prompt; None: fresh draws."""
+    """With a seed, the i-th reply is a function of the seed, i and the prompt; None: random."""
     _num_calls: int = field(default=0, init=False, repr=False)
 
     async def __call__(
@@ -159,7 +161,7 @@ class TinkerTokenCompleter(TokenCompleter):
         )
 
     def for_rollout(self, *names: int | str) -> TokenCompleter:
-        """A copy whose draws are those of this rollout; without a seed, the completer itself."""
+        """Return a copy with the seed of this rollout; without a seed, the completer itself."""
         if self.seed is None:
             return self
         return dataclasses.replace(self, seed=derive_seed(self.seed, *names))
@@ -171,9 +173,9 @@ class TinkerTokenCompleter(TokenCompleter):
         room = self.context_window - prompt_length
         if room < 1:
             raise ContextOverflowError(
-                f"prompt of {prompt_length} tokens leaves no room for a reply; the model's context "
-                f"holds {self.context_window}. Shorten the prompt, or set "
-                "max_trajectory_tokens in the rollout limits."
+                f"prompt of {prompt_length} tokens fills the model's context of "
+                f"{self.context_window} tokens, so a reply does not fit. Shorten the prompt, or "
+                "set max_trajectory_tokens in the rollout limits."
             )
         return min(limit, room)
 
@@ -185,7 +187,7 @@ class TinkerTokenCompleter(TokenCompleter):
 
 
 class TokenMessageCompleter(MessageCompleter):
-    """Renders, samples from a token completer, and parses."""
+    """Renders a conversation, samples from a token completer, and parses the reply."""
 
     def __init__(
         self,
@@ -198,7 +200,7 @@ class TokenMessageCompleter(MessageCompleter):
         self.token_completer = token_completer
 
     async def __call__(self, messages: list[Message]) -> Message:
-        """The next message: role, content, and tool calls where there are any."""
+        """Return the next message: role, content, and tool calls if it has any."""
         prompt = self.renderer.build_generation_prompt(messages)
         reply = await self.token_completer(prompt, self.stop_condition)
         parsed, _ = self.renderer.parse_response(reply.tokens)
@@ -211,7 +213,7 @@ class TokenMessageCompleter(MessageCompleter):
 
 
 class TinkerMessageCompleter(TokenMessageCompleter):
-    """Renders, samples and parses with a Tinker sampling client."""
+    """A message completer that samples from a Tinker sampling client."""
 
     def __init__(
         self,
@@ -227,10 +229,10 @@ class TinkerMessageCompleter(TokenMessageCompleter):
 
 @dataclass
 class OpenAIMessageCompleter(MessageCompleter):
-    """Asks any server that speaks the OpenAI chat completions API.
+    """A message completer for any server with the OpenAI chat completions API.
 
-    `base_url` ends where `/chat/completions` begins, usually in `/v1`. The key is taken from the
-    environment, so that no config or log holds it.
+    `base_url` is the address before `/chat/completions`; it usually ends in `/v1`. The API key is
+    read from an environment variable, so that it does not appear in configs and logs.
     """
 
     base_url: str
@@ -238,20 +240,20 @@ class OpenAIMessageCompleter(MessageCompleter):
     max_tokens: int = 1024
     temperature: float = 1.0
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable with the key; a server without keys needs none set."""
+    """Environment variable with the API key; leave it unset for a server without keys."""
     timeout_seconds: float = 120.0
     max_attempts: int = 4
-    """Busy or failing servers are asked again, after 1, 2, 4, ... seconds."""
+    """Attempts per request. A busy or failing server is retried after 1, 2, 4, ... seconds."""
     first_pause_seconds: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigurationError(
-                f"base_url={self.base_url!r} is no address; use http://HOST:PORT/v1 or https://..."
+                f"base_url={self.base_url!r} is not an address; use http://HOST:PORT/v1 or https://..."
             )
 
     async def __call__(self, messages: list[Message]) -> Message:
-        """The next message.
+        """Return the next message.
 
         Raises:
             TrainingError: if the server refuses the request or does not answer.
@@ -283,13 +285,13 @@ class OpenAIMessageCompleter(MessageCompleter):
                     break
         raise TrainingError(
             f"{self._url()} gave no reply from {self.model} ({problem}). Check the address, the "
-            f"model's name and {self.api_key_env}."
+            f"name of the model, and {self.api_key_env}."
         )
 
     def _url(self) -> str:
         return f"{self.base_url.rstrip('/')}/chat/completions"
 
-    def _read(self, response: Any) -> Message:
+    def _read(self, response: httpx.Response) -> Message:
         try:
             choice = response.json()["choices"][0]["message"]
             message: Message = {"role": "assistant", "content": choice.get("content") or ""}
@@ -298,8 +300,8 @@ class OpenAIMessageCompleter(MessageCompleter):
             ]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise TrainingError(
-                f"{self._url()} does not answer like a chat completions API ({error}); base_url "
-                "usually ends in /v1."
+                f"{self._url()} does not answer as a chat completions API does ({error}); "
+                "base_url usually ends in /v1."
             ) from error
         if calls:
             message["tool_calls"] = calls
@@ -307,15 +309,15 @@ class OpenAIMessageCompleter(MessageCompleter):
 
 
 def derive_seed(seed: int, *names: int | str) -> int:
-    """A seed for one part of something seeded; equal names give equal seeds."""
+    """Return a seed derived from `seed` and `names`; equal names give equal seeds."""
     words: Sequence[str] = [str(seed), *map(str, names)]
     return zlib.crc32("/".join(words).encode()) % SEED_RANGE
 
 
-def _openai_message(message: Message) -> dict[str, Any]:
+def _openai_message(message: Message) -> dict[str, object]:
     from tinker_cookbook.renderers.content import get_text_content
 
-    record: dict[str, Any] = {"role": message["role"], "content": get_text_content(message)}
+    record: dict[str, object] = {"role": message["role"], "content": get_text_content(message)}
     calls = message.get("tool_calls")
     if calls:
         record["tool_calls"] = [call.model_dump() for call in calls]
@@ -323,6 +325,6 @@ def _openai_message(message: Message) -> dict[str, Any]:
     return record | {key: value for key, value in identity.items() if value is not None}
 
 
-def _known(call: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that some servers add."""
+def _known(call: dict[str, object]) -> dict[str, object]:
+    """Return a tool call without the extra fields that some servers add."""
     return {key: call[key] for key in ("type", "id", "function") if key in call}

@@ -1,7 +1,10 @@
-"""Print the table of families and properties, with counts; docs/renderers.md holds its result.
+"""Make the tables of docs/renderers.md: the formats by name, and what was measured per family.
 
-python -m tests.renderers.parity_table [GENERATED]      # conversations generated per family: 200
-python -m tests.renderers.parity_table --markdown [GENERATED]   # writes the table into the docs
+python -m tests.renderers.parity_table --formats        # write the table of formats into the docs
+python -m tests.renderers.parity_table [GENERATED]      # print the counts of each family
+python -m tests.renderers.parity_table --markdown [GENERATED]   # and write them into the docs
+
+GENERATED is the number of generated conversations per family, 200 by default.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 
 from tinker_cookbook.renderers import Message
+from tinker_cookbook.renderers.built_in import BUILT_IN
 
 from . import checks
 from .conversations import Case, conversations, fixed_cases
@@ -175,16 +179,28 @@ def table(num_generated: int) -> str:
     return "\n".join(lines)
 
 
+def format_table() -> str:
+    """Return the table of formats as Markdown; its rows are in the modules of the formats."""
+    lines = ["| name | for | notes |", "|---|---|---|"]
+    for renderer in BUILT_IN.values():
+        models = renderer.models.replace("|", "\\|")
+        lines.append(f"| `{renderer.name}` | {models} | {renderer.notes} |")
+    return "\n".join(lines)
+
+
 def write(markdown: str) -> None:
-    """Replace the table in the docs."""
+    """Replace the table in the docs that has the same header."""
     page = DOCS.read_text("utf-8")
-    start = page.index(f"| {COLUMNS[0]} | {COLUMNS[1]} |")
+    start = page.index(markdown.partition("\n")[0])
     end = page.index("\n\n", start)
     DOCS.write_text(page[:start] + markdown + page[end:], "utf-8")
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table, or also write it."""
+    """Print a table, or write it into the docs."""
+    if "--formats" in arguments:
+        write(format_table())
+        return
     numbers = [int(word) for word in arguments if word.isdecimal()]
     markdown = table(*(numbers or [200]))
     if "--markdown" in arguments:

@@ -1,4 +1,4 @@
-"""The code in docs/renderers.md runs."""
+"""The code in docs/renderers.md and docs/adding_a_renderer.md runs; the tables are complete."""
 
 from __future__ import annotations
 
@@ -8,55 +8,61 @@ from typing import Any
 
 from tests.assets import load_tokenizer
 from tinker_cookbook import renderers
-from tinker_cookbook.renderers import Message, ParseTermination
+from tinker_cookbook.renderers import ParseTermination
+from tinker_cookbook.renderers.built_in import BUILT_IN
 
 from .families import FAMILIES
-from .parity_table import COLUMNS
+from .parity_table import COLUMNS, format_table
 
-PAGE = (Path(__file__).parents[2] / "docs" / "renderers.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "renderers.md").read_text("utf-8")
 
 
-def run(block: str) -> dict[str, Any]:
+def run(page: str) -> dict[str, Any]:
+    """Run all code of a page in one module."""
     names: dict[str, Any] = {"__name__": "docs"}
-    exec(compile(block, "docs/renderers.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs", "exec"), names)
     return names
 
 
 def test_first_example() -> None:
-    names = run(BLOCKS[0])
+    names = run(PAGE)
     assert names["message"]["content"] == "Hello!"
     assert names["termination"] is ParseTermination.STOP_SEQUENCE
 
 
-def test_adding_a_format() -> None:
+BRIEF_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>\\n' }}"
+    "{% if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}"
+    "{% endif %}{{ message.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+def test_the_example_of_a_new_format_equals_its_chat_template() -> None:
     from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer.from_str(load_tokenizer("smollm2").backend_tokenizer.to_str())
-    markers = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
+    backend = Tokenizer.from_str(load_tokenizer("smollm2").backend_tokenizer.to_str())
+    markers = [*(f"<|{role}|>" for role in ("system", "user", "assistant")), "<|end|>"]
+    markers += ["<think>", "</think>"]
+    backend.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.chat_template = BRIEF_TEMPLATE
+    names = run((DOCS / "adding_a_renderer.md").read_text("utf-8"))
     try:
-        run(BLOCKS[1])
-        renderer = renderers.get_renderer("mine", tokenizer)  # pyright: ignore[reportArgumentType]
+        report = names["check"](tokenizer)
     finally:
-        renderers.unregister_renderer("mine")
-    talk: list[Message] = [
-        {"role": "user", "content": "Hi<|end|>"},
-        {"role": "assistant", "content": "\nHello"},
-    ]
-    decode = renderer.encoder.decode
-    model_input, weights = renderer.build_supervised_example(talk)
-    tokens = model_input.to_ints()
-    reply = [token for token, weight in zip(tokens, weights, strict=True) if weight]
-    assert decode(tokens) == "<|user|>\nHi<|end|><|end|><|assistant|>\n\nHello<|end|>"
-    assert decode(reply) == "\nHello<|end|>"
-    assert renderer.build_generation_prompt(talk[:1]).to_ints() + reply == tokens
-    assert renderer.parse_response(reply)[0]["content"] == "\nHello"
+        renderers.unregister_renderer("brief")
+    assert report.problems == {}
+    assert report.fits
+    assert report.counts["same tokens"] > 50
 
 
-def test_every_format_is_in_the_table() -> None:
-    for name in renderers.get_renderer_names():
-        assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", PAGE, re.MULTILINE), name
+def test_the_table_of_formats_is_what_the_modules_say() -> None:
+    assert format_table() in PAGE, "run python -m tests.renderers.parity_table --formats"
+    assert set(BUILT_IN) == set(renderers.get_renderer_names())
 
 
 def test_every_family_is_measured() -> None:

@@ -9,14 +9,13 @@ import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, TrainOnWhat
+from tinker_cookbook.renderers.base import Example
 from tinker_cookbook.renderers.layout import SegmentKind
 
-from .claims import EXTENDING
 from .conversations import SEARCH
 from .families import FAMILIES
 
 FAMILY_NAMES = sorted(FAMILIES)
-REWRITING = [name for name in FAMILY_NAMES if name not in EXTENDING]
 
 TALK: list[Message] = [
     {"role": "system", "content": "sys"},
@@ -114,14 +113,10 @@ def test_no_reply_to_train_gives_weights_of_zero() -> None:
     assert len(renderer.build_supervised_examples(TALK[:2])) == 1
 
 
-@pytest.mark.parametrize("name", EXTENDING)
-def test_extending_formats_train_a_conversation_in_one_example(name: str) -> None:
-    renderer = FAMILIES[name].renderer
-    examples = renderer.build_supervised_examples(TALK, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    single = renderer.build_supervised_example(TALK, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    assert len(examples) == 1
-    assert examples[0][0] == single[0]
-    np.testing.assert_array_equal(examples[0][1], single[1])
+def _assert_equal(examples: list[Example], expected: list[Example]) -> None:
+    assert [model_input for model_input, _ in examples] == [m for m, _ in expected]
+    for (_, weights), (_, wanted) in zip(examples, expected, strict=True):
+        np.testing.assert_array_equal(weights, wanted)
 
 
 def _talk(name: str) -> list[Message]:
@@ -136,20 +131,21 @@ def _talk(name: str) -> list[Message]:
     ]
 
 
-@pytest.mark.parametrize("name", REWRITING)
-def test_rewriting_formats_split_and_the_single_form_refuses(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_a_conversation_trains_in_one_example_or_in_one_per_reply(name: str) -> None:
     renderer, talk = FAMILIES[name].renderer, _talk(name)
+    mode = TrainOnWhat.ALL_ASSISTANT_MESSAGES
+    examples = renderer.build_supervised_examples(talk, mode)
+    if renderer.has_extension_property:
+        _assert_equal(examples, [renderer.build_supervised_example(talk, mode)])
+        return
     with pytest.raises(RendererError, match=r"messages\[2\].*build_supervised_examples"):
-        renderer.build_supervised_example(talk, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    examples = renderer.build_supervised_examples(talk, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    alone = [renderer.build_supervised_example(talk[:end]) for end in (3, 5)]
-    assert [example[0] for example in examples] == [example[0] for example in alone]
-    for example, expected in zip(examples, alone, strict=True):
-        np.testing.assert_array_equal(example[1], expected[1])
+        renderer.build_supervised_example(talk, mode)
+    _assert_equal(examples, [renderer.build_supervised_example(talk[:end]) for end in (3, 5)])
 
 
-@pytest.mark.parametrize("name", REWRITING)
-def test_splitting_trains_every_chosen_message_once(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_chosen_message_is_trained_once(name: str) -> None:
     renderer = FAMILIES[name].renderer
     messages = [*_talk(name), TALK[1]]
     examples = renderer.build_supervised_examples(messages, TrainOnWhat.ALL_MESSAGES)
@@ -157,7 +153,8 @@ def test_splitting_trains_every_chosen_message_once(name: str) -> None:
         renderer.encoder.decode([t for t, w in zip(m.to_ints(), ws, strict=True) if w])
         for m, ws in examples
     ]
-    assert len(examples) == 3  # up to each reply, then the last question
+    # A format that rewrites earlier turns: up to each reply, then the last question.
+    assert len(examples) == (1 if renderer.has_extension_property else 3)
     for word, count in {"sys": 1, "one": 2, "first": 1, "two": 1, "second": 1}.items():
         assert sum(text.count(word) for text in texts) == count
 

@@ -74,7 +74,7 @@ FATAL = [
     ("group_rewards", AllTrajectoriesFailedError,
      r"BadGroup\.compute_group_rewards returned 1 rewards for 4 trajectories"),
     ("long_prompt", AllTrajectoriesFailedError,
-     r"prompt of 5000 tokens leaves no room for a reply; the model's context holds \d+"),
+     r"prompt of 5000 tokens fills the model's context of \d+ tokens, so a reply does not fit"),
     ("empty_group", ConfigurationError,
      r"BadGroup\.make_envs returned no environment; a group has at least 2 members to compare\. "
      r"Check its group size\."),

@@ -153,7 +153,7 @@ async def test_rewards_are_finite_numbers(reward):
 async def test_a_first_prompt_over_the_limit_is_recorded_as_that():
     class Full(ScriptedPolicy):
         async def __call__(self, model_input, stop, *, max_tokens=None):
-            raise ContextOverflowError("prompt of 3 tokens leaves no room")
+            raise ContextOverflowError("prompt of 3 tokens is too long")
 
     limits = RolloutLimits(max_trajectory_tokens=2)
     over_limit = await run_rollout(ScriptedPolicy(), EchoEnv(), limits=limits)
@@ -161,7 +161,7 @@ async def test_a_first_prompt_over_the_limit_is_recorded_as_that():
     assert over_limit.final_ob.to_ints() == [1, 2, 3]
     [turn] = over_limit.transitions
     assert (turn.ac.tokens, turn.metrics) == ([], {"stop/context_overflow": 1})
-    with pytest.raises(ContextOverflowError, match="leaves no room"):
+    with pytest.raises(ContextOverflowError, match="is too long"):
         await run_rollout(Full(), EchoEnv())
 
 

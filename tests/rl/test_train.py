@@ -294,7 +294,7 @@ def test_equal_rewards_are_survived_and_reported(build, caplog: pytest.LogCaptur
 
 def test_prompts_longer_than_the_context_are_reported(build):
     data = TokenDatasetBuilder(num_batches=1, prompt_length=5000)
-    with pytest.raises(TrainingError, match="leaves no room for a reply"):
+    with pytest.raises(TrainingError, match="so a reply does not fit"):
         run(build(dataset_builder=data, eval_every=0))
 
 

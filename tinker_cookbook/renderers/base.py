@@ -311,9 +311,10 @@ class Renderer(Format):
         calls, as_text = message.get("tool_calls"), self.takes_text_arguments
         if calls:
             result["tool_calls"] = [openai_call(call, as_text=as_text) for call in calls]
-        for key in ("tool_call_id", "name"):
-            if key in message:
-                result[key] = message[key]
+        if "tool_call_id" in message:
+            result["tool_call_id"] = message["tool_call_id"]
+        if "name" in message:
+            result["name"] = message["name"]
         return result
 
     def declare_tools(

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer, Renderer
@@ -46,7 +45,7 @@ from tinker_cookbook.renderers.tool_calls import (
     json_text,
     tool_declaration,
 )
-from tinker_cookbook.renderers.types import ImagePart, Message, Role, ToolSpec
+from tinker_cookbook.renderers.types import CallLike, ImagePart, Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["QWEN2_5_SYSTEM", "RENDERERS", "SMOLLM2_SYSTEM", "ChatMLRenderer"]
@@ -235,7 +234,7 @@ class ChatMLRenderer(Renderer):
             layout.text(body, SegmentKind.TOOL, index, sampled=sampled)
             self._marker(layout, _MARKERS[1], index, sampled=sampled)
 
-    def _call_text(self, call: Any) -> str:
+    def _call_text(self, call: CallLike) -> str:
         """Return what stands between the markers of a call, on lines of its own."""
         name, arguments = call_name_and_arguments(call)
         return f'{{"name": {json_text(name)}, "arguments": {arguments}}}'

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.tool_calls import parse_call_json
@@ -20,6 +19,7 @@ from tinker_cookbook.renderers.types import (
     ToolCall,
     UnparsedToolCall,
 )
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.replies.pieces import UNTERMINATED_CALL_ERROR
 
 __all__ = [
@@ -165,7 +165,7 @@ def _absent_content(message: Message) -> str:
     )
 
 
-def content_to_jsonable(content: Content) -> str | list[dict[str, Any]]:
+def content_to_jsonable(content: Content) -> str | list[JsonObject]:
     """Return a copy that `json.dumps` accepts; images and sounds in memory become their kind."""
     if isinstance(content, str):
         return content
@@ -179,9 +179,9 @@ def _is_jsonable(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool | list | dict)
 
 
-def message_to_jsonable(message: Message) -> dict[str, Any]:
+def message_to_jsonable(message: Message) -> JsonObject:
     """Return a copy of the whole message that `json.dumps` accepts."""
-    result: dict[str, Any] = dict(message)
+    result: JsonObject = dict(message)
     if message.get("content") is not None:
         result["content"] = content_to_jsonable(message["content"])
     for key in ("tool_calls", "unparsed_tool_calls"):

@@ -26,7 +26,7 @@ Differences from the template, all on purpose:
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer, Renderer
@@ -43,7 +43,7 @@ from tinker_cookbook.renderers.notations.labelled import THOUGHT_LABEL, Labelled
 from tinker_cookbook.renderers.parsing import Grammar, ReplyParser
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments
 from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolCall
+from tinker_cookbook.renderers.types import CallLike, Message, Role, ToolCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["RENDERERS", "Gemma4Renderer"]
@@ -286,7 +286,7 @@ def _has_calls(message: Message) -> bool:
     return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
 
 
-def _result_name(message: Message, calls: Sequence[Any], place: int) -> str:
+def _result_name(message: Message, calls: Sequence[CallLike], place: int) -> str:
     """Return the tool that a result is of: by its id, else by its name, else by its place."""
     call_id = message.get("tool_call_id")
     for call in calls:

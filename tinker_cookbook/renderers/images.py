@@ -73,7 +73,7 @@ def image_to_chunk(
     return types.ImageChunk(data=data, format=kind, expected_tokens=tokens)  # pyright: ignore[reportArgumentType]
 
 
-def _read_image(image: Any) -> tuple[bytes, int, int, str]:
+def _read_image(image: str | Image.Image | bytes) -> tuple[bytes, int, int, str]:
     """Return the bytes to send, width and height in pixels, and their format."""
     from PIL import Image, ImageOps
 
@@ -95,7 +95,7 @@ def _read_image(image: Any) -> tuple[bytes, int, int, str]:
         ) from error
 
 
-def _image_bytes(image: Any) -> bytes:
+def _image_bytes(image: str | Image.Image | bytes) -> bytes:
     from tinker_cookbook.image_processing_utils import image_to_data_uri
 
     try:
@@ -105,7 +105,8 @@ def _image_bytes(image: Any) -> bytes:
         raise RendererError(str(error)) from error
     except binascii.Error as error:
         raise RendererError(
-            f"image={image[:40]!r}... is no base64 ({error}); write data:image/png;base64,DATA."
+            f"image={str(image)[:40]!r}... is not base64 ({error}); write "
+            "data:image/png;base64,DATA."
         ) from error
 
 

@@ -28,6 +28,7 @@ from typing import Any, cast
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.tool_calls import as_tool_call, call_name_and_arguments
 from tinker_cookbook.renderers.types import (
+    CallLike,
     ContentPart,
     Message,
     TextPart,
@@ -270,7 +271,7 @@ def _may_add_calls(message: Message, calls: Sequence[ToolCall]) -> bool:
     return not had or [_meaning(call) for call in had] == [_meaning(call) for call in calls]
 
 
-def _meaning(call: Any) -> object:
+def _meaning(call: CallLike) -> object:
     """Return what a call asks for, however it is written; of what is no call, itself."""
     try:
         name, arguments = call_name_and_arguments(call)

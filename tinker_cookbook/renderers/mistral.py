@@ -30,8 +30,7 @@ Differences from the templates (those that llama.cpp carries), all on purpose:
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer, Renderer
@@ -46,7 +45,7 @@ from tinker_cookbook.renderers.tool_calls import (
     tool_declaration,
 )
 from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolCall, UnparsedToolCall
+from tinker_cookbook.renderers.types import CallLike, Message, Role, ToolCall, UnparsedToolCall
 from tinker_cookbook.replies.json_calls import read_json_calls
 from tinker_cookbook.replies.pieces import BadCall
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -226,9 +225,7 @@ class MistralRenderer(Renderer):
             layout.ids(tokens, SegmentKind.TOOL, index, sampled=True)
         layout.ids(self._eos, SegmentKind.STOP, index, sampled=True)
 
-    def _lay_out_small_call(
-        self, layout: Layout, call: ToolCall | Mapping[str, Any], index: int, call_id: str
-    ) -> None:
+    def _lay_out_small_call(self, layout: Layout, call: CallLike, index: int, call_id: str) -> None:
         name, arguments = call_name_and_arguments(call)
         texts = {"[TOOL_CALLS]": name, "[CALL_ID]": call_id, "[ARGS]": arguments}
         for mark, text in texts.items():
@@ -303,7 +300,7 @@ class MistralRenderer(Renderer):
         return [parsed]
 
 
-def _nemo_call(call: ToolCall | Mapping[str, Any], call_id: str) -> str:
+def _nemo_call(call: CallLike, call_id: str) -> str:
     name, arguments = call_name_and_arguments(call)
     return f'{{"name": {json_text(name)}, "arguments": {arguments}, "id": "{call_id}"}}'
 

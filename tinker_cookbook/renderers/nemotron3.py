@@ -26,11 +26,11 @@ Differences from the templates, besides those of chatml.py:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer
@@ -47,7 +47,8 @@ from tinker_cookbook.renderers.parsing import Grammar
 from tinker_cookbook.renderers.qwen3_5 import XML_CALL_INSTRUCTIONS
 from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
 from tinker_cookbook.renderers.train_on_what import last_user_index
-from tinker_cookbook.renderers.types import Message, Role, ToolSpec
+from tinker_cookbook.renderers.types import CallLike, Message, Role, ToolSpec
+from tinker_cookbook.replies.json_source import JsonSchema
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
@@ -246,7 +247,7 @@ class Nemotron3Renderer(ChatMLRenderer):
         if message.get("tool_calls") or message.get("unparsed_tool_calls"):
             layout.text("\n", SegmentKind.TOOL, index, sampled=sampled)
 
-    def _call_text(self, call: Any) -> str:
+    def _call_text(self, call: CallLike) -> str:
         return xml_call_text(call, PYTHON_WORDS)
 
     def _lay_out_tool_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
@@ -344,7 +345,7 @@ class Nemotron3UltraDisableThinkingRenderer(
         Nemotron3DisableThinkingRenderer.__init__(self, tokenizer, is_ultra=True)
 
 
-def _declaration(function: Mapping[str, Any]) -> str:
+def _declaration(function: ToolSpec) -> str:
     """Return one tool in the XML of the system block."""
     parameters = function.get("parameters") or {}
     lines = ["", "<function>", f"<name>{function['name']}</name>"]
@@ -361,7 +362,7 @@ def _declaration(function: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "</function>"])
 
 
-def _schema(schema: Mapping[str, Any]) -> list[str]:
+def _schema(schema: JsonSchema) -> list[str]:
     lines = []
     if "type" in schema:
         lines.append(f"<type>{schema['type']}</type>")
@@ -372,7 +373,7 @@ def _schema(schema: Mapping[str, Any]) -> list[str]:
     return lines + _others(schema, ("name", "type", "description", "enum"))
 
 
-def _others(mapping: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+def _others(mapping: JsonSchema, known: Sequence[str]) -> list[str]:
     """Return the members that have no place of their own."""
     return [
         f"<{key}>{json_text(value) if isinstance(value, dict | list | tuple) else value}</{key}>"

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer
@@ -52,7 +52,7 @@ from tinker_cookbook.renderers.notations.xml import (
 )
 from tinker_cookbook.renderers.parsing import Grammar
 from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
-from tinker_cookbook.renderers.types import ImagePart, Message, Role, ToolSpec
+from tinker_cookbook.renderers.types import CallLike, ImagePart, Message, Role, ToolSpec
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
@@ -238,7 +238,7 @@ class Qwen3_5Renderer(ChatMLRenderer):
             opening = self._empty_block if self.disables_thinking else self._opening
             layout.ids(opening, SegmentKind.FRAME, len(messages))
 
-    def _call_text(self, call: Any) -> str:
+    def _call_text(self, call: CallLike) -> str:
         return xml_call_text(call, self._words)
 
     # ---- replies ----

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
 import pydantic
+
+from tinker_cookbook.replies.json_source import JsonObject
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Role = str
-JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
-JsonObject: TypeAlias = dict[str, JsonValue]
 
 
 class StrictBase(pydantic.BaseModel):
@@ -123,7 +123,7 @@ class OpenAIMessage(TypedDict):
     """A message as chat templates and the OpenAI API take it."""
 
     role: Role
-    content: str
+    content: str | list[JsonObject]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[OpenAIToolCall]]
     tool_call_id: NotRequired[str]

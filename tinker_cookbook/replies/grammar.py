@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tinker_cookbook.replies.json_calls import read_json_call
 
@@ -19,12 +18,12 @@ class TextMark(str):
 
 Mark = int | TextMark
 
-CallParser = Callable[[Sequence[str | int], str], Sequence[Any]]
+CallParser = Callable[[Sequence[str | int], str], Sequence[object]]
 """Takes what stood between the marks of a call, texts and the marks of `Grammar.call_marks`, and
 the whole call as text; returns calls, or one bad call."""
 
 
-def parse_json_call(parts: Sequence[str | int], raw_text: str) -> Sequence[Any]:
+def parse_json_call(parts: Sequence[str | int], raw_text: str) -> Sequence[object]:
     """Read one call in JSON."""
     return [read_json_call("".join(map(str, parts)), raw_text)]
 
@@ -33,7 +32,7 @@ def parse_json_call(parts: Sequence[str | int], raw_text: str) -> Sequence[Any]:
 class WholeCalls:
     """Calls without marks: a reply that is nothing else."""
 
-    parse: Callable[[str], Sequence[Any] | None]
+    parse: Callable[[str], Sequence[object] | None]
     """Takes the whole reply; None if it is text."""
     starts: tuple[str, ...] = ('{"name":',)
     """What such a reply starts with, white space aside."""

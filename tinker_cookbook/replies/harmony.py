@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinker_cookbook.replies.grammar import Mark
 from tinker_cookbook.replies.json_calls import build_call
 from tinker_cookbook.replies.pieces import (
     UNTERMINATED_CALL_ERROR,
     BadCall,
+    ReadCall,
     TextPiece,
     ThoughtPiece,
 )
@@ -69,7 +70,7 @@ class HarmonyReader:
         tokens: HarmonyTokens,
         mark_text: Callable[[Mark], str] = str,
         *,
-        keeps_call: Callable[[Any], bool] | None = None,
+        keeps_call: Callable[[ReadCall], bool] | None = None,
     ) -> None:
         """Prepare for a reply.
 
@@ -88,7 +89,7 @@ class HarmonyReader:
         self._call_name: str | None = None
         self._call_body = ""
 
-    def text(self, text: str) -> Iterator[Any]:
+    def text(self, text: str) -> Iterator[object]:
         """Take more text."""
         if self._state is _State.HEADER:
             self._header += text
@@ -101,7 +102,7 @@ class HarmonyReader:
         elif text:
             yield TextPiece(text)
 
-    def mark(self, mark: Mark) -> Iterator[Any]:
+    def mark(self, mark: Mark) -> Iterator[object]:
         """Take a mark; `<|call|>` ends the reply."""
         tokens = self._tokens
         if mark == tokens.call:
@@ -122,7 +123,7 @@ class HarmonyReader:
             yield from self._release_header()
             yield from self.text(self._mark_text(mark))
 
-    def end(self, *, is_cut: bool) -> Iterator[Any]:
+    def end(self, *, is_cut: bool) -> Iterator[object]:
         """Take the end of the reply."""
         error = UNTERMINATED_CALL_ERROR if is_cut else "the call does not end in <|call|>"
         yield from self._end_message(None if self._keeps_call else error)
@@ -133,7 +134,7 @@ class HarmonyReader:
         self._header += name
         self._marked += name
 
-    def _read_header(self) -> Iterator[Any]:
+    def _read_header(self) -> Iterator[object]:
         found = _HEADER.fullmatch(self._marked)
         recipient = found and (found["before"] or found["after"])
         if found is None or (found["before"] and found["after"]):
@@ -145,14 +146,14 @@ class HarmonyReader:
             self._state = _State.THINK if is_thinking else _State.TEXT
             self._header = self._marked = ""
 
-    def _release_header(self) -> Iterator[Any]:
+    def _release_header(self) -> Iterator[object]:
         """Take what was held as a header for the text it is."""
         if self._state is _State.HEADER:
             header, self._header, self._marked = self._header, "", ""
             self._state = _State.TEXT
             yield from self.text(header)
 
-    def _end_message(self, call_error: str | None) -> Iterator[Any]:
+    def _end_message(self, call_error: str | None) -> Iterator[object]:
         """End the message that is open; a call is given up if there is an error."""
         if self._state is _State.HEADER:
             yield from self._release_header()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from tinker_cookbook.replies.json_source import (
+    JsonObject,
     element_texts,
     json_text,
     load_json,
@@ -70,7 +70,7 @@ def read_json_call(
     return Call(value["name"], unwrapped, value.get("id"))
 
 
-def _unwrapped(arguments: Any) -> str | None:
+def _unwrapped(arguments: object) -> str | None:
     """Return the object that arguments hold as JSON text; None if they are none such."""
     if arguments is None:
         return "{}"
@@ -84,7 +84,7 @@ def _unwrapped(arguments: Any) -> str | None:
         return None
 
 
-def _problem(call: dict[str, Any], key: str, *, may_hold_more: bool) -> str | None:
+def _problem(call: JsonObject, key: str, *, may_hold_more: bool) -> str | None:
     if not isinstance(call.get("name"), str) or not call["name"]:
         return "'name' is missing or not a string"
     if not isinstance(call.get(key, {}), dict):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeAlias
 
 __all__ = [
+    "JsonObject",
+    "JsonSchema",
     "element_texts",
     "ends_in_string",
     "json_text",
@@ -15,6 +18,11 @@ __all__ = [
     "object_text",
     "read_value",
 ]
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object that came from outside: its members are checked where they are used."""
+JsonSchema: TypeAlias = Mapping[str, Any]
+"""A JSON schema, or a tool declaration with one."""
 
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _OPEN_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*\\?\Z')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from tinker_cookbook.replies.grammar import Grammar, Mark
 from tinker_cookbook.replies.reader import ReadState, ReplyReader
@@ -41,11 +40,11 @@ class LabelledReader(ReplyReader):
         self._start: str | None = "" if may_be_open else None
         self._label: str | None = "" if grammar.starts_in_thinking else None
 
-    def end(self, *, is_cut: bool) -> Iterator[Any]:
+    def end(self, *, is_cut: bool) -> Iterator[object]:
         yield from self._release()
         yield from super().end(is_cut=is_cut)
 
-    def _take_mark(self, mark: Mark) -> Iterator[Any]:
+    def _take_mark(self, mark: Mark) -> Iterator[object]:
         if self._start is not None and mark == self._think_close:
             self._state = ReadState.THINK
         yield from self._release()
@@ -54,7 +53,7 @@ class LabelledReader(ReplyReader):
         if self._state is ReadState.THINK and before is not ReadState.THINK:
             self._label = ""
 
-    def _take_text(self, text: str) -> Iterator[Any]:
+    def _take_text(self, text: str) -> Iterator[object]:
         if self._start is not None:
             self._start += text
             return
@@ -66,7 +65,7 @@ class LabelledReader(ReplyReader):
             self._label, text = None, held.removeprefix(self._full_label)
         yield from super()._take_text(text)
 
-    def _release(self) -> Iterator[Any]:
+    def _release(self) -> Iterator[object]:
         """Take what was held back for what it is: the reply's start, or an unfinished label."""
         label = "" if self._label == self._full_label.rstrip() else self._label
         held = (self._start or "") + (label or "")

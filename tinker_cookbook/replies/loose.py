@@ -8,7 +8,6 @@ that cannot be read are text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.replies.grammar import (
     CallParser,
@@ -18,7 +17,7 @@ from tinker_cookbook.replies.grammar import (
     WholeCalls,
 )
 from tinker_cookbook.replies.json_calls import build_call, read_json_calls, read_whole_reply
-from tinker_cookbook.replies.json_source import ends_in_string
+from tinker_cookbook.replies.json_source import JsonSchema, ends_in_string
 from tinker_cookbook.replies.pair_calls import PAIR_MARKS, read_pair_text
 from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall
 from tinker_cookbook.replies.schema import fit_arguments, parameters_of, read_texts
@@ -56,7 +55,7 @@ def loose_grammar(
     *,
     starts_in_thinking: bool = False,
     parse_call: CallParser | None = None,
-    parse_whole: Callable[[str], Sequence[Any] | None] | None = None,
+    parse_whole: Callable[[str], Sequence[object] | None] | None = None,
 ) -> Grammar:
     """Return a grammar of all marks, as texts.
 
@@ -88,9 +87,7 @@ def loose_grammar(
     )
 
 
-def read_calls(
-    body: str, raw_text: str, tools: Sequence[Mapping[str, Any]] = ()
-) -> Sequence[ReadCall]:
+def read_calls(body: str, raw_text: str, tools: Sequence[JsonSchema] = ()) -> Sequence[ReadCall]:
     """Read what stands between marks, in whatever notation it is; all of it or nothing.
 
     Args:
@@ -125,9 +122,7 @@ def call_is_open(body: str) -> bool:
     return last_value > last_end if last_value >= 0 else ends_in_string(body)
 
 
-def _typed(
-    call: ReadCall, tools: Sequence[Mapping[str, Any]], words: Mapping[str, str]
-) -> ReadCall:
+def _typed(call: ReadCall, tools: Sequence[JsonSchema], words: Mapping[str, str]) -> ReadCall:
     """Return a call in a notation without types, with the types that its tool declares.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
-from typing import Any
 
 from tinker_cookbook.replies.grammar import Grammar, Mark, TextMark
 from tinker_cookbook.replies.pieces import (
@@ -75,17 +74,17 @@ class ReplyReader:
 
     # ---- what comes in ----
 
-    def text(self, text: str) -> Iterator[Any]:
+    def text(self, text: str) -> Iterator[object]:
         """Take more text and yield the pieces that it completes. Run the iterator to its end."""
         self._queue.append(text)
         yield from self._drain()
 
-    def mark(self, mark: Mark) -> Iterator[Any]:
+    def mark(self, mark: Mark) -> Iterator[object]:
         """Take a mark; all text before it has been given."""
         self._queue.append(mark)
         yield from self._drain()
 
-    def end(self, *, is_cut: bool) -> Iterator[Any]:
+    def end(self, *, is_cut: bool) -> Iterator[object]:
         """Take the end of the reply, which the model wrote or the token limit made."""
         while self._state is ReadState.CALL and self._first_close is not None:
             yield from self._roll_back()
@@ -97,7 +96,7 @@ class ReplyReader:
         yield from self._release_lead()
         yield from self._release_newlines()
 
-    def _drain(self) -> Iterator[Any]:
+    def _drain(self) -> Iterator[object]:
         while self._queue:
             item = self._queue.popleft()
             mark = _as_mark(item)
@@ -108,7 +107,7 @@ class ReplyReader:
 
     # ---- marks ----
 
-    def _take_mark(self, mark: Mark) -> Iterator[Any]:
+    def _take_mark(self, mark: Mark) -> Iterator[object]:
         grammar = self._grammar
         if self._state is ReadState.CALL:
             yield from self._take_mark_in_call(mark)
@@ -147,7 +146,7 @@ class ReplyReader:
             return False
         return self._state is ReadState.TEXT and not self._whole.strip()
 
-    def _take_mark_in_call(self, mark: Mark) -> Iterator[Any]:
+    def _take_mark_in_call(self, mark: Mark) -> Iterator[object]:
         if mark == self._call_close:
             if self._puts_off():
                 if self._first_close is None:
@@ -185,7 +184,7 @@ class ReplyReader:
         self._call_open, self._call_close = mark, self._closings[mark]
         self._state, self._call_parts = ReadState.CALL, []
 
-    def _before_call(self) -> Iterator[Any]:
+    def _before_call(self) -> Iterator[object]:
         if self._whole is not None:
             held, self._whole = self._whole_mark + self._whole, None
             yield from self._take_settled(held) if held else ()
@@ -197,7 +196,7 @@ class ReplyReader:
             self._gap = self._gap or self._dropped_newlines
         yield from self._release_newlines()
 
-    def _end_call(self, *, closing: Mark | None = None) -> Iterator[Any]:
+    def _end_call(self, *, closing: Mark | None = None) -> Iterator[object]:
         """Yield the calls that have just ended."""
         raw_text = self._raw_text()
         if closing is not None:
@@ -207,7 +206,7 @@ class ReplyReader:
         self._newlines_to_drop = self._grammar.newlines_after_call
         yield from self._give_calls(calls, raw_text)
 
-    def _give_calls(self, calls: Sequence[Any], raw_text: str) -> Iterator[Any]:
+    def _give_calls(self, calls: Sequence[object], raw_text: str) -> Iterator[object]:
         is_bad = any(isinstance(call, BadCall) for call in calls)
         if is_bad and self._tolerance.bad_calls_are_text:
             self._newlines_to_drop = 0
@@ -222,7 +221,7 @@ class ReplyReader:
         calls = self._grammar.parse_call(self._parsed_parts(), "")
         return not any(isinstance(call, BadCall) for call in calls)
 
-    def _roll_back(self) -> Iterator[Any]:
+    def _roll_back(self) -> Iterator[object]:
         """End the call at its first closing mark, and take what came after it anew."""
         assert self._first_close is not None, "a closing mark was put off"
         at = self._first_close
@@ -231,7 +230,7 @@ class ReplyReader:
         self._queue.extendleft(reversed(rest))
         yield from self._end_call(closing=closing)
 
-    def _end_open_call(self, *, is_cut: bool) -> Iterator[Any]:
+    def _end_open_call(self, *, is_cut: bool) -> Iterator[object]:
         """Yield a call that the end of the reply ends, properly or not."""
         counts = self._tolerance.unclosed_calls_count
         if counts or (self._call_close is None and not is_cut):
@@ -273,7 +272,7 @@ class ReplyReader:
 
     # ---- text ----
 
-    def _take_text(self, text: str) -> Iterator[Any]:
+    def _take_text(self, text: str) -> Iterator[object]:
         if self._state is ReadState.CALL:
             self._add_to_call(text)
             return
@@ -291,7 +290,7 @@ class ReplyReader:
             text = self._hold_whole(text)
         yield from self._take_settled(text)
 
-    def _take_settled(self, text: str) -> Iterator[Any]:
+    def _take_settled(self, text: str) -> Iterator[object]:
         """Take text that is no call; newlines that may belong to what follows are held back."""
         if not text:
             return
@@ -307,7 +306,7 @@ class ReplyReader:
         self._held_newlines = "\n" * min(limit, len(text) - len(text.rstrip("\n")))
         yield from self._emit(text[: len(text) - len(self._held_newlines)])
 
-    def _emit(self, text: str) -> Iterator[Any]:
+    def _emit(self, text: str) -> Iterator[object]:
         if not text:
             return
         if self._state is ReadState.THINK:
@@ -317,11 +316,11 @@ class ReplyReader:
             self._has_text = True
             yield TextPiece(text)
 
-    def _release_newlines(self) -> Iterator[Any]:
+    def _release_newlines(self) -> Iterator[object]:
         newlines, self._held_newlines = self._held_newlines, ""
         return self._emit(newlines)
 
-    def _release_lead(self) -> Iterator[Any]:
+    def _release_lead(self) -> Iterator[object]:
         """Take white space at the start for text, since no reasoning follows it."""
         lead, self._lead = self._lead, None
         if lead:
@@ -344,7 +343,7 @@ class ReplyReader:
         held, self._whole = self._whole_mark + self._whole, None
         return held
 
-    def _end_whole(self) -> Iterator[Any]:
+    def _end_whole(self) -> Iterator[object]:
         """Take the held reply as calls if it is nothing else, else as the text it is."""
         whole = self._grammar.whole_calls
         assert whole is not None, "asked before"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from tinker_cookbook.replies.grammar import Mark, TextMark
 
@@ -14,15 +14,15 @@ __all__ = ["MarkScanner", "PieceReader"]
 class PieceReader(Protocol):
     """Takes text and marks, and yields pieces. Run each iterator to its end."""
 
-    def text(self, text: str) -> Iterator[Any]:
+    def text(self, text: str) -> Iterator[object]:
         """Take more text."""
         ...
 
-    def mark(self, mark: Mark) -> Iterator[Any]:
+    def mark(self, mark: Mark) -> Iterator[object]:
         """Take a mark; all text before it has been given."""
         ...
 
-    def end(self, *, is_cut: bool) -> Iterator[Any]:
+    def end(self, *, is_cut: bool) -> Iterator[object]:
         """Take the end of the reply, which the model wrote or the token limit made."""
         ...
 
@@ -36,7 +36,7 @@ class MarkScanner:
         self._pattern = re.compile("|".join(map(re.escape, self._marks)) or r"(?!)")
         self._held = ""
 
-    def text(self, text: str) -> Iterator[Any]:
+    def text(self, text: str) -> Iterator[object]:
         """Take more text and pass on what is settled."""
         text = self._held + text
         position = 0
@@ -50,17 +50,17 @@ class MarkScanner:
         if end > position:
             yield from self._reader.text(text[position:end])
 
-    def mark(self, mark: Mark) -> Iterator[Any]:
+    def mark(self, mark: Mark) -> Iterator[object]:
         """Pass a mark on; what was held back stood before it."""
         yield from self._release()
         yield from self._reader.mark(mark)
 
-    def end(self, *, is_cut: bool) -> Iterator[Any]:
+    def end(self, *, is_cut: bool) -> Iterator[object]:
         """Pass on the end."""
         yield from self._release()
         yield from self._reader.end(is_cut=is_cut)
 
-    def _release(self) -> Iterator[Any]:
+    def _release(self) -> Iterator[object]:
         held, self._held = self._held, ""
         if held:
             yield from self._reader.text(held)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from tinker_cookbook.replies.json_source import json_text, load_json, member_texts, object_text
+from tinker_cookbook.replies.json_source import (
+    JsonSchema,
+    json_text,
+    load_json,
+    member_texts,
+    object_text,
+)
 
 __all__ = ["fit_arguments", "parameters_of", "read_texts"]
 
@@ -22,7 +27,7 @@ _JSON_WORDS = {'"true"': "true", '"false"': "false", '"null"': "null"}
 _DEFINITIONS = ("$defs", "definitions")
 
 
-def parameters_of(tools: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+def parameters_of(tools: Sequence[JsonSchema], name: str) -> JsonSchema:
     """Return the schema of a tool's arguments; empty if it is not declared, or has none."""
     for tool in tools:
         function = tool.get("function", tool)
@@ -32,7 +37,7 @@ def parameters_of(tools: Sequence[Mapping[str, Any]], name: str) -> Mapping[str,
     return {}
 
 
-def fit_arguments(arguments: str, parameters: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def fit_arguments(arguments: str, parameters: JsonSchema, words: Mapping[str, str]) -> str:
     """Return arguments with a text wherever the schema takes a text and not what was read.
 
     A zip code read as a number becomes the text again, to the letter. Arguments that are not
@@ -52,7 +57,7 @@ def fit_arguments(arguments: str, parameters: Mapping[str, Any], words: Mapping[
     return _each_member(arguments, parameters, fit)
 
 
-def read_texts(arguments: str, parameters: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def read_texts(arguments: str, parameters: JsonSchema, words: Mapping[str, str]) -> str:
     """Return arguments with the value that a text spells out, wherever the schema takes no text.
 
     JSON's words for truth values and null count where nothing is declared. Only for calls that need
@@ -76,7 +81,7 @@ def read_texts(arguments: str, parameters: Mapping[str, Any], words: Mapping[str
 
 
 def _each_member(
-    arguments: str, parameters: Mapping[str, Any], change: Callable[[str, set[str] | None], str]
+    arguments: str, parameters: JsonSchema, change: Callable[[str, set[str] | None], str]
 ) -> str:
     """Return arguments with what a function makes of each, given its JSON text and its types."""
     properties = parameters.get("properties")
@@ -107,7 +112,7 @@ def _types_of(source: str) -> set[str]:
     return {"number", "integer"} if float(source).is_integer() else {"number"}
 
 
-def _json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str] | None:
+def _json_types(schema: object, root: JsonSchema, depth: int = 0) -> set[str] | None:
     """Return the types that a schema takes, None if it does not say.
 
     Args:
@@ -139,7 +144,7 @@ def _json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str
     return types | {"null"} if schema.get("nullable") is True else types
 
 
-def _definition(reference: str, root: Mapping[str, Any]) -> Any:
+def _definition(reference: str, root: JsonSchema) -> object:
     """Return the schema that a reference into the tool's own definitions names."""
     place, _, name = reference.removeprefix("#/").partition("/")
     definitions = root.get(place) if place in _DEFINITIONS else None

@@ -1,4 +1,4 @@
-"""Data sets: epochs, groups made from their number, builders that know a chat format."""
+"""Data sets: epochs, groups made from their number, and builders with a chat format."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = [
 
 
 def cycle_permutation(size: int, seed: int | str, cycle: int) -> Sequence[int]:
-    """A shuffled order of `size` things, the same for the same seed and cycle."""
+    """Return a permutation of `range(size)`; equal seeds and cycles give equal permutations."""
     order = list(range(size))
     random.Random(f"{seed}/{cycle}").shuffle(order)
     return order
 
 
 def epoch_batch_index(index: int, num_batches: int, shuffle_seed: int | None = None) -> int:
-    """Which batch of the data stands at `index` of an endless run through it.
+    """Return which batch of the data is used at step `index`, over any number of epochs.
 
     Args:
-        index: 0-based step.
-        num_batches: Batches of the data.
-        shuffle_seed: None: every pass in the same order; else each in an order of its own.
+        index: The step, from 0.
+        num_batches: Number of batches of the data.
+        shuffle_seed: None: every epoch has the same order; otherwise each has a different one.
     """
     cycle, position = divmod(index, num_batches)
     if shuffle_seed is None:
@@ -55,16 +55,16 @@ class EpochCycledRLDataset(RLDataset):
         self.shuffle_seed = shuffle_seed
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The batch at `index` of all epochs."""
+        """Return the batch at `index`, counted over all epochs."""
         return self.inner.get_batch(epoch_batch_index(index, len(self.inner), self.shuffle_seed))
 
     def __len__(self) -> int:
-        """Batches of all epochs."""
+        """Return the number of batches of all epochs."""
         return len(self.inner) * self.num_epochs
 
 
 class NumberedDataset(RLDataset):
-    """Groups that are made from their number; the same number is the same task."""
+    """Groups that are made from their number; equal numbers give equal tasks."""
 
     def __init__(
         self,
@@ -74,23 +74,26 @@ class NumberedDataset(RLDataset):
         groups_per_batch: int,
         first: int = 0,
     ) -> None:
-        """Keep the numbers.
+        """Set the range of numbers.
 
         Args:
-            make_group: Makes the group of a number.
-            num_batches: Steps.
-            groups_per_batch: Groups of one step.
-            first: Number of the first group; held-out groups start where no training group is.
+            make_group: Makes the group with a given number.
+            num_batches: Number of training steps.
+            groups_per_batch: Groups per step.
+            first: Number of the first group. Give held-out groups numbers that training does not
+                reach.
         """
         if groups_per_batch < 1:
-            raise ConfigurationError(f"groups_per_batch={groups_per_batch}: use 1 or more.")
+            raise ConfigurationError(
+                f"groups_per_batch={groups_per_batch} is less than 1; use 1 or more."
+            )
         self._make_group = make_group
         self._num_batches = num_batches
         self._size = groups_per_batch
         self._first = first
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         start = self._first + index * self._size
         return [self._make_group(start + i) for i in range(self._size)]
 
@@ -100,7 +103,7 @@ class NumberedDataset(RLDataset):
 
 @chz.chz
 class RenderedDatasetBuilder(RLDatasetBuilder):
-    """Data whose environments write and read a chat format."""
+    """The base of data set builders whose environments use a chat format."""
 
     model_name: str
     renderer_name: str
@@ -109,7 +112,7 @@ class RenderedDatasetBuilder(RLDatasetBuilder):
     seed: int = 0
 
     def build_renderer(self) -> Renderer:
-        """The chat format; the tokenizer is loaded here, not at import, and cached."""
+        """Return the chat format. Its tokenizer is loaded on the first call and cached."""
         from tinker_cookbook.renderers import load_renderer
 
         return load_renderer(self.renderer_name, self.model_name)

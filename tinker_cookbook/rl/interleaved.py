@@ -1,4 +1,4 @@
-"""Several RL data sets mixed into one."""
+"""A mix of several RL data sets."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["InterleavedRLDatasetBuilder"]
 class InterleavedRLDatasetBuilder(RLDatasetBuilder):
     """Draws each group of a batch from one of several sources, in the given proportions.
 
-    Every source runs through its own groups again and again. Held-out data is that of all sources.
+    Each source is repeated as often as needed. The held-out data of all sources is used.
     """
 
-    sources: list[RLDatasetBuilder] = chz.field(doc="The data sets.")
-    weights: list[float] = chz.field(doc="Share of each source; they need not add up to 1.")
-    groups_per_batch: int = chz.field(doc="Groups of one training step.")
+    sources: list[RLDatasetBuilder] = chz.field(doc="Data sets to mix.")
+    weights: list[float] = chz.field(doc="Relative share of each source.")
+    groups_per_batch: int = chz.field(doc="Groups per training step.")
     total_batches: int | None = chz.field(
-        default=None, doc="Length; None: all groups of all sources together once."
+        default=None, doc="Number of batches; None: as many as all sources have together."
     )
-    seed: int = chz.field(default=0, doc="Seed of the mix.")
+    seed: int = chz.field(default=0, doc="Seed of the random mix.")
 
     @chz.validate
     def _check(self) -> None:
         if len(self.weights) != len(self.sources) or not self.sources:
             raise ConfigurationError(
                 f"weights has {len(self.weights)} values for {len(self.sources)} sources; give one "
-                "per source, and at least one."
+                "weight per source, and at least one source."
             )
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ConfigurationError(
-                f"weights={self.weights} are unusable; use 0 or more, not all 0."
+                f"weights={self.weights} cannot be used; give numbers of 0 or more, at least one above 0."
             )
         if self.groups_per_batch < 1:
             raise ConfigurationError(
@@ -47,7 +47,7 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
             )
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """The mix, and all held-out data."""
+        """Return the mix, and the held-out data of all sources as one batch."""
         built = [await source() for source in self.sources]
         groups = [dataset_to_env_group_builders(train) for train, _ in built]
         held_out = [
@@ -74,7 +74,7 @@ class _Interleaved(RLDataset):
     ) -> None:
         self._groups = groups
         self._groups_per_batch = groups_per_batch
-        # Drawn once for the whole run, so that any batch can be had without those before it.
+        # All draws are made here, so that a resumed run gets any batch without those before it.
         rng = random.Random(seed)
         draws = rng.choices(range(len(groups)), weights, k=groups_per_batch * total_batches)
         used = [0] * len(groups)

@@ -1,4 +1,4 @@
-"""Environments that speak messages, and the adapter that makes token environments of them."""
+"""Environments of messages, and the adapter that makes them environments of tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_SHOWN_DETAIL = 1000
 
 @dataclass
 class MessageStepResult:
-    """What a message environment answers to a message."""
+    """The environment's answer to a message."""
 
     reward: float
     episode_done: bool
@@ -40,44 +40,48 @@ class MessageStepResult:
     metrics: dict[str, float] = field(default_factory=dict)
     logs: types.Logs = field(default_factory=dict)
     next_stop_condition: StopCondition | None = None
-    """None: the renderer's."""
+    """What ends the next reply; None: the stop sequences of the renderer."""
 
 
 class MessageEnv(ABC):
-    """One episode, in messages; used once and thrown away."""
+    """One episode in messages. An environment is used once."""
 
     @abstractmethod
     async def initial_observation(self) -> list[Message]:
-        """The conversation from which the first reply is sampled."""
+        """Return the conversation from which the first reply is sampled."""
 
     @abstractmethod
     async def step(self, message: Message) -> MessageStepResult:
-        """Take a reply."""
+        """Take a reply and return the reward and the next conversation."""
 
     async def observe_truncated_response(self, message: Message) -> list[Message] | None:
-        """Take a reply that the token limit cut; the conversation to go on with, or None to end."""
+        """Take a reply that the token limit cut.
+
+        Returns:
+            The conversation to continue with, or None to end the episode.
+        """
         return None
 
     async def observe_parse_error(self, message: Message, details: str) -> MessageStepResult | None:
-        """Answer a reply that cannot be read, where such a reply does not end the episode.
+        """Answer a reply that cannot be read; called only if it does not end the episode.
 
         Args:
-            message: What could be read of it.
-            details: What is wrong.
+            message: The part of the reply that could be read.
+            details: What is wrong with it.
 
         Returns:
-            None: the reply goes to `step` as it is.
+            The answer; None to pass the reply to `step` unchanged.
         """
         del message, details
         return None
 
     async def add_messages(self, messages: list[Message]) -> list[Message] | None:
-        """Take messages from outside; the whole conversation, or None if that is not possible."""
+        """Append messages; return the whole conversation, or None if this is not supported."""
         return None
 
 
 class EnvFromMessageEnv(types.Env):
-    """Renders the conversation, parses the replies, and ends what gets out of hand."""
+    """A message environment as a token environment: renders prompts and parses replies."""
 
     def __init__(
         self,
@@ -92,20 +96,24 @@ class EnvFromMessageEnv(types.Env):
         parse_error_policy: ParseErrorPolicy | None = None,
         rollout_limits: RolloutLimits | None = None,
     ) -> None:
-        """Keep the settings.
+        """Set the environment and its limits.
 
         Args:
-            renderer: Writes the prompts and reads the replies.
+            renderer: The chat format of prompts and replies.
             message_env: The environment.
-            failed_parse_reward: Of a reply that cannot be read, without a `parse_error_policy`.
-            terminate_on_parse_error: Such a reply ends the episode; else the environment answers
-                it (`observe_parse_error`), or takes it as it is.
-            max_trajectory_tokens: A prompt may have this many tokens less the next.
-            max_generation_tokens: Kept free for the reply.
-            context_overflow_reward: When the next prompt is too long, or the reply was cut.
-            terminate_on_length: A cut reply ends the episode, unless the environment goes on.
-            parse_error_policy: Retries and rewards of unreadable replies.
-            rollout_limits: Only its `max_trajectory_tokens` and `max_tool_calls` are used here.
+            failed_parse_reward: Reward of a reply that cannot be read, if there is not a
+                `parse_error_policy`.
+            terminate_on_parse_error: Whether such a reply ends the episode. Otherwise it is passed
+                to the environment, to `observe_parse_error` or else to `step`.
+            max_trajectory_tokens: Maximum tokens of a prompt and its reply together.
+            max_generation_tokens: Tokens of that number that are reserved for the reply.
+            context_overflow_reward: Added to the reward if the next prompt is too long; the reward
+                of a reply that the token limit cut.
+            terminate_on_length: Whether a cut reply ends the episode. Otherwise the environment
+                may continue it (`observe_truncated_response`).
+            parse_error_policy: Retries and rewards of replies that cannot be read.
+            rollout_limits: Further source of `max_trajectory_tokens` and `max_tool_calls`; its
+                other limits are not used here.
         """
         limits = rollout_limits or RolloutLimits()
         self.renderer = renderer
@@ -126,7 +134,7 @@ class EnvFromMessageEnv(types.Env):
     async def initial_observation(
         self,
     ) -> tuple[types.Observation, StopCondition] | types.InitialObservationOverflow:
-        """The first prompt; an episode without turns if it is too long."""
+        """Return the first prompt, or an episode without turns if the prompt is too long."""
         observation = await self._render(await self.message_env.initial_observation())
         if self._too_long(observation):
             return types.InitialObservationOverflow(
@@ -137,7 +145,7 @@ class EnvFromMessageEnv(types.Env):
     async def step(
         self, action: types.Action, *, extra: types.ActionExtra | None = None
     ) -> types.StepResult:
-        """Parse the reply and pass it on."""
+        """Parse the reply and pass it to the environment."""
         message, termination = self.renderer.parse_response(action)
         if (extra or {}).get("stop_reason") == "length":
             return await self._on_length(message)
@@ -149,25 +157,25 @@ class EnvFromMessageEnv(types.Env):
         return await self._pass_on(self.renderer.fit_tool_calls(message, tools))
 
     def set_parse_error_policy(self, policy: ParseErrorPolicy) -> None:
-        """Choose what follows an unreadable reply."""
+        """Set what follows a reply that cannot be read."""
         self._policy = policy
 
     async def inject_messages(
         self, messages: list[Message]
     ) -> tuple[types.Observation, StopCondition]:
-        """Put messages into the conversation before the next reply."""
+        """Append messages to the conversation before the next reply."""
         known = await self.message_env.add_messages(messages)
         observation = await self._render(known or [*self._messages, *messages])
         return observation, self.renderer.get_stop_sequences()
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
-        """Pass the limit on to an environment that counts tool calls."""
+        """Pass the limit to the environment, if it counts tool calls."""
         limit = getattr(self.message_env, "set_max_tool_calls", None)
         if limit is not None:
             limit(max_tool_calls)
 
     def set_policy(self, policy: TokenCompleter) -> None:
-        """Pass the policy on, as messages, to an environment that samples from it."""
+        """Give the policy, as a message completer, to an environment that samples from it."""
         take = getattr(self.message_env, "set_policy", None)
         if take is not None:
             take(TokenMessageCompleter(policy, self.renderer))
@@ -202,7 +210,7 @@ class EnvFromMessageEnv(types.Env):
         if known is None:
             metrics[_stop(StopReason.MAX_TOKENS)] = 1
             return self._end(self.context_overflow_reward, metrics, {})
-        return await self._go_on(known, 0.0, metrics)
+        return await self._continue(known, 0.0, metrics)
 
     async def _on_parse_error(self, message: Message, details: str) -> types.StepResult:
         policy = self._policy
@@ -224,18 +232,18 @@ class EnvFromMessageEnv(types.Env):
             reward = policy.terminal_reward - policy.penalty_per_error
             return self._end(reward, metrics, logs)
         request = policy.retry_message_template.replace("{details}", details[:MAX_SHOWN_DETAIL])
-        # As text, so that no half-written tool call is rendered as one.
+        # As text, so that a half-written tool call is not rendered as a tool call.
         shown: Message = {
             "role": "assistant",
             "content": format_content_as_string(message["content"]),
         }
         retry: Message = {"role": "user", "content": request}
         known = await self.message_env.add_messages([shown, retry])
-        return await self._go_on(
+        return await self._continue(
             known or [*self._messages, shown, retry], -policy.penalty_per_error, metrics
         )
 
-    async def _go_on(
+    async def _continue(
         self, messages: list[Message], reward: float, metrics: types.Metrics
     ) -> types.StepResult:
         observation = await self._render(messages)
@@ -252,7 +260,7 @@ class EnvFromMessageEnv(types.Env):
         return types.StepResult(reward, True, tinker.ModelInput.empty(), stop, metrics, logs)
 
     async def _render(self, messages: list[Message]) -> tinker.ModelInput:
-        """The prompt; rendered beside the event loop, since a long one takes a while."""
+        """Render the prompt, in a thread because a long prompt would block the event loop."""
         self._messages = list(messages)
         return await asyncio.to_thread(self.renderer.build_generation_prompt, self._messages)
 

@@ -1,4 +1,4 @@
-"""Metrics of trajectories, and the evaluator that rolls out held-out tasks."""
+"""Metrics of trajectories, and the evaluator on held-out tasks."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ __all__ = [
 def compute_trajectory_metrics(
     trajectory_groups_P: list[TrajectoryGroup], taglist_P: list[list[str]]
 ) -> dict[str, float]:
-    """Average rewards, tokens, turns and the environments' own metrics.
+    """Average rewards, tokens, turns and the metrics of the environments.
 
     Args:
-        trajectory_groups_P: All groups of a batch, those with equal rewards too.
+        trajectory_groups_P: All groups of a batch, including those with equal rewards.
         taglist_P: The tags of each group.
 
     Returns:
-        `env/all/<name>`, and `env/<tag>/<name>` where tags differ between groups.
+        `env/all/<name>`, and `env/<tag>/<name>` if the groups have different tags.
     """
     tags = {tag for tags in taglist_P for tag in tags}
     metrics = _prefixed("env/all", _compute_metrics(trajectory_groups_P))
@@ -63,14 +63,14 @@ def compute_trajectory_metrics(
 
 
 def dataset_to_env_group_builders(dataset: RLDataset) -> list[EnvGroupBuilder]:
-    """The groups of all batches."""
+    """Return the groups of all batches."""
     return [builder for index in range(len(dataset)) for builder in dataset.get_batch(index)]
 
 
 class RLTestSetEvaluator(SamplingClientEvaluator):
     """Rolls out held-out tasks with the current weights.
 
-    `last_result` holds the groups of the last call, for those who want more than averages.
+    `last_result` holds the groups of the last call.
     """
 
     def __init__(
@@ -85,17 +85,18 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         config: RolloutConfig | None = None,
         seed: int | None = 0,
     ) -> None:
-        """Keep the tasks.
+        """Set the tasks and how they are rolled out.
 
         Args:
             dataset: Held-out tasks; all batches are used.
-            max_tokens: Limit of one reply.
+            max_tokens: Maximum tokens per reply.
             name: Prefix of the metrics.
-            num_groups_to_log: Groups shown on the transcript page.
-            strategy: What happens when rollouts fail; None: tried again, then left out.
-            temperature: Of sampling; 0 is greedy.
+            num_groups_to_log: Number of groups on the transcript page.
+            strategy: What happens when rollouts fail; None: `RetryOnFailure`.
+            temperature: Sampling temperature; 0 is greedy.
             config: Limits of each episode.
-            seed: The same draws at every evaluation, so that differences are the weights'.
+            seed: Seed of all draws. With a seed, evaluations differ only by the weights; None:
+                new draws at every evaluation.
         """
         self.env_group_builders_P = dataset_to_env_group_builders(dataset)
         self.max_tokens = max_tokens
@@ -116,11 +117,11 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
 
         Args:
             policy: Samples the replies.
-            rollout_summary_export: Where to write the transcripts.
+            rollout_summary_export: Where to write the transcripts; None: do not write them.
 
         Returns:
-            `<name>/env/all/<metric>`, with `reward/stderr`, the standard error of the mean reward
-            over tasks.
+            `<name>/env/all/<metric>`, including `reward/stderr`, the standard error of the mean
+            reward over tasks.
 
         Raises:
             AllTrajectoriesFailedError: if no task could be rolled out.
@@ -141,7 +142,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
             errors = [error.error_message for group in groups_P for error in group.rollout_errors]
             raise AllTrajectoriesFailedError(
                 f"none of the {len(groups_P)} held-out tasks could be rolled out; last error: "
-                f"{errors[-1] if errors else 'there are no tasks'}"
+                f"{errors[-1] if errors else 'the data set is empty'}"
             )
         metrics = compute_trajectory_metrics(
             [group for group, _ in done], [tags for _, tags in done]
@@ -199,7 +200,7 @@ def _compute_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
 
 
 def _env_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Means over what has the metric; reasons of the end over all trajectories."""
+    """Average each metric over the turns that have it, and stop reasons over all trajectories."""
     reported: list[Metrics] = []
     stops: list[Metrics] = []
     for group in groups:
@@ -247,7 +248,7 @@ def _count_tokens(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def _count_prefix_breaks(trajectory: Trajectory) -> int:
-    """Turns whose prompt does not extend what came before; each costs a datum of its own."""
+    """Count turns whose prompt does not extend what came before; each is a separate datum."""
     breaks = 0
     for before, after in zip(trajectory.transitions, trajectory.transitions[1:], strict=False):
         known = [*flatten_chunks(before.ob.chunks), *before.ac.tokens]
@@ -256,7 +257,7 @@ def _count_prefix_breaks(trajectory: Trajectory) -> int:
 
 
 def _by_group(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Which groups can teach something: those whose rewards differ."""
+    """Return the share of groups with different rewards, which alone give a gradient."""
     counts = {"frac_mixed": 0, "frac_all_good": 0, "frac_all_bad": 0}
     filled = [group for group in groups if group.trajectories_G]
     for group in filled:
@@ -271,7 +272,10 @@ def _by_group(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
 
 
 def _standard_error(groups: Sequence[TrajectoryGroup]) -> float:
-    """Of the mean over groups; samples of one task are not independent of each other."""
+    """Return the standard error of the mean over groups, not samples.
+
+    Samples of one task are not independent of each other.
+    """
     means = [float(np.mean(group.get_total_rewards())) for group in groups]
     return float(np.std(means, ddof=1) / math.sqrt(len(means)))
 

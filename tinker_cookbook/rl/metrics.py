@@ -31,7 +31,7 @@ __all__ = [
 async def score_sequences(
     sampling_client: tinker.SamplingClient, sequence_inputs: list[tinker.ModelInput]
 ) -> list[list[float | None]]:
-    """The log probability of every token of each sequence; None for the first token."""
+    """Return the log probability of every token of each sequence; None for the first token."""
     import tinker
 
     params = tinker.SamplingParams(max_tokens=1)
@@ -58,11 +58,11 @@ def compute_kl_sample_train(
 
     Args:
         data_D: Datums with `logprobs` (the sampler's) and `mask`.
-        training_logprobs_D: float [T] each, of a forward pass with the weights sampled from.
+        training_logprobs_D: float [T] each, from a forward pass with the sampled weights.
 
     Returns:
         `optim/kl_sample_train_v1`: mean of q - p, q the sampler's and p the trainer's.
-        `optim/kl_sample_train_v2`: mean of (q - p)^2 / 2, which cannot cancel out.
+        `optim/kl_sample_train_v2`: mean of (q - p)^2 / 2, in which differences cannot cancel.
         `optim/entropy`: mean of -q, an estimate of the sampler's entropy per token.
         Empty without sampled tokens.
 
@@ -80,19 +80,20 @@ def compute_kl_sample_train(
 
 @dataclass(frozen=True)
 class SamplingGap:
-    """How far sampler and trainer are apart on the same weights: the floor of what compares them.
+    """The difference between sampler and trainer on the same weights, in nats per token.
 
-    In nats a token. Zero but for rounding where both compute in the same format.
+    It is the floor of every measurement that compares the two. If both compute in the same number
+    format, it is zero up to rounding.
     """
 
     mean: float
     largest: float
     half_mean_square: float
-    """What `optim/kl_sample_train_v2` is while nothing is wrong."""
+    """The value of `optim/kl_sample_train_v2` on the same weights."""
     num_tokens: int
 
     def describe(self) -> str:
-        """A line for the start of a run."""
+        """Return a line for the start of a run."""
         return (
             f"floor    sampler and trainer differ by {self.mean:.1e} nats a token on the same "
             f"weights (at most {self.largest:.1e}; {self.num_tokens:,} tokens)"
@@ -102,14 +103,14 @@ class SamplingGap:
 def measure_sampling_gap(
     data_D: Sequence[tinker.Datum], training_logprobs_D: Sequence[np.ndarray]
 ) -> SamplingGap | None:
-    """The floor, from datums that the trainer scored with the weights they were sampled from.
+    """Measure the gap on datums that the trainer scored with the weights that sampled them.
 
     Args:
         data_D: Datums with `logprobs` (the sampler's) and `mask`.
         training_logprobs_D: float [T] each.
 
     Returns:
-        None without sampled tokens.
+        The gap, or None without sampled tokens.
     """
     sampled, difference = _compare(data_D, training_logprobs_D)
     if not len(sampled):
@@ -126,7 +127,10 @@ def measure_sampling_gap(
 def _compare(
     data_D: Sequence[tinker.Datum], training_logprobs_D: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [N]: the sampler's logprobs of all sampled tokens, and these minus the trainer's."""
+    """Return float64 [N] of all sampled tokens: the sampler's logprobs, and their difference.
+
+    The difference is the sampler's log probability minus the trainer's.
+    """
     sampled, trained = [np.zeros(0)], [np.zeros(0)]
     for datum, training_logprobs_T in zip(data_D, training_logprobs_D, strict=True):
         kept_T = datum.loss_fn_inputs["mask"].to_numpy() > 0
@@ -140,11 +144,11 @@ def _compare(
 async def compute_post_kl(
     data_D: Sequence[tinker.Datum], post_sampling_client: tinker.SamplingClient
 ) -> dict[str, float]:
-    """How far the step moved the policy: mean of pre - post on the sampled tokens, and k2.
+    """Measure how far the step moved the policy on the sampled tokens (estimators k1 and k2).
 
     Args:
         data_D: The step's datums.
-        post_sampling_client: The weights after it.
+        post_sampling_client: The weights after the step.
     """
     differences = await _differences(data_D, post_sampling_client)
     difference = np.concatenate([diff_T[kept_T] for diff_T, kept_T in differences])
@@ -163,21 +167,21 @@ async def incorporate_kl_penalty(
     kl_penalty_coef: float,
     kl_discount_factor: float,
 ) -> tuple[list[tinker.Datum], dict[str, float]]:
-    """Reward staying close to a reference model.
+    """Change the advantages so that the policy stays close to a reference model.
 
-    Each sampled token's advantage grows by `coef * (mean difference - its difference)`, where the
-    difference is the sampler's log probability minus the reference's. The mean is taken off as a
-    baseline, so the penalty moves no advantage on average.
+    `coef * (mean difference - its difference)` is added to the advantage of each sampled token,
+    where the difference is the sampler's log probability minus the reference's. The mean is the
+    baseline: on average the penalty does not change the advantages.
 
     Args:
         data_D: Datums with `logprobs`, `advantages` and `mask`.
-        base_sampling_client: The reference.
-        kl_penalty_coef: Size of the penalty.
-        kl_discount_factor: Above 0, a token also answers for the penalties after it, with this
-            discount.
+        base_sampling_client: The reference model.
+        kl_penalty_coef: Coefficient of the penalty.
+        kl_discount_factor: Discount factor of later penalties: above 0, the penalties of later
+            tokens count towards a token too.
 
     Returns:
-        New datums, and `kl_policy_base`, the mean difference.
+        New datums, and the mean difference as `kl_policy_base`.
     """
     differences = await _differences(data_D, base_sampling_client)
     total = sum(float(diff_T[kept_T].sum()) for diff_T, kept_T in differences)
@@ -193,7 +197,7 @@ async def incorporate_kl_penalty(
 
 
 def discounted_future_sum_vectorized(x: np.ndarray, gamma: float) -> np.ndarray:
-    """y[t] = x[t] + gamma * x[t + 1] + gamma^2 * x[t + 2] + ...
+    """Return y[t] = x[t] + gamma * x[t + 1] + gamma^2 * x[t + 2] + ...
 
     Args:
         x: float [T].
@@ -214,7 +218,7 @@ def discounted_future_sum_vectorized(x: np.ndarray, gamma: float) -> np.ndarray:
 async def _differences(
     data_D: Sequence[tinker.Datum], sampling_client: tinker.SamplingClient
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per datum: sampler's minus the client's log probability, and which positions count."""
+    """Return per datum the sampler's minus the client's logprobs, and which positions count."""
     sequences = [_whole_sequence(datum) for datum in data_D]
     scores_D = await score_sequences(sampling_client, sequences)
     differences = []
@@ -228,7 +232,7 @@ async def _differences(
 
 
 def _whole_sequence(datum: tinker.Datum) -> tinker.ModelInput:
-    """The input and the last target, which together are all tokens of the datum."""
+    """Return all tokens of the datum: its input and the last target."""
     last = int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])
     return unflatten_chunks([*flatten_chunks(datum.model_input.chunks), last])
 

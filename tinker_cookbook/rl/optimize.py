@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of datums, then the update, all submitted before any is awaited."""
+"""Optimizer steps: gradient requests and updates are submitted before any result is awaited."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = ["PendingUpdate", "train_step"]
 
 @dataclass
 class PendingUpdate:
-    """The requests of one training step, in the order of their execution."""
+    """The requests of one training step, in the order in which the service runs them."""
 
     training_client: tinker.TrainingClient
     loss_fn: str
     loss_fn_config: dict[str, Any] | None
     adam_params: tinker.AdamParams
     data_D: list[tinker.Datum] = field(default_factory=list)
-    """Everything sent so far, with `mask`."""
+    """All datums sent so far, with their `mask`."""
     gap: SamplingGap | None = None
-    """Of the data before the first optimizer step, once the update is finished."""
+    """The gap on the data before the first optimizer step; set when the update is finished."""
     _gradients: list[Any] = field(default_factory=list)
     _steps: list[Any] = field(default_factory=list)
     _has_gradients: bool = False
     _num_before_step: int = 0
 
     def add_gradients(self, data_D: Sequence[tinker.Datum]) -> None:
-        """Submit a forward and backward pass; gradients add up until the next step."""
+        """Submit a forward and backward pass; gradients accumulate until the next step."""
         if not data_D:
             return
         sent = drop_client_inputs(data_D, self.loss_fn)
@@ -52,7 +52,7 @@ class PendingUpdate:
         self._has_gradients = True
 
     def step(self) -> None:
-        """Submit an optimizer step, unless there are no gradients."""
+        """Submit an optimizer step; do nothing if no gradient was submitted."""
         if self._has_gradients:
             self._num_before_step = self._num_before_step or len(self.data_D)
             self._steps.append(self.training_client.optim_step(self.adam_params))
@@ -60,16 +60,16 @@ class PendingUpdate:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps submitted."""
+        """Number of optimizer steps submitted."""
         return len(self._steps)
 
     @trace.scope
     async def finish(self) -> tuple[list[np.ndarray], dict[str, float]]:
-        """Wait for everything.
+        """Wait for all results.
 
         Returns:
-            Per datum the trainer's log probabilities at the time of its gradient, and metrics of
-            the service with `optim/kl_sample_train_*`.
+            The trainer's log probabilities of each datum, from its gradient pass, and the metrics
+            of the service with `optim/kl_sample_train_*`.
 
         Raises:
             TrainingError: if the service failed.
@@ -107,16 +107,16 @@ async def train_step(
     """Train on a batch in `num_substeps` optimizer steps, each on a consecutive part of it.
 
     Args:
-        data_D: Datums of `assemble_training_data`.
-        training_client: The run.
-        learning_rate: Of Adam with betas 0.9 and 0.95.
-        num_substeps: At most one per datum.
-        loss_fn: As the service names it.
-        loss_fn_config: Its settings.
-        metrics: Gets the service's metrics.
+        data_D: Datums from `assemble_training_data`.
+        training_client: The training client.
+        learning_rate: Learning rate of Adam with betas 0.9 and 0.95.
+        num_substeps: Number of optimizer steps; at most one per datum.
+        loss_fn: Name of the loss.
+        loss_fn_config: Settings of the loss.
+        metrics: A dict that receives the metrics of the service.
 
     Returns:
-        The trainer's log probabilities, per datum.
+        The trainer's log probabilities of each datum.
     """
     import tinker
 

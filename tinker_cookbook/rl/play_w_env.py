@@ -1,4 +1,4 @@
-"""A person in the place of the policy, to debug an environment and its rewards."""
+"""A person as the policy, to debug an environment and its rewards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["ManualPolicy", "get_async_input", "play_env", "print_trajectory_summ
 
 
 async def get_async_input(prompt: str, multiline: bool = False) -> str:
-    """Read from the terminal beside the event loop.
+    """Read from the terminal without blocking the event loop.
 
     Args:
-        prompt: Shown first.
-        multiline: Read until an empty line.
+        prompt: Text to print first.
+        multiline: Whether to read until an empty line.
 
     Raises:
-        EOFError: if there is nothing more to read.
+        EOFError: if the input has ended.
     """
     print(prompt, end="", flush=True)
     lines: list[str] = []
@@ -44,7 +44,7 @@ async def get_async_input(prompt: str, multiline: bool = False) -> str:
 
 
 class ManualPolicy(TokenCompleter):
-    """Shows each prompt and takes the reply from the terminal."""
+    """A policy that shows each prompt and reads the reply from the terminal."""
 
     def __init__(
         self, tokenizer: Tokenizer, multiline: bool = True, show_observation: bool = True
@@ -56,7 +56,7 @@ class ManualPolicy(TokenCompleter):
     async def __call__(
         self, ob: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs:
-        """The typed text as tokens, ended by the first stop."""
+        """Return the typed text as tokens, followed by the first stop sequence."""
         if self.show_observation:
             print(self.tokenizer.decode(ob.to_ints()))
         hint = " (an empty line ends it)" if self.multiline else ""
@@ -72,7 +72,7 @@ class ManualPolicy(TokenCompleter):
 
 
 def print_trajectory_summary(trajectory: Trajectory, tokenizer: Tokenizer | None = None) -> None:
-    """Print reward and metrics of every turn, and with a tokenizer what was said."""
+    """Print reward and metrics of every turn, and its texts if a tokenizer is given."""
     before = None
     for index, turn in enumerate(trajectory.transitions):
         if tokenizer is not None:

@@ -1,4 +1,4 @@
-"""What reinforcement learning is made of: environments, groups of them, and records of rollouts."""
+"""The types of reinforcement learning: environments, groups of them, and records of rollouts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Observation: TypeAlias = "tinker.ModelInput"
 Logprobs: TypeAlias = list[float]
 Metrics: TypeAlias = dict[str, float | int]
 Logs: TypeAlias = dict[str, str | int | float]
-"""Texts and numbers for the transcript; they are not averaged."""
+"""Texts and numbers for the transcript; unlike metrics, they are not averaged."""
 
 
 class StopReason(StrEnum):
@@ -71,7 +71,7 @@ PARSE_ERROR_MASKED_METRIC_KEY = "parse_error_masked"
 
 @dataclass(frozen=True)
 class InitialObservationOverflow:
-    """Returned instead of a first prompt that would be too long: an episode without turns."""
+    """An episode without turns: returned in place of a first prompt that is too long."""
 
     reward: float
     metrics: Metrics = field(default_factory=dict)
@@ -80,12 +80,12 @@ class InitialObservationOverflow:
 
 @dataclass
 class StepResult:
-    """What an environment answers to an action."""
+    """The environment's answer to an action."""
 
     reward: float
     episode_done: bool
     next_observation: Observation
-    """The whole next prompt; ignored (and may be empty) when the episode is done."""
+    """The whole next prompt; ignored, and possibly empty, if the episode is done."""
     next_stop_condition: StopCondition
     metrics: Metrics = field(default_factory=dict)
     logs: Logs = field(default_factory=dict)
@@ -93,7 +93,7 @@ class StepResult:
 
 @dataclass
 class Transition:
-    """One turn: prompt, reply, and what the environment made of it."""
+    """One turn: the prompt, the reply, and the environment's answer to it."""
 
     ob: Observation
     ac: TokensWithLogprobs
@@ -104,23 +104,23 @@ class Transition:
 
 
 class ActionExtra(TypedDict, total=False):
-    """What is known about an action besides its tokens."""
+    """What is known about an action in addition to its tokens."""
 
     stop_reason: tinker.StopReason
 
 
 class Env(ABC):
-    """One episode of one agent; used once and thrown away."""
+    """One episode of one agent. An environment is used once."""
 
     @abstractmethod
     async def initial_observation(
         self,
     ) -> tuple[Observation, StopCondition] | InitialObservationOverflow:
-        """The first prompt, and what ends a reply to it."""
+        """Return the first prompt and what ends a reply to it."""
 
     @abstractmethod
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        """Take a reply, stop token included."""
+        """Take a reply, including its stop token, and return the reward and the next prompt."""
 
 
 @dataclass(frozen=True)
@@ -141,44 +141,44 @@ class RolloutError:
 
 
 class EnvGroupBuilder(ABC):
-    """Makes the environments of one group: the same task several times, compared to each other.
+    """Makes the environments of one group: one task several times, to compare the rewards.
 
-    Builders are data: they pickle, and building twice gives the same task.
+    A builder is data: it can be pickled, and building twice gives the same task.
     """
 
     @abstractmethod
     async def make_envs(self) -> Sequence[Env]:
-        """New environments, one per member of the group."""
+        """Return new environments, one per member of the group."""
 
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
-        """Rewards that depend on the whole group, on top of those of the turns; here none."""
+        """Return rewards that depend on the whole group; they are added to those of the turns."""
         return [(0.0, {}) for _ in trajectory_group]
 
     async def cleanup(self) -> None:  # noqa: B027 - most builders open nothing
-        """Free what `make_envs` opened; called once the group is done, however that ended."""
+        """Free what `make_envs` opened; called once when the group is done, even if it failed."""
 
     def logging_tags(self) -> list[str]:
-        """Names under which metrics are also averaged apart."""
+        """Return names under which the metrics of this group are also averaged separately."""
         return []
 
 
 @dataclass
 class TrajectoryGroup:
-    """The record of a group; the lists run in parallel."""
+    """The record of a group; entry i of each list belongs to trajectory i."""
 
     trajectories_G: list[Trajectory]
     final_rewards_G: list[float]
-    """Of `compute_group_rewards`."""
+    """The rewards from `compute_group_rewards`."""
     metrics_G: list[Metrics]
     rollout_errors: list[RolloutError] = field(default_factory=list)
-    """Of members that were lost or had to be tried again."""
+    """Errors of members that were lost or retried; this list has its own length."""
     report: logtree.Trace | None = field(default=None, repr=False, compare=False)
-    """What the environments logged with `utils.logtree`; None in a report of the caller's own."""
+    """What the environments logged with `utils.logtree`; None if the caller has opened a trace."""
 
     def get_total_rewards(self) -> list[float]:
-        """Each trajectory's turn rewards plus its group reward."""
+        """Return the sum of turn rewards and group reward of each trajectory."""
         return [
             sum(transition.reward for transition in trajectory.transitions) + final_reward
             for trajectory, final_reward in zip(
@@ -188,22 +188,22 @@ class TrajectoryGroup:
 
 
 class RLDataset(ABC):
-    """Batches of groups, by index, so that a resumed run finds the same ones."""
+    """Batches of groups by index, so that a resumed run finds the same batches."""
 
     @abstractmethod
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one training step."""
+        """Return the groups of one training step."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of batches."""
+        """Return the number of batches."""
 
 
 @chz.chz
 class RLDatasetBuilder:
-    """Makes the training data and, where there is any, held-out data."""
+    """Makes the training data and, optionally, held-out data."""
 
     @abstractmethod
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training and held-out data."""
+        """Return training data and held-out data, or None for the latter."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Places to run programs that nobody trusts."""
+"""Places to run untrusted programs: this machine, SandboxFusion, Modal."""
 
 from enum import StrEnum
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class SandboxBackend(StrEnum):
-    """Where programs run."""
+    """The place where programs run."""
 
     LOCAL = "local"
     SANDBOXFUSION = "sandboxfusion"
@@ -34,7 +34,7 @@ class SandboxBackend(StrEnum):
 
 
 async def create_sandbox(backend: SandboxBackend | str) -> SandboxInterface:
-    """A new sandbox with the backend's usual settings; `await sandbox.cleanup()` removes it.
+    """Create a sandbox with the backend's default settings; `await sandbox.cleanup()` removes it.
 
     Raises:
         ConfigurationError: if the backend's package or account is missing.

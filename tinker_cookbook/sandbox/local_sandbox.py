@@ -1,10 +1,10 @@
 """A sandbox on this machine: a temporary folder, resource limits, and no network.
 
-Each command runs in a process group of its own with limits on CPU time, memory, file size and the
-number of processes, an empty environment, and, where the kernel lets users make namespaces, no
-network. That keeps honest mistakes (endless loops, memory, forks, full disks) from doing harm. It
-is no wall against an attacker: a program can read what this user can read. Use a container service
-for code of unknown origin.
+Each command runs in a separate process group with limits on CPU time, memory, file size and the
+number of processes, with an empty environment, and without a network where the kernel lets users
+create namespaces. This keeps honest mistakes (endless loops, memory, forks, full disks) from doing
+harm. It does not stop an attacker: a program can read everything that this user can read. Use a
+container service for code of unknown origin.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ SAFE_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one command may use."""
+    """The resources that one command may use."""
 
     memory_bytes: int = 512 * MEBIBYTE
-    """Address space of each process."""
+    """Maximum address space of each process, in bytes."""
     file_bytes: int = 64 * MEBIBYTE
-    """Of each written file."""
+    """Maximum size of each written file, in bytes."""
     num_processes: int = 256
-    """Of this user, all in all; not enforced for root."""
+    """Maximum number of processes of this user in total; not enforced for root."""
     num_open_files: int = 256
+    """Maximum number of open files of each process."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -52,14 +53,15 @@ class SandboxLimits:
 
 
 class LocalSandbox:
-    """A temporary folder in which commands run one by one or at once."""
+    """A temporary folder in which commands run, one at a time or several at once."""
 
     def __init__(self, limits: SandboxLimits | None = None, *, cut_network: bool = True) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            limits: What one command may use.
-            cut_network: Run without a network where the kernel allows; see `network_can_be_cut`.
+            limits: The resources that one command may use.
+            cut_network: Whether to run without a network if the kernel allows it; see
+                `network_can_be_cut`.
         """
         self.limits = limits or SandboxLimits()
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
@@ -68,16 +70,16 @@ class LocalSandbox:
 
     @property
     def sandbox_id(self) -> str:
-        """The folder's name."""
+        """The name of the folder."""
         return self._folder.name
 
     @property
     def folder(self) -> Path:
-        """Where commands start and relative paths lead."""
+        """The folder in which commands start and to which paths are relative."""
         return self._folder
 
     async def send_heartbeat(self, timeout: int = 30) -> None:
-        """Nothing to keep alive.
+        """Do nothing but check: a local sandbox stays alive by itself.
 
         Raises:
             SandboxTerminatedError: if the sandbox has been removed.
@@ -94,13 +96,13 @@ class LocalSandbox:
         """Run a shell command.
 
         Args:
-            command: For `sh -c`.
-            workdir: Relative to the sandbox's folder, or absolute.
-            timeout: Seconds of wall clock; CPU seconds are limited to the same.
-            max_output_bytes: Of stdout and of stderr; the rest is thrown away.
+            command: The command, for `sh -c`.
+            workdir: The working directory, absolute or relative to the sandbox's folder.
+            timeout: Limit of wall clock time and of CPU time, each in seconds.
+            max_output_bytes: Maximum bytes of stdout and of stderr; the rest is discarded.
 
         Returns:
-            Exit code 124 if it was killed for time, and `-N` if signal N ended it.
+            The result. Its exit code is 124 after a timeout, and `-N` if signal N ended it.
         """
         self._check_alive()
         folder = self._folder if workdir is None else self._resolve(workdir)
@@ -127,7 +129,7 @@ class LocalSandbox:
         except TimeoutError:
             pass
         finally:
-            # What the command left in the background goes too, and lets go of the pipes.
+            # Also kill what the command left in the background: it would keep the pipes open.
             self._kill(process.pid)
             await process.wait()
             stdout, stderr = await reading
@@ -139,7 +141,7 @@ class LocalSandbox:
     async def read_file(
         self, path: str, max_bytes: int | None = None, timeout: int = 60
     ) -> SandboxResult:
-        """A file's text as `stdout`; exit code 1 and a reason as `stderr` where there is none."""
+        """Return the text of a file as `stdout`, or exit code 1 and a reason as `stderr`."""
         self._check_alive()
         try:
             with self._resolve(path).open("rb") as file:
@@ -151,7 +153,7 @@ class LocalSandbox:
     async def write_file(
         self, path: str, content: str | bytes, executable: bool = False, timeout: int = 60
     ) -> SandboxResult:
-        """Write a file within the sandbox's folder.
+        """Write a file in the folder of the sandbox.
 
         Raises:
             SandboxError: if the path leads out of the folder.
@@ -170,7 +172,7 @@ class LocalSandbox:
         return SandboxResult(stdout="", stderr="", exit_code=0)
 
     async def cleanup(self) -> None:
-        """Kill what runs and remove the folder."""
+        """Kill all running commands and remove the folder."""
         for group in list(self._groups):
             self._kill(group)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
@@ -193,7 +195,7 @@ class LocalSandbox:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of ours: keys and tokens stay outside."""
+        """Return the environment of a command; keys and tokens of this process are left out."""
         python = str(Path(sys.executable).parent)
         return {
             "PATH": f"{python}:{SAFE_PATH}",
@@ -211,7 +213,7 @@ class LocalSandbox:
 
 @functools.cache
 def network_can_be_cut() -> bool:
-    """Whether this kernel lets us start a process without a network."""
+    """Return whether this kernel lets us start a process without a network."""
     if shutil.which("unshare") is None:
         return False
     probe = ["unshare", "--user", "--map-current-user", "--net", "true"]
@@ -219,7 +221,7 @@ def network_can_be_cut() -> bool:
 
 
 def _set_limits(limits: SandboxLimits, timeout: int) -> None:
-    """In the child, before the command starts."""
+    """Set the limits in the child process, before the command starts."""
     import resource
 
     wanted = {
@@ -237,7 +239,7 @@ def _set_limits(limits: SandboxLimits, timeout: int) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, limit: int) -> str:
-    """The first `limit` bytes; the rest is read and thrown away, so that nobody blocks."""
+    """Return the first `limit` bytes. The rest is read too, so that the writer never blocks."""
     assert stream is not None, "both outputs are pipes"
     kept = bytearray()
     while chunk := await stream.read(65536):

@@ -1,4 +1,4 @@
-"""A sandbox in Modal's cloud: a container of its own, without a network. Needs an account."""
+"""A sandbox in Modal's cloud: a separate container without a network. Needs an account."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INPUT_CHUNK_BYTES = 1024 * 1024
 
 
 class ModalSandbox:
-    """Commands and files in a running Modal sandbox; make one with `await create()`."""
+    """Commands and files in a running Modal sandbox; start one with `await create()`."""
 
     def __init__(self, sandbox: Any, max_stream_output_bytes: int = DEFAULT_OUTPUT_BYTES) -> None:
         """Wrap a `modal.Sandbox` that has the tools of a plain Debian image."""
@@ -40,14 +40,14 @@ class ModalSandbox:
         """Start a sandbox.
 
         Args:
-            app_name: Of the Modal app; made if there is none.
-            timeout: Seconds after which Modal stops the sandbox, whatever it does.
-            image: A `modal.Image`; None: Debian with the Python of this process.
-            max_stream_output_bytes: Of stdout and of stderr of a command, kept at most.
+            app_name: Name of the Modal app; it is created if it does not exist.
+            timeout: Seconds after which Modal stops the sandbox, even while it is in use.
+            image: A `modal.Image`; None: Debian with the Python version of this process.
+            max_stream_output_bytes: Maximum bytes kept of stdout and of stderr of a command.
 
         Raises:
             ConfigurationError: without the package, or without an account.
-            SandboxError: if Modal does not start one.
+            SandboxError: if Modal does not start a sandbox.
         """
         try:
             import modal  # pyright: ignore[reportMissingImports]
@@ -75,11 +75,11 @@ class ModalSandbox:
 
     @property
     def sandbox_id(self) -> str:
-        """Modal's name of the sandbox."""
+        """The id that Modal gave the sandbox."""
         return str(self._sandbox.object_id)
 
     async def send_heartbeat(self, timeout: int = 30) -> None:
-        """Ask whether it still runs.
+        """Check that the sandbox still runs.
 
         Raises:
             SandboxTerminatedError: if it does not.
@@ -96,7 +96,7 @@ class ModalSandbox:
         timeout: int = 60,
         max_output_bytes: int | None = None,
     ) -> SandboxResult:
-        """Run a shell command; exit code 124 if it was killed for time.
+        """Run a shell command; the exit code is 124 after a timeout.
 
         Raises:
             SandboxTerminatedError: if the sandbox has ended or does not answer.
@@ -106,13 +106,13 @@ class ModalSandbox:
     async def read_file(
         self, path: str, max_bytes: int | None = None, timeout: int = 60
     ) -> SandboxResult:
-        """A file's text as `stdout`; another exit code than 0 where there is none."""
+        """Return the text of a file as `stdout`; the exit code is not 0 if it cannot be read."""
         return await self._execute(f"cat {shlex.quote(path)}", WORKDIR, timeout, limit=max_bytes)
 
     async def write_file(
         self, path: str, content: str | bytes, executable: bool = False, timeout: int = 60
     ) -> SandboxResult:
-        """Write a file, with the folders it needs."""
+        """Write a file and create its parent folders."""
         data = content.encode() if isinstance(content, str) else content
         name = shlex.quote(path)
         mode = "755" if executable else "644"
@@ -120,7 +120,7 @@ class ModalSandbox:
         return await self._execute(command, WORKDIR, timeout, data=data)
 
     async def cleanup(self) -> None:
-        """Stop it; may be called twice."""
+        """Stop the sandbox; may be called twice."""
         if self._alive:
             self._alive = False
             await self._sandbox.terminate.aio()
@@ -134,7 +134,7 @@ class ModalSandbox:
         data: bytes = b"",
         limit: int | None = None,
     ) -> SandboxResult:
-        """Run `command` in `workdir`, which may be relative to the folder where all starts."""
+        """Run `command` in `workdir`, which may be relative to the start folder."""
         import modal  # pyright: ignore[reportMissingImports]
 
         if not self._alive:
@@ -143,7 +143,8 @@ class ModalSandbox:
         inner = f"mkdir -p {WORKDIR} && cd {WORKDIR} && cd {folder} && {{ {command}\n}}"
         started = time.monotonic()
         try:
-            # `timeout` inside says 124 for time on every version; the outer one is for the network.
+            # The inner `timeout` returns 124 on every version of Modal; the outer timeout is for a
+            # network that does not answer.
             async with asyncio.timeout(timeout + GRACE_SECONDS):
                 process = await self._sandbox.exec.aio(
                     "timeout", "-k", "1", str(timeout), "sh", "-c", inner, text=False

@@ -1,4 +1,4 @@
-"""What every sandbox can do, wherever it runs."""
+"""The interface of all sandboxes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class SandboxTerminatedError(SandboxError):
 
 @runtime_checkable
 class SandboxInterface(Protocol):
-    """A place to run programs that nobody trusts."""
+    """A place to run untrusted programs."""
 
     @property
     def sandbox_id(self) -> str:
-        """Tells sandboxes apart in logs."""
+        """A name for logs."""
         ...
 
     async def send_heartbeat(self, timeout: int = 30) -> None:
@@ -45,19 +45,19 @@ class SandboxInterface(Protocol):
         timeout: int = 60,
         max_output_bytes: int | None = None,
     ) -> SandboxResult:
-        """Run a shell command; one that takes too long is killed and has exit code 124."""
+        """Run a shell command; after a timeout it is killed and has exit code 124."""
         ...
 
     async def read_file(
         self, path: str, max_bytes: int | None = None, timeout: int = 60
     ) -> SandboxResult:
-        """The file's text as `stdout`; a missing file has another exit code than 0."""
+        """Return the text of a file as `stdout`; the exit code is not 0 if it cannot be read."""
         ...
 
     async def write_file(
         self, path: str, content: str | bytes, executable: bool = False, timeout: int = 60
     ) -> SandboxResult:
-        """Write a file, with the folders it needs."""
+        """Write a file and create its parent folders."""
         ...
 
     async def cleanup(self) -> None:
@@ -66,15 +66,15 @@ class SandboxInterface(Protocol):
 
 
 class SandboxResource:
-    """A sandbox that somebody else made, to be kept alive and cleaned up."""
+    """A sandbox made elsewhere, to be kept alive and cleaned up."""
 
     def __init__(self, sandbox: SandboxInterface) -> None:
         self.sandbox = sandbox
 
     async def send_heartbeat(self, timeout: int = 30) -> None:
-        """Keep it alive."""
+        """Keep the sandbox alive."""
         await self.sandbox.send_heartbeat(timeout)
 
     async def cleanup(self) -> None:
-        """Remove it."""
+        """Remove the sandbox."""
         await self.sandbox.cleanup()

@@ -1,4 +1,4 @@
-"""A client of a SandboxFusion container, which runs code of many languages over HTTP."""
+"""A client of a SandboxFusion container, which runs code in many languages over HTTP."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import base64
 import os
 import shlex
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import SandboxError
 from tinker_cookbook.sandbox.sandbox_interface import SandboxResult, SandboxTerminatedError
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["SandboxFusionClient", "SandboxFusionSandbox"]
 
@@ -19,21 +22,22 @@ DEFAULT_CONCURRENCY = 4
 
 
 class SandboxFusionClient:
-    """Sends programs to `/run_code`."""
+    """Sends programs to the container's `/run_code`."""
 
     def __init__(self, url: str | None = None, max_concurrency: int | None = None) -> None:
-        """Keep the address.
+        """Set the address.
 
         Args:
-            url: Of the container; None: $SANDBOX_URL, else port 8080 of this machine.
-            max_concurrency: Programs run at once; None: $SANDBOX_MAX_CONCURRENCY, else 4.
+            url: Address of the container; None: $SANDBOX_URL, else port 8080 of this machine.
+            max_concurrency: Maximum number of programs at once; None: $SANDBOX_MAX_CONCURRENCY,
+                else 4.
         """
         self.url = (url or os.environ.get("SANDBOX_URL") or DEFAULT_URL).rstrip("/")
         from_environment = os.environ.get("SANDBOX_MAX_CONCURRENCY")
         self._slots = asyncio.Semaphore(
             max_concurrency or int(from_environment or DEFAULT_CONCURRENCY)
         )
-        self._client: Any = None
+        self._client: httpx.AsyncClient | None = None
 
     async def run(
         self, code: str, files: dict[str, str], timeout: float, language: str = "python"
@@ -42,12 +46,12 @@ class SandboxFusionClient:
 
         Args:
             code: The program.
-            files: Names and texts of files beside it.
-            timeout: Seconds it may run.
-            language: As the container names it.
+            files: Names and texts of files in the program's folder.
+            timeout: Maximum run time in seconds.
+            language: The language, by the container's name for it.
 
         Returns:
-            Whether it ended well, and the container's answer.
+            Whether the program succeeded, and the container's answer.
 
         Raises:
             SandboxError: if the container does not answer.
@@ -84,14 +88,14 @@ class SandboxFusionClient:
 
 
 class SandboxFusionSandbox:
-    """The sandbox interface on a container that keeps nothing between two commands.
+    """The sandbox interface on a container that keeps no state between commands.
 
-    The files written here go along with every command. What a command writes itself is gone
-    afterwards.
+    Files written through `write_file` are sent with every command. Files that a command writes are
+    lost when it ends.
     """
 
     def __init__(self, client: SandboxFusionClient | None = None) -> None:
-        """Keep the client; without one, the container that $SANDBOX_URL names."""
+        """Use this client, or by default the container at $SANDBOX_URL."""
         self._client = client or SandboxFusionClient()
         self._owns_client = client is None
         self._files: dict[str, str] = {}
@@ -104,7 +108,7 @@ class SandboxFusionSandbox:
         return self._id
 
     async def send_heartbeat(self, timeout: int = 30) -> None:
-        """Nothing to keep alive.
+        """Do nothing but check: the container does not need a heartbeat.
 
         Raises:
             SandboxTerminatedError: after `cleanup`.
@@ -119,7 +123,7 @@ class SandboxFusionSandbox:
         timeout: int = 60,
         max_output_bytes: int | None = None,
     ) -> SandboxResult:
-        """Run a shell command beside the files; exit code 124 if it was killed for time.
+        """Run a shell command in a folder with the files; the exit code is 124 after a timeout.
 
         Raises:
             SandboxError: if the container does not answer, or fails itself.
@@ -145,7 +149,7 @@ class SandboxFusionSandbox:
     async def read_file(
         self, path: str, max_bytes: int | None = None, timeout: int = 60
     ) -> SandboxResult:
-        """The text of a file written here, or of one that the image has."""
+        """Return the text of a file written here, or of a file of the container's image."""
         if path in self._files:
             text = self._files[path].encode()[:max_bytes].decode("utf-8", "replace")
             return SandboxResult(stdout=text, stderr="", exit_code=0)
@@ -154,10 +158,10 @@ class SandboxFusionSandbox:
     async def write_file(
         self, path: str, content: str | bytes, executable: bool = False, timeout: int = 60
     ) -> SandboxResult:
-        """Keep a text file for the commands to come.
+        """Keep a text file for all later commands.
 
         Raises:
-            SandboxError: for bytes that are no UTF-8 text, or an absolute path.
+            SandboxError: for bytes that are not UTF-8 text, or an absolute path.
         """
         await self.send_heartbeat()
         if path.startswith("/") or ".." in path.split("/"):

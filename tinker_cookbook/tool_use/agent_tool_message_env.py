@@ -41,16 +41,16 @@ LIMITS = frozenset(
 )
 RewardResult = tuple[float, dict[str, float]]
 RewardFn = Callable[[list[Message]], Awaitable[RewardResult]]
-"""Grades a finished conversation: a reward and metrics."""
+"""Grades a finished conversation and returns a reward and metrics."""
 
 
 @dataclass
 class AgentToolMessageEnv(MessageEnv):
-    """Runs the tools a reply calls; a reply without calls ends the episode and is graded.
+    """An environment with tools: a reply that calls no tool ends the episode and is graded.
 
-    A reply with a call that cannot be read earns `failed_parse_reward`. It ends the episode, unless
-    `terminate_on_parse_error` is off: then the model is shown what is wrong, beside the results of
-    the calls that can be read.
+    A reply with a call that cannot be read earns `failed_parse_reward` and ends the episode. With
+    `terminate_on_parse_error=False` the episode continues instead: the model is shown the error,
+    together with the results of the calls that can be read.
     """
 
     tools: list[Tool]
@@ -72,40 +72,42 @@ class AgentToolMessageEnv(MessageEnv):
         self._tools = {tool.name: tool for tool in self.tools}
         if len(self._tools) < len(self.tools):
             names = [tool.name for tool in self.tools]
-            raise ConfigurationError(f"tools={names} has a name twice; every tool needs its own.")
+            raise ConfigurationError(
+                f"tools={names} has a name twice; give every tool a different name."
+            )
         self._num_turns = 0
         self._num_tool_calls = 0
 
     async def initial_observation(self) -> list[Message]:
-        """The conversation's start."""
+        """Return the start of the conversation."""
         self.history = list(self.initial_messages)
         return self.history
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
-        """Limit the calls of the episode; a tighter limit that is set already holds."""
+        """Limit the calls of the episode; a tighter limit that was set before is kept."""
         known = self.max_tool_calls
         self.max_tool_calls = max_tool_calls if known is None else min(known, max_tool_calls)
 
     def set_parse_error_policy(self, policy: ParseErrorPolicy) -> None:
-        """Choose what follows an unreadable reply."""
+        """Set what follows a reply that cannot be read."""
         self.parse_error_policy = policy
 
     async def observe_truncated_response(self, message: Message) -> list[Message]:
-        """Keep a cut reply as it is, and let the model go on."""
+        """Keep a reply that the token limit cut, and let the model continue."""
         self.history = [*self.history, message]
         return self.history
 
     async def add_messages(self, messages: list[Message]) -> list[Message]:
-        """Take messages from outside."""
+        """Append messages from outside and return the conversation."""
         self.history = [*self.history, *messages]
         return self.history
 
     async def observe_parse_error(self, message: Message, details: str) -> MessageStepResult:
-        """Run what can be read of the reply, and show the model what is wrong with the rest."""
+        """Run the calls that can be read, and show the model what is wrong with the rest."""
         return await self._take(message, problem=details)
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Run the calls of a reply, or grade the conversation."""
+        """Run the tool calls of a reply, or grade the conversation if it has none."""
         return await self._take(message)
 
     async def _take(self, message: Message, problem: str = "") -> MessageStepResult:
@@ -140,16 +142,19 @@ class AgentToolMessageEnv(MessageEnv):
         return MessageStepResult(reward, False, self.history, metrics)
 
     def _describe_broken_call(self, call: UnparsedToolCall) -> ToolResult:
-        """An error in the place of the call's result; some formats write whose result it is."""
+        """Return an error as the result of a call that could not be read."""
+        # Some formats write the name of the tool with its result, so the name is guessed.
         name = next((name for name in self._tools if name in call.raw_text), "unknown")
         return error_tool_result(
             f"the call could not be read: {call.error}", name=name, error_type="invalid_call"
         )
 
     async def _run_calls(self, calls: list[ToolCall]) -> list[ToolResult]:
-        """The results in the order of the calls."""
+        """Return the results in the order of the calls."""
         if self.tool_execution == "parallel":
             return list(await asyncio.gather(*(self._run_call(call) for call in calls)))
+        # `concurrent_safe`: neighbouring calls of safe tools run together; any other call waits for
+        # those before it. `sequential` is the case in which no call is safe.
         results: list[ToolResult] = []
         together: list[ToolCall] = []
         for call in calls:
@@ -171,7 +176,7 @@ class AgentToolMessageEnv(MessageEnv):
     async def _end(
         self, reason: StopReason, metrics: dict[str, float], turn_reward: float
     ) -> MessageStepResult:
-        """Grade the conversation; what the last turn earned by itself is added."""
+        """Grade the conversation and add what the last turn earned itself."""
         policy = self.termination_policy or TerminationRewardPolicy()
         metrics = metrics | {f"{STOP_METRIC_PREFIX}{reason}": 1.0}
         if policy.zero_reward_on_limit and reason in policy.limit_stop_reasons:
@@ -197,21 +202,20 @@ def build_agent_tool_env(
     failed_parse_reward: float = -0.1,
     **limits: Any,
 ) -> EnvFromMessageEnv:
-    """An environment of a model with tools.
+    """Return an environment in which the model may call tools.
 
     Args:
-        renderer: Must have a tool format.
-        tools: What may be called.
-        initial_messages: The task. The declaration of the tools is put in front; a leading system
-            message becomes part of it.
+        renderer: The chat format, which must have a notation for tools.
+        tools: The tools that the model may call.
+        initial_messages: The task. The tools are declared in its system message, or in a new one.
         reward_fn: Grades the finished conversation.
         rollout_config: Limits and rules; `max_trajectory_tokens` and `max_tool_calls` are used.
-        model_name: Chooses a `rollout_config` where none is given.
-        max_turns: Replies; None: that of the config, else 10.
-        failed_parse_reward: Of an unreadable reply.
-        limits: `max_tool_calls` and `max_trajectory_tokens`, which go before those of the config;
+        model_name: Chooses a `rollout_config` if none is given.
+        max_turns: Maximum number of replies; None: the limit of the config, else 10.
+        failed_parse_reward: Reward of a reply that cannot be read.
+        limits: `max_tool_calls` and `max_trajectory_tokens` override those of the config.
             `max_generation_tokens`, `context_overflow_reward`, `terminate_on_parse_error` and
-            `terminate_on_length` as `EnvFromMessageEnv` takes them.
+            `terminate_on_length` are passed to `EnvFromMessageEnv`.
 
     Raises:
         ConfigurationError: for an unknown limit.
@@ -219,21 +223,14 @@ def build_agent_tool_env(
     unknown = limits.keys() - LIMITS
     if unknown:
         raise ConfigurationError(
-            f"{', '.join(sorted(unknown))} is no limit; use {', '.join(sorted(LIMITS))}."
+            f"{', '.join(sorted(unknown))} is not a limit; use one of {', '.join(sorted(LIMITS))}."
         )
     config = rollout_config or default_rollout_config_for_model(model_name or "")
-    system_prompt = ""
-    if initial_messages and initial_messages[0]["role"] == "system":
-        from tinker_cookbook.renderers.content import ensure_text
-
-        system_prompt = ensure_text(initial_messages[0]["content"])
-        initial_messages = initial_messages[1:]
-    prefix = renderer.create_conversation_prefix_with_tools(
-        [tool.to_spec() for tool in tools], system_prompt
-    )
     env = AgentToolMessageEnv(
         tools=tools,
-        initial_messages=[*prefix, *initial_messages],
+        initial_messages=renderer.declare_tools(
+            initial_messages, [tool.to_spec() for tool in tools]
+        ),
         max_turns=max_turns or config.limits.max_turns or 10,
         reward_fn=reward_fn,
         failed_parse_reward=failed_parse_reward,

@@ -4,9 +4,9 @@
     async def look_up(word: str, limit: int = 3) -> str:
         "Find a word in the dictionary."
 
-The schema comes from the type hints, the description from the docstring. What the model gets wrong
-(bad JSON, missing arguments, wrong types, an exception in the function) comes back to it as JSON
-with an `error`.
+The schema is made from the type hints and the description from the docstring. Mistakes of the model
+(bad JSON, missing arguments, wrong types) and exceptions in the function are returned to the model
+as JSON with an `error`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def simple_tool_result(
     metrics: dict[str, float] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> ToolResult:
-    """A result of one message."""
+    """Return a tool result of one message."""
     message: Message = {"role": "tool", "content": content, "tool_call_id": call_id, "name": name}
     return ToolResult([message], should_stop, metrics or {}, metadata or {})
 
@@ -56,7 +56,7 @@ def error_tool_result(
     error_type: str = "execution_error",
     should_stop: bool = False,
 ) -> ToolResult:
-    """An error as JSON for the model; the metric `tool_error` counts it."""
+    """Return an error as JSON for the model; the metric `tool_error` counts it."""
     content = json.dumps({"error": error_msg, "error_type": error_type}, ensure_ascii=False)
     return simple_tool_result(
         content,
@@ -71,10 +71,10 @@ def error_tool_result(
 class FunctionTool:
     """A function, or an async function, that the model may call.
 
-    A method decorated with `@tool` is bound to its object when it is looked up there.
+    A method decorated with `@tool` is bound to its object on access, as any method is.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., object]) -> None:
         """Read the function's signature.
 
         Raises:
@@ -86,17 +86,17 @@ class FunctionTool:
         self.description: str = inspect.getdoc(fn) or ""
         self.parameters_schema: dict[str, Any] = _schema(self._model)
 
-    def __get__(self, instance: Any, owner: type) -> FunctionTool:
+    def __get__(self, instance: object, owner: type) -> FunctionTool:
         if instance is None:
             return self
         return FunctionTool(self._fn.__get__(instance, owner))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the function itself."""
         return self._fn(*args, **kwargs)
 
     def to_spec(self) -> ToolSpec:
-        """Name, description and schema."""
+        """Return name, description and schema."""
         return {
             "name": self.name,
             "description": self.description,
@@ -124,7 +124,7 @@ class FunctionTool:
             )
         return self._to_result(result, call_id)
 
-    def _to_result(self, result: Any, call_id: str) -> ToolResult:
+    def _to_result(self, result: object, call_id: str) -> ToolResult:
         if isinstance(result, ToolResult):
             for message in result.messages:
                 message["tool_call_id"] = message.get("tool_call_id") or call_id
@@ -134,23 +134,23 @@ class FunctionTool:
         return simple_tool_result(text, call_id=call_id, name=self.name)
 
 
-def tool(fn: Callable[..., Any]) -> FunctionTool:
-    """Make a tool of a function or method; see the module."""
+def tool(fn: Callable[..., object]) -> FunctionTool:
+    """Make a tool of a function or method; see the docstring of the module."""
     return FunctionTool(fn)
 
 
 async def handle_tool_call(tools: dict[str, Tool], tool_call: ToolCall) -> ToolResult:
-    """Run the call that a model wrote; never raises for what the model wrote.
+    """Run a tool call of the model; mistakes of the model become error results.
 
     Args:
-        tools: By name.
-        tool_call: As the renderer parsed it.
+        tools: The tools by name.
+        tool_call: The call as the renderer parsed it.
     """
     name, call_id = tool_call.function.name, tool_call.id or ""
     if name not in tools:
         known = ", ".join(tools) or "none"
         return error_tool_result(
-            f"there is no tool {name!r}; the tools are: {known}",
+            f"tool {name!r} does not exist; the tools are: {known}",
             call_id=call_id,
             name=name,
             error_type="tool_not_found",
@@ -173,12 +173,12 @@ async def handle_tool_call(tools: dict[str, Tool], tool_call: ToolCall) -> ToolR
         )
     try:
         result = await tools[name].run(ToolInput(arguments, tool_call.id))
-    except Exception as error:  # a tool of the user's own making
+    except Exception as error:  # the tool may be any code of the user
         return error_tool_result(f"{type(error).__name__}: {error}", call_id=call_id, name=name)
     return result
 
 
-def _arguments_model(fn: Callable[..., Any]) -> type[pydantic.BaseModel]:
+def _arguments_model(fn: Callable[..., object]) -> type[pydantic.BaseModel]:
     hints = get_type_hints(fn, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(fn).parameters.items():
@@ -191,8 +191,8 @@ def _arguments_model(fn: Callable[..., Any]) -> type[pydantic.BaseModel]:
             continue
         if name not in hints:
             raise ConfigurationError(
-                f"tool {fn.__name__}: parameter {name!r} has no type hint, from which the schema "
-                f"is made; write `{name}: str`."
+                f"tool {fn.__name__}: parameter {name!r} has no type hint, which the schema needs; "
+                f"write `{name}: str`."
             )
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (_described(hints[name]), default)
@@ -201,8 +201,8 @@ def _arguments_model(fn: Callable[..., Any]) -> type[pydantic.BaseModel]:
     )
 
 
-def _described(hint: Any) -> Any:
-    """`Annotated[int, "how many"]`: the text becomes the parameter's description."""
+def _described(hint: object) -> object:
+    """Turn the text of `Annotated[int, "how many"]` into the parameter's description."""
     if get_origin(hint) is not Annotated:
         return hint
     base, *notes = get_args(hint)

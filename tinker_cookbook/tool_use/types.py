@@ -1,4 +1,4 @@
-"""What a tool is: a name, a schema, and something to run."""
+"""The interface of a tool: a name, a schema, and a method that runs it."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ class ToolInput:
 
 @dataclass
 class ToolResult:
-    """What a call gives back to the model, and to the environment."""
+    """The result of one call, for the model and for the environment."""
 
     messages: list[Message]
-    """Usually one message of role `tool`."""
+    """Messages for the model; usually one of role `tool`."""
     should_stop: bool = False
-    """The episode ends after this call."""
+    """Whether the episode ends after this call."""
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Tool(Protocol):
-    """Anything the model may call."""
+    """Anything that the model may call."""
 
     @property
     def name(self) -> str:
-        """As the model writes it."""
+        """The name as the model writes it."""
         ...
 
     @property
     def description(self) -> str:
-        """What the model reads about it."""
+        """What the tool does, for the model to read."""
         ...
 
     @property
     def parameters_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments."""
+        """The JSON schema of the arguments."""
         ...
 
     async def run(self, input: ToolInput) -> ToolResult:
-        """Do it. Errors that the model can mend are results, not exceptions."""
+        """Run the tool. Return errors that the model can correct; do not raise them."""
         ...
 
     def to_spec(self) -> ToolSpec:
-        """Name, description and schema together."""
+        """Return name, description and schema together."""
         ...

@@ -179,7 +179,7 @@ def _as_written(family: Subject, message: Message) -> Message:
     return result
 
 
-def _comparable(family: Subject, message: Message) -> tuple[Any, ...]:
+def _comparable(family: Subject, message: Message) -> tuple[object, ...]:
     reasoning, text = split_reasoning(message)
     if family.accepts_thinking and not family.keeps_newlines and not text.strip("\n"):
         text = ""  # newlines alone between block and call are the format's

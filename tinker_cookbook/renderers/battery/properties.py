@@ -13,6 +13,7 @@ from typing import Any
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.types import (
     Message,
+    MessageDelta,
     ParseTermination,
     StreamingTextDelta,
     StreamingThinkingDelta,
@@ -111,7 +112,7 @@ def stream_problem(
     return None
 
 
-def _added_up(deltas: Sequence[Any]) -> list[tuple[str, str]]:
+def _added_up(deltas: Sequence[MessageDelta]) -> list[tuple[str, str]]:
     parts: dict[int, tuple[str, str]] = {}
     for delta in deltas:
         if isinstance(delta, StreamingTextDelta):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tinker_cookbook.renderers.content import split_reasoning
-from tinker_cookbook.renderers.types import Message, ToolSpec
+from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec
+from tinker_cookbook.replies.json_source import JsonObject, JsonSchema
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
@@ -31,11 +33,11 @@ class Subject(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Tokenizer: ...
     @property
     def renderer(self) -> Renderer: ...
     @property
-    def template_options(self) -> Mapping[str, Any]: ...
+    def template_options(self) -> JsonSchema: ...
     @property
     def has_tools(self) -> bool: ...
     @property
@@ -93,12 +95,12 @@ class Subject(Protocol):
         ...
 
     def reference(
-        self, messages: Sequence[Any], *, prompt: bool, tools: Sequence[Any] = ()
+        self, messages: Sequence[Message], *, prompt: bool, tools: Sequence[ToolSpec] = ()
     ) -> list[int]:
         """Return what the model's own template gives."""
         ...
 
-    def to_template(self, message: Any) -> dict[str, Any]:
+    def to_template(self, message: Message) -> JsonObject:
         """Return a message as templates take it."""
         ...
 
@@ -110,10 +112,10 @@ class TemplateReference:
         accepts_thinking: bool
         text_arguments: bool
         trims: bool
-        template_options: dict[str, Any]
+        template_options: JsonObject
 
         @property
-        def tokenizer(self) -> Any: ...
+        def tokenizer(self) -> Tokenizer: ...
         @property
         def renderer(self) -> Renderer: ...
 
@@ -142,7 +144,7 @@ class TemplateReference:
         return expected
 
     def reference(
-        self, messages: Sequence[Any], *, prompt: bool, tools: Sequence[Any] = ()
+        self, messages: Sequence[Message], *, prompt: bool, tools: Sequence[ToolSpec] = ()
     ) -> list[int]:
         """Return what the model's own template gives."""
         converted = [self.to_template(message) for message in messages]
@@ -155,9 +157,9 @@ class TemplateReference:
             **self.template_options,
         )
 
-    def to_template(self, message: Any) -> dict[str, Any]:
+    def to_template(self, message: Message) -> JsonObject:
         """Return a message as templates take it; written apart from the code under test."""
-        result: dict[str, Any] = {"role": message["role"]}
+        result: JsonObject = {"role": message["role"]}
         content = message["content"]
         if isinstance(content, str):
             result["content"] = content
@@ -166,10 +168,11 @@ class TemplateReference:
             thinking = "".join(p["thinking"] for p in content if p["type"] == "thinking")
             if thinking:
                 result["reasoning_content"] = thinking
-        if message.get("tool_calls"):
-            result["tool_calls"] = [self._call(call.function) for call in message["tool_calls"]]
+        calls = message.get("tool_calls")
+        if calls:
+            result["tool_calls"] = [self._call(call.function) for call in calls]
         return result
 
-    def _call(self, body: Any) -> dict[str, Any]:
+    def _call(self, body: ToolCall.FunctionBody) -> JsonObject:
         arguments = body.arguments if self.text_arguments else json.loads(body.arguments)
         return {"type": "function", "function": {"name": body.name, "arguments": arguments}}

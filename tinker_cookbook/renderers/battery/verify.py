@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -28,12 +27,14 @@ from tinker_cookbook.renderers.battery.checks import (
 from tinker_cookbook.renderers.battery.subject import Case, TemplateReference
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.types import Message
+from tinker_cookbook.replies.json_source import JsonObject, JsonSchema
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = ["TEMPLATE_OPTIONS", "Candidate", "Report", "verify", "verify_renderer"]
 
 DATE_STRING = "26 Jul 2024"
 # What templates call the choices that renderers are named after.
-TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = (
+TEMPLATE_OPTIONS: tuple[JsonObject, ...] = (
     {},
     {"enable_thinking": False, "thinking": False},
     {"enable_thinking": True, "thinking": True},
@@ -51,9 +52,9 @@ class Candidate(TemplateReference):
     """A renderer and a tokenizer, with the options under which the template is compared."""
 
     name: str
-    tokenizer: Any  # pyright: ignore[reportIncompatibleMethodOverride] -- a field is a property too
+    tokenizer: Tokenizer  # pyright: ignore[reportIncompatibleMethodOverride] -- a field is a property too
     renderer: Renderer  # pyright: ignore[reportIncompatibleMethodOverride]
-    template_options: dict[str, Any] = field(default_factory=dict)
+    template_options: JsonObject = field(default_factory=dict)
     has_tools: bool = True
     has_thinking: bool = True
     accepts_thinking: bool = True
@@ -71,7 +72,7 @@ class Report:
     """How one renderer did."""
 
     renderer_name: str
-    template_options: dict[str, Any] = field(default_factory=dict)
+    template_options: JsonObject = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     problems: dict[str, str] = field(default_factory=dict)
     """The first problem of each kind."""
@@ -106,7 +107,7 @@ class Report:
             self.problems.setdefault(what, problem)
 
 
-def verify(tokenizer: Any, names: Sequence[str] | None = None) -> Iterator[Report]:
+def verify(tokenizer: Tokenizer, names: Sequence[str] | None = None) -> Iterator[Report]:
     """Yield a report for each renderer.
 
     Args:
@@ -126,7 +127,11 @@ def verify(tokenizer: Any, names: Sequence[str] | None = None) -> Iterator[Repor
 
 
 def verify_renderer(
-    name: str, renderer: Renderer, tokenizer: Any, *, abilities: Mapping[str, bool] | None = None
+    name: str,
+    renderer: Renderer,
+    tokenizer: Tokenizer,
+    *,
+    abilities: Mapping[str, bool] | None = None,
 ) -> Report:
     """Compare one renderer with the template, on a few conversations and, if they agree, on all.
 
@@ -158,7 +163,7 @@ def verify_renderer(
     return _full_report(candidate, options)
 
 
-def _dated(tokenizer: Any, renderer: Renderer, options: Mapping[str, Any]) -> dict[str, Any]:
+def _dated(tokenizer: Tokenizer, renderer: Renderer, options: JsonSchema) -> JsonObject:
     """Return a template's options with the renderer's day as today."""
     dated = {"date_string": DATE_STRING, **options}
     today = getattr(renderer, "current_date", None)
@@ -170,7 +175,7 @@ def _dated(tokenizer: Any, renderer: Renderer, options: Mapping[str, Any]) -> di
     return dated
 
 
-def _abilities(tokenizer: Any) -> dict[str, bool]:
+def _abilities(tokenizer: Tokenizer) -> dict[str, bool]:
     """Return what the template can write."""
     from tinker_cookbook.renderers.hf_template.renderer import HFTemplateRenderer
 
@@ -200,7 +205,7 @@ def _cases(candidate: Candidate) -> list[Case]:
     return cases
 
 
-def _full_report(candidate: Candidate, options: dict[str, Any]) -> Report:
+def _full_report(candidate: Candidate, options: JsonObject) -> Report:
     report = Report(candidate.name, options)
     choose = random.Random(0)
     replies: list[list[int]] = []
@@ -304,7 +309,7 @@ def _round_trip_problem(candidate: Candidate, case: Case, reply: list[int]) -> s
     return None if got == expected else f"{got} is not {expected}"
 
 
-def _comparable(candidate: Candidate, message: Message) -> tuple[Any, ...]:
+def _comparable(candidate: Candidate, message: Message) -> tuple[object, ...]:
     backend = candidate.tokenizer.backend_tokenizer
 
     def normal(text: str) -> str:

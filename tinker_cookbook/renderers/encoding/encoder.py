@@ -28,6 +28,8 @@ from tinker_cookbook.renderers.encoding.first_space import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
     from tinker_cookbook.renderers.encoding.fast import FastEncoding
 
 __all__ = ["TextEncoder", "Utf8TokenDecoder", "build_text_encoder"]
@@ -92,7 +94,7 @@ def build_text_encoder(tokenizer: Any) -> TextEncoder:
 class _BackendEncoder:
     """Encoder over the Rust tokenizer behind every fast transformers tokenizer."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         is_byte_level = _is_byte_level(backend)
         self._control_ids = {
@@ -137,7 +139,7 @@ class _BackendEncoder:
         return self._encode_spans(tokenizer, spans)
 
     @staticmethod
-    def _encode_spans(tokenizer: Any, spans: Sequence[str]) -> list[list[int]]:
+    def _encode_spans(tokenizer: Tokenizer, spans: Sequence[str]) -> list[list[int]]:
         text = "".join(spans)
         try:
             encoding = tokenizer.encode(text, add_special_tokens=False)
@@ -198,7 +200,7 @@ class _BackendEncoder:
 class _SwitchingEncoder(_BackendEncoder):
     """Goes over to the exact fast encoding once so much text came that building it pays."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
         super().__init__(backend)
         self._fast: FastEncoding | None = None
         self._characters_left = CHARACTERS_BEFORE_SWITCH
@@ -245,7 +247,7 @@ class _SwitchingEncoder(_BackendEncoder):
 _BOUNDARY_PROBES = ("a", "Z", "7", ".", "<", "_", "'s", "é", "日", "\u0301", "\U0001f600", "\u200b")
 
 
-def _without_added_tokens(backend: Any, control_ids: dict[str, int]) -> Any:
+def _without_added_tokens(backend: Tokenizer, control_ids: dict[str, int]) -> Tokenizer:
     """Return a tokenizer over the same model that knows no added token.
 
     The model is shared, not copied, so this takes microseconds and no memory.
@@ -264,7 +266,7 @@ def _without_added_tokens(backend: Any, control_ids: dict[str, int]) -> Any:
     return plain
 
 
-def _with_trimmed_vocabulary(backend: Any, control_ids: dict[str, int]) -> Any:
+def _with_trimmed_vocabulary(backend: Tokenizer, control_ids: dict[str, int]) -> Tokenizer:
     """As above, for models whose own vocabulary holds the control tokens and yields them."""
     import json
 
@@ -286,7 +288,7 @@ def _with_trimmed_vocabulary(backend: Any, control_ids: dict[str, int]) -> Any:
     return Tokenizer.from_str(json.dumps(config))
 
 
-def _is_byte_level(backend: Any) -> bool:
+def _is_byte_level(backend: Tokenizer) -> bool:
     return type(backend.decoder).__name__ == "ByteLevel"
 
 
@@ -300,12 +302,12 @@ _BYTE_FALLBACK_DECODER = [
 _STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-def _is_text_token(added: Any) -> bool:
+def _is_text_token(added: AddedToken) -> bool:
     """Whether an added token of a SentencePiece vocabulary is text: white space or an HTML tag."""
     return not added.special and _TEXT_TOKEN.fullmatch(added.content) is not None
 
 
-def _falls_back_to_bytes(backend: Any) -> bool:
+def _falls_back_to_bytes(backend: Tokenizer) -> bool:
     """Whether tokens decode one by one: pieces with `▁` for spaces, and single bytes."""
     import json
 

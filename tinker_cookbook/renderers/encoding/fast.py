@@ -33,7 +33,13 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook.replies.json_source import JsonObject
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 __all__ = ["FastEncoding", "build_fast_encoding"]
 
@@ -183,7 +189,7 @@ def _is_latin1(text: str) -> bool:
     return True
 
 
-def build_fast_encoding(backend: Any, byte_of: dict[str, int]) -> FastEncoding | None:
+def build_fast_encoding(backend: Tokenizer, byte_of: dict[str, int]) -> FastEncoding | None:
     """Return the fast encoding of a `tokenizers.Tokenizer`, None unless it is proved equal.
 
     Takes a second for a large vocabulary.
@@ -222,7 +228,7 @@ def build_fast_encoding(backend: Any, byte_of: dict[str, int]) -> FastEncoding |
     return fast if _agrees(fast, backend) else None
 
 
-def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
+def _split_pattern(pre_tokenizer: JsonObject | None) -> str | None:
     """Return tiktoken's regex for the way a tokenizer.json splits text; None if it is unknown."""
     if pre_tokenizer is None:
         return None
@@ -256,7 +262,7 @@ def _grouped(rule: str) -> str:
     return f"(?:{plain}){looks_ahead}{rest}"
 
 
-def _proved_ranks(model: dict[str, Any], byte_of: dict[str, int]) -> dict[bytes, int] | None:
+def _proved_ranks(model: JsonObject, byte_of: dict[str, int]) -> dict[bytes, int] | None:
     """Return the id of each token's bytes, None unless merging by id is proved exact."""
     options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     is_plain = not any(model.get(o) for o in (*options, "fuse_unk", "byte_fallback"))
@@ -332,7 +338,7 @@ def _character_class(ranges: list[list[int]]) -> re.Pattern:
     return re.compile("[" + "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges) + "]")
 
 
-def _agrees(fast: FastEncoding, backend: Any) -> bool:
+def _agrees(fast: FastEncoding, backend: Tokenizer) -> bool:
     """Compare both ways on the probes, as a last guard against engines of other versions."""
     for text in _PROBES:
         tokens = fast.encode(text)

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook.replies.json_source import JsonObject
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 __all__ = ["FirstSpace", "TextPlace", "first_space", "without_first_space"]
 
@@ -37,7 +43,7 @@ _SPACE = "▁"
 _SCHEMES = {"first": FirstSpace.AT_START, "always": FirstSpace.AFTER_CONTROL}
 
 
-def first_space(backend: Any) -> FirstSpace:
+def first_space(backend: Tokenizer) -> FirstSpace:
     """Return where a `tokenizers.Tokenizer` writes a space before a text."""
     for part in _steps(_state(backend.normalizer)) + _steps(_state(backend.pre_tokenizer)):
         if part["type"] == "Prepend" and part["prepend"] == _SPACE:
@@ -50,7 +56,7 @@ def first_space(backend: Any) -> FirstSpace:
     return FirstSpace.NEVER
 
 
-def without_first_space(backend: Any, plain: Any) -> Any:
+def without_first_space(backend: Tokenizer, plain: Tokenizer) -> Tokenizer:
     """Return a twin of `plain` that writes no space before a text; both share their model.
 
     Args:
@@ -80,11 +86,11 @@ def without_first_space(backend: Any, plain: Any) -> Any:
     return twin
 
 
-def _state(part: Any) -> dict[str, Any] | None:
+def _state(part: Any) -> JsonObject | None:
     return None if part is None else json.loads(part.__getstate__())
 
 
-def _steps(state: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _steps(state: JsonObject | None) -> list[JsonObject]:
     """Return a normalizer's or pre-tokenizer's steps, its own if it is a single one."""
     if state is None:
         return []
@@ -92,7 +98,7 @@ def _steps(state: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [step for part in inner for step in _steps(part)] if inner else [state]
 
 
-def _without_space(state: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_space(state: JsonObject | None) -> JsonObject | None:
     if state is None or (state["type"] == "Prepend" and state["prepend"] == _SPACE):
         return None
     for key in ("normalizers", "pretokenizers"):

@@ -12,7 +12,8 @@ from tinker_cookbook.renderers.hf_template.plan import ControlTokens
 from tinker_cookbook.renderers.hf_template.text import Conversation, Masker
 from tinker_cookbook.renderers.layout import SegmentKind
 from tinker_cookbook.renderers.tool_calls import openai_call, tool_declaration
-from tinker_cookbook.renderers.types import Message
+from tinker_cookbook.renderers.types import CallLike, Message
+from tinker_cookbook.replies.json_source import JsonObject
 
 __all__ = ["Giver"]
 
@@ -27,7 +28,7 @@ class Giver:
     def conversation(self, messages: Sequence[Message]) -> Conversation:
         masker = Masker(self.control.pattern)
         declared = messages[0].get("tools") if messages else None
-        tools = [tool_declaration(tool) for tool in declared or ()]
+        tools: list[JsonObject] = [dict(tool_declaration(tool)) for tool in declared or ()]
         if tools and not self.facts.has_tools:
             raise RendererError("messages[0]: this chat template writes no tool declarations.")
         masked_tools = [masker.data(tool, -1, keep_names=True) for tool in tools]
@@ -42,12 +43,12 @@ class Giver:
             plain, masked, tools or None, masked_tools or None, masker.values, offset
         )
 
-    def _as_given(self, message: Message, index: int) -> dict[str, Any]:
+    def _as_given(self, message: Message, index: int) -> JsonObject:
         """Return the message as the template takes it."""
         if message.get("tools") and index:
             raise RendererError(f"messages[{index}]: tools are declared by a first system message.")
         reasoning, text = split_reasoning(message)
-        given: dict[str, Any] = {"role": message["role"], "content": self._content(text)}
+        given: JsonObject = {"role": message["role"], "content": self._content(text)}
         if reasoning:
             given["reasoning_content"] = reasoning
         calls = message.get("tool_calls")
@@ -61,14 +62,14 @@ class Giver:
     def _content(self, text: str) -> Any:
         return [{"type": "text", "text": text}] if self.facts.content_is_list else text
 
-    def _call(self, call: Any) -> dict[str, Any]:
+    def _call(self, call: CallLike) -> JsonObject:
         if self.facts.arguments == "none":
             raise RendererError("this chat template writes no tool_calls.")
-        return openai_call(call, as_text=self.facts.arguments == "text")
+        return dict(openai_call(call, as_text=self.facts.arguments == "text"))
 
     def _masked(
-        self, given: dict[str, Any], message: Message, index: int, masker: Masker
-    ) -> dict[str, Any]:
+        self, given: JsonObject, message: Message, index: int, masker: Masker
+    ) -> JsonObject:
         masked = dict(given)
         if "reasoning_content" in given:
             reasoning = given["reasoning_content"]
@@ -87,7 +88,7 @@ class Giver:
                 masked[key] = _optional(masker, given[key], index)
         return masked
 
-    def _masked_call(self, call: dict[str, Any], index: int, masker: Masker) -> dict[str, Any]:
+    def _masked_call(self, call: JsonObject, index: int, masker: Masker) -> JsonObject:
         body = call["function"]
         masked = {
             "name": masker.name(body["name"], index),
@@ -98,7 +99,7 @@ class Giver:
             result["id"] = _optional(masker, call["id"], index)
         return result
 
-    def _with_unparsed(self, given: dict[str, Any], message: Message) -> dict[str, Any]:
+    def _with_unparsed(self, given: JsonObject, message: Message) -> JsonObject:
         """Return the message with the calls that could not be parsed, as text."""
         unparsed = message.get("unparsed_tool_calls")
         if not unparsed:

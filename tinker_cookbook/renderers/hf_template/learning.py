@@ -18,13 +18,18 @@ from tinker_cookbook.renderers.hf_template.plan import (
     build_atoms,
     lay_out_atoms,
 )
-from tinker_cookbook.renderers.hf_template.text import TemplateError, fill, mark_spans
+from tinker_cookbook.renderers.hf_template.text import (
+    Conversation,
+    TemplateError,
+    fill,
+    mark_spans,
+)
 from tinker_cookbook.renderers.hf_template.writer import TemplateWriter
 from tinker_cookbook.renderers.notations.xml import PYTHON_WORDS, parse_xml_call
 from tinker_cookbook.renderers.parsing import CallParser, Grammar, parse_json_call
 from tinker_cookbook.renderers.rendering import Layout, encode_layouts
 from tinker_cookbook.renderers.tool_calls import parse_call_json
-from tinker_cookbook.renderers.types import Message, ToolCall
+from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec
 from tinker_cookbook.replies.grammar import WholeCalls
 from tinker_cookbook.replies.harmony import HARMONY_MARKS
 from tinker_cookbook.replies.json_calls import read_whole_reply
@@ -35,7 +40,7 @@ __all__ = ["learn"]
 _CALL_NAME = "probe_tool"
 _ARGUMENTS = '{"probe_key": "probe value!"}'
 _TYPED_ARGUMENTS = '{"a": true, "b": false, "c": null, "d": 1.5, "e": ["x", {"y": 2}], "f": "z"}'
-_TOOL: Any = {
+_TOOL: ToolSpec = {
     "name": _CALL_NAME,
     "description": "Probes; nothing else.",
     "parameters": {"type": "object", "properties": {"probe_key": {"type": "string"}}},
@@ -91,7 +96,9 @@ class _Probe:
         facts.extends = all(self._extends(talk) for talk in self._talks())
         return facts
 
-    def _written(self, messages: list[Message], *, prompt: bool = False) -> tuple[str, Any]:
+    def _written(
+        self, messages: list[Message], *, prompt: bool = False
+    ) -> tuple[str, Conversation]:
         """Return what the template writes, with marks, and the conversation."""
         talk = self._writer.conversation(messages)
         return self._writer.written(talk, len(messages), prompt=prompt), talk
@@ -168,7 +175,7 @@ class _Probe:
                 return
         facts.arguments = "none"
 
-    def _learn_call_format(self, whole: str, talk: Any, after: int) -> None:
+    def _learn_call_format(self, whole: str, talk: Conversation, after: int) -> None:
         facts, control = self._facts, self._control
         rest = list(control.pattern.finditer(whole, after))
         stops = [m for m in rest if control.id_of(m) in facts.stops] or rest[-1:]
@@ -413,7 +420,7 @@ class _Probe:
                 f"the text becomes {apart!r}, expected {decode(theirs)!r}"
             )
 
-    def _encoded(self, atoms: Sequence[Atom], talk: Any) -> list[int]:
+    def _encoded(self, atoms: Sequence[Atom], talk: Conversation) -> list[int]:
         layout = Layout()
         lay_out_atoms(layout, atoms, talk.values, self._facts.call_markers)
         return encode_layouts([layout], self._encoder)[0].tokens()

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import NamedRenderer, Renderer
@@ -63,7 +62,7 @@ class HFTemplateRenderer(Renderer):
         tokenizer: Tokenizer,
         *,
         chat_template: str | None = None,
-        template_options: Mapping[str, Any] | None = None,
+        template_options: Mapping[str, object] | None = None,
     ) -> None:
         """Learn the template.
 
@@ -166,7 +165,7 @@ class HFTemplateRenderer(Renderer):
         return super().response_parser()
 
 
-def _template_source(tokenizer: Any, chat_template: str | None) -> str:
+def _template_source(tokenizer: Tokenizer, chat_template: str | None) -> str:
     found = chat_template or getattr(tokenizer, "chat_template", None)
     if isinstance(found, dict):
         found = "\n".join(map(str, found.values()))

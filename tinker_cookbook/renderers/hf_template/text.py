@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.layout import SegmentKind
+from tinker_cookbook.replies.json_source import JsonObject
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
     "Conversation",
@@ -53,10 +55,10 @@ class Value(NamedTuple):
 class Conversation(NamedTuple):
     """A conversation as the template takes it, as it is and with marks."""
 
-    plain: list[dict[str, Any]]
-    masked: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    masked_tools: list[dict[str, Any]] | None
+    plain: list[JsonObject]
+    masked: list[JsonObject]
+    tools: list[JsonObject] | None
+    masked_tools: list[JsonObject] | None
     values: list[Value]
     offset: int
     """1 if the first message only declares tools and is not written."""
@@ -138,14 +140,14 @@ def fill(text: str, values: Sequence[Value]) -> str:
 class TemplateRunner:
     """Runs one tokenizer's chat template; remembers what it wrote for each shape."""
 
-    def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, options: Mapping[str, object]) -> None:
         self._tokenizer = tokenizer
         self._options = dict(options)
         self._written: dict[str, str | TemplateError] = {}
         self._lock = threading.Lock()
 
     def run(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, prompt: bool
+        self, messages: list[JsonObject], tools: list[JsonObject] | None, *, prompt: bool
     ) -> str:
         """Return what the template writes.
 
@@ -169,7 +171,7 @@ class TemplateRunner:
             ) from error
 
     def run_cached(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, prompt: bool
+        self, messages: list[JsonObject], tools: list[JsonObject] | None, *, prompt: bool
     ) -> str:
         """As `run`, from memory where a conversation of the same shape was written before."""
         key = json.dumps([messages, tools, prompt])
@@ -196,13 +198,15 @@ class TemplateRunner:
             self._written.clear()
 
     def tagged(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+        self, messages: list[JsonObject], tools: list[JsonObject] | None
     ) -> list[tuple[int, int]]:
         """Return [start, end) of what stands in `{% generation %}` blocks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tokenizer = self._tokenizer
-        template = self._options.get("chat_template") or tokenizer.get_chat_template(tools=tools)
+        template: Any = self._options.get("chat_template") or tokenizer.get_chat_template(
+            tools=tools
+        )
         options = {k: v for k, v in self._options.items() if k != "chat_template"}
         with self._lock:  # the blocks are collected in an environment that all calls share
             _, spans = render_jinja_template(  # pyright: ignore[reportAssignmentType]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
@@ -43,7 +42,7 @@ class TemplateWriter(Giver):
     Conversations of the same shape (equal but for their texts) share a plan.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str, options: Mapping[str, object]) -> None:
         super().__init__(ControlTokens(tokenizer.added_tokens_decoder), TemplateFacts())
         self._runner = TemplateRunner(tokenizer, options)
         self._has_blocks = bool(_GENERATION_BLOCK.search(template))

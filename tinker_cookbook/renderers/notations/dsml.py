@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
-from typing import Any
 
 from tinker_cookbook.renderers.content import UNTERMINATED_TOOL_BLOCK_ERROR
 from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.notations.marked import texts_between_marks
 from tinker_cookbook.renderers.parsing import TokenParser
 from tinker_cookbook.renderers.tool_calls import call_name_and_arguments, json_text, member_texts
-from tinker_cookbook.renderers.types import MessageDelta, ToolCall, UnparsedToolCall
+from tinker_cookbook.renderers.types import CallLike, MessageDelta, ToolCall, UnparsedToolCall
 
 __all__ = ["DSML", "DsmlParser", "calls_text", "parse_calls"]
 
@@ -33,9 +32,7 @@ _OPENING = f"\n\n<{DSML}tool_calls>\n"
 _CLOSING = f"</{DSML}tool_calls>"
 
 
-def calls_text(
-    calls: Sequence[ToolCall | Mapping[str, Any]], unparsed: Sequence[UnparsedToolCall]
-) -> list[str]:
+def calls_text(calls: Sequence[CallLike], unparsed: Sequence[UnparsedToolCall]) -> list[str]:
     """Return the block of calls as texts, between which the token stands; none without calls.
 
     Args:
@@ -63,7 +60,7 @@ def _append(pieces: list[str], texts: Sequence[str]) -> None:
     pieces += texts[1:]
 
 
-def _call_texts(call: ToolCall | Mapping[str, Any]) -> list[str]:
+def _call_texts(call: CallLike) -> list[str]:
     name, arguments = call_name_and_arguments(call)
     texts = ["<", f'invoke name="{name}">\n']
     members = member_texts(arguments)

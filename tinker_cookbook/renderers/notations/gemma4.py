@@ -20,7 +20,8 @@ from tinker_cookbook.renderers.tool_calls import (
     member_texts,
     tool_declaration,
 )
-from tinker_cookbook.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.renderers.types import CallLike, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.replies.json_source import JsonSchema
 
 __all__ = ["Piece", "call_pieces", "declaration_pieces", "parse_call", "result_pieces"]
 
@@ -30,7 +31,7 @@ Piece = str | None
 # ---- writing ----
 
 
-def call_pieces(call: ToolCall | Mapping[str, Any]) -> Iterator[Piece]:
+def call_pieces(call: CallLike) -> Iterator[Piece]:
     """Yield what stands between the markers of a call; numbers as they are in its JSON text."""
     name, arguments = call_name_and_arguments(call)
     yield f"call:{name}"
@@ -68,7 +69,7 @@ def _object(members: Sequence[tuple[str, str]], *, quotes_keys: bool) -> Iterato
     yield from _enclosed("{", parts, "}")
 
 
-def _by_key(member: tuple[str, Any]) -> str:
+def _by_key(member: tuple[str, object]) -> str:
     return member[0].lower()
 
 
@@ -92,7 +93,7 @@ def _enclosed(
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 
 
-def declaration_pieces(spec: ToolSpec | Mapping[str, Any]) -> Iterator[Piece]:
+def declaration_pieces(spec: ToolSpec) -> Iterator[Piece]:
     """Yield what stands between the markers of a declaration.
 
     Of a schema the format has descriptions, types, properties, required names, items, the choices
@@ -118,7 +119,7 @@ def declaration_pieces(spec: ToolSpec | Mapping[str, Any]) -> Iterator[Piece]:
     yield "}"
 
 
-def _properties(properties: Mapping[str, Any], skipped: Sequence[str] = ()) -> Iterator[Piece]:
+def _properties(properties: JsonSchema, skipped: Sequence[str] = ()) -> Iterator[Piece]:
     """Yield the properties of an object, in alphabetical order."""
     members = [(key, value) for key, value in properties.items() if key not in skipped]
     for number, (key, value) in enumerate(sorted(members, key=_by_key)):
@@ -133,7 +134,7 @@ def _properties(properties: Mapping[str, Any], skipped: Sequence[str] = ()) -> I
         yield "}"
 
 
-def _schema_parts(schema: Mapping[str, Any], kind: str) -> Iterator[Iterator[Piece]]:
+def _schema_parts(schema: JsonSchema, kind: str) -> Iterator[Iterator[Piece]]:
     """Yield what a property has before its type, each part by itself."""
     if schema.get("description"):
         yield iter(("description:", *_quoted(_shown(schema["description"]))))
@@ -153,7 +154,7 @@ def _schema_parts(schema: Mapping[str, Any], kind: str) -> Iterator[Iterator[Pie
             yield _names("required", schema["required"])
 
 
-def _items(items: Mapping[str, Any]) -> Iterator[Piece]:
+def _items(items: JsonSchema) -> Iterator[Piece]:
     def member(key: str, value: Any) -> Iterator[Piece]:
         if key == "properties":
             inner = _properties(value) if isinstance(value, Mapping) else iter(())
@@ -180,12 +181,12 @@ def _braced(pieces: Iterator[Piece]) -> Iterator[Piece]:
     yield "}"
 
 
-def _names(key: str, names: Sequence[Any]) -> Iterator[Piece]:
+def _names(key: str, names: Sequence[object]) -> Iterator[Piece]:
     parts = (lambda name=name: iter(_quoted(_shown(name))) for name in names)
     return _labelled(key, _enclosed("[", parts, "]"))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return value if isinstance(value, str) else str(value)
 
 

@@ -5,11 +5,11 @@ Line breaks and indents within types are the template's own, odd as they look.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
 from tinker_cookbook.renderers.types import ToolSpec
+from tinker_cookbook.replies.json_source import JsonSchema
 
 __all__ = ["namespace_text"]
 
@@ -25,7 +25,7 @@ def namespace_text(tools: Sequence[ToolSpec]) -> str:
     return f"## functions\n\nnamespace functions {{\n\n{declared}}} // namespace functions"
 
 
-def _tool_text(tool: Mapping[str, Any]) -> str:
+def _tool_text(tool: ToolSpec) -> str:
     parameters = tool.get("parameters") or {}
     properties = parameters.get("properties") or {}
     required = parameters.get("required") or ()
@@ -36,13 +36,13 @@ def _tool_text(tool: Mapping[str, Any]) -> str:
     return f"{head}(_: {{\n{lines}}}) => any;\n\n"
 
 
-def _parameter(name: str, spec: Mapping[str, Any], required: Sequence[str]) -> str:
+def _parameter(name: str, spec: JsonSchema, required: Sequence[str]) -> str:
     comment = f"// {spec['description']}\n" if spec.get("description") else ""
     mark = "" if name in required else "?"
     return f"{comment}{name}{mark}: {_type(spec)}{_default(spec)},\n"
 
 
-def _default(spec: Mapping[str, Any]) -> str:
+def _default(spec: JsonSchema) -> str:
     if "default" not in spec:
         return ""
     if spec.get("enum"):
@@ -52,7 +52,7 @@ def _default(spec: Mapping[str, Any]) -> str:
     return f", // default: {json_text(spec['default'])}"
 
 
-def _type(spec: Mapping[str, Any]) -> str:
+def _type(spec: JsonSchema) -> str:
     kind = spec.get("type")
     if kind == "array":
         return _array(spec)
@@ -69,11 +69,11 @@ def _type(spec: Mapping[str, Any]) -> str:
     return _PLAIN.get(str(kind), "any")
 
 
-def _null(spec: Mapping[str, Any]) -> str:
+def _null(spec: JsonSchema) -> str:
     return " | null" if spec.get("nullable") else ""
 
 
-def _array(spec: Mapping[str, Any]) -> str:
+def _array(spec: JsonSchema) -> str:
     items = spec.get("items")
     if not items:
         return "any[]" + _null(spec)
@@ -85,7 +85,7 @@ def _array(spec: Mapping[str, Any]) -> str:
     return known + _null(spec)
 
 
-def _union(variants: Sequence[Mapping[str, Any]]) -> str:
+def _union(variants: Sequence[JsonSchema]) -> str:
     texts = []
     for variant in variants:
         text = _type(variant)
@@ -97,7 +97,7 @@ def _union(variants: Sequence[Mapping[str, Any]]) -> str:
     return " | \n".join(texts)
 
 
-def _object(spec: Mapping[str, Any]) -> str:
+def _object(spec: JsonSchema) -> str:
     properties = spec.get("properties") or {}
     if not properties:
         return "object"

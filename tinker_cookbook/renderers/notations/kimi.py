@@ -8,11 +8,11 @@ first, each group by name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.tool_calls import json_text, tool_declaration
 from tinker_cookbook.renderers.types import ToolSpec
+from tinker_cookbook.replies.json_source import JsonSchema
 
 __all__ = ["typescript_text"]
 
@@ -32,7 +32,7 @@ def typescript_text(tools: Sequence[ToolSpec]) -> str:
     return f"# Tools\n\n## functions\nnamespace functions {{\n{functions}\n}}\n"
 
 
-def _function(function: Mapping[str, Any]) -> str:
+def _function(function: ToolSpec) -> str:
     parameters = function.get("parameters") or {}
     lines = []
     for name, schema in (parameters.get("$defs") or {}).items():
@@ -49,7 +49,7 @@ def _comment(text: str, indent: str) -> str:
     return "\n".join(f"{indent}// {line}" if line else "" for line in text.split("\n"))
 
 
-def _notes(schema: Any, indent: str) -> Iterator[str]:
+def _notes(schema: JsonSchema | bool, indent: str) -> Iterator[str]:
     """Yield the comment lines above a type: its description, then its limits."""
     if not isinstance(schema, Mapping):
         return
@@ -63,7 +63,7 @@ def _notes(schema: Any, indent: str) -> Iterator[str]:
         yield f"{indent}// {limits}"
 
 
-def _type(schema: Any, indent: str) -> str:
+def _type(schema: JsonSchema | bool, indent: str) -> str:
     if isinstance(schema, bool) or not schema:
         return "null" if schema is False else "any"
     if "$ref" in schema:
@@ -86,7 +86,7 @@ def _type(schema: Any, indent: str) -> str:
     return "number" if kind == "integer" else kind
 
 
-def _array(schema: Mapping[str, Any], indent: str) -> str:
+def _array(schema: JsonSchema, indent: str) -> str:
     items = schema.get("items") or {}
     inner = indent + _STEP
     notes = list(_notes(items, inner))
@@ -95,7 +95,7 @@ def _array(schema: Mapping[str, Any], indent: str) -> str:
     return "\n".join(["Array<", *notes, inner + _type(items, inner), f"{indent}>"])
 
 
-def _object(schema: Mapping[str, Any], indent: str) -> str:
+def _object(schema: JsonSchema, indent: str) -> str:
     inner = indent + _STEP
     properties = schema.get("properties") or {}
     required = schema.get("required") or ()
@@ -110,7 +110,7 @@ def _object(schema: Mapping[str, Any], indent: str) -> str:
     return "{\n" + ",\n".join(members) + f"\n{indent}}}"
 
 
-def _member(name: str, schema: Any, is_required: bool, indent: str) -> str:
+def _member(name: str, schema: JsonSchema | bool, is_required: bool, indent: str) -> str:
     lines = list(_notes(schema, indent))
     default = schema.get("default") if isinstance(schema, Mapping) else None
     if default is not None:

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.renderers.tool_calls import (
     as_tool_call,
     call_name_and_arguments,
     member_texts,
 )
-from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
+from tinker_cookbook.renderers.types import CallLike, Message, ToolCall, ToolSpec, UnparsedToolCall
 from tinker_cookbook.replies import schema
 from tinker_cookbook.replies.tag_calls import PYTHON_WORDS, json_source, read_tag_calls
 
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 
-def xml_call_text(call: ToolCall | Mapping[str, Any], words: Mapping[str, str]) -> str:
+def xml_call_text(call: CallLike, words: Mapping[str, str]) -> str:
     """Return the text of one call, from `<function=` to `</function>`.
 
     Args:
