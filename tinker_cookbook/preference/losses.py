@@ -1,8 +1,8 @@
 """Preference losses: how much a model should prefer one completion to another.
 
-Each loss is a pure function of NumPy arrays: the client does not need torch, and a test can compare it
-with finite differences. To add one, write a function from `PairBatch` to `PairLoss`, and pass it to
-the train loop or add its builder to `PAIR_LOSSES`.
+Each loss is a pure function of NumPy arrays. The client does not need torch, and a test can compare
+a loss with finite differences. To add one, write a function from `PairBatch` to `PairLoss`. Pass it
+to the train loop, or add its builder to `PAIR_LOSSES`.
 
 Axes: P pairs, S single completions. All arrays are float64. Log probabilities are natural logs.
 """

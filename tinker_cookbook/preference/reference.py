@@ -54,7 +54,7 @@ class ReferenceScorer:
     async def score(self, data: Sequence[tinker.Datum]) -> np.ndarray:
         """Return the sequence log probability of each datum, float64 [N]."""
         keys = [self._key(datum) for datum in data]
-        missing = {key: datum for key, datum in zip(keys, data, strict=True)}
+        missing = dict(zip(keys, data, strict=True))
         missing = {key: datum for key, datum in missing.items() if key not in self._known}
         if missing:
             output = await self._client.forward(list(missing.values()), "cross_entropy")
