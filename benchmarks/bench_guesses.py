@@ -1,4 +1,4 @@
-"""Decoding one request in this process, with guessed tokens and without (see `engine.drafts`)."""
+"""Decoding one request in this process with and without draft tokens (speculative decoding)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHATS = {
 
 
 class GuessingModel:
-    """A base model and its generator."""
+    """A base model and its scheduler."""
 
     def __init__(self, folder: str) -> None:
         import torch
@@ -36,8 +36,9 @@ class GuessingModel:
 
         from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
         from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+        from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
         from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
-        from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
+        from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 
         base = load_base_model(Path(folder), dtype=torch.float32)
         assert isinstance(base, NativeModel), "the default model is native"
@@ -46,7 +47,7 @@ class GuessingModel:
             raise SystemExit("guesses need the compiled kernels; is there a C compiler?")
         self._decoder = decoder
         cache = KvCache(decoder.cache_shape, 2**30)
-        self._generator = Generator(decoder, cache, GenerationLimits())
+        self._scheduler = Scheduler(decoder, cache, SchedulerLimits())
         self._tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
 
     def reply(self, text: str, temperature: float, *, guesses: bool) -> dict[str, Any]:
@@ -60,11 +61,11 @@ class GuessingModel:
         spec = SampleSpec(prompt, max_tokens=_NEW_TOKENS, temperature=temperature, seed=1)
         self._decoder.exact = guesses
         request = Request(spec, None, Future(), StopRule(frozenset(), ()), _NEW_TOKENS)
-        self._generator.add(request)
-        self._generator.step()  # the prompt
+        self._scheduler.add(request)
+        self._scheduler.step()  # the prompt
         wall, cpu = time.perf_counter(), time.process_time()
-        while self._generator.has_work:
-            self._generator.step()
+        while self._scheduler.has_work:
+            self._scheduler.step()
         result = request.future.result(timeout=0)
         return {
             "tokens": len(result.sequences[0].tokens) - 1,

@@ -2,8 +2,8 @@
 
     python examples/asyncio_training.py [--model NAME_OR_FOLDER] [--steps N] [--base-url URL]
 
-Each run awaits only its own results, so the service can interleave them. At the end both say how
-likely they find each other's sentence: each has learnt its own.
+Each run awaits only its own results, so the service can interleave them. At the end both score both
+sentences: each run has learnt its own sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinker_cookbook import cli_utils, service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:
-    import tinker  # takes a second, so it is imported where it is used
+    import tinker  # imported in the functions that use it, since that takes a second
 
 SENTENCES = ("The harbour was full of grey ships.", "Seven cats slept on the warm stove.")
 
@@ -36,7 +36,7 @@ async def train_run(
 
 
 async def main(model: str | None, num_steps: int, base_url: str | None) -> list[list[float]]:
-    """Train both; returns mean logprobs, one row a run, one column a sentence."""
+    """Train both runs; return mean logprobs with one row per run and one column per sentence."""
     import numpy as np
     import tinker
 
@@ -70,9 +70,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="default: the local service's")
+    parser.add_argument("--model", help="base model; default: the service's model")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
+    parser.add_argument("--base-url", help="URL of a Tinker service; default: as for recipes")
     arguments = parser.parse_args()
     with cli_utils.errors_in_one_line():
         asyncio.run(main(arguments.model, arguments.steps, arguments.base_url))

@@ -1,8 +1,8 @@
-"""Render a chat: messages become tokens, and each token gets its training weight.
+"""Render a chat: messages become tokens, and each token gets a training weight.
 
     python examples/render_chat.py [--model NAME_OR_FOLDER] [--renderer NAME]
 
-Prints each piece of text with its weight: context has 0, what the model learns to write has 1.
+It prints each piece of text with its weight: 0 for context, 1 for text that the model learns.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MESSAGES: list[Message] = [
 
 
 def main(model: str, renderer_name: str | None) -> None:
-    """Print the conversation piece by piece, then the prompt a sampler would get."""
+    """Print the conversation piece by piece, then the prompt for sampling."""
     tokenizer = get_tokenizer(model)
     name = renderer_name or model_info.get_recommended_renderer_name(model)
     renderer = get_renderer(name, tokenizer)
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--renderer", help="default: the one recommended for the model")
+    parser.add_argument("--renderer", help="chat format; default: the recommended one of the model")
     arguments = parser.parse_args()
     with cli_utils.errors_in_one_line():
         main(arguments.model, arguments.renderer)

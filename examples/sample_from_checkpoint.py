@@ -1,10 +1,10 @@
-"""Sample from a checkpoint that a run has saved, or from a base model.
+"""Sample from a saved checkpoint, or from a base model.
 
     python examples/sample_from_checkpoint.py tinker://... --prompt "How is the sea?"
     python examples/sample_from_checkpoint.py HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Hello"
 
-A checkpoint is found where it was saved: in the local service's state folder, or on the service
-that --base-url (or the environment) names.
+A checkpoint is looked up in the state folder of the local service, or on the service that
+--base-url (or the environment) names.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(
     temperature: float = 0.7,
 ) -> str:
     """Print and return one answer."""
-    import tinker  # takes a second, so --help does without it
+    import tinker  # takes a second to import, and --help does not need it
 
     checkpoint = target if target is not None and target.startswith("tinker://") else None
     model_name = model if checkpoint else target
@@ -56,11 +56,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", nargs="?", help="tinker://... or a base model")
+    parser.add_argument("target", nargs="?", help="checkpoint (tinker://...) or base model")
     parser.add_argument("--prompt", default="How is the weather out there?")
     parser.add_argument("--model", help="base model of the checkpoint; default: the service's")
-    parser.add_argument("--renderer", dest="renderer_name", help="default: the model's")
-    parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
+    parser.add_argument(
+        "--renderer", dest="renderer_name", help="default: the model's format"
+    )
+    parser.add_argument("--base-url", help="URL of a Tinker service; default: as for recipes")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.7)
     with cli_utils.errors_in_one_line():

@@ -1,9 +1,9 @@
-"""Build a datum by hand and train on it, with nothing between you and the SDK.
+"""Build a datum by hand and train on it with plain calls of the SDK.
 
     python examples/train_step_by_hand.py [--model NAME_OR_FOLDER] [--steps N] [--base-url URL]
 
-One datum pairs the tokens that the model reads with the tokens it should say next, and a weight
-for each: 0 for the prompt, 1 for the answer. The loss falls because it is the same one each time.
+A datum has the tokens that the model reads, the token that should follow each of them, and a weight
+for each: 0 for the prompt, 1 for the answer. The loss falls because every step has the same datum.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tinker_cookbook import cli_utils, service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:
-    import tinker  # takes a second, so it is imported where it is used
+    import tinker  # imported in the functions that use it, since that takes a second
 
 PROMPT = "The keeper looked at the glass and said:"
 ANSWER = " steady, wind in the west."
 
 
 def build_datum(prompt_tokens: list[int], answer_tokens: list[int]) -> tinker.Datum:
-    """Targets are the tokens shifted by one; the last token is only a target."""
+    """Build a datum; the targets are the tokens shifted by one, so the last is only a target."""
     import tinker
 
     tokens = np.array(prompt_tokens + answer_tokens)
@@ -40,7 +40,7 @@ def build_datum(prompt_tokens: list[int], answer_tokens: list[int]) -> tinker.Da
 
 
 def main(model: str | None, num_steps: int, base_url: str | None) -> list[float]:
-    """Train a few steps; returns the loss per answer token before each."""
+    """Train a few steps; return the loss per answer token before each step."""
     import tinker
 
     losses = []
@@ -55,7 +55,7 @@ def main(model: str | None, num_steps: int, base_url: str | None) -> list[float]
             connection.model_name, rank=8, seed=0
         ).result()
         for step in range(num_steps):
-            # Both requests are on their way before the first answer is awaited.
+            # Both requests are sent before the first result is awaited.
             gradient = client.forward_backward([datum], "cross_entropy")
             update = client.optim_step(tinker.AdamParams(learning_rate=1e-3))
             losses.append(gradient.result().metrics["loss:sum"] / len(answer_tokens))
@@ -68,9 +68,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="default: the local service's")
+    parser.add_argument("--model", help="base model; default: the service's model")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--base-url", help="a Tinker service; default: as the recipes choose")
+    parser.add_argument("--base-url", help="URL of a Tinker service; default: as for recipes")
     arguments = parser.parse_args()
     with cli_utils.errors_in_one_line():
         main(arguments.model, arguments.steps, arguments.base_url)

@@ -5,7 +5,8 @@
     python -m recipes.play_env env=tool_use player=model             # or model_path=tinker://...
     python -m recipes.play_env env=my_module:MyDatasetBuilder
 
-`env` is a recipe, or a data set builder as module:name. `settings` are its own, as JSON.
+`env` is a recipe, or a data set builder as module:name. `settings` are the settings of that recipe
+or builder, as JSON.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any, Literal
 
 import chz
 
-from tinker_cookbook import cli_utils, service
+from tinker_cookbook import cli_utils, recipe, service
 from tinker_cookbook.completers import TinkerTokenCompleter
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.play_w_env import play_env, print_trajectory_summary
 from tinker_cookbook.rl.rollout_runner import run_rollout
 from tinker_cookbook.rl.types import Env, RLDatasetBuilder
-from tinker_cookbook.run_options import check_options
+from tinker_cookbook.runs.options import check_options
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.misc_utils import lookup_func
 
@@ -41,18 +42,28 @@ DEFAULTS: dict[str, Any] = {
 
 @chz.chz
 class Config:
-    """All that can be set."""
+    """The settings of this program."""
 
-    env: str = chz.field(default="rl_basic", doc="A recipe, or a data set builder, module:name.")
-    settings: str = chz.field(default="{}", doc="Its settings, as a JSON object.")
-    player: Literal["person", "model"] = chz.field(default="person", doc="Who replies.")
-    batch: int = chz.field(default=0, doc="Batch of the data; its first group is played.")
+    env: str = chz.field(
+        default="rl_basic", doc="Environment: a recipe, or a data set builder as module:name."
+    )
+    settings: str = chz.field(
+        default="{}", doc="Settings of the recipe or the builder, as a JSON object."
+    )
+    player: Literal["person", "model"] = chz.field(default="person", doc="Who writes the replies.")
+    batch: int = chz.field(default=0, doc="Number of the batch whose first group is played.")
     model_name: str | None = chz.field(default=None, doc="Base model; default: the service's.")
-    model_path: str | None = chz.field(default=None, doc="tinker:// weights that play.")
+    model_path: str | None = chz.field(
+        default=None, doc="Saved weights (tinker://...) that play; this sets player=model."
+    )
     renderer_name: str | None = chz.field(default=None, doc="Chat format; default: the model's.")
-    base_url: str | None = chz.field(default=None, doc="Tinker service, for player=model.")
-    max_tokens: int = chz.field(default=64, doc="Limit of one reply of the model, in tokens.")
-    multiline: bool = chz.field(default=False, doc="A typed reply ends with an empty line.")
+    base_url: str | None = chz.field(
+        default=None, doc="URL of the Tinker service for player=model, or `local`."
+    )
+    max_tokens: int = chz.field(default=64, doc="Maximum number of tokens per reply of the model.")
+    multiline: bool = chz.field(
+        default=False, doc="Whether a typed reply has several lines and ends with an empty one."
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -60,7 +71,7 @@ class Config:
 
 
 def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
-    """The named builder with the given settings, and small numbers for what is not given."""
+    """Return the named builder with the given settings, and small sizes by default."""
     try:
         given = json.loads(config.settings)
     except ValueError as error:
@@ -69,15 +80,15 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
         ) from error
     if not isinstance(given, dict):
         raise ConfigurationError(
-            f"settings={config.settings!r} is no object; write settings='{{\"seed\": 1}}'."
+            f"settings={config.settings!r} is not a JSON object; write settings='{{\"seed\": 1}}'."
         )
     if ":" not in config.env:
-        recipe = load_recipe(config.env)
-        check_settings(config.env, recipe.Config, given)
+        module = load_recipe(config.env)
+        check_settings(config.env, module.Config, given)
         words = [f"{key}={value}" for key, value in given.items()]
-        options = cli_utils.parse_config(recipe.Config, words)
+        options = cli_utils.parse_config(module.Config, words)
         options = chz.replace(options, renderer_name=config.renderer_name)
-        return recipe.build_config(options, model_name).dataset_builder
+        return module.build(recipe.complete(options, model_name)).dataset_builder
     from tinker_cookbook import model_info
 
     builder_class = load_builder(config.env)
@@ -95,34 +106,34 @@ def build_dataset_builder(config: Config, model_name: str) -> RLDatasetBuilder:
 
 
 def load_recipe(name: str) -> Any:
-    """The module of an RL recipe, which has a Config and a `build_config`."""
+    """Import an RL recipe, a module with `Config` and `build`."""
     here = Path(__file__).parent
     module = f"{name}.__main__" if (here / name).is_dir() else name
     try:
-        recipe = importlib.import_module(f"{__package__ or here.name}.{module}")
-        if issubclass(recipe.Config, train.RunOptions):
-            return recipe
+        found = importlib.import_module(f"{__package__ or here.name}.{module}")
+        if issubclass(found.Config, train.RunOptions):
+            return found
     except (ModuleNotFoundError, AttributeError) as error:
         logger.debug("env=%s: %s", name, error)
     raise ConfigurationError(
-        f"env={name} is no recipe with environments; use one such as rl_basic or multiturn, or a "
-        "data set builder as module:name."
+        f"env={name} is not a recipe with environments; use one such as rl_basic or multiturn, or "
+        "a data set builder as module:name."
     )
 
 
 def load_builder(env: str) -> Any:
-    """The class that `module:name` points at."""
+    """Import the class that `module:name` names."""
     try:
         return lookup_func(env)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"env={env} cannot be imported ({error.__cause__ or error}); write module:name, and "
-            "start this where the module lies."
+            "start this program in the folder of the module."
         ) from error
 
 
 def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set[str]:
-    """The settings there are; unknown ones are refused."""
+    """Refuse settings that the class does not have, and return the names of those that it has."""
     known = {name for name in inspect.signature(settings_class).parameters if name[:2] != "__"}
     unknown = set(given) - known
     if unknown:
@@ -134,7 +145,7 @@ def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set
 
 
 async def play(config: Config, model_name: str) -> None:
-    """One episode, shown turn by turn with its rewards."""
+    """Play one episode, and show each turn with its reward."""
     dataset, _ = await build_dataset_builder(config, model_name)()
     if config.batch >= len(dataset):
         raise ConfigurationError(
@@ -154,7 +165,7 @@ async def play(config: Config, model_name: str) -> None:
 
 
 async def watch_model(config: Config, model_name: str, env: Env) -> None:
-    """Take the replies from a model, and show them."""
+    """Let a model reply, and show the episode."""
     from tinker_cookbook.utils.sdk_futures import wait_for_client
 
     path = config.model_path
@@ -170,7 +181,7 @@ async def watch_model(config: Config, model_name: str, env: Env) -> None:
 
 
 def main(config: Config) -> None:
-    """Play."""
+    """Play one episode."""
     model_name = service.resolve_model(config.base_url, config.model_name)
     asyncio.run(play(config, model_name))
 

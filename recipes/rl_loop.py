@@ -4,8 +4,8 @@
     python -m recipes.rl_loop base_url=https://... model_name=Qwen/Qwen3-8B
 
 It does what rl_basic does, without a framework: sample several replies to each prompt, reward them,
-compare each with the others to its prompt, and make the better ones more likely. The same command
-again resumes a stopped run. Task and settings are those of rl_basic.
+compare each with the other replies to its prompt, and make the better ones more likely. Task and
+settings are those of rl_basic. The same command again resumes a stopped run.
 
 Expect the held-out reward to rise from 0.25 (standard error 0.03) to 0.89 (0.02) in 40 steps.
 """
@@ -24,9 +24,9 @@ import numpy as np
 from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.eval.samples import read_samples, record_sample
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
-from tinker_cookbook.run_options import LogdirBehavior, check_options
-from tinker_cookbook.run_report import report_complete, report_run, sample_command
+from tinker_cookbook.runs.directory import default_log_path, open_log_dir, truncate_metrics
+from tinker_cookbook.runs.options import LogdirBehavior, check_options
+from tinker_cookbook.runs.report import report_complete, report_run, sample_command
 from tinker_cookbook.unembedding import choose_train_unembed
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.sdk_futures import wait_for_client
@@ -46,22 +46,22 @@ HELD_OUT, TRAINED = TOPICS[::5], [topic for i, topic in enumerate(TOPICS) if i %
 
 @chz.chz
 class Config:
-    """All that can be set."""
+    """The settings of this recipe."""
 
     model_name: str | None = chz.field(default=None, doc="Base model; default: the service's.")
     renderer_name: str | None = chz.field(default=None, doc="Chat format; default: the model's.")
-    base_url: str | None = chz.field(default=None, doc="Tinker service, or `local`.")
-    log_path: str | None = chz.field(default=None, doc="Run directory.")
+    base_url: str | None = chz.field(default=None, doc="URL of a Tinker service, or `local`.")
+    log_path: str | None = chz.field(default=None, doc="Run directory; default: in ~/tinker-runs.")
     groups_per_batch: int = chz.field(default=4, doc="Prompts per step.")
     group_size: int = chz.field(default=8, doc="Replies sampled per prompt.")
-    max_steps: int = chz.field(default=40, doc="Steps.")
-    max_tokens: int = chz.field(default=24, doc="Limit of one reply, in tokens.")
-    learning_rate: float = chz.field(default=5e-4, doc="Learning rate.")
-    lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
+    max_steps: int = chz.field(default=40, doc="Number of steps.")
+    max_tokens: int = chz.field(default=24, doc="Maximum number of tokens per reply.")
+    learning_rate: float = chz.field(default=5e-4, doc="Constant learning rate.")
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
     seed: int = chz.field(default=0, doc="Seed of the adapter, the prompts and the samples.")
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
-        default="ask", doc="If log_path holds a run: ask, resume, delete or raise."
+        default="ask", doc="What to do if log_path holds a run: ask, resume, delete or raise."
     )
 
     @chz.validate
@@ -72,13 +72,13 @@ class Config:
 
 
 def reward(reply: str, num_words: int) -> float:
-    """1 for exactly `num_words` words, less the further away, 0 at twice as many or none."""
+    """Return 1 for exactly `num_words` words, falling to 0 at none or twice as many."""
     found = len(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", reply))
     return max(0.0, 1.0 - abs(found - num_words) / num_words)
 
 
 def main(config: Config) -> None:
-    """Connect, train, and say what came out."""
+    """Connect, train, and print the result."""
     model_name = service.resolve_model(config.base_url, config.model_name)
     log_path = config.log_path or default_log_path("rl_loop", Path(model_name).name, config=config)
     with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):
@@ -100,7 +100,7 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
     name = config.renderer_name or model_info.get_recommended_renderer_name(model_name)
     renderer = renderers.get_renderer(name, tokenizer_utils.get_tokenizer(model_name))
 
-    # A new run, or one that goes on where its last checkpoint was made.
+    # Start a new run, or resume from the last checkpoint.
     session = describe_session("rl_loop", log_path, config.learning_rate)
     service_client = connection.service_client(**session)
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
@@ -126,7 +126,7 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
 
     adam = tinker.AdamParams(learning_rate=config.learning_rate, beta1=0.9, beta2=0.95, eps=1e-8)
     for step in range(start_step, config.max_steps + 1):
-        # The weights as they are now, to sample from.
+        # Sample from the present weights.
         sampling_client = wait_for_client(training_client.save_weights_and_get_sampling_client())
         metrics: dict[str, float] = {}
         if step in (0, config.max_steps):
@@ -159,7 +159,7 @@ def train(config: Config, connection: service.Connection, log_path: str) -> str:
 
 
 def make_prompts(topics: Sequence[str], num_prompts: int, seed: int) -> Prompts:
-    """Questions, and how many words are asked for."""
+    """Draw questions, each with the number of words that it asks for."""
     rng = random.Random(seed)
     drawn = [(rng.choice(topics), rng.randint(3, 8)) for _ in range(num_prompts)]
     return [(f"Write exactly {n} words about {topic}.", n) for topic, n in drawn]
@@ -172,7 +172,7 @@ def sample(
     prompts: Prompts,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[tinker.Datum], str]:
-    """Sample replies to each prompt: rewards_PG, datums where rewards differ, and one reply."""
+    """Sample replies: return rewards_PG, datums of groups whose rewards differ, and one reply."""
     import tinker
 
     futures, inputs = [], []
@@ -192,14 +192,14 @@ def sample(
             rewards_PG[p, g] = reward(replies[-1], num_words)
         advantages_G = rewards_PG[p] - rewards_PG[p].mean()
         if not advantages_G.any():
-            continue  # equal rewards say nothing
+            continue  # equal rewards give no gradient
         for sequence, advantage in zip(sequences, advantages_G, strict=True):
             data.append(build_datum(inputs[p], sequence, float(advantage)))
     return rewards_PG, data, replies[0]
 
 
 def build_datum(prompt: list[int], sequence: Any, advantage: float) -> tinker.Datum:
-    """Position t predicts token t + 1; sampled tokens share the advantage, the prompt has none."""
+    """Build a datum: position t predicts token t + 1; only sampled tokens have the advantage."""
     import tinker
 
     tokens = [*prompt, *sequence.tokens]

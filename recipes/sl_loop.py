@@ -17,9 +17,9 @@ import chz
 
 from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.eval.samples import SampleEvaluatorBuilder, read_samples
-from tinker_cookbook.run_directory import default_log_path, open_log_dir, truncate_metrics
-from tinker_cookbook.run_options import LogdirBehavior, check_options
-from tinker_cookbook.run_report import report_complete, report_run, sample_command
+from tinker_cookbook.runs.directory import default_log_path, open_log_dir, truncate_metrics
+from tinker_cookbook.runs.options import LogdirBehavior, check_options
+from tinker_cookbook.runs.report import report_complete, report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.sources.data_spec import data_name
 from tinker_cookbook.supervised.sources.options import DataOptions
@@ -40,22 +40,26 @@ SEVEN_DAYS = 7 * 24 * 3600  # how long the service keeps a checkpoint, in second
 
 @chz.chz
 class Config(DataOptions):
-    """All that can be set."""
+    """The settings of this recipe."""
 
     model_name: str | None = chz.field(default=None, doc="Base model; default: the service's.")
     renderer_name: str | None = chz.field(default=None, doc="Chat format; default: the model's.")
-    base_url: str | None = chz.field(default=None, doc="Tinker service, or `local`.")
-    log_path: str | None = chz.field(default=None, doc="Run directory.")
-    test_size: int = chz.field(default=32, doc="Conversations held out.")
+    base_url: str | None = chz.field(default=None, doc="URL of a Tinker service, or `local`.")
+    log_path: str | None = chz.field(default=None, doc="Run directory; default: in ~/tinker-runs.")
+    test_size: int = chz.field(default=32, doc="Number of held-out conversations.")
     batch_size: int = chz.field(default=8, doc="Conversations per optimizer step.")
-    max_length: int = chz.field(default=1024, doc="Longer conversations are cut, in tokens.")
-    num_epochs: int = chz.field(default=1, doc="Passes over the data.")
-    learning_rate: float | None = chz.field(default=None, doc="At the start; default: get_lr's.")
-    lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
+    max_length: int = chz.field(default=1024, doc="Tokens after which a conversation is cut.")
+    num_epochs: int = chz.field(default=1, doc="Number of passes over the data.")
+    learning_rate: float | None = chz.field(
+        default=None, doc="Peak learning rate; default: hyperparam_utils.get_lr of the model."
+    )
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after this many steps.")
-    seed: int = chz.field(default=0, doc="Seed of the adapter's start and of the data order.")
-    behavior_if_log_dir_exists: LogdirBehavior = chz.field(default="ask", doc="As in sl_basic.")
+    max_steps: int | None = chz.field(default=None, doc="Maximum number of optimizer steps.")
+    seed: int = chz.field(default=0, doc="Seed of the adapter's first weights and the data order.")
+    behavior_if_log_dir_exists: LogdirBehavior = chz.field(
+        default="ask", doc="What to do if log_path holds a run: ask, resume, delete or raise."
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -63,7 +67,7 @@ class Config(DataOptions):
 
 
 def main(config: Config) -> None:
-    """Connect, prepare the data, train, and say what came out."""
+    """Connect, prepare the data, train, and print the result."""
     model_name = service.resolve_model(config.base_url, config.model_name)
     bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
     names = ("sl_loop", data_name(config.data_or(bundled)), Path(model_name).name)
@@ -95,7 +99,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
     total_steps = min(steps_per_epoch * config.num_epochs, config.max_steps or 10**9)
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
 
-    # A new run, or one that goes on where its last checkpoint was made.
+    # Start a new run, or resume from the last checkpoint.
     service_client = connection.service_client(**describe_session("sl_loop", log_path, peak_rate))
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
@@ -114,7 +118,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
     truncate_metrics(log_path, start_step)
     metrics_log = ml_log.JsonLogger(log_path)
     metrics_log.log_hparams(config)
-    snapshot = training_client.save_weights_and_get_sampling_client  # the weights as they are
+    snapshot = training_client.save_weights_and_get_sampling_client
 
     # The loop. Both calls of a step are submitted before either result is awaited.
     for step in range(start_step, total_steps):
@@ -124,7 +128,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
             asyncio.run(answer(wait_for_client(snapshot())))
         epoch, batch_index = divmod(step, steps_per_epoch)
         if batch_index == 0 or step == start_step:
-            train_data.set_epoch(config.seed + epoch)  # every epoch has an order of its own
+            train_data.set_epoch(config.seed + epoch)  # every epoch has its own order
         batch = train_data.get_batch(batch_index)
         learning_rate = peak_rate * (1 - step / total_steps)
         gradient = training_client.forward_backward(batch, "cross_entropy")
@@ -142,7 +146,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
                 training_client, f"{done:06d}", log_path, {"step": done}, ttl_seconds=SEVEN_DAYS
             )
 
-    # The end: the held-out loss and a sample, then weights to go on from and weights to sample.
+    # The end: the held-out loss and a sample, then the training state and the sampler weights.
     train_data.close()
     metrics_log.log_metrics(evaluate(training_client, test_data, tokenizer), step=total_steps)
     asyncio.run(answer(wait_for_client(snapshot())))
@@ -154,7 +158,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
 def open_datasets(
     config: Config, data: str, model_name: str, renderer_name: str
 ) -> tuple[SupervisedDataset, list[tinker.Datum]]:
-    """The rows to train on, as batches that are made when they are asked for; those held out."""
+    """Return the training data, whose batches are made on demand, and the held-out datums."""
     from tinker_cookbook.renderers import TrainOnWhat
     from tinker_cookbook.supervised import ChatDatasetBuilderCommonConfig
     from tinker_cookbook.supervised import FromConversationFileBuilder as Builder
@@ -174,7 +178,7 @@ def open_datasets(
 
 
 def evaluate(client: tinker.TrainingClient, data: list[tinker.Datum], tokenizer: Any) -> Metrics:
-    """The loss on held-out conversations: a forward pass without gradients."""
+    """Compute the loss on held-out conversations, without gradients."""
     if not data:
         return {}
     result = client.forward(data, "cross_entropy").result()
@@ -182,7 +186,7 @@ def evaluate(client: tinker.TrainingClient, data: list[tinker.Datum], tokenizer:
 
 
 def loss_metrics(result: Any, data: list[tinker.Datum], tokenizer: Any, prefix: str) -> Metrics:
-    """Mean negative log-likelihood per trained token, and bits per byte of the trained text."""
+    """Compute the mean loss per trained token, and the bits per byte of the trained text."""
     logprobs = [output["logprobs"] for output in result.loss_fn_outputs]
     weights = [datum.loss_fn_inputs["weights"] for datum in data]
     targets = [datum.loss_fn_inputs["target_tokens"] for datum in data]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook import __version__, cli
-from tinker_cookbook.commands._recipe_files import find_recipe, find_recipes
 from tinker_cookbook.commands.copy import copy_recipe
+from tinker_cookbook.commands.parts.recipe_files import find_recipe, find_recipes
 from tinker_cookbook.exceptions import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_python_m_of_an_unknown_recipe_names_the_nearest():
             [sys.executable, "-m", f"{package}.rl_basick"], capture_output=True, text=True
         )
         assert done.returncode == 1
-        assert "NAME=rl_basick is no recipe. Did you mean 'rl_basic'?" in done.stderr
+        assert "NAME=rl_basick is not a recipe. Did you mean 'rl_basic'?" in done.stderr
         assert "Traceback" not in done.stderr
     assert importlib.util.find_spec("recipes.rl_basick") is None  # programs may ask
 

@@ -45,13 +45,16 @@ LAYERS = {
     "tinker_cookbook.supervised.train": 5,
     "tinker_cookbook.rl.async_training": 5,
     "tinker_cookbook.rl.loop": 5,
-    "tinker_cookbook.rl.recipe": 5,
+    "tinker_cookbook.rl.recipe": 6,
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.cli_utils": 6,
+    "tinker_cookbook.recipe": 6,
+    "tinker_cookbook.recipe_runner": 6,
     "tinker_cookbook.recipes": 6,
+    "tinker_cookbook.settings_help": 6,
     "tinker_cookbook.commands": 6,
     "tinker_cookbook.cli": 6,
 }
@@ -63,7 +66,7 @@ REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # The rooms of the local service, and the rooms that each may import; the longest prefix decides.
 # Training and sampling never meet, and nothing below the process knows who starts it.
-ENGINE_SEAM = "types csr loss_graph loss_graph_names memory"
+ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",
@@ -85,7 +88,7 @@ LOCAL_ROOMS: dict[str, str] = {
     "process": "errors seam engine engine.model engine.native service service.storage "
     "service.protocol service.state app plan",
 }
-# Names of recipes that lie elsewhere; it is no recipe itself, so nobody copies it.
+# Only names for code of other recipes; it is not a recipe, so it cannot be copied.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
 HEAVY = ("torch", "tinker", "transformers", "datasets")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook import cli
-from tinker_cookbook.commands._recipe_files import find_recipes
+from tinker_cookbook.commands.parts.recipe_files import find_recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

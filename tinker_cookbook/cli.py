@@ -20,7 +20,7 @@ from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = ["main"]
 
-# From here on until `main` has begun.
+# Active from here until `main` begins.
 interrupts.hide_import_traceback()
 
 PROGRAM = "tinker-cookbook"
@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status.
 
     Args:
-        argv: the words after the program's name; None takes them from `sys.argv`.
+        argv: The words after the program's name; by default those of `sys.argv`.
 
     Returns:
-        0 after success, 2 for a mistake the user can correct, 130 after Ctrl-C, else the command's
-        own status.
+        0 after success, 2 after an error that the user can fix, 130 after Ctrl-C, otherwise the
+        status of the command.
     """
     try:
         return _find_and_run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:  # before the command had a way of its own to end
+    except KeyboardInterrupt:  # before the command handles interrupts itself
         interrupts.tell(INTERRUPTED)
         return interrupts.EXIT_INTERRUPTED
 
@@ -55,7 +55,7 @@ def _find_and_run(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"{PROGRAM} {__version__}")
         return 0
-    # Without torch, transformers would print that it found none; this program knows.
+    # Without torch, transformers would print that it found none.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     name = words[0]
     if name not in commands:
@@ -65,7 +65,7 @@ def _find_and_run(words: list[str]) -> int:
 
 
 def find_commands() -> dict[str, str]:
-    """Map each subcommand to its help line, without importing any of them."""
+    """Return the help line of each subcommand, without importing the subcommands."""
     folder = Path(__file__).parent / "commands"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     names.sort(key=lambda name: _FIRST_SHOWN.index(name) if name in _FIRST_SHOWN else 99)
@@ -73,7 +73,7 @@ def find_commands() -> dict[str, str]:
 
 
 def format_help(commands: dict[str, str]) -> str:
-    """The text of `tinker-cookbook --help`."""
+    """Return the text of `tinker-cookbook --help`."""
     width = max((len(name) for name in commands), default=0) + 2
     rows = [f"  {name:<{width}}{line}" for name, line in commands.items()]
     return "\n".join(
@@ -85,13 +85,14 @@ def format_help(commands: dict[str, str]) -> str:
             "commands:",
             *rows,
             "",
-            f"`{PROGRAM} COMMAND --help` explains one; `{PROGRAM} --version` prints the version.",
+            f"`{PROGRAM} COMMAND --help` explains a command; "
+            f"`{PROGRAM} --version` prints the version.",
         ]
     )
 
 
 def unknown_command_message(name: str, known: list[str]) -> str:
-    """Say that `name` is no command, which ones there are, and the nearest."""
+    """Return the error for an unknown command, with the nearest one and the list."""
     return f"COMMAND={name} is unknown.{did_you_mean(name, known)} Use one of {', '.join(known)}."
 
 
@@ -101,16 +102,17 @@ def _help_line(path: Path) -> str:
 
 
 def _run_command(name: str, words: list[str]) -> int:
-    # A service has its own ways to end.
+    # `serve` handles interrupts itself.
     guard = contextlib.nullcontext() if name == "serve" else _end_on_interrupt()
     try:
         with guard:
-            return _run_or_tell(name, words)
+            return _run_or_report(name, words)
     except TinkerCookbookError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:
-        # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
+        # The reader of a pipe (`| head`) has ended. Without a valid stdout, the interpreter's
+        # last flush would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -119,7 +121,7 @@ def _end_on_interrupt() -> contextlib.AbstractContextManager[None]:
     return interrupts.end_on_interrupt(lambda: INTERRUPTED, lambda: None)
 
 
-def _run_or_tell(name: str, words: list[str]) -> int:
+def _run_or_report(name: str, words: list[str]) -> int:
     try:
         return _parse_and_run(name, words)
     except KeyboardInterrupt:

@@ -1,17 +1,17 @@
-"""What the command lines of recipes have in common."""
+"""Command lines of recipes: parse the settings, print the help, report errors in one line."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import io
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tinker_cookbook
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
@@ -27,9 +27,15 @@ from tinker_cookbook.runs.directory import (
 )
 from tinker_cookbook.runs.options import LogdirBehavior
 from tinker_cookbook.runs.settings_file import read_settings
+from tinker_cookbook.settings_help import (
+    Setting,
+    help_text,
+    read_settings_of,
+    readable_type,
+    type_choices,
+)
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
-from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -42,21 +48,20 @@ __all__ = [
     "model_name_from_argv",
     "parse_config",
     "runs_path",
+    "start",
 ]
 
-# The first module of the toolkit that a recipe imports; the rest takes a moment.
+# A recipe imports this module first; the imports that follow take a moment.
 interrupts.hide_import_traceback()
 
 C = TypeVar("C")
-HELP_WIDTH = 100
 EXIT_DISK_ERROR = 1
 INTERRUPTED = "interrupted"
 FILE_KEY = "config"
-HELP_INTRODUCTION = """Settings are given as key=value. config=FILE takes them from a YAML or JSON \
-file,
-or from the config.json of an earlier run; what is on the command line wins."""
+HELP_WORDS = {"--help", "-h", "help"}
+HELP_ALL_WORDS = {"--help-all", "help-all"}
 
-# What people type first, and the key that is meant.
+# Names that people often type, and the settings that they mean.
 _COMMON_NAMES = {
     "lr": "learning_rate",
     "epochs": "num_epochs",
@@ -75,10 +80,10 @@ _COMMON_NAMES = {
 
 
 def check_log_dir(log_dir: str, behavior_if_exists: LogdirBehavior) -> None:
-    """Apply a policy to a run directory that exists: delete, resume, ask or raise.
+    """Apply a policy to an existing run directory: delete, resume, ask or raise.
 
-    Train loops check their own directory, and know the settings too; this is for programs that
-    want to decide earlier.
+    Train loops do this themselves, and compare the settings too. Programs that must decide before
+    a train loop starts can call this function.
 
     Raises:
         ConfigurationError: if the run is refused.
@@ -88,20 +93,20 @@ def check_log_dir(log_dir: str, behavior_if_exists: LogdirBehavior) -> None:
 
 
 def model_name_from_argv(argv: list[str], default: str) -> str:
-    """The last `model_name=` among the arguments, for defaults that depend on it."""
+    """Return the last `model_name=` of the arguments, for defaults that depend on it."""
     names = [word.partition("=")[2] for word in argv if re.match(r"(--)?model[_-]name=", word)]
     return names[-1] if names else default
 
 
 def bundled_file(name: str, *, beside: str) -> Path:
-    """A data file of the recipes: beside the recipe's own file, else as installed.
+    """Find a data file of the recipes: in the folder of the recipe, or as installed.
 
     Args:
         name: File name in the folder `data`.
         beside: The recipe's `__file__`.
 
     Raises:
-        ConfigurationError: if it is nowhere.
+        ConfigurationError: if the file does not exist.
     """
     package = Path(tinker_cookbook.__file__).parent
     folders = (Path(beside).parent, package / "recipes", package.parent / "recipes")
@@ -109,43 +114,66 @@ def bundled_file(name: str, *, beside: str) -> Path:
         if (folder / "data" / name).is_file():
             return folder / "data" / name
     raise ConfigurationError(
-        f"data/{name} is missing beside {beside}; give your own file with data=..., or copy "
-        "the recipe with `tinker-cookbook copy`."
+        f"data/{name} was not found in the folder of {beside}; give your own file with data=..., "
+        "or copy the recipe with `tinker-cookbook copy`."
     )
 
 
-def entrypoint(main: Callable[[Any], object], argv: list[str] | None = None) -> None:
-    """Run a recipe from the command line: parse `key=value`, run, and report errors in one line.
+def entrypoint(main: Callable[[C], object], argv: list[str] | None = None) -> None:
+    """Run a program from the command line: parse `key=value` settings, run, report errors.
 
     Args:
-        main: Takes a chz config, whose class its annotation names. `--help` prints the docstring
-            of its module and the doc of every key.
+        main: Takes a chz config; its annotation gives the class. `--help` prints the docstring of
+            its module and the settings.
         argv: Arguments; those of this process by default.
+    """
+    import chz
 
-    Exits with status 2 on what the user can mend, 1 where the disk is full or broken, and 130 when
-    interrupted.
+    start(chz.get_nested_target(main), main, argv, description=inspect.getmodule(main).__doc__)
+
+
+def start(
+    config_class: type[C],
+    main: Callable[[C], object],
+    argv: list[str] | None = None,
+    *,
+    description: str | None = None,
+) -> None:
+    """Run `main` with the settings of the command line, or print the help.
+
+    Exits with status 2 after an error that the user can fix, 1 if the disk is full or fails, and
+    130 after an interrupt.
+
+    Args:
+        config_class: A chz class with the settings.
+        main: The program.
+        argv: Arguments; those of this process by default.
+        description: Text of the help; by default the docstring of the module of `config_class`.
     """
     words = sys.argv[1:] if argv is None else argv
-    # Without torch, transformers would print that it found none; recipes do not need it.
+    # Transformers would print that it found no torch; recipes do not need it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        if {"--help", "-h", "help"} & set(words):
-            print(_help_text(main))
+        if (HELP_WORDS | HELP_ALL_WORDS) & set(words):
+            text = description or sys.modules[config_class.__module__].__doc__ or ""
+            everything = bool(HELP_ALL_WORDS & set(words))
+            print(help_text(config_class, inspect.cleandoc(text), everything=everything))
             return
         with interrupts.end_on_interrupt(describe_interruption, forget_failed_starts):
-            _run_or_tell(main, words)
+            _run_or_report(config_class, main, words)
     except (TinkerCookbookError, NotImplementedError) as error:
         raise SystemExit(_report(error)) from error
     except BrokenPipeError:
-        # The reader (`| head`) has gone; with stdout moved the interpreter's last flush is quiet.
+        # The reader of a pipe (`| head`) has ended. Without a valid stdout, the interpreter's
+        # last flush would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """For scripts with a command line of their own: what the user can mend takes one line.
+    """Report errors that the user can fix in one line; for scripts that parse their own arguments.
 
-    Exits with status 2 then, and with 130 when interrupted.
+    Exits with status 2 after such an error, and with 130 after an interrupt.
     """
     with interrupts.end_on_interrupt(lambda: INTERRUPTED, lambda: None):
         try:
@@ -157,9 +185,9 @@ def errors_in_one_line() -> Iterator[None]:
             raise SystemExit(interrupts.EXIT_INTERRUPTED) from None
 
 
-def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
+def _run_or_report(config_class: type[C], main: Callable[[C], object], words: list[str]) -> None:
     try:
-        config = parse_config(_config_class(main), words)
+        config = parse_config(config_class, words)
         with recording_recipe_config(config):
             main(config)
     except OSError as error:
@@ -176,156 +204,92 @@ def _run_or_tell(main: Callable[[Any], object], words: list[str]) -> None:
 def parse_config(config_class: type[C], words: list[str]) -> C:
     """Make a chz config from `key=value` words; `--key=value` and `key-name=` work too.
 
-    `config=FILE` takes settings from a file (see `settings_file.read_settings`); those given as
-    words win over it.
+    `config=FILE` reads settings from a file (see `settings_file.read_settings`). Settings given as
+    words override those of the file.
 
     Raises:
-        ConfigurationError: for an unknown key (with the nearest), a value of the wrong type (with
-            the right one), or a missing key.
+        ConfigurationError: for an unknown key (the message suggests the nearest one), a value of
+            the wrong type (the message names the right one), or a missing key.
     """
     import chz
     from chz import blueprint as chz_blueprint
 
     blueprint = chz.Blueprint(config_class)
-    help_rows = _help_rows(blueprint)
-    settings = _read_words(words, list(help_rows))
+    known = read_settings_of(config_class)
+    settings = _read_words(words, known)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return blueprint.make_from_argv([f"{key}={value}" for key, value in settings.items()])
     except chz_blueprint.InvalidBlueprintArg as error:
-        raise ConfigurationError(_wrong_type(str(error), settings, help_rows)) from error
+        raise ConfigurationError(_wrong_type(str(error), settings, known)) from error
     except chz_blueprint.MissingBlueprintArg as error:
         raise ConfigurationError(f"a setting is missing: {_one_line(error)}") from error
     except TinkerCookbookError:
         raise  # from the config's own checks
     except chz_blueprint.ExtraneousBlueprintArg as error:
-        raise ConfigurationError(_no_such_part(settings, list(help_rows))) from error
+        raise ConfigurationError(_unknown_part(settings, known)) from error
     except ValueError as error:
         nested = " ".join(f"{key}={value}" for key, value in settings.items() if "." in key)
         raise ConfigurationError(f"{nested} cannot be used: {_one_line(error)}") from error
 
 
-def _read_words(words: list[str], known: list[str]) -> dict[str, str]:
-    """Values by key: those of a file, under those of the words."""
+def _read_words(words: list[str], known: Iterable[str]) -> dict[str, str]:
+    """Return the values by key; words override the file that `config=` names."""
+    keys = list(known)
     given = dict(_split_word(word) for word in words)
-    path = None if FILE_KEY in known else given.pop(FILE_KEY, None)
+    path = None if FILE_KEY in keys else given.pop(FILE_KEY, None)
     stored = {} if path is None else read_settings(path)
     for settings, where in ((stored, f"{path}: "), (given, "")):
         for key, value in settings.items():
-            if key not in known and key.partition(".")[0] not in known:
-                raise ConfigurationError(where + _unknown_key(key, value, known))
+            if key not in keys and key.partition(".")[0] not in keys:
+                raise ConfigurationError(where + _unknown_key(key, value, keys))
     return stored | given
 
 
 def _split_word(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or not key.strip("-"):
-        raise ConfigurationError(f"{word!r} is no setting; write key=value. --help lists the keys.")
+        raise ConfigurationError(
+            f"{word!r} is not a setting; write key=value. --help lists the keys."
+        )
     if not value:
         raise ConfigurationError(f"{word} has no value; give one, or leave the key out.")
     return key.removeprefix("--").replace("-", "_"), value
 
 
 def _unknown_key(key: str, value: str, known: list[str]) -> str:
-    nearest = nearest_name(key, known, cutoff=0.5)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     meant = _COMMON_NAMES.get(key)
     if meant not in known:
         meant = _COMMON_NAMES.get(meant or "")
     if meant in known:
-        nearest = meant
-    hint = f" Did you mean {nearest}={value}?" if nearest else ""
-    return f"{key}={value} is no setting of this recipe; --help lists them.{hint}"
+        nearest = [meant]
+    hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
+    return f"{key}={value} is not a setting of this recipe; --help lists them.{hint}"
 
 
-def _no_such_part(settings: dict[str, str], known: list[str]) -> str:
-    """About a key with dots, such as `log_path.name`, where nothing has parts of that name."""
+def _unknown_part(settings: dict[str, str], known: Iterable[str]) -> str:
+    """Describe a key with dots, such as `log_path.name`, that names a part that does not exist."""
     wrong = next((key for key in settings if key not in known), "")
     return (
-        f"{wrong}={settings.get(wrong, '')} is no setting of this recipe; "
+        f"{wrong}={settings.get(wrong, '')} is not a setting of this recipe; "
         f"{wrong.partition('.')[0]} has no part of that name. --help lists the keys."
     )
 
 
-def _wrong_type(message: str, settings: dict[str, str], rows: dict[str, list[str]]) -> str:
+def _wrong_type(message: str, settings: dict[str, str], known: dict[str, Setting]) -> str:
     found = re.search(r"param '([^']+)'", message)
     key = found.group(1) if found else ""
     if key not in settings:
         return message.strip().splitlines()[0]
-    wanted, _, doc = rows.get(key, ["of another type", "", ""])
-    problem = f"{key}={settings[key]} has the wrong type; it must be {_readable_type(wanted)}."
-    choices = _choices(wanted)
+    wanted, doc = (known[key].type_text, known[key].doc) if key in known else ("another type", "")
+    problem = f"{key}={settings[key]} has the wrong type; it must be {readable_type(wanted)}."
+    choices = type_choices(wanted)
     if not choices:
         return problem
-    nearest = nearest_name(settings[key], choices, cutoff=0.5)
-    hint = f" Did you mean {nearest}?" if nearest else ""
+    nearest = difflib.get_close_matches(settings[key], choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return f"{problem}{hint} {key}: {doc}"
-
-
-def _help_rows(blueprint: Any) -> dict[str, list[str]]:
-    """Type, default and doc of every key, by key, from the columns that chz prints."""
-    lines = blueprint.get_help().partition("Arguments:\n")[2].splitlines()
-    rows = [re.split(r"\s{2,}", line.strip(), maxsplit=3) for line in lines if line.strip()]
-    return {row[0]: [*row[1:], "", "", ""][:3] for row in rows}
-
-
-def _readable_type(text: str) -> str:
-    choices = _choices(text)
-    return f"one of {', '.join(choices)}" if choices else text
-
-
-def _choices(type_text: str) -> list[str]:
-    """The values of a `Literal`; empty for other types."""
-    found = re.fullmatch(r"Literal\[(.*)\]", type_text)
-    return [value.strip(" '") for value in found.group(1).split(",")] if found else []
-
-
-def _help_text(main: Callable[[Any], object]) -> str:
-    import chz
-
-    config_class = _config_class(main)
-    rows = _help_rows(chz.Blueprint(config_class))
-    lines = [inspect.getdoc(inspect.getmodule(main)) or "", "", HELP_INTRODUCTION]
-    for title, names in _help_groups(config_class, list(rows)):
-        lines += ["", f"{title}:", *(_help_entry(name, *rows[name]) for name in names)]
-    return "\n".join(lines)
-
-
-def _help_groups(config_class: type, names: list[str]) -> list[tuple[str, list[str]]]:
-    """The recipe's own keys first, then the shared ones, in the order in which they are declared.
-
-    Of the shared classes the outermost comes first: the model, and where it is trained.
-    """
-    own, *shared = config_class.__mro__[:-1]
-    parents = [*shared[-1:], *shared[:1], *reversed(shared[1:-1])]
-    seen: set[str] = set()
-    found: list[tuple[str, list[str]]] = []
-    for owner in dict.fromkeys([own, *parents]):
-        title = "Keys of this recipe" if owner is own else _first_sentence(owner)
-        declared = vars(owner).get("__annotations__", {})
-        members = [name for name in declared if name in names and name not in seen]
-        seen.update(members)
-        found.append((title, members))
-    rest = [name for name in names if name not in seen]
-    return [(title, members) for title, members in [*found, ("Other keys", rest)] if members]
-
-
-def _first_sentence(owner: type) -> str:
-    return (
-        (inspect.getdoc(owner) or owner.__name__).partition("\n")[0].partition(";")[0].rstrip(".")
-    )
-
-
-def _help_entry(name: str, type_text: str, default: str, doc: str) -> str:
-    """`name=default  (type)`, and the doc below it."""
-    value = default.removesuffix("(default)").strip().strip("'")
-    text = textwrap.fill(doc, HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return f"  {name}={value}  ({_readable_type(type_text)})\n{text}"
-
-
-def _config_class(main: Callable[[Any], object]) -> type:
-    import chz
-
-    return chz.get_nested_target(main)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,10 +1,10 @@
-"""Datums and trajectories as text for the eye."""
+"""Show datums and trajectories as text."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from tinker_cookbook.utils.format_colorized import format_colorized
 
@@ -20,7 +20,7 @@ MAX_SHOWN_TOKENS = 400
 
 
 def to_ints(chunk: tinker.ModelInputChunk, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a chunk; an image shows as one `@` per position."""
+    """Return the tokens of a chunk; an image becomes one `@` per position."""
     import tinker
 
     if isinstance(chunk, tinker.EncodedTextChunk):
@@ -30,9 +30,9 @@ def to_ints(chunk: tinker.ModelInputChunk, tokenizer: Tokenizer) -> list[int]:
 
 
 def colorize_example(datum: tinker.Datum, tokenizer: Tokenizer, key: str = "weights") -> str:
-    """The text of a datum, each token coloured by the sign of `loss_fn_inputs[key]`.
+    """Return the text of a datum, each token coloured by the sign of `loss_fn_inputs[key]`.
 
-    A colour belongs to a token as target: green is trained, yellow is context.
+    The colour says what a token is as a target: green is trained, yellow is context.
     """
     tokens, weights = _tokens_and_values(datum, tokenizer, key)
     return format_colorized(tokens, weights, tokenizer, draw_newline_arrow=True)
@@ -45,11 +45,11 @@ def describe_example(
     title: str = "first example",
     stream: TextIO | None = None,
 ) -> str:
-    """An example, coloured on a terminal, with trained text in «» elsewhere.
+    """Return the text of a datum: coloured for a terminal, otherwise with trained text in «».
 
     Args:
-        title: stands before it, with what the marks mean.
-        stream: where it will be written; stderr by default.
+        title: Text of the first line, which also explains the marks.
+        stream: Where the text will be written; stderr by default.
     """
     tokens, weights = _tokens_and_values(datum, tokenizer, "weights")
     cut = len(tokens) > MAX_SHOWN_TOKENS
@@ -67,12 +67,12 @@ def describe_example(
 def format_trajectory(
     trajectory: Trajectory, tokenizer: Tokenizer, only_last_transition: bool = False
 ) -> str:
-    """The turns of a trajectory as plain text: prompt, reply, reward, metrics and logs.
+    """Return the turns of a trajectory as text: prompt, reply, reward, metrics and logs.
 
     Args:
-        trajectory: Of a rollout.
-        tokenizer: Of its model.
-        only_last_transition: Show the last turn only; its prompt holds most of the earlier ones.
+        trajectory: The trajectory of a rollout.
+        tokenizer: The tokenizer of its model.
+        only_last_transition: Show only the last turn; its prompt contains most of the earlier ones.
     """
     count = len(trajectory.transitions)
     shown = range(count - 1, count) if only_last_transition and count else range(count)
@@ -111,10 +111,10 @@ def _mark_trained(tokens: list[int], weights: list[float], tokenizer: Tokenizer)
 def _tokens_and_values(
     datum: tinker.Datum, tokenizer: Tokenizer, key: str
 ) -> tuple[list[int], list[float]]:
-    """The whole sequence with one value per token; the first token is nobody's target."""
+    """Return the whole sequence with one value per token; the first token is never a target."""
     inputs: list[int] = []
     for chunk in datum.model_input.chunks:
         inputs += to_ints(chunk, tokenizer)
-    last: Any = datum.loss_fn_inputs["target_tokens"].to_numpy()[-1]
+    last = datum.loss_fn_inputs["target_tokens"].to_numpy()[-1]
     values = datum.loss_fn_inputs[key].to_numpy()
     return [*inputs, int(last)], [0.0, *(float(value) for value in values)]

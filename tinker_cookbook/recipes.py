@@ -1,15 +1,15 @@
-"""The recipes, under the name that they have in an installed package.
+"""Makes `tinker_cookbook.recipes.NAME` a name of every recipe in a checkout.
 
-In a checkout they lie beside the package, so that `python -m recipes.NAME` runs them; this module
-stands for their folder. In a wheel they are a folder in the package, which goes before this file.
+In a checkout the folder `recipes` is next to the package. In a wheel it is inside the package, and
+Python imports that folder instead of this file.
 """
 
 from pathlib import Path
 
-from tinker_cookbook.commands import _recipe_files
+from tinker_cookbook.commands.parts import recipe_files
 from tinker_cookbook.runs import interrupts
 
 __path__ = [str(Path(__file__).parent.parent / "recipes")]
 
-_recipe_files.refuse_unknown_recipes(__name__)
+recipe_files.refuse_unknown_recipes(__name__)
 interrupts.hide_import_traceback()

@@ -1,1 +1,1 @@
-"""Teach a model the style of a book; `python -m recipes.book_style --help` explains."""
+"""Teach a model the style of a book; see `python -m recipes.book_style --help`."""

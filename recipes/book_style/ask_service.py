@@ -1,4 +1,4 @@
-"""Ask the base model on a Tinker service, as one asks an endpoint."""
+"""Ask the base model on a Tinker service."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ __all__ = ["ask_base_model"]
 def ask_base_model(
     common: ChatDatasetBuilderCommonConfig, base_url: str | None, max_tokens: int
 ) -> Iterator[Callable[[str], str]]:
-    """A function from a prompt to the base model's greedy answer, while the block lasts."""
+    """Yield a function from a prompt to the greedy answer of the base model."""
     import tinker
 
     renderer = get_renderer(common.renderer_name, get_tokenizer(common.model_name_for_tokenizer))

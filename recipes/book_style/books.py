@@ -1,4 +1,4 @@
-"""Read a book: sections of paragraphs, from a text file, an EPUB, or the tales used by default."""
+"""Read a book from a text file or an EPUB, as sections of paragraphs."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .epub import read_epub_documents
 __all__ = ["Book", "Section", "load_book", "parse_text", "split_paragraphs"]
 
 MAX_FILE_BYTES = 64 * 2**20
-# Lines of a paragraph are joined where a margin broke them, and kept where the author did (verse).
+# A paragraph of shorter lines is verse, whose line breaks are kept; other lines are joined.
 VERSE_LINE_CHARS = 55
 
 _GUTENBERG_START = re.compile(r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*\n", re.I)
@@ -21,7 +21,7 @@ _GUTENBERG_TITLE = re.compile(r"^Title:\s*(.+?)\s*$", re.M)
 
 @dataclass(frozen=True)
 class Section:
-    """A tale, a chapter, or a whole book that is not divided."""
+    """A tale, a chapter, or a whole book without divisions."""
 
     title: str | None
     paragraphs: list[str]
@@ -29,7 +29,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Book:
-    """What is left of a book once its container is taken off."""
+    """The title and the text of a book."""
 
     title: str
     sections: list[Section]
@@ -43,7 +43,7 @@ def load_book(path: str | Path) -> Book:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise DataFormatError(f"book={path} is no file; give a .txt or .epub file.")
+        raise DataFormatError(f"book={path} is not a file; give a .txt or .epub file.")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DataFormatError(f"book={path} is larger than 64 MiB; give one book, as text or EPUB.")
     if path.suffix.lower() == ".epub":
@@ -52,7 +52,7 @@ def load_book(path: str | Path) -> Book:
         book = parse_text(_decode(path), name=path.stem)
     else:
         raise DataFormatError(
-            f"book={path} has an unknown kind of name; use a .txt or .epub file. "
+            f"book={path} has an unknown file type; use a .txt or .epub file. "
             "Convert other formats first, for instance with Calibre."
         )
     if not any(section.paragraphs for section in book.sections):
@@ -61,7 +61,7 @@ def load_book(path: str | Path) -> Book:
 
 
 def parse_text(text: str, *, name: str) -> Book:
-    """A plain text as a book of one section, without Project Gutenberg's front and back matter."""
+    """Make a book of one section from text, without Project Gutenberg's front and back matter."""
     title = name
     start = _GUTENBERG_START.search(text)
     if start is not None:
@@ -73,7 +73,7 @@ def parse_text(text: str, *, name: str) -> Book:
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """Cut at blank lines, or, in a text without any, at every line end."""
+    """Split at blank lines; if the text has no blank lines, at every line end."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     blocks = re.split(r"\n[ \t\f\v]*\n\s*", text.strip())
     if len(blocks) == 1:

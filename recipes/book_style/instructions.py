@@ -1,7 +1,7 @@
-"""An instruction for each passage, to which the passage is the answer.
+"""Write an instruction for each passage; the passage is the answer to it.
 
-Three ways to write them: from templates (no model, at once), by the model that is about to be
-trained, or by any service that speaks OpenAI's chat protocol.
+There are three ways: from templates (without a model), with the base model that will be trained, or
+with any service that has OpenAI's chat protocol.
 """
 
 import json
@@ -35,7 +35,7 @@ AskModel = Callable[[str], str]
 
 
 def describe_by_template(passages: Sequence[Passage], *, style: str) -> list[str]:
-    """Instructions that name the length and the words that set the passage apart."""
+    """Write instructions that name the length and the characteristic words of each passage."""
     subjects = find_characteristic_words([passage.text for passage in passages])
     return [
         _instruction(passage, style, f"Use the words {_listed(words)}." if words else "")
@@ -46,7 +46,7 @@ def describe_by_template(passages: Sequence[Passage], *, style: str) -> list[str
 def describe_by_endpoint(
     passages: Sequence[Passage], *, style: str, ask: AskModel, num_parallel: int
 ) -> list[str]:
-    """Instructions with a one-sentence summary that `ask` writes of each passage."""
+    """Write instructions with a one-sentence summary of each passage, which `ask` writes."""
     requests = [request_description(passage) for passage in passages]
     with ThreadPoolExecutor(num_parallel) as pool:
         summaries = list(pool.map(ask, requests))
@@ -57,12 +57,12 @@ def describe_by_endpoint(
 
 
 def request_description(passage: Passage) -> str:
-    """What a model is asked about a passage."""
+    """Return the question about a passage."""
     return f"{passage.text}\n\nIn one plain sentence of at most 25 words, what happens here?"
 
 
 def find_characteristic_words(texts: Sequence[str]) -> list[list[str]]:
-    """For each text the words that it uses often and the others seldom (tf-idf), best first."""
+    """Return the words that each text uses often and the others rarely (tf-idf), best first."""
     counts = [Counter(word.lower() for word in _WORD.findall(text)) for text in texts]
     document_counts = Counter(word for count in counts for word in count)
     found = []
@@ -77,12 +77,12 @@ def find_characteristic_words(texts: Sequence[str]) -> list[list[str]]:
 
 
 def ask_openai(*, base_url: str, model: str) -> AskModel:
-    """A function that sends one user message to an OpenAI-compatible endpoint.
+    """Return a function that sends one user message to an OpenAI-compatible endpoint.
 
-    The key is taken from `OPENAI_API_KEY`; local servers mostly want none.
+    The key is read from `OPENAI_API_KEY`; most local servers do not need one.
 
     Raises:
-        ConfigurationError: from the returned function, with what the endpoint said.
+        ConfigurationError: from the returned function, with the answer of the endpoint.
     """
     url = f"{base_url.rstrip('/')}/chat/completions"
     headers = {"Content-Type": "application/json"}
@@ -122,6 +122,6 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """The first sentence, on one line, so that a chatty model does not swell the instruction."""
+    """Return the first sentence on one line; the rest of a long summary is dropped."""
     line = " ".join(text.split())[:MAX_DESCRIPTION_CHARS]
     return re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]

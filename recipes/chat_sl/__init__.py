@@ -1,1 +1,1 @@
-"""Supervised data of chats."""
+"""Chat data sets for supervised training."""

@@ -1,4 +1,4 @@
-"""Chat data sets by the names that programs of the Tinker cookbook import.
+"""Chat data sets as programs of the Tinker cookbook import them.
 
 They come from the Hugging Face hub, or from a JSONL file of conversations (`file_path`).
 """
@@ -6,7 +6,7 @@ They come from the Hugging Face hub, or from a JSONL file of conversations (`fil
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chz
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
     import tinker
 
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Message, Renderer
 
 __all__ = ["NoRobotsBuilder", "Tulu3Builder"]
 
@@ -34,10 +34,10 @@ TULU3_TEST_ROWS = 1024
 
 @chz.chz
 class _HubChatBuilder(ChatDatasetBuilder):
-    """Conversations of a table with the column `messages`."""
+    """Builder of conversations from a table with the column `messages`."""
 
-    file_path: str | None = chz.field(default=None, doc="JSONL file instead of the hub.")
-    test_size: int = chz.field(default=0, doc="Conversations of that file that are held out.")
+    file_path: str | None = chz.field(default=None, doc="JSONL file to read instead of the hub.")
+    test_size: int = chz.field(default=0, doc="Number of held-out conversations of that file.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         trained_on = self.common_config.train_on_what or self.default_train_on_what()
@@ -64,17 +64,17 @@ class _HubChatBuilder(ChatDatasetBuilder):
         )
 
     def default_train_on_what(self) -> TrainOnWhat:
-        """Where the config leaves it open."""
+        """Return the tokens to train if the config does not say."""
         return TrainOnWhat.ALL_ASSISTANT_MESSAGES
 
     def load_tables(self) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """Rows to train on, and held-out ones."""
+        """Load the training rows and the held-out ones."""
         raise NotImplementedError
 
 
 @chz.chz
 class NoRobotsBuilder(_HubChatBuilder):
-    """No Robots: 9,500 conversations written by people, and 500 held out."""
+    """No Robots: 9,500 conversations written by people, and 500 held-out ones."""
 
     def load_tables(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         name = "HuggingFaceH4/no_robots"
@@ -97,7 +97,11 @@ class Tulu3Builder(_HubChatBuilder):
 
 
 def _row_to_datums(
-    row: dict[str, Any], *, renderer: Renderer, max_length: int | None, train_on_what: TrainOnWhat
+    row: dict[str, list[Message]],
+    *,
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat,
 ) -> list[tinker.Datum]:
     return conversation_to_datums(
         row["messages"], renderer, max_length, train_on_what=train_on_what

@@ -1,4 +1,4 @@
-"""A programming problem as an environment: write code, see a failing test, write again."""
+"""The environment of this recipe: write code, see a failing test, write again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tinker_cookbook.renderers.content import get_text_content
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.dataset_utils import NumberedDataset, RenderedDatasetBuilder
 from tinker_cookbook.rl.message_env import EnvFromMessageEnv, MessageEnv, MessageStepResult
-from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
-from tinker_cookbook.sandbox import SandboxBackend, SandboxInterface, create_sandbox
+from tinker_cookbook.rl.types import Env, RLDataset
+from tinker_cookbook.sandbox import SandboxBackend, SandboxInterface
 
-from .grading import extract_code, run_tests
+from .grading import SandboxGroup, extract_code, run_tests
 from .problems import Problem, split_problems
 
 NO_CODE_REWARD = -0.1
@@ -29,7 +29,7 @@ EXAMPLE: list[Message] = [
 
 @dataclass
 class CodeEnv(MessageEnv):
-    """One problem. Passing every test is worth 1, a share of them up to a half."""
+    """One problem. Passing every test earns 1, passing some of them up to a half."""
 
     problem: Problem
     sandbox: SandboxInterface
@@ -39,12 +39,12 @@ class CodeEnv(MessageEnv):
     num_turns: int = 0
 
     async def initial_observation(self) -> list[Message]:
-        """A solved example, and the problem."""
+        """Return a solved example and the problem."""
         self.history = [*EXAMPLE, {"role": "user", "content": self.problem.question()}]
         return self.history
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Run the tests; with turns left, a failure is shown and the model tries again."""
+        """Run the tests; the model sees a failure and tries again while turns are left."""
         self.num_turns += 1
         self.history = [*self.history, message]
         code = extract_code(get_text_content(message))
@@ -62,25 +62,23 @@ class CodeEnv(MessageEnv):
             return MessageStepResult(reward, True, self.history, metrics, {"tests": failure})
         request = f"That is not right: {failure}. Write the whole function again."
         self.history = [*self.history, {"role": "user", "content": request}]
-        # What a first attempt was worth is not counted, or failing twice would pay.
+        # A failed attempt earns 0 if another follows; otherwise failing twice would pay.
         return MessageStepResult(0.0, False, self.history, metrics, {"tests": failure})
 
 
 @dataclass
-class CodeGroup(EnvGroupBuilder):
-    """One problem several times, each member in a sandbox of its own."""
+class CodeGroup(SandboxGroup):
+    """One problem several times, each member in its own sandbox."""
 
     data: CodeDatasetBuilder
     held_out: bool
     number: int
-    sandboxes: list[SandboxInterface] = field(default_factory=list)
 
     async def make_envs(self) -> Sequence[Env]:
-        """New sandboxes and environments for the same problem."""
+        """Make new sandboxes and environments for the same problem."""
         renderer = self.data.build_renderer()
         problem = self.problem()
-        made = [await create_sandbox(self.data.sandbox) for _ in range(self.data.group_size)]
-        self.sandboxes += made
+        made = await self.make_sandboxes(self.data.sandbox, self.data.group_size)
         return [
             EnvFromMessageEnv(
                 renderer,
@@ -90,24 +88,19 @@ class CodeGroup(EnvGroupBuilder):
             for sandbox in made
         ]
 
-    async def cleanup(self) -> None:
-        """Remove the sandboxes, of failed attempts too."""
-        while self.sandboxes:
-            await self.sandboxes.pop().cleanup()
-
     def logging_tags(self) -> list[str]:
-        """The kind of problem."""
+        """Return the kind of problem."""
         return [self.problem().kind]
 
     def problem(self) -> Problem:
-        """The problem of this number."""
+        """Return the problem of this number."""
         problems = split_problems()[self.held_out]
         return problems[(self.number + self.data.seed * 1009) % len(problems)]
 
 
 @chz.chz
 class CodeDatasetBuilder(RenderedDatasetBuilder):
-    """Problems to train on, and others that are held out."""
+    """Builder of the training problems and the held-out ones."""
 
     num_batches: int
     max_turns: int = 1
@@ -116,7 +109,7 @@ class CodeDatasetBuilder(RenderedDatasetBuilder):
     test_problems: int = 0
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training and held-out problems."""
+        """Return the training problems and the held-out ones."""
         trained = NumberedDataset(
             partial(CodeGroup, self, False),
             num_batches=self.num_batches,

@@ -8,14 +8,15 @@ import os
 import re
 import secrets
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tinker_cookbook.sandbox import SandboxInterface
+from tinker_cookbook.rl.types import EnvGroupBuilder
+from tinker_cookbook.sandbox import SandboxBackend, SandboxInterface, create_sandbox
 
 from .problems import Problem
 
 FENCE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.S)
-# The marker is gone from the disk before the reply's code runs, so that it cannot print a verdict.
+# The marker is deleted before the code of the reply runs, so the code cannot forge a verdict.
 RUNNER = """
 import json, os
 with open("cases.json") as file:
@@ -43,16 +44,16 @@ _slots = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests said."""
+    """The result of the tests."""
 
     share_passed: float
-    """0 to 1."""
+    """Share of the tests that passed, from 0 to 1."""
     problem: str = ""
-    """The first failure, for the model; empty if there is none."""
+    """The first failure, in words for the model; empty if all tests passed."""
 
 
 def extract_code(reply: str) -> str | None:
-    """The code of a reply: its first block, or all of it where it is code already."""
+    """Return the code of a reply: its first block, or the whole reply if it is code itself."""
     found = FENCE.search(reply)
     code = found.group(1) if found else reply
     return code if "def solve" in code else None
@@ -61,24 +62,59 @@ def extract_code(reply: str) -> str | None:
 async def run_tests(
     sandbox: SandboxInterface, problem: Problem, code: str, timeout_seconds: int
 ) -> Verdict:
-    """Run the code; an error, a wrong result and a timeout are verdicts, never exceptions."""
-    marker = secrets.token_hex(16)
-    files = {
-        "solution.py": code,
-        "runner.py": RUNNER,
-        "cases.json": json.dumps([marker, problem.cases]),
-    }
+    """Run the code; an error, a wrong result or a timeout is a verdict, never an exception."""
     async with _slot():
-        for name, text in files.items():
-            await sandbox.write_file(name, text)
-        result = await sandbox.run_command("python3 runner.py", timeout=timeout_seconds)
+        failures = await run_in_sandbox(sandbox, RUNNER, code, [problem.cases], timeout_seconds)
+    if isinstance(failures, str):
+        return Verdict(0.0, failures)
+    return Verdict(failures.count("") / len(failures), _first_failure(problem, failures))
+
+
+async def run_in_sandbox(
+    sandbox: SandboxInterface, runner: str, code: str, inputs: list[object], timeout_seconds: int
+) -> list[str] | str:
+    """Run the code of a reply through a runner program that tests it.
+
+    Args:
+        sandbox: Where both run.
+        runner: A program that reads `[marker, *inputs]` from cases.json, tests solution.py, and
+            prints a line of the marker and a JSON list of failures, one per test.
+        code: The code of the reply.
+        inputs: What the runner needs: the tests.
+        timeout_seconds: Time limit for all tests.
+
+    Returns:
+        A failure for each test, empty if it passed; or one text if the program did not end well.
+    """
+    marker = secrets.token_hex(16)
+    await sandbox.write_file("solution.py", code)
+    await sandbox.write_file("runner.py", runner)
+    await sandbox.write_file("cases.json", json.dumps([marker, *inputs]))
+    result = await sandbox.run_command("python3 runner.py", timeout=timeout_seconds)
     if result.exit_code == 124:
-        return Verdict(0.0, f"the code ran longer than {timeout_seconds} seconds")
+        return f"the code ran longer than {timeout_seconds} seconds"
     lines = [line for line in result.stdout.splitlines() if line.startswith(marker)]
     if not lines:
-        return Verdict(0.0, (result.stderr.strip().splitlines() or ["the code ended early"])[-1])
-    failures = json.loads(lines[-1].removeprefix(marker))
-    return Verdict(failures.count("") / len(failures), _first_failure(problem, failures))
+        return (result.stderr.strip().splitlines() or ["the code ended early"])[-1]
+    return json.loads(lines[-1].removeprefix(marker))
+
+
+@dataclass
+class SandboxGroup(EnvGroupBuilder):
+    """A group whose members each have their own sandbox."""
+
+    sandboxes: list[SandboxInterface] = field(default_factory=list, kw_only=True)
+
+    async def make_sandboxes(self, backend: SandboxBackend, count: int) -> list[SandboxInterface]:
+        """Start new sandboxes, which `cleanup` removes."""
+        made = [await create_sandbox(backend) for _ in range(count)]
+        self.sandboxes += made
+        return made
+
+    async def cleanup(self) -> None:
+        """Remove the sandboxes, also those of failed attempts."""
+        while self.sandboxes:
+            await self.sandboxes.pop().cleanup()
 
 
 def _first_failure(problem: Problem, failures: list[str]) -> str:
@@ -90,6 +126,6 @@ def _first_failure(problem: Problem, failures: list[str]) -> str:
 
 
 def _slot() -> asyncio.Semaphore:
-    """As many programs at once as there are processors, so that waiting is not timed."""
+    """Allow one program per processor, so that waiting does not count as running time."""
     loop = asyncio.get_running_loop()
     return _slots.setdefault(loop, asyncio.Semaphore(os.cpu_count() or 1))

@@ -9,24 +9,24 @@ from typing import Any
 
 NUM_CASES = 5
 HELD_OUT_SHARE = 3
-"""One problem in so many is held out."""
+"""One problem of this many is held out."""
 NUMBERS = range(2, 12)
 WORDS = "river stone apple window garden letter yellow summer pepper kettle banana mirror".split()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A task in words, and calls with their results."""
+    """A task in words, and calls with their results as tests."""
 
     kind: str
     task: str
-    """What the function returns."""
+    """What the function must return."""
     parameters: str
     cases: tuple[tuple[tuple, Any], ...]
-    """Arguments and the expected value; both survive JSON."""
+    """Arguments and the expected value of each test; JSON can hold both."""
 
     def question(self) -> str:
-        """What the user asks."""
+        """Return the message of the user."""
         return f"Write a Python function solve({self.parameters}) that returns {self.task}."
 
 
@@ -38,7 +38,7 @@ class Family:
     task: str
     parameters: str
     solution: Callable[..., Any]
-    """The arguments, then k."""
+    """Takes the arguments, then k."""
 
 
 FAMILIES = (
@@ -61,14 +61,14 @@ FAMILIES = (
 
 
 def all_problems() -> list[Problem]:
-    """Every problem once, in an order that mixes the families."""
+    """Return every problem once, with the families mixed."""
     problems = list(_generate())
     random.Random("problems").shuffle(problems)
     return problems
 
 
 def split_problems() -> tuple[list[Problem], list[Problem]]:
-    """Those to train on, and those held out."""
+    """Return the training problems and the held-out ones."""
     problems = all_problems()
     held_out = problems[::HELD_OUT_SHARE]
     return [p for i, p in enumerate(problems) if i % HELD_OUT_SHARE], held_out

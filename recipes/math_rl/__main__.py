@@ -1,4 +1,4 @@
-"""Reinforcement learning on mathematics: reward a reply whose answer is right.
+"""Reinforcement learning on mathematics: reward a reply with the right answer.
 
     python -m recipes.math_rl                                  # generated sums, on this machine
     python -m recipes.math_rl env=gsm8k base_url=https://... model_name=Qwen/Qwen3-8B \\
@@ -6,7 +6,7 @@
     python -m recipes.math_rl env=math file_path=math.jsonl grader=math_verify
 
 GSM8K and MATH come from the Hugging Face hub, or from a JSONL file with `question` and `answer`.
-Numbers are compared exactly; expressions with the package math-verify. The same command again
+Numbers are compared exactly, and expressions with the package math-verify. The same command again
 resumes a stopped run.
 
 Expect the held-out reward on sums to rise from 0.07 (standard error 0.01) to 0.76 (0.04) in 10
@@ -19,49 +19,47 @@ from typing import Literal
 
 import chz
 
-from tinker_cookbook import cli_utils, service
-from tinker_cookbook.rl import recipe, train
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
 
-from .data import MathDatasetBuilder, check_source
+from .answer_env import AnswerDatasetBuilder
+from .problems import check_source
 
 
 @chz.chz
 class Config(train.RunOptions):
-    """The settings of this recipe: those of every RL run, and its data."""
+    """The settings of this recipe: its problems, and those of every RL run."""
 
     env: Literal["arithmetic", "gsm8k", "math"] = chz.field(
-        default="arithmetic", doc="Which problems."
+        default="arithmetic", doc="Source of the problems."
     )
-    file_path: str | None = chz.field(default=None, doc="JSONL file instead of the hub.")
+    file_path: str | None = chz.field(
+        default=None, doc="JSONL file with problems, instead of the Hugging Face hub."
+    )
     grader: Literal["numeric", "math_verify"] = chz.field(
-        default="numeric", doc="How answers are compared."
+        default="numeric", doc="How answers are compared: as numbers, or as expressions too."
     )
-    include_fewshot: bool = chz.field(default=True, doc="A solved sum before each sum.")
-    num_problems: int = chz.field(default=240, doc="Sums that are generated.")
-    test_size: int = chz.field(default=64, doc="Problems held out.")
+    include_fewshot: bool = chz.field(default=True, doc="Whether a solved sum precedes each sum.")
+    num_problems: int = chz.field(default=240, doc="Number of generated sums.")
+    test_size: int = chz.field(default=64, doc="Number of held-out problems.")
     max_steps: int | None = chz.field(
-        default=20, doc="Steps; enough for sums, and more than that for other problems."
+        default=20, doc="Number of steps; 20 suffice for sums, other problems need more."
     )
     groups_per_batch: int = chz.field(default=4, doc="Problems per step.")
     group_size: int = chz.field(default=8, doc="Replies sampled per problem.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
-    max_tokens: int = chz.field(default=16, doc="Limit of one reply, in tokens.")
-    remove_constant_reward_groups: bool = chz.field(
-        default=True, doc="Do not send groups of equal rewards: they have no gradient."
-    )
+    learning_rate: float = 5e-4
+    max_tokens: int = 16
+    remove_constant_reward_groups: bool = True
+
+    def log_words(self) -> list[str]:
+        return [self.env]
 
 
-def build_config(config: Config, model_name: str) -> train.Config:
-    """The train loop's settings for a model."""
-    names = {"recipe_name": "math_rl", "log_names": [config.env]}
-    return recipe.build_config(config, MathDatasetBuilder, model_name, **names)
-
-
-def main(config: Config) -> None:
-    """Train, then say where everything is."""
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
     check_source(config.env, config.file_path)
-    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
+    return recipe.rl(config, recipe.fill(AnswerDatasetBuilder, config))
 
 
 if __name__ == "__main__":
-    cli_utils.entrypoint(main)
+    recipe.main(Config, build)

@@ -1,4 +1,4 @@
-"""Sums as environments, under the names that programs of the Tinker cookbook import."""
+"""Sums as environments, as programs of the Tinker cookbook import them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
 
-from .grading import AnswerNotFound, last_number, parse_number
+from .answers import AnswerNotFound, last_number, parse_number
 
 __all__ = ["ArithmeticDataset", "ArithmeticDatasetBuilder", "ArithmeticEnv"]
 
@@ -21,7 +21,7 @@ LARGEST = 100
 
 
 class ArithmeticEnv(ProblemEnv):
-    """A sum; the last number of the reply is the answer."""
+    """One sum; the last number of the reply is the answer."""
 
     def __init__(
         self,
@@ -36,28 +36,28 @@ class ArithmeticEnv(ProblemEnv):
         self.y = y
 
     def get_question(self) -> str:
-        """The sum in words."""
+        """Return the question."""
         return f"What is {self.x} + {self.y}?"
 
     def check_answer(self, sample_str: str) -> bool:
-        """Whether the last number is the sum."""
+        """Return whether the last number is the sum."""
         try:
             return parse_number(last_number(sample_str)) == self.x + self.y
         except AnswerNotFound:
             return False
 
     def check_format(self, sample_str: str) -> bool:
-        """Any text will do."""
+        """Accept any text."""
         del sample_str
         return True
 
     def get_reference_answer(self) -> str:
-        """The sum."""
+        """Return the sum."""
         return str(self.x + self.y)
 
     @staticmethod
     def standard_fewshot_prefix() -> list[Message]:
-        """A solved sum."""
+        """Return a solved sum."""
         return [
             {"role": "user", "content": "What is 4 + 5?"},
             {"role": "assistant", "content": "9"},
@@ -82,7 +82,7 @@ class ArithmeticDataset(RLDataset):
         self.include_fewshot = include_fewshot
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         rng = random.Random(f"arithmetic/{index}")
         return [self._group(rng) for _ in range(self.batch_size)]
 
@@ -98,7 +98,7 @@ class ArithmeticDataset(RLDataset):
 
 @chz.chz
 class ArithmeticDatasetBuilder(RLDatasetBuilder):
-    """Sums to train on; none is held out."""
+    """Builder of training sums; none are held out."""
 
     batch_size: int
     model_name_for_tokenizer: str
@@ -108,7 +108,7 @@ class ArithmeticDatasetBuilder(RLDatasetBuilder):
     include_fewshot: bool = True
 
     async def __call__(self) -> tuple[ArithmeticDataset, None]:
-        """The sums."""
+        """Return the sums."""
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name_for_tokenizer)

@@ -1,7 +1,7 @@
-"""Whether two expressions are equal, decided by math-verify in a process of its own.
+"""Compare two expressions with math-verify, in a separate process.
 
-The process is an interpreter that runs verify_worker.py and nothing of the training program. It is
-kept between answers, and replaced when an answer makes it take too long.
+The process is an interpreter that runs verify_worker.py and nothing of the training program. It
+serves all answers, and is replaced when an answer takes too long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["same_expression"]
 
 START_SECONDS = 120.0
 MAX_CHARACTERS = 2000
-# A number, an exponent, a factorial of such a size is no answer, and evaluating it may not end.
+# A number, exponent or factorial of this size cannot be an answer; evaluating it might not end.
 TOO_LARGE = re.compile(
     r"\d{400}"
     r"|(?:\^|\*\*)\s*[{(]*\s*[-+]?\s*\d{5}"
@@ -33,12 +33,12 @@ DIGIT_MARKS = re.compile(r"(?<=\d)(?:[,_]|\\[,!;: ]|\{,\})(?=\d)")
 
 
 def same_expression(given: str, wanted: str, seconds: float) -> bool:
-    """Whether the expressions are equal; False where that takes too long or too much memory.
+    """Return whether the expressions are equal; False if that takes too much time or memory.
 
     Args:
-        given: From the reply.
+        given: The answer of the reply.
         wanted: The reference.
-        seconds: Of processor time.
+        seconds: Limit of processor time.
     """
     for text in (given, wanted):
         if len(text) > MAX_CHARACTERS or TOO_LARGE.search(DIGIT_MARKS.sub("", text)):
@@ -48,7 +48,7 @@ def same_expression(given: str, wanted: str, seconds: float) -> bool:
 
 
 class _Worker:
-    """The process, and a thread that reads what it answers."""
+    """The process, and a thread that reads its answers."""
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("verify_worker.py")
@@ -69,7 +69,7 @@ class _Worker:
     def ask(self, given: str, wanted: str, seconds: float) -> bool:
         question = {"given": given, "wanted": wanted, "seconds": seconds}
         self._send(json.dumps(question))
-        # The process counts its own time; this is for one that waits, or a machine that is busy.
+        # The process limits its own processor time. This limit is for a process that only waits.
         line = self._next_line(10 * seconds + 10.0)
         if line not in ("true", "false"):
             self.end()
@@ -81,7 +81,7 @@ class _Worker:
         self._process.wait()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None, "a pipe was asked for"
+        assert self._process.stdout is not None, "the process was started with a pipe"
         with self._process.stdout as lines:
             for line in lines:
                 self._lines.put(line.strip())
@@ -94,8 +94,8 @@ class _Worker:
             return ""
 
     def _send(self, line: str) -> None:
-        assert self._process.stdin is not None, "a pipe was asked for"
-        with contextlib.suppress(BrokenPipeError):  # then no answer comes either
+        assert self._process.stdin is not None, "the process was started with a pipe"
+        with contextlib.suppress(BrokenPipeError):  # the process has ended
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
@@ -111,7 +111,7 @@ def _end_worker() -> None:
 
 
 def _worker() -> _Worker:
-    """The running process, or a new one."""
+    """Return the running process, or start one."""
     if not _current or not _current[0].alive:
         _current[:] = [_Worker()]
     return _current[0]

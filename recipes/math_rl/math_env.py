@@ -1,6 +1,6 @@
-"""Mathematics as environments, under the names that programs of the Tinker cookbook import.
+"""MATH, GSM8K, POLARIS and DeepMath, as programs of the Tinker cookbook import them.
 
-The problems come from the Hugging Face hub, or from JSONL files of one's own (`file_path`).
+The problems come from the Hugging Face hub, or from a JSONL file (`file_path`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
 
-from . import grading
-from .data import Problem, read_problems, to_problem
-from .grading import AnswerNotFound, extract_boxed, extract_gsm8k_final_answer
+from . import answers
+from .answers import AnswerNotFound, extract_boxed, extract_gsm8k_final_answer
+from .problems import Problem, read_problems, to_problem
 
 __all__ = [
     "DeepMathDatasetBuilder",
@@ -43,20 +43,20 @@ ADVICE = "Give a local copy with file_path=problems.jsonl (`question` and `answe
 def safe_grade(
     given_answer: str, ground_truth: str, grader: str = "sympy", timeout: float = 1.0
 ) -> bool:
-    """Whether an answer equals the reference; never hangs, never fills the memory.
+    """Return whether an answer equals the reference, within limits of time and memory.
 
     Args:
-        given_answer: From the reply.
+        given_answer: The answer of the reply.
         ground_truth: The reference.
-        grader: `sympy` (numbers, texts, and expressions where math-verify is installed),
+        grader: `sympy` (numbers, texts, and expressions if math-verify is installed),
             `math_verify` (which needs that package) or `numeric`.
         timeout: Seconds of processor time; a comparison that takes longer counts as wrong.
     """
-    return grading.safe_grade(given_answer, ground_truth, grader, timeout)
+    return answers.safe_grade(given_answer, ground_truth, grader, timeout)
 
 
 class MathEnv(ProblemEnv):
-    """A problem whose answer is asked for in a box."""
+    """One problem; the model must write the answer in a box."""
 
     grade_in_thread = True
 
@@ -78,12 +78,12 @@ class MathEnv(ProblemEnv):
 
     @classmethod
     def question_suffix(cls) -> str:
-        """What stands after every question."""
+        """Return the text that follows every question."""
         return QUESTION_SUFFIX
 
     @classmethod
     def standard_fewshot_prefix(cls) -> list[Message]:
-        """A solved problem, for models that do not know boxes."""
+        """Return a solved problem, for models that do not know boxes."""
         question = "How often does the letter e occur in the word seventeen?"
         reply = "Letter by letter: s, e (1), v, e (2), n, t, e (3), e (4), n. \\boxed{4}"
         return [
@@ -92,11 +92,11 @@ class MathEnv(ProblemEnv):
         ]
 
     def get_question(self) -> str:
-        """The problem, and the request for a box."""
+        """Return the problem with the request for a box."""
         return self.problem + self.question_suffix()
 
     def check_format(self, sample_str: str) -> bool:
-        """Whether there is a box."""
+        """Return whether the reply has a box."""
         try:
             extract_boxed(sample_str)
         except AnswerNotFound:
@@ -104,7 +104,7 @@ class MathEnv(ProblemEnv):
         return True
 
     def check_answer(self, sample_str: str) -> bool:
-        """Whether the box holds the answer."""
+        """Return whether the box holds the right answer."""
         try:
             answer = extract_boxed(sample_str)
         except AnswerNotFound:
@@ -112,12 +112,12 @@ class MathEnv(ProblemEnv):
         return safe_grade(answer, self.answer, self.grader, self.timeout)
 
     def get_reference_answer(self) -> str:
-        """The reference."""
+        """Return the reference."""
         return self.answer
 
 
 class MathDataset(RLDataset):
-    """Problems in batches; the last partial batch is left out, unless it is the only one."""
+    """Problems in batches; an incomplete last batch is left out, unless it is the only one."""
 
     def __init__(
         self, problems: Sequence[Problem], data: MathDatasetBuilder, group_size: int
@@ -128,7 +128,7 @@ class MathDataset(RLDataset):
         self._renderer = data.build_renderer()
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         start = index * self._data.batch_size
         return [self._group(p) for p in self._problems[start : start + self._data.batch_size]]
 
@@ -146,7 +146,7 @@ class MathDataset(RLDataset):
 
 @chz.chz
 class MathDatasetBuilder(RLDatasetBuilder):
-    """MATH: 12,000 problems to train on, and the 500 of MATH-500 held out."""
+    """MATH: 12,000 training problems; the 500 problems of MATH-500 are held out."""
 
     batch_size: int
     model_name_for_tokenizer: str
@@ -155,10 +155,14 @@ class MathDatasetBuilder(RLDatasetBuilder):
     convo_prefix: list[Message] | Literal["standard"] | None = "standard"
     seed: int = 0
     file_path: str | None = None
-    """JSONL instead of the hub; then nothing is held out."""
+    """JSONL file to read instead of the hub; no problems are held out then."""
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training problems, shuffled, and held-out ones where there are any."""
+        """Return the training problems, shuffled, and the held-out ones, if there are any.
+
+        Raises:
+            ConfigurationError: if there are too few problems, or they cannot be loaded.
+        """
         trained, held_out = self.load_problems()
         random.Random(self.seed).shuffle(trained)
         if len(trained) < self.batch_size:
@@ -170,13 +174,13 @@ class MathDatasetBuilder(RLDatasetBuilder):
         return MathDataset(trained, self, self.group_size), test
 
     def build_renderer(self) -> Renderer:
-        """The chat format."""
+        """Return the renderer."""
         from tinker_cookbook.renderers import load_renderer
 
         return load_renderer(self.renderer_name, self.model_name_for_tokenizer)
 
     def load_problems(self) -> tuple[list[Problem], list[Problem]]:
-        """Problems to train on, and held-out ones."""
+        """Load the training problems and the held-out ones."""
         if self.file_path is not None:
             return read_problems(self.file_path), []
         trained, held_out = self.sources()
@@ -184,11 +188,11 @@ class MathDatasetBuilder(RLDatasetBuilder):
 
     @staticmethod
     def dataset_name() -> str:
-        """Tag of the groups."""
+        """Return the tag of the groups."""
         return "math"
 
     def sources(self) -> tuple[tuple[str, str | None, str], tuple[str, str | None, str] | None]:
-        """Hub id, configuration and split of the training problems, and of held-out ones."""
+        """Return hub id, configuration and split of the training and of the held-out problems."""
         table = "nlile/hendrycks-MATH-benchmark"
         return (table, None, "train"), (table, None, "test")
 
@@ -199,7 +203,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
 
 @chz.chz
 class Gsm8kDatasetBuilder(MathDatasetBuilder):
-    """GSM8K: 7,473 problems to train on, 1,319 held out."""
+    """GSM8K: 7,473 training problems, 1,319 held-out ones."""
 
     @staticmethod
     def dataset_name() -> str:
@@ -211,7 +215,7 @@ class Gsm8kDatasetBuilder(MathDatasetBuilder):
 
 @chz.chz
 class PolarisDatasetBuilder(MathDatasetBuilder):
-    """POLARIS: 53,000 problems; none is held out."""
+    """POLARIS: 53,000 training problems, none held out."""
 
     @staticmethod
     def dataset_name() -> str:
@@ -223,7 +227,7 @@ class PolarisDatasetBuilder(MathDatasetBuilder):
 
 @chz.chz
 class DeepMathDatasetBuilder(MathDatasetBuilder):
-    """DeepMath: 103,000 problems; none is held out."""
+    """DeepMath: 103,000 training problems, none held out."""
 
     @staticmethod
     def dataset_name() -> str:
@@ -249,10 +253,10 @@ def get_math_dataset_builder(
     group_size: int,
     seed: int = 0,
 ) -> RLDatasetBuilder:
-    """The builder of `math`, `polaris`, `deepmath` or `gsm8k`.
+    """Return the builder of `math`, `polaris`, `deepmath` or `gsm8k`.
 
     Raises:
-        ConfigurationError: for another name.
+        ConfigurationError: for any other name.
     """
     builder = _BUILDERS.get(dataset_name)
     if builder is None:

@@ -1,14 +1,14 @@
-"""Grading of mathematical answers, under the names that programs of the Tinker cookbook import."""
+"""Grading of mathematical answers, as programs of the Tinker cookbook import it."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
+from .answers import extract_boxed, has_math_verify, parse_number, require_math_verify
 from .expressions import same_expression
-from .grading import extract_boxed, has_math_verify, parse_number, require_math_verify
 
 __all__ = [
     "extract_boxed",
@@ -18,8 +18,9 @@ __all__ = [
     "run_with_timeout_signal",
 ]
 
+T = TypeVar("T")
 GRADE_SECONDS = 1.0
-# Written around an answer, or in it, without changing it.
+# Parts of an answer that do not change it.
 _DROPPED = re.compile(
     r"\\left|\\right|\\[,!;: ]|\\displaystyle|\\\$|\$|(?<=\d),(?=\d{3}(?:\D|$))|~|\s|\.$"
 )
@@ -28,7 +29,7 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 
 
 def normalize_answer(answer: str | None) -> str | None:
-    r"""The answer without mere typography: spaces, `\left`, `\text{...}`, `x=` before it."""
+    r"""Remove typography from an answer: spaces, `\left`, `\text{...}`, a leading `x=`."""
     if answer is None:
         return None
     text = _WRAPPED.sub(r"\1", answer)
@@ -42,9 +43,9 @@ def normalize_answer(answer: str | None) -> str | None:
 def grade_answer(
     given_answer: str | None, ground_truth: str, seconds: float = GRADE_SECONDS
 ) -> bool:
-    """Whether an answer equals the reference: as a number, as text, or as an expression.
+    """Return whether an answer equals the reference, as a number, as text, or as an expression.
 
-    Expressions need the package math-verify; without it, differently written ones are wrong.
+    Without the package math-verify, an expression that is written differently counts as wrong.
     """
     if given_answer is None:
         return False
@@ -58,33 +59,33 @@ def grade_answer(
 
 
 def grade_answer_math_verify(given_answer: str, ground_truth: str) -> bool:
-    """Whether math-verify finds the answer equal to the reference.
+    """Return whether math-verify finds the answer equal to the reference.
 
     Raises:
-        ConfigurationError: without the package.
+        ConfigurationError: if the package is not installed.
     """
     require_math_verify()
     return same_expression(given_answer, ground_truth, GRADE_SECONDS)
 
 
 def run_with_timeout_signal(
-    func: Callable[..., Any],
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    func: Callable[..., T],
+    args: Sequence[object] = (),
+    kwargs: Mapping[str, object] | None = None,
     timeout_seconds: float = 5,
-) -> Any:
-    """The result of a call, or None if it takes too long; then it goes on in a thread of its own.
+) -> T | None:
+    """Return the result of a call, or None if it takes too long.
 
-    A thread, not a signal: this works outside the main thread too. For what must be stopped, use a
-    process, as `safe_grade` does.
+    The call runs in a thread, so this works outside the main thread too. A call that takes too
+    long continues in the background; to stop it, use a process, as `safe_grade` does.
     """
-    results: list[Any] = []
+    results: list[T] = []
     errors: list[Exception] = []
 
     def work() -> None:
         try:
             results.append(func(*args, **dict(kwargs or {})))
-        except Exception as error:  # raised where it is waited for
+        except Exception as error:  # raised again in the waiting thread
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)

@@ -1,8 +1,8 @@
-"""The program that compares expressions with math-verify, apart from the one that trains.
+"""A separate program that compares expressions with math-verify.
 
-Reads a JSON list of folders to import from, then one JSON object a line: `given`, `wanted` and
-`seconds`. Answers each with `true` or `false` on a line. A comparison that takes more memory than
-allowed is wrong; one that takes more processor time ends this process.
+It reads a JSON list of import folders, then one JSON object per line with `given`, `wanted` and
+`seconds`, and answers each with a line `true` or `false`. A comparison that takes too much memory
+gives `false`; one that takes too much processor time ends this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEMORY_BYTES = 2 * 2**30
 def main() -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of a library goes to stderr
     sys.path[:] = json.loads(sys.stdin.readline())
     from math_verify import parse, verify  # pyright: ignore[reportMissingImports] - optional
 
@@ -28,7 +28,7 @@ def main() -> None:
         except (MemoryError, RecursionError, ValueError, OverflowError):
             return False
 
-    same("1", "1")  # loads the grammars
+    same("1", "1")  # the first call loads the grammars
     _limit_memory()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
@@ -48,7 +48,7 @@ def _limit_memory() -> None:
 
 
 def _limit_seconds(seconds: float) -> None:
-    """End this process after so much processor time, even inside one operation; 0: no limit."""
+    """End this process after this much processor time, even inside one operation; 0: no limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,1 +1,1 @@
-"""Games under the names that programs of the Tinker cookbook import; `recipes.multiturn` runs."""
+"""Games as programs of the Tinker cookbook import them; the recipe is `recipes.multiturn`."""

@@ -1,4 +1,4 @@
-"""Reinforcement learning over several turns: guess a number, or find a thing by asking.
+"""Reinforcement learning over several turns: guess a number, or find a thing by questions.
 
     python -m recipes.multiturn                                # guess_number, on this machine
     python -m recipes.multiturn game=twenty_questions max_turns=8
@@ -16,41 +16,36 @@ from typing import Literal
 
 import chz
 
-from tinker_cookbook import cli_utils, service
-from tinker_cookbook.rl import recipe, train
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
 
-from .envs import MultiturnDatasetBuilder
+from .games import MultiturnDatasetBuilder
 
 
 @chz.chz
 class Config(train.RunOptions):
-    """The settings of this recipe: those of every RL run, and its game."""
+    """The settings of this recipe: its game, and those of every RL run."""
 
     game: Literal["guess_number", "twenty_questions"] = chz.field(
-        default="guess_number", doc="Which game."
+        default="guess_number", doc="Game that the model plays."
     )
-    largest: int = chz.field(default=30, doc="Of the numbers to guess; the smallest is 0.")
-    max_turns: int = chz.field(default=5, doc="Replies per game.")
-    num_batches: int = chz.field(default=8, doc="Steps.")
-    groups_per_batch: int = chz.field(default=4, doc="Games per step.")
-    group_size: int = chz.field(default=8, doc="Times each game is played.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
-    max_tokens: int = chz.field(default=12, doc="Limit of one reply, in tokens.")
-    remove_constant_reward_groups: bool = chz.field(
-        default=True, doc="Do not send groups of equal rewards: they have no gradient."
-    )
+    largest: int = chz.field(default=30, doc="Largest number to guess; the smallest is 0.")
+    max_turns: int = chz.field(default=5, doc="Maximum replies per game.")
+    num_batches: int = chz.field(default=8, doc="Number of steps.")
+    groups_per_batch: int = chz.field(default=4, doc="Different games per step.")
+    group_size: int = chz.field(default=8, doc="How often each game is played.")
+    learning_rate: float = 5e-4
+    max_tokens: int = 12
+    remove_constant_reward_groups: bool = True
+
+    def log_words(self) -> list[str]:
+        return [self.game]
 
 
-def build_config(config: Config, model_name: str) -> train.Config:
-    """The train loop's settings for a model."""
-    names = {"recipe_name": "multiturn", "log_names": [config.game]}
-    return recipe.build_config(config, MultiturnDatasetBuilder, model_name, **names)
-
-
-def main(config: Config) -> None:
-    """Train, then say where everything is."""
-    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
+    return recipe.rl(config, recipe.fill(MultiturnDatasetBuilder, config))
 
 
 if __name__ == "__main__":
-    cli_utils.entrypoint(main)
+    recipe.main(Config, build)

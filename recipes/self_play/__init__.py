@@ -1,1 +1,1 @@
-"""Reinforcement learning in a game for two."""
+"""Reinforcement learning in a game for two players."""

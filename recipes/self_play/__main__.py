@@ -1,60 +1,60 @@
-"""Reinforcement learning in a game for two: tic-tac-toe against the model itself.
+"""Reinforcement learning in a game for two players: tic-tac-toe against the model itself.
 
     python -m recipes.self_play                                # self-play, on this machine
     python -m recipes.self_play opponent=perfect               # against a program
     python -m recipes.self_play opponent=tinker://...          # against saved weights
     python -m recipes.self_play base_url=https://... model_name=Qwen/Qwen3-8B
 
-A win is worth 1, a draw 0.5, a loss 0. A reply that is no legal move ends the game and costs 0.5,
-or 0.25 if it is at least a number.
-Evaluations are games against a fixed opponent, so that the numbers of two steps compare. The same
-command again resumes a stopped run.
+A win earns 1, a draw 0.5, a loss 0. An illegal move ends the game and costs 0.5, or 0.25 if it is
+at least a number. Evaluations are games against a fixed opponent, so that their numbers can be
+compared. The same command again resumes a stopped run.
 
 Expect the held-out reward, in games against a random player, to rise from -0.38 (standard error
-0.04) to 0.71 (0.07) in 8 steps, with 73 % of the games won and no illegal move left, as in a
-recorded run with seed 0 that took under 4 minutes on two cores. From the sixth step on all games
-from a position went the same way, so that there was nothing more to learn from.
+0.04) to 0.71 (0.07) in 8 steps, with 73 % of the games won and without illegal moves, as in a
+recorded run with seed 0 that took under 4 minutes on two cores. After the sixth step all games from
+one position were equal, so that there was nothing more to learn.
 """
 
 from __future__ import annotations
 
 import chz
 
-from tinker_cookbook import cli_utils, service
-from tinker_cookbook.rl import recipe, train
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
 
 from .envs import SelfPlayDatasetBuilder
 
 
 @chz.chz
 class Config(train.RunOptions):
-    """The settings of this recipe: those of every RL run, and its game."""
+    """The settings of this recipe: its game, and those of every RL run."""
 
     opponent: str = chz.field(
-        default="self", doc="self, random, perfect, a model of the service, or tinker:// weights."
+        default="self",
+        doc="Opponent in training: self, random, perfect, a model of the service, or tinker:// "
+        "weights.",
     )
-    test_opponent: str = chz.field(default="random", doc="The same, for evaluations.")
-    num_batches: int = chz.field(default=8, doc="Steps.")
-    groups_per_batch: int = chz.field(default=4, doc="Positions per step.")
-    group_size: int = chz.field(default=6, doc="Games from each position.")
-    test_games: int = chz.field(default=32, doc="Held-out positions, played twice; 0: none.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
-    max_tokens: int = chz.field(default=4, doc="Limit of one reply, in tokens.")
-    remove_constant_reward_groups: bool = chz.field(
-        default=True, doc="Do not send groups of equal rewards: they have no gradient."
+    test_opponent: str = chz.field(
+        default="random", doc="Opponent in evaluations; the same choices as for `opponent`."
     )
+    num_batches: int = chz.field(default=8, doc="Number of steps.")
+    groups_per_batch: int = chz.field(default=4, doc="First positions per step.")
+    group_size: int = chz.field(default=6, doc="Games from each first position.")
+    test_games: int = chz.field(
+        default=32, doc="Number of held-out first positions, each played twice; 0: none."
+    )
+    learning_rate: float = 5e-4
+    max_tokens: int = 4
+    remove_constant_reward_groups: bool = True
+
+    def log_words(self) -> list[str]:
+        return ["tictactoe"]
 
 
-def build_config(config: Config, model_name: str) -> train.Config:
-    """The train loop's settings for a model."""
-    names = {"recipe_name": "self_play", "log_names": ["tictactoe"]}
-    return recipe.build_config(config, SelfPlayDatasetBuilder, model_name, **names)
-
-
-def main(config: Config) -> None:
-    """Train, then say where everything is."""
-    recipe.run(build_config(config, service.resolve_model(config.base_url, config.model_name)))
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
+    return recipe.rl(config, recipe.fill(SelfPlayDatasetBuilder, config))
 
 
 if __name__ == "__main__":
-    cli_utils.entrypoint(main)
+    recipe.main(Config, build)

@@ -1,4 +1,4 @@
-"""A game of tic-tac-toe as an environment: the opponent moves inside it."""
+"""Tic-tac-toe as an environment, in which the opponent moves too."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from .tictactoe import (
 POINTS = {"won": 1.0, "draw": 0.5, "lost": 0.0}
 ILLEGAL_REWARD = -0.5
 TAKEN_REWARD = -0.25
-"""For a number that is no free square: nearer to a move than any other reply."""
+"""Reward of a number that does not name a free square; such a reply is closer to a legal move."""
 MAX_OPENING_MOVES = 2
 
 
 class TicTacToeEnv(MessageEnv):
     """The model plays the side to move; the opponent answers each move.
 
-    In self-play the opponent is the model that is trained, with the weights of the same step:
-    the rollout hands it over through `set_policy`. Only the model's own side is trained on, so a
-    game is one trajectory, and all members of a group start from one position.
+    In self-play the opponent is the model that is trained, with the weights of the same step,
+    which the rollout passes to `set_policy`. Only the moves of one side are trained, so a game is
+    one trajectory. All members of a group start from the same position.
     """
 
     def __init__(self, board: Board, opponent: Player | None, seed: str) -> None:
@@ -58,17 +58,17 @@ class TicTacToeEnv(MessageEnv):
         self._num_moves = 0
 
     def set_policy(self, policy: MessageCompleter) -> None:
-        """Play against the policy itself where no other opponent is given."""
+        """Play against the policy itself, unless another opponent was given."""
         if self.opponent is None:
             self.opponent = ModelPlayer(policy)
 
     async def initial_observation(self) -> list[Message]:
-        """The rules and the position."""
+        """Return the rules and the position."""
         self.history = opening_messages(self.board)
         return self.history
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Make the move, and the opponent's."""
+        """Make the model's move, then the opponent's."""
         self.history = [*self.history, message]
         text = get_text_content(message).strip()
         square = read_move(text, self.board)
@@ -88,7 +88,7 @@ class TicTacToeEnv(MessageEnv):
         return MessageStepResult(0.0, False, self.history, metrics)
 
     async def _opponent_moves(self) -> dict[str, float]:
-        """An opponent that says nothing sensible makes any move, so that the game goes on."""
+        """Make the opponent's move; if it is illegal, a random one, so that the game continues."""
         assert self.opponent is not None, "a rollout calls set_policy before the first move"
         square = await self.opponent.move(self.board)
         illegal = square is None
@@ -109,20 +109,20 @@ class TicTacToeEnv(MessageEnv):
 
 @dataclass(frozen=True)
 class GameGroup(EnvGroupBuilder):
-    """One position several times. It pickles: renderer and opponent are made where needed."""
+    """Several games from one position. It pickles, since renderer and opponent are made later."""
 
     data: SelfPlayDatasetBuilder
     opponent: str
     number: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New games from the same position."""
+        """Make new games from the same position."""
         renderer = self.data.build_renderer()
         board = self.first_position()
         games = []
         for member in range(self.data.group_size):
             seed = f"{self.number}/{member}"
-            # Making another model's client asks the service, and so may take a moment.
+            # The client of another model is made by a request to the service, which takes a moment.
             opponent = await asyncio.to_thread(
                 make_player, self.opponent, seed, renderer, self.data.max_tokens
             )
@@ -138,7 +138,7 @@ class GameGroup(EnvGroupBuilder):
         ]
 
     def first_position(self) -> Board:
-        """After none, one or two random moves, so that the model plays both sides."""
+        """Return the position after zero to two random moves: the model plays either side."""
         rng = random.Random(self.number)
         board = EMPTY
         for _ in range(rng.randint(0, MAX_OPENING_MOVES)):
@@ -146,13 +146,13 @@ class GameGroup(EnvGroupBuilder):
         return board
 
     def logging_tags(self) -> list[str]:
-        """The side the model plays."""
+        """Return the side that the model plays."""
         return [f"as_{side_to_move(self.first_position())}"]
 
 
 @chz.chz
 class SelfPlayDatasetBuilder(RenderedDatasetBuilder):
-    """Games against one opponent to train on, and against a fixed one to measure."""
+    """Builder of the training games, and of the games against a fixed opponent."""
 
     num_batches: int
     opponent: str = "random"
@@ -161,7 +161,7 @@ class SelfPlayDatasetBuilder(RenderedDatasetBuilder):
     max_tokens: int = 4
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training and held-out games."""
+        """Return the training games and the held-out ones."""
         first = self.seed * 10_000_000
         trained = NumberedDataset(
             partial(GameGroup, self, self.opponent),

@@ -1,4 +1,4 @@
-"""Opponents: the policy itself, another model, or a program."""
+"""The opponents: the policy itself, another model, or a program."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ EXAMPLE_BOARD = "X   O    "
 
 
 def describe(board: Board, side: str) -> str:
-    """The position in words, for the side to move."""
+    """Describe the position for the side to move."""
     squares = " ".join(map(str, free_squares(board)))
     return f"{show(board)}\nYou are {side}. Free squares: {squares}"
 
 
 def opening_messages(board: Board) -> list[Message]:
-    """The rules, an example of a move in another game, and the position."""
+    """Return the rules, an example move in another game, and the position."""
     example = describe(EXAMPLE_BOARD, side_of(EXAMPLE_BOARD))
     return [
         {"role": "system", "content": RULES},
@@ -42,55 +42,55 @@ def opening_messages(board: Board) -> list[Message]:
 
 
 class Player(Protocol):
-    """Chooses a square; None if what it said is no legal move."""
+    """Chooses a square, or None if its reply is not a legal move."""
 
     async def move(self, board: Board) -> int | None:
-        """The square to take."""
+        """Return the square to take."""
         ...
 
 
 class RandomPlayer:
-    """Takes any free square."""
+    """Takes a random free square."""
 
     def __init__(self, seed: int | str) -> None:
         self._rng = random.Random(seed)
 
     async def move(self, board: Board) -> int | None:
-        """Any free square."""
+        """Return a random free square."""
         return self._rng.choice(free_squares(board))
 
 
 class PerfectPlayer(RandomPlayer):
-    """Never loses; chooses among equally good squares."""
+    """Never loses; chooses at random among the best squares."""
 
     async def move(self, board: Board) -> int | None:
-        """One of the best squares."""
+        """Return one of the best squares."""
         return self._rng.choice(best_moves(board))
 
 
 class ModelPlayer:
-    """A model that sees the position alone, as in the first message of a game."""
+    """A model that sees only the position, as in the first message of a game."""
 
     def __init__(self, completer: MessageCompleter) -> None:
         self._completer = completer
 
     async def move(self, board: Board) -> int | None:
-        """What the model says, if it is a free square."""
+        """Return the square that the model names, if it is free."""
         reply = await self._completer(opening_messages(board))
         return read_move(get_text_content(reply), board)
 
 
 def make_player(kind: str, seed: str, renderer: Renderer, max_tokens: int) -> Player | None:
-    """An opponent by name.
+    """Make an opponent.
 
     Args:
         kind: `self`, `random`, `perfect`, a model of the service, or tinker:// weights.
-        seed: Of a program's choices.
-        renderer: Chat format of a model.
-        max_tokens: Limit of a model's reply.
+        seed: Seed of a program's random choices.
+        renderer: Renderer for a model.
+        max_tokens: Maximum tokens of a model's reply.
 
     Returns:
-        None for `self`: the rollout brings the policy.
+        The opponent; None for `self`, since the rollout provides the policy.
     """
     if kind == "self":
         return None
@@ -104,10 +104,10 @@ def make_player(kind: str, seed: str, renderer: Renderer, max_tokens: int) -> Pl
 
 @functools.lru_cache(maxsize=4)
 def other_model(name: str) -> tinker.SamplingClient:
-    """A sampling client of another model, or of saved weights, on the run's own service.
+    """Make a sampling client of another model, or of saved weights, on the service of the run.
 
     Raises:
-        ConfigurationError: if the service has no such model.
+        ConfigurationError: if the service does not offer the model.
     """
     from tinker_cookbook.utils.sdk_futures import wait_for_client
 
@@ -119,6 +119,7 @@ def other_model(name: str) -> tinker.SamplingClient:
         model = connection.check_model(name)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"opponent={name} is neither self, random, perfect, tinker://... nor a model: {error}"
+            f"opponent={name} is unknown; use self, random, perfect, tinker://... or a model: "
+            f"{error}"
         ) from error
     return wait_for_client(client.create_sampling_client(base_model=model))

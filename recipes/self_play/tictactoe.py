@@ -1,4 +1,4 @@
-"""The rules of tic-tac-toe, and a player that makes no mistakes."""
+"""The rules of tic-tac-toe, and the best moves."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Board = str
 
 
 def side_to_move(board: Board) -> str:
-    """X starts."""
+    """Return X or O; X starts."""
     return "X" if board.count("X") == board.count("O") else "O"
 
 
 def free_squares(board: Board) -> list[int]:
-    """Numbers of the empty squares, 1 to 9."""
+    """Return the numbers of the empty squares, from 1 to 9."""
     return [i + 1 for i, mark in enumerate(board) if mark == " "]
 
 
 def play(board: Board, square: int) -> Board:
-    """The board after the side to move took a free square."""
+    """Return the board after the side to move has taken a free square."""
     assert board[square - 1] == " ", "callers check that the square is free"
     return board[: square - 1] + side_to_move(board) + board[square:]
 
 
 def winner(board: Board) -> str | None:
-    """X or O, `draw` on a full board, None while the game goes on."""
+    """Return X or O, `draw` for a full board, or None if the game has not ended."""
     for a, b, c in LINES:
         if board[a] != " " and board[a] == board[b] == board[c]:
             return board[a]
@@ -36,13 +36,13 @@ def winner(board: Board) -> str | None:
 
 
 def show(board: Board) -> str:
-    """Three lines; empty squares show their number."""
+    """Return the board as three lines; empty squares show their number."""
     marks = [mark if mark != " " else str(i + 1) for i, mark in enumerate(board)]
     return "\n".join(" ".join(marks[row : row + 3]) for row in (0, 3, 6))
 
 
 def read_move(text: str, board: Board) -> int | None:
-    """The free square that a reply names; None if it names none, or more than one number."""
+    """Return the free square that a reply names; None if it has no such number, or several."""
     numbers = re.findall(r"\d+", text)
     if len(numbers) != 1 or int(numbers[0]) not in free_squares(board):
         return None
@@ -51,7 +51,7 @@ def read_move(text: str, board: Board) -> int | None:
 
 @functools.cache
 def value(board: Board) -> int:
-    """What the side to move can be sure of: 1 a win, 0 a draw, -1 a loss (negamax)."""
+    """Return the result for the side to move if both play best: 1, 0 or -1 (negamax)."""
     end = winner(board)
     if end is not None:
         return 0 if end == "draw" else -1  # the side that just moved has won
@@ -59,5 +59,5 @@ def value(board: Board) -> int:
 
 
 def best_moves(board: Board) -> list[int]:
-    """The squares that give nothing away."""
+    """Return the squares that keep the best possible result."""
     return [s for s in free_squares(board) if -value(play(board, s)) == value(board)]

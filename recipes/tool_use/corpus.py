@@ -1,4 +1,4 @@
-"""An invented village: what is known about its people, as sentences to search in."""
+"""An invented village: facts about its people, as documents for the search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANIMALS = "bees cats cows ducks geese goats horses sheep".split()
 
 @dataclass(frozen=True)
 class Person:
-    """One of the village, with all there is to ask about."""
+    """A person of the village, with all facts that questions ask for."""
 
     name: str
     town: str
@@ -24,12 +24,12 @@ class Person:
     count: int
 
     def sentence(self) -> str:
-        """The document about this person."""
+        """Return the document about this person."""
         return f"{self.name} is a {self.trade} in {self.town} and keeps {self.count} {self.animal}."
 
 
 def make_village(num_people: int = 120) -> list[Person]:
-    """Always the same people; every name once."""
+    """Make the people: always the same, with different names."""
     rng = random.Random("village")
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     return [

@@ -1,4 +1,4 @@
-"""Questions that want a tool, and what the answers are worth."""
+"""Questions that need a tool, and the rewards of the answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import chz
 
@@ -26,21 +26,21 @@ Tasks = Literal["calculator", "search", "mixed", "chained"]
 SYSTEM = "Use a tool to find the answer. Then reply with the answer only."
 WRONG_BUT_USED_TOOL = 0.2
 HELD_OUT_PEOPLE = 5
-"""Every fifth person is asked about in evaluations only."""
+"""Questions about every fifth person are asked in evaluations only."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the word or number that answers it, and the calls that find it."""
+    """A question, its answer (a word or a number), and the tool calls that find it."""
 
     text: str
     answer: str
     calls: tuple[tuple[str, str, str], ...] = ()
-    """Name of the tool, its argument, and its result; shown for the solved examples only."""
+    """Name, argument and result of each tool call; only solved examples show them."""
 
 
 def make_question(tasks: Tasks, rng: random.Random, people: Sequence[Person]) -> Question:
-    """One question of a kind."""
+    """Draw a question."""
     if tasks == "mixed":
         tasks = rng.choice(("calculator", "search"))
     if tasks == "calculator":
@@ -51,7 +51,7 @@ def make_question(tasks: Tasks, rng: random.Random, people: Sequence[Person]) ->
 
 
 def sum_question(rng: random.Random) -> Question:
-    """A sum that is too hard to guess."""
+    """Draw a calculation that is too hard to guess."""
     first, second = rng.randint(100, 999), rng.randint(100, 999)
     sign, answer = rng.choice((("+", first + second), ("*", first * second)))
     call = ("calculator", f"{first} {sign} {second}", str(answer))
@@ -59,7 +59,7 @@ def sum_question(rng: random.Random) -> Question:
 
 
 def person_question(rng: random.Random, person: Person) -> Question:
-    """A fact that only the documents tell."""
+    """Draw a question whose answer is only in the documents."""
     call = ("search", person.name, person.sentence())
     asked, answer = rng.choice(
         (
@@ -72,7 +72,7 @@ def person_question(rng: random.Random, person: Person) -> Question:
 
 
 def together_question(rng: random.Random, people: Sequence[Person]) -> Question:
-    """Two searches and a sum."""
+    """Draw a question that needs two searches and a sum."""
     one, other = rng.sample(list(people), 2)
     text = f"How many animals do {one.name} and {other.name} keep together?"
     total = str(one.count + other.count)
@@ -82,7 +82,7 @@ def together_question(rng: random.Random, people: Sequence[Person]) -> Question:
 
 
 def solved_example(question: Question) -> list[Message]:
-    """A question with its calls, their results and the answer, as a conversation."""
+    """Return a question with its calls, their results and the answer, as a conversation."""
     messages: list[Message] = [{"role": "user", "content": question.text}]
     for name, argument, result in question.calls:
         key = "expression" if name == "calculator" else "query"
@@ -94,12 +94,14 @@ def solved_example(question: Question) -> list[Message]:
     return [*messages, {"role": "assistant", "content": question.answer}]
 
 
-async def grade(question: Question, num_given: int, messages: list[Message]) -> Any:
-    """1 for the right answer as the last word of the conversation, 0.2 for a tool that worked.
+async def grade(
+    question: Question, num_given: int, messages: list[Message]
+) -> tuple[float, dict[str, float]]:
+    """Return the reward: 1 if the last message is the right answer, 0.2 if a tool call worked.
 
     Args:
-        question: What was asked.
-        num_given: Messages that the model did not write: rules, examples, the question.
+        question: The question.
+        num_given: Number of first messages that the model did not write: examples, question.
         messages: The conversation.
     """
     said = messages[num_given:]
@@ -113,41 +115,41 @@ async def grade(question: Question, num_given: int, messages: list[Message]) -> 
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Whether the answer stands in a short reply, and no other number does."""
+    """Return whether a short reply has the answer, and does not have other numbers."""
     words = re.findall(r"[\w.]+", text.replace(",", "").lower())
     words = [word.rstrip(".") for word in words]
-    numbers = {word for word in words if word.isdigit()}
+    numbers = set(filter(str.isdigit, words))
     return answer.lower() in words and len(words) <= 20 and numbers <= {answer}
 
 
 @functools.cache
 def village() -> tuple[Person, ...]:
-    """The people, made once."""
+    """Return the people; they are made once."""
     return tuple(make_village())
 
 
 def people_for(use: Literal["training", "evaluation"]) -> list[Person]:
-    """Those who are asked about in training, or the others."""
+    """Return the people of the training questions, or those of the evaluation."""
     held_out = use == "evaluation"
     return [p for i, p in enumerate(village()) if (i % HELD_OUT_PEOPLE == 0) == held_out]
 
 
 @functools.cache
 def search_index() -> SearchIndex:
-    """The index over all of them, made once."""
+    """Return the index of all documents; it is made once."""
     return SearchIndex([person.sentence() for person in village()])
 
 
 @dataclass(frozen=True)
 class QuestionGroup(EnvGroupBuilder):
-    """One question several times. It pickles: tools and renderer are made where needed."""
+    """One question several times. It pickles, since tools and renderer are made when needed."""
 
     data: ToolUseDatasetBuilder
     held_out: bool
     number: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New environments with the same question."""
+        """Make new environments with the same question."""
         data = self.data
         rng = random.Random(f"{data.seed}/{self.held_out}/{self.number}")
         people = people_for("evaluation" if self.held_out else "training")
@@ -162,7 +164,7 @@ class QuestionGroup(EnvGroupBuilder):
                 renderer,
                 data.tools(),
                 given,
-                # The rules are not handed to the grader, so one message less was given.
+                # The grader does not see the system message, so one message less was given.
                 partial(grade, question, len(given) - 1),
                 max_turns=data.max_turns,
                 failed_parse_reward=0.0,
@@ -171,17 +173,17 @@ class QuestionGroup(EnvGroupBuilder):
         ]
 
     def logging_tags(self) -> list[str]:
-        """The kind of task."""
+        """Return the kind of task."""
         return [self.data.tasks]
 
     def _example(self, kind: Tasks) -> Question:
-        """The same one for every question, so that its prefix is shared between prompts."""
+        """Return the same example for every question, so that prompts share a prefix."""
         return make_question(kind, random.Random("example"), people_for("training"))
 
 
 @chz.chz
 class ToolUseDatasetBuilder(RenderedDatasetBuilder):
-    """Questions to train on, and held-out ones about other people and numbers."""
+    """Builder of training questions, and of held-out ones about other people and numbers."""
 
     num_batches: int
     tasks: Tasks = "search"
@@ -190,11 +192,11 @@ class ToolUseDatasetBuilder(RenderedDatasetBuilder):
     test_problems: int = 0
 
     def kinds(self) -> tuple[Tasks, ...]:
-        """The tasks of which a solved example is shown."""
+        """Return the tasks of the solved examples."""
         return ("calculator", "search") if self.tasks == "mixed" else (self.tasks,)
 
     def tools(self) -> list[Tool]:
-        """What the model may call."""
+        """Return the tools that the model may call."""
         if self.tasks == "calculator":
             return [calculator]
         if self.tasks == "search":
@@ -202,8 +204,8 @@ class ToolUseDatasetBuilder(RenderedDatasetBuilder):
         return [calculator, search_index().search]
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training and held-out questions."""
-        self.tools()  # a missing package is said at once
+        """Return the training questions and the held-out ones."""
+        self.tools()  # fails here if a package is missing
         trained = NumberedDataset(
             partial(QuestionGroup, self, False),
             num_batches=self.num_batches,

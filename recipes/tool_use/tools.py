@@ -1,4 +1,4 @@
-"""The two tools: a calculator, and a search over documents on this machine."""
+"""The two tools: a calculator, and a search in documents on this machine."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OPERATORS = {
 
 
 def evaluate(expression: str) -> float:
-    """The value of an expression of numbers, + - * / and parentheses.
+    """Compute an expression of numbers, + - * / and parentheses.
 
     Raises:
-        ValueError: saying what is not understood; the model reads it.
+        ValueError: with the problem in words; the model reads it.
     """
     if len(expression) > MAX_EXPRESSION:
         raise ValueError(f"the expression is longer than {MAX_EXPRESSION} characters")
@@ -69,7 +69,7 @@ class SearchIndex:
         """Index the documents.
 
         Raises:
-            ConfigurationError: without the package bm25s.
+            ConfigurationError: if the package bm25s is not installed.
         """
         try:
             import bm25s

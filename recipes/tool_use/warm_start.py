@@ -1,7 +1,7 @@
-"""Supervised steps on solved questions, for models that never call a tool by themselves.
+"""Supervised steps on solved questions, for models that never call a tool without them.
 
-Reinforcement learning can only strengthen what is sampled now and then. A small model does not
-write a single call until it has seen some.
+Reinforcement learning can only strengthen behavior that is sampled now and then. A small model
+does not call a tool until it has seen tool calls.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ LEARNING_RATE = 5e-4
 
 
 def train_on_examples(config: rl_train.Config, num_examples: int, people: list[Person]) -> str:
-    """Train on generated conversations; the same call again finds the finished run.
+    """Train on generated conversations; a second call returns the finished run.
 
     Args:
-        config: Of the reinforcement learning to come; its model, adapter and format are used.
-        num_examples: Conversations, each seen once.
-        people: Of the training questions.
+        config: Settings of the RL run that follows; model, adapter and chat format are the same.
+        num_examples: Number of conversations; each is trained once.
+        people: People of the training questions.
 
     Returns:
-        tinker:// path of the weights.
+        Path (tinker://...) of the trained weights.
     """
     folder = Path(config.log_path) / "warm_start"
     folder.mkdir(parents=True, exist_ok=True)
     data = config.dataset_builder
-    assert isinstance(data, ToolUseDatasetBuilder), "the recipe made it"
+    assert isinstance(data, ToolUseDatasetBuilder)
     file = folder / "conversations.jsonl"
     rows = [json.dumps(row) for row in conversations(data, num_examples, people)]
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ def train_on_examples(config: rl_train.Config, num_examples: int, people: list[P
 def conversations(
     data: ToolUseDatasetBuilder, num_examples: int, people: list[Person]
 ) -> list[dict[str, Any]]:
-    """Rows of a conversations file."""
+    """Return the rows of a file of conversations."""
     rng = random.Random(f"{data.seed}/warm start")
     tools = [tool.to_spec() for tool in data.tools()]
     rows = []

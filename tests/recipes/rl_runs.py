@@ -1,4 +1,4 @@
-"""Run an RL recipe for two steps against the shared service, as its `main` does."""
+"""Run an RL recipe for two steps against the shared service, as its command line does."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tinker_cookbook import recipe
+
 SMALL = {"groups_per_batch": 2, "group_size": 2, "max_steps": 2, "lora_rank": 2}
 
 
 def run_two_steps(
-    recipe: ModuleType, local_service, log_path: Path, capsys, **settings: Any
+    module: ModuleType, local_service, log_path: Path, capsys, **settings: Any
 ) -> list[dict[str, Any]]:
     """Run, run again (which finds it complete), and return the rows of metrics."""
-    config = recipe.Config(
+    config = module.Config(
         model_name=local_service.model,
         base_url=local_service.base_url,
         log_path=str(log_path),
         **SMALL | settings,
     )
-    recipe.main(config)
+    recipe.run(config, module.build, getattr(module, "warm_start", None))
     assert "weights  tinker://" in capsys.readouterr().out
-    recipe.main(config)
+    recipe.run(config, module.build, getattr(module, "warm_start", None))
     assert "already complete" in capsys.readouterr().out
     text = (log_path / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]

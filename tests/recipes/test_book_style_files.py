@@ -58,7 +58,7 @@ def test_an_epub_is_read_in_spine_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"META-INF__container_dot_xml": None}, "no EPUB"),
+        ({"META-INF__container_dot_xml": None}, "not an EPUB"),
         ({"OEBPS__book_dot_opf": None}, "not in it"),
         ({"OEBPS__book_dot_opf": "<package>"}, "damaged index"),
         ({"META-INF__container_dot_xml": "<container/>"}, "names no package"),
@@ -77,11 +77,11 @@ def test_bad_epubs_are_refused_by_name(tmp_path: Path, changes: dict, problem: s
 @pytest.mark.parametrize(
     ("name", "data", "problem"),
     [
-        ("a.epub", b"not a zip at all", "no readable EPUB"),
-        ("a.epub", b"PK\x03\x04 truncated", "no readable EPUB"),
+        ("a.epub", b"not a zip at all", "not a readable EPUB"),
+        ("a.epub", b"PK\x03\x04 truncated", "not a readable EPUB"),
         ("a.txt", b"\x00\x01\x02binary", "not text"),
         ("a.txt", b" \n\n ", "holds no text"),
-        ("a.pdf", b"%PDF-1.7", "unknown kind"),
+        ("a.pdf", b"%PDF-1.7", "unknown file type"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path: Path, name: str, data: bytes, problem: str):
@@ -92,7 +92,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, name: str, data: bytes, p
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
-    with pytest.raises(DataFormatError, match=r"is no file; give a \.txt or \.epub"):
+    with pytest.raises(DataFormatError, match=r"is not a file; give a \.txt or \.epub"):
         load_book(tmp_path / "none.txt")
 
 

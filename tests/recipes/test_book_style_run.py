@@ -100,7 +100,7 @@ def test_wrong_settings_are_refused(setting: str, message: str):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("book=missing.txt", "book=missing.txt is no file"),
+        ("book=missing.txt", "book=missing.txt is not a file"),
         ("test_passages=500", "test_passages=500 are held out; give a longer book"),
     ],
 )

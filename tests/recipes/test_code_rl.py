@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.code_rl import __main__ as recipe
+from recipes.code_rl import __main__ as module
 from recipes.code_rl.envs import CodeDatasetBuilder, CodeEnv, CodeGroup
 from recipes.code_rl.grading import Verdict, extract_code, run_tests
 from recipes.code_rl.problems import FAMILIES, Problem, all_problems, split_problems
@@ -23,7 +23,7 @@ def judge(code: str, problem: Problem = PROBLEM) -> Verdict:
     async def work() -> Verdict:
         sandbox = LocalSandbox()
         try:
-            return await run_tests(sandbox, problem, code, 1)
+            return await run_tests(sandbox, problem, code, 2 if "while True" in code else 60)
         finally:
             await sandbox.cleanup()
 
@@ -51,7 +51,7 @@ def test_right_code_passes():
         ("def solve(a, b) return", 0.0, "SyntaxError"),
         ("import sys\nsys.exit(0)\ndef solve(a, b): pass", 0.0, "SystemExit"),
         ("import os\nos._exit(0)\ndef solve(a, b): pass", 0.0, "ended early"),
-        ("while True: pass\ndef solve(a, b): pass", 0.0, "longer than 1 seconds"),
+        ("while True: pass\ndef solve(a, b): pass", 0.0, "longer than 2 seconds"),
         ('print(\'["", ""]\')\ndef solve(a, b):\n    return None', 0.0, "returned None"),
         ("def solve(a, b):\n    return open('cases.json').read()", 0.0, "FileNotFoundError"),
     ],
@@ -121,7 +121,7 @@ def test_groups_pickle_and_remove_their_sandboxes(tiny_model_folder: Path):
 def test_it_runs(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     rows = run_two_steps(
-        recipe,
+        module,
         local_service,
         tmp_path / "run",
         capsys,

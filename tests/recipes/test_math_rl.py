@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.math_rl.data import make_arithmetic, read_problems
-from recipes.math_rl.grading import (
+from recipes.math_rl.answers import (
     AnswerNotFound,
     extract_boxed,
     extract_gsm8k_final_answer,
@@ -17,6 +16,7 @@ from recipes.math_rl.grading import (
     parse_number,
     safe_grade,
 )
+from recipes.math_rl.problems import make_arithmetic, read_problems
 from tests.recipes.recipe_process import recipe_environment, run_recipe
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 
@@ -99,7 +99,7 @@ def test_expressions_are_compared_in_bounds(given: str, wanted: str, same: bool)
 
 WITHOUT_GUARD = """
 print("the script runs")
-from recipes.math_rl.grading import safe_grade
+from recipes.math_rl.answers import safe_grade
 print(safe_grade("1 + x", "x + 1", "math_verify"))
 print(safe_grade("9^{9^{9^9}}", "x", "math_verify"))
 print(safe_grade("y + x", "x + y", "math_verify"))

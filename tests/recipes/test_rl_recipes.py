@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes import rl_basic, rl_loop
+from tests.recipes.recipe_process import run_in_this_process
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.jsonl_log import read_rows
 
@@ -43,7 +44,7 @@ def test_group_size_is_checked_before_anything_starts():
 
 
 def check_report(output: str, rows: list[dict]) -> None:
-    """Before and after, every checkpoint with what it is for, the command that samples."""
+    """The output shows before and after, every checkpoint with its use, and how to sample."""
     key = next(key for key in rows[-1] if key.endswith("reward/total"))
     assert f"\nheld-out reward  {rows[0][key]:.4f} -> {rows[-1][key]:.4f}\n" in output
     [weights] = re.findall(r"\nweights  (tinker://\S+/sampler_weights/final)  ", output)
@@ -81,18 +82,14 @@ def test_recipes_run(
     recipe, local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
-    config = recipe.Config(
-        model_name=local_service.model,
-        base_url=local_service.base_url,
-        renderer_name="chatml",
-        log_path=str(tmp_path / "run"),
-        **SMALL,
-    )
-    recipe.main(config)
+    settings = {"model_name": local_service.model, "base_url": local_service.base_url, **SMALL}
+    settings |= {"renderer_name": "chatml", "log_path": tmp_path / "run"}
+    words = [f"{key}={value}" for key, value in settings.items()]
+    run_in_this_process(recipe, words)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert any("reward" in key and key.startswith("test/") for key in rows[-1])
     check_report(capsys.readouterr().out, rows)
     check_names(recipe.__name__.rpartition(".")[2], local_service, tmp_path / "run")
-    recipe.main(config)
+    run_in_this_process(recipe, words)
     assert "already complete" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 import tinker
 
 from recipes import play_env
-from recipes.self_play import __main__ as recipe
+from recipes.self_play import __main__ as module
 from recipes.self_play.envs import (
     ILLEGAL_REWARD,
     TAKEN_REWARD,
@@ -142,7 +142,9 @@ def test_other_opponents_are_models_of_the_service(
         player = make_player(local_service.model, "0", renderer, 2)
         assert player is not None
         assert asyncio.run(player.move(EMPTY)) in (None, *range(1, 10))
-        with pytest.raises(ConfigurationError, match="opponent=no-model is neither self, random"):
+        with pytest.raises(
+            ConfigurationError, match="opponent=no-model is unknown; use self, random"
+        ):
             make_player("no-model", "0", renderer, 4)
 
 
@@ -172,7 +174,7 @@ def test_the_members_of_a_group_start_from_one_position(tiny_model_folder: Path)
 def test_it_runs(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     rows = run_two_steps(
-        recipe, local_service, tmp_path / "run", capsys, test_games=2, renderer_name="chatml"
+        module, local_service, tmp_path / "run", capsys, test_games=2, renderer_name="chatml"
     )
     assert rows[0]["env/all/total_episodes"] == 4
     assert len(read_replies(tmp_path / "run", 0)) == 4

@@ -10,6 +10,7 @@ import pytest
 
 from recipes import rl_basic, sl_basic, sl_loop
 from tests.conftest import ServiceProcess
+from tests.recipes.recipe_process import run_in_this_process
 from tests.recipes.rl_runs import SMALL
 from tests.tiny_models import tiny_model
 from tinker_cookbook import service
@@ -38,13 +39,10 @@ def test_a_short_name_is_resolved_once(folder_service, tmp_path: Path, capsys) -
         service.resolve_model(None, "another")
     with service.connect(None, "other"):
         assert len(get_tokenizer("other")) == len(get_tokenizer(full))
-    for recipe, settings in ((sl_basic, SUPERVISED), (sl_loop, SUPERVISED), (rl_basic, SMALL)):
-        log_path = tmp_path / recipe.__name__
-        recipe.main(
-            recipe.Config(
-                model_name="other", renderer_name="chatml", log_path=str(log_path), **settings
-            )
-        )
+    for module, settings in ((sl_basic, SUPERVISED), (sl_loop, SUPERVISED), (rl_basic, SMALL)):
+        log_path = tmp_path / module.__name__
+        given = {"model_name": "other", "renderer_name": "chatml", "log_path": log_path} | settings
+        run_in_this_process(module, [f"{key}={value}" for key, value in given.items()])
         assert f"model    {full}\n" in capsys.readouterr().out
         rows = (log_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(row)["step"] for row in rows] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""sl_basic and sl_loop as a user runs them: from a checkout, copied, on a service of their own."""
+"""sl_basic and sl_loop as a user runs them: from a checkout, copied, on their own service."""
 
 import io
 import json
@@ -21,10 +21,11 @@ from tests.recipes.recipe_process import (
     metric_rows,
     read_jsonl,
     recipe_environment,
+    run_in_this_process,
     run_recipe,
     start_recipe,
 )
-from tinker_cookbook import cli, cli_utils
+from tinker_cookbook import cli
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.sources.options import TrainedTokens
@@ -160,22 +161,6 @@ def test_the_command_line_lists_all_ways_to_choose_trained_tokens():
     assert set(get_args(TrainedTokens)) == {mode.value for mode in TrainOnWhat}
 
 
-@pytest.mark.parametrize("recipe", ["sl_basic", "sl_loop"])
-def test_help_is_quick_and_needs_no_heavy_import(recipe: str):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", f"recipes.{recipe}", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "chz" in imported
-    assert not {"torch", "tinker", "transformers", "datasets"} & imported
-    assert "learning_rate=" in done.stdout
-    assert "Passes over the data." in done.stdout
-
-
 def test_the_blueprint_takes_overrides(monkeypatch):
     from recipes import sl_basic
 
@@ -263,7 +248,7 @@ def test_bad_input_is_one_clear_line(
     keys = {word.partition("=")[0] for word in given}
     settings = [word for word in settings if word.partition("=")[0] not in keys]
     with pytest.raises(SystemExit) as stop:
-        cli_utils.entrypoint(sl_basic.main, [*settings, *given])
+        run_in_this_process(sl_basic, [*settings, *given])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert expected in error

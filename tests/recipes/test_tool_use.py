@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.tool_use import __main__ as recipe
+from recipes.tool_use import __main__ as module
 from recipes.tool_use.corpus import make_village
 from recipes.tool_use.envs import (
     ToolUseDatasetBuilder,
@@ -148,7 +148,7 @@ def test_who_calls_as_in_the_first_examples_earns_the_whole_reward(tiny_model_fo
 def test_it_runs(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     rows = run_two_steps(
-        recipe,
+        module,
         local_service,
         tmp_path / "run",
         capsys,

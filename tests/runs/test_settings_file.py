@@ -73,7 +73,7 @@ def test_words_win_over_the_file(tmp_path: Path, first: bool):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.yaml", "num_epoch: 3", "a.yaml: num_epoch=3 is no setting of this recipe"),
+        ("a.yaml", "num_epoch: 3", "a.yaml: num_epoch=3 is not a setting of this recipe"),
         ("a.yaml", "num_epoch: 3", "Did you mean num_epochs=3?"),
         ("a.yaml", "lr: 3", "Did you mean learning_rate=3?"),
         ("a.json", '{"num_epochs": "many"}', "num_epochs=many has the wrong type"),

@@ -1,10 +1,10 @@
-"""Copy a recipe and its data into a folder of yours, ready to run and change."""
+"""Copy a recipe and its data into your folder, ready to run and change."""
 
 import argparse
 from pathlib import Path
 
 from tinker_cookbook import __version__
-from tinker_cookbook.commands._recipe_files import Recipe, find_recipe
+from tinker_cookbook.commands.parts.recipe_files import Recipe, find_recipe
 from tinker_cookbook.exceptions import ConfigurationError
 
 __all__ = ["add_arguments", "copy_recipe", "run"]
@@ -13,27 +13,28 @@ _README = """# {name}
 
 {summary}
 
-A copy of the recipe `{name}` of tinker-cookbook {version}. It is yours: change anything. It needs
-that package in the environment, with its extra `local` to train on this machine.
+A copy of the recipe `{name}` of tinker-cookbook {version}. You can change anything. It needs that
+package, with the extra `local` to train on this machine.
 
     python -m {name} --help
     python -m {name}
 
-Run it from this folder. The keys are `key=value`; the same command again resumes a stopped run.
+Run it from this folder. Settings are given as `key=value`; the same command again resumes a stopped
+run.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("name", metavar="NAME", help="one that `tinker-cookbook recipes` lists")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where to; made if it is missing")
+    parser.add_argument("name", metavar="NAME", help="name that `tinker-cookbook recipes` lists")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="target folder; may be new")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Copy, then say what was written and how to start it."""
+    """Copy the recipe, then print the written files and how to start it."""
     recipe = find_recipe(args.name)
     written = copy_recipe(recipe, args.folder)
-    print(*written or [f"{args.folder} holds this copy already"], sep="\n")
+    print(*written or [f"{args.folder} already holds this copy"], sep="\n")
     print(f"\nStart it:   cd {args.folder} && python -m {recipe.name}")
     return 0
 
@@ -42,14 +43,14 @@ def copy_recipe(recipe: Recipe, folder: Path) -> list[Path]:
     """Write a runnable copy of `recipe` into `folder`.
 
     Returns:
-        The files written. One that is there already with the same content is left alone.
+        The files written. An existing file with the same content is left alone.
 
     Raises:
-        ConfigurationError: if a file is there with other content (nothing is written then), or
-            the folder cannot be written.
+        ConfigurationError: if a file exists with other content (nothing is written then), or the
+            folder cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"DIR={folder} is a file; name a folder, made if missing.")
+        raise ConfigurationError(f"DIR={folder} is a file; name a folder, new or existing.")
     contents = _contents(recipe, folder)
     present = [path for path in contents if path.exists()]
     changed = [path.name for path in present if path.read_bytes() != contents[path]]
@@ -78,7 +79,7 @@ def _contents(recipe: Recipe, folder: Path) -> dict[Path, bytes]:
 
 
 def _readme_path(recipe: Recipe, folder: Path, readme: str) -> Path:
-    """`README.md`, unless the folder has one of its own."""
+    """Return `README.md`, or another name if the folder already has a different README.md."""
     plain = folder / "README.md"
     ours = not plain.exists() or plain.read_bytes() == readme.encode()
     return plain if ours else folder / f"README-{recipe.name}.md"

@@ -4,18 +4,20 @@ import argparse
 from pathlib import Path
 
 import tinker_cookbook
-from tinker_cookbook.commands._recipe_files import find_recipe, find_recipes, recipes_folder
+from tinker_cookbook.commands.parts.recipe_files import find_recipe, find_recipes, recipes_folder
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print all that this recipe says")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="describe this recipe in full"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list, or the description of the one recipe that was asked for."""
+    """Print the list, or the description of one recipe."""
     if args.name is not None:
         print(find_recipe(args.name).docstring)
         return 0
@@ -24,12 +26,12 @@ def run(args: argparse.Namespace) -> int:
     for name, recipe in recipes.items():
         print(f"{name:<{width}}{recipe.summary}")
     print()
-    print(f"Run one:   python -m {run_prefix()}NAME key=value ...   (--help lists its keys)")
+    print(f"Run one:   python -m {run_prefix()}NAME key=value ...   (--help lists its settings)")
     print("Make it yours:   tinker-cookbook copy NAME FOLDER")
     return 0
 
 
 def run_prefix() -> str:
-    """What stands before a recipe's name after `python -m`, in a checkout or in a wheel."""
+    """Return the prefix of a recipe's name after `python -m`: of a checkout, or of a wheel."""
     installed = recipes_folder().parent == Path(tinker_cookbook.__file__).parent
     return "tinker_cookbook.recipes." if installed else "recipes."

@@ -37,11 +37,11 @@ __all__ = [
 
 @chz.chz
 class KLReferenceConfig:
-    """The model that a KL penalty holds the policy to."""
+    """The reference model of the KL penalty."""
 
-    base_model: str = chz.field(doc="A model the service offers.")
+    base_model: str = chz.field(doc="Base model that the service offers.")
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="tinker:// path of sampler weights; None: the base model itself."
+        default=None, doc="Sampler weights (tinker://...); None: the base model itself."
     )
 
 
@@ -49,7 +49,7 @@ class KLReferenceConfig:
 class StreamMinibatchConfig:
     """Train on groups as they finish, instead of waiting for the whole batch."""
 
-    groups_per_batch: int = chz.field(doc="Groups of one step; that of the data.")
+    groups_per_batch: int = chz.field(doc="Groups per step, the same number as the data has.")
     num_minibatches: int = chz.field(doc="Gradient requests per optimizer step.")
 
 
@@ -58,55 +58,71 @@ class AsyncConfig:
     """Sample and train at the same time."""
 
     max_steps_off_policy: int = chz.field(
-        doc="No group is trained on that was started with weights more steps old than this."
+        doc="Maximum age, in steps, of the weights with which a group was sampled."
     )
-    groups_per_batch: int = chz.field(doc="Groups of one step.")
-    loss_fn: RLLoss | None = chz.field(default=None, doc="None: that of the run.")
+    groups_per_batch: int = chz.field(doc="Groups per step.")
+    loss_fn: RLLoss | None = chz.field(
+        default=None, doc="Name of the loss function; None: the loss of the run."
+    )
 
 
 @chz.chz
 class RunOptions(SharedOptions):
-    """The settings of every RL run; a recipe's config adds what is its own."""
+    """Sampling, loss and advantages; a recipe's config adds its own settings."""
 
-    lr_schedule: LRSchedule = chz.field(default="constant", doc="linear, cosine or constant.")
-    max_tokens: int = chz.field(default=256, doc="Limit of one sampled reply, in tokens.")
-    temperature: float = chz.field(default=1.0, doc="Of sampling.")
+    lr_schedule: LRSchedule = "constant"
+    max_tokens: int = chz.field(default=256, doc="Maximum number of tokens per reply.")
+    temperature: float = chz.field(default=1.0, doc="Sampling temperature.")
     loss_fn: RLLoss = chz.field(
         default="importance_sampling",
-        doc="Loss, as the service names it. Not every service has stable_reinforce; the local one "
-        "has all others.",
+        doc="Name of the loss function on the service. Not every service has stable_reinforce; "
+        "the local one has all others.",
     )
     loss_fn_config: dict[str, Any] | None = chz.field(
-        default=None, doc="Its settings, e.g. clip_low_threshold and clip_high_threshold."
+        default=None,
+        doc="Parameters of the loss function, e.g. clip_low_threshold and clip_high_threshold.",
     )
-    num_substeps: int = chz.field(default=1, doc="Optimizer steps per batch of rollouts.")
+    num_substeps: int = chz.field(default=1, doc="Number of optimizer steps per batch of rollouts.")
     advantage_estimator: AdvantageEstimator = chz.field(
-        default="group_mean", doc="Baseline: group_mean, group_std or leave_one_out."
+        default="group_mean",
+        doc="Baseline of the advantages: group_mean, group_std (also divides by the standard "
+        "deviation) or leave_one_out.",
     )
     length_normalization: LengthNormalization = chz.field(
-        default="none", doc="Divide by tokens of the trajectory, of the batch, or none."
+        default="none",
+        doc="Length by which advantages are divided: tokens of the trajectory, tokens of the "
+        "batch, or none.",
     )
-    kl_penalty_coef: float = chz.field(default=0.0, doc="Price of moving from the reference.")
-    kl_discount_factor: float = chz.field(default=0.0, doc="How far ahead a token pays it.")
+    kl_penalty_coef: float = chz.field(
+        default=0.0, doc="Coefficient of the KL penalty towards a reference model; 0: no penalty."
+    )
+    kl_discount_factor: float = chz.field(
+        default=0.0,
+        doc="Discount factor of the KL penalties of later tokens; 0: a token pays only its own.",
+    )
     compute_post_kl: bool = chz.field(
-        default=False, doc="Measure how far each step moved the policy; costs a forward pass."
+        default=False,
+        doc="Whether to measure how far each step moved the policy, with one more forward pass.",
     )
     remove_constant_reward_groups: bool = chz.field(
-        default=False, doc="Do not send groups of equal rewards: they have no gradient."
+        default=False,
+        doc="Whether to leave out groups in which all rewards are equal; they have no gradient.",
     )
     rollout_timeout_seconds: float | None = chz.field(
-        default=1800.0, doc="Wall clock of one episode; a hanging environment is cut off here."
+        default=1800.0, doc="Maximum seconds per episode; a slower environment is stopped."
     )
-    num_groups_to_log: int = chz.field(default=4, doc="Groups on a step's transcript page.")
-    num_epochs: int = chz.field(default=1, doc="Passes over the data.")
+    num_groups_to_log: int = chz.field(
+        default=4, doc="Number of groups on the transcript page of a step."
+    )
+    num_epochs: int = chz.field(default=1, doc="Number of passes over the data.")
 
     @chz.validate
     def _check(self) -> None:
         check_options(self)
         if self.kl_penalty_coef < 0 or not 0 <= self.kl_discount_factor <= 1:
             raise ConfigurationError(
-                f"kl_penalty_coef={self.kl_penalty_coef}, kl_discount_factor="
-                f"{self.kl_discount_factor}: use 0 or more, and 0 to 1."
+                f"kl_penalty_coef={self.kl_penalty_coef} must be 0 or more and kl_discount_factor="
+                f"{self.kl_discount_factor} must be between 0 and 1."
             )
         group_size = getattr(self, "group_size", None)
         if group_size is not None and group_size < 2 and not self.kl_penalty_coef:
@@ -117,35 +133,40 @@ class RunOptions(SharedOptions):
 
 @chz.chz
 class Config(RunOptions):
-    """Everything the loops need."""
+    """All settings of the RL loops."""
 
-    # Narrower than in the options: a chz object never changes, so this is safe.
+    # The type is narrower than in the options. This is safe, since chz objects never change.
     log_path: str = chz.field(munger=expand_path, doc="Run directory.")  # pyright: ignore[reportIncompatibleVariableOverride]
-    model_name: str = chz.field(doc="Base model; a name or a folder.")  # pyright: ignore[reportIncompatibleVariableOverride]
-    recipe_name: str = chz.field(default="rl", doc="Recorded with the session.")
-    dataset_builder: RLDatasetBuilder = chz.field(doc="Makes train and held-out data.")
+    model_name: str = chz.field(doc="Base model to train, as a name or a folder.")  # pyright: ignore[reportIncompatibleVariableOverride]
+    recipe_name: str = chz.field(default="rl", doc="Name recorded with the session.")
+    dataset_builder: RLDatasetBuilder = chz.field(doc="Builder of the training and held-out data.")
     evaluator_builders: list[SamplingClientEvaluatorBuilder] = chz.field(
-        default_factory=list, doc="Evaluators run every eval_every steps."
+        default_factory=list, doc="Builders of evaluators that run every eval_every steps."
     )
     kl_reference_config: KLReferenceConfig | None = chz.field(
-        default=None, doc="The reference of the KL penalty."
+        default=None, doc="Reference model of the KL penalty."
     )
     rollout_error_tolerance: bool | RolloutStrategy | None = chz.field(
-        default=None, doc="False: fail fast; True: retry; None: retry, then leave out members."
+        default=None,
+        doc="What a failed rollout does. False: stops the run; True: is retried; None: is retried, "
+        "then left out of its group.",
     )
     rollout_config: RolloutConfig | None = chz.field(
-        default=None, doc="Limits of an episode and what follows an unreadable reply."
+        default=None, doc="Limits of an episode, and the effect of an unreadable reply."
     )
     termination: TerminationRewardPolicy | None = chz.field(
-        default=None, doc="Rewards at a limit, and grading."
+        default=None, doc="Rewards and grading of an episode that reaches a limit."
     )
-    async_config: AsyncConfig | None = chz.field(default=None, doc="Sample while training.")
+    async_config: AsyncConfig | None = chz.field(
+        default=None, doc="Settings for sampling and training at the same time; None: in turns."
+    )
     stream_minibatch_config: StreamMinibatchConfig | None = chz.field(
-        default=None, doc="Train on groups as they finish."
+        default=None, doc="Settings for training on groups as they finish; None: on whole batches."
     )
-    rollout_json_export: bool = chz.field(default=True, doc="Write transcripts.")
+    rollout_json_export: bool = chz.field(default=True, doc="Whether to write transcripts.")
     best_metric: str = chz.field(
-        default="test/env/all/reward/total", doc="Its highest value marks the best checkpoint."
+        default="test/env/all/reward/total",
+        doc="Name of the metric whose highest value marks the best checkpoint.",
     )
 
     @chz.validate

@@ -7,6 +7,7 @@ A recipe's config inherits the groups it needs and adds its own fields. All keys
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,103 +38,134 @@ def expand_path(_: Any, path: str | None) -> str | None:
 
 @chz.chz
 class ModelOptions:
-    """Which model is trained, where, from what, and how far."""
+    """Model, service and run directory."""
 
     model_name: str | None = chz.field(
-        default=None, doc="Base model; a name or a folder. Default: that of the local service."
+        default=None,
+        doc="Base model to train, as a name or a folder; default: the model of the local service.",
     )
     renderer_name: str | None = chz.field(
-        default=None, doc="Chat format; default: the one recommended for the model."
+        default=None, doc="Chat format; default: the recommended format of the model."
     )
     base_url: str | None = chz.field(
         default=None,
-        doc="Tinker service, or `local`; default: TINKER_BASE_URL, an API key, else local.",
+        doc="URL of a Tinker service, or `local`; default: TINKER_BASE_URL if set, the Tinker "
+        "service if there is an API key, else local.",
     )
     log_path: str | None = chz.field(
         default=None,
         munger=expand_path,
-        doc="Run directory; default: a name made from the settings, in ~/tinker-runs.",
+        doc="Run directory; default: a folder in ~/tinker-runs, named after the settings.",
     )
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="tinker:// path of saved weights to start from, with a new optimizer."
+        default=None,
+        doc="Saved weights (tinker://...) to start from; the optimizer starts new.",
     )
-    lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     train_unembed: bool | None = chz.field(
         default=None,
-        doc="Adapt the output embedding too; default: unless it is the input embedding as well.",
+        doc="Whether to train the output embedding too; default: yes, unless the model shares it "
+        "with the input embedding.",
     )
     max_steps: int | None = chz.field(
-        default=None, doc="Stop after this many optimizer steps; shortens the schedule too."
+        default=None,
+        doc="Maximum number of optimizer steps; the learning-rate schedule ends there too.",
     )
-    seed: int = chz.field(default=0, doc="Seed of the adapter's start and of the data order.")
+    seed: int = chz.field(
+        default=0, doc="Random seed for the adapter's first weights, the data and the samples."
+    )
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
         default="ask",
-        doc="If log_path holds a run: resume; delete; raise; or ask, which resumes a run of the "
-        "same settings and asks (on a terminal) or refuses otherwise.",
+        doc="What to do if log_path holds a run: resume it, delete it, raise an error, or ask. "
+        "`ask` resumes a run with the same settings; otherwise it asks on a terminal, and raises "
+        "an error elsewhere.",
     )
+
+    def log_words(self) -> Sequence[str]:
+        """Return words for the default name of the run directory; a recipe may override this."""
+        return ()
 
 
 @chz.chz
 class OptimizerOptions:
-    """The learning rate over time and AdamW."""
+    """Optimizer and learning-rate schedule."""
 
     learning_rate: float = chz.field(default=1e-4, doc="Peak learning rate.")
-    lr_schedule: LRSchedule = chz.field(default="linear", doc="linear, cosine or constant.")
-    warmup_steps: int = chz.field(default=0, doc="Steps over which the learning rate rises.")
+    lr_schedule: LRSchedule = chz.field(
+        default="linear", doc="Learning rate over time: linear or cosine decay to 0, or constant."
+    )
+    warmup_steps: int = chz.field(
+        default=0, doc="Number of first steps in which the learning rate rises to its peak."
+    )
     weight_decay: float = chz.field(default=0.0, doc="Decoupled weight decay of the adapter.")
     grad_clip_norm: float = chz.field(
-        default=0.0, doc="Limit on the norm of the gradient, which is a sum over the batch; 0: off."
+        default=0.0,
+        doc="Maximum norm of the gradient, which is summed over the batch; 0: no clipping.",
     )
-    adam_beta1: float = chz.field(default=0.9, doc="AdamW's decay of the mean gradient.")
-    adam_beta2: float = chz.field(default=0.95, doc="AdamW's decay of the mean square.")
-    adam_eps: float = chz.field(default=1e-8, doc="AdamW's epsilon.")
+    adam_beta1: float = chz.field(default=0.9, doc="AdamW decay rate of the mean gradient.")
+    adam_beta2: float = chz.field(default=0.95, doc="AdamW decay rate of the squared gradient.")
+    adam_eps: float = chz.field(default=1e-8, doc="AdamW epsilon, added to the denominator.")
 
 
 @chz.chz
 class CheckpointOptions:
-    """When to save and to evaluate, and how long the service keeps what is saved."""
+    """Checkpoints and evaluations."""
 
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
-    save_every_tokens: int = chz.field(default=0, doc="Tokens between checkpoints; 0: off.")
-    save_every_seconds: float = chz.field(default=0.0, doc="Seconds between checkpoints; 0: off.")
+    save_every_tokens: int = chz.field(
+        default=0, doc="Training tokens between checkpoints; 0: tokens do not matter."
+    )
+    save_every_seconds: float = chz.field(
+        default=0.0, doc="Seconds between checkpoints; 0: time does not matter."
+    )
     keep_checkpoints: int = chz.field(
         default=2,
-        doc="Training states kept of a run, the newest; of older checkpoints only the weights to "
-        "sample from stay. 0: all.",
+        doc="Number of newest checkpoints that keep their training state; older ones keep only "
+        "the weights for sampling. 0: all keep it.",
     )
     ttl_seconds: int | None = chz.field(
-        default=604800, doc="How long the service keeps periodic checkpoints; None: for ever."
+        default=604800,
+        doc="Seconds for which the service keeps periodic checkpoints; None: without limit.",
     )
     rolling_save_every: int = chz.field(
-        default=0, doc="Steps between rolling checkpoints (only the newest is kept); 0: off."
+        default=0,
+        doc="Steps between rolling checkpoints, of which only the newest is kept; 0: none.",
     )
-    rolling_ttl_seconds: int = chz.field(default=7200, doc="How long rolling ones are kept.")
+    rolling_ttl_seconds: int = chz.field(
+        default=7200, doc="Seconds for which the service keeps a rolling checkpoint."
+    )
     async_periodic_saves: bool = chz.field(
-        default=False, doc="Go on with the next steps while a checkpoint is being written."
+        default=False, doc="Whether training continues while a checkpoint is written."
     )
     eval_every: int = chz.field(
         default=10,
-        doc="Steps between evaluations, also before the first step and at the end; 0: off.",
+        doc="Steps between evaluations, which also run before the first and after the last step; "
+        "0: no evaluations.",
     )
     infrequent_eval_every: int = chz.field(
-        default=100, doc="The same for evaluators that take long; 0: off."
+        default=100, doc="Steps between slow evaluations, such as sampled answers; 0: none."
     )
 
 
 @chz.chz
 class TrackingOptions:
-    """Names of the run elsewhere, and where its time goes."""
+    """Experiment tracking and timing."""
 
     wandb_project: str | None = chz.field(
-        default=None, doc="Send metrics to this Weights & Biases project too."
+        default=None, doc="Weights & Biases project that also receives the metrics."
     )
-    wandb_name: str | None = chz.field(default=None, doc="Name of the run there.")
-    session_name: str | None = chz.field(default=None, doc="Name of the session on the service.")
+    wandb_name: str | None = chz.field(
+        default=None, doc="Name of the run in Weights & Biases; default: chosen there."
+    )
+    session_name: str | None = chz.field(
+        default=None,
+        doc="Name of the session on the service; default: recipe, run directory and learning rate.",
+    )
     enable_trace: bool = chz.field(
-        default=False, doc="Write every timed span to trace_events.jsonl, for Perfetto."
+        default=False, doc="Whether to write timed spans to trace_events.jsonl, for Perfetto."
     )
     span_chart_every: int = chz.field(
-        default=0, doc="Steps between charts of a step's spans (iteration_*/timing_gantt.html)."
+        default=0, doc="Steps between timing charts (iteration_*/timing_gantt.html); 0: none."
     )
 
 

@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 
 @chz.chz
 class RunOptions(SharedOptions):
-    """The settings of every supervised run; a recipe's config adds its own."""
+    """Supervised training; a recipe's config adds its own settings."""
 
     num_epochs: int = chz.field(default=1, doc="Number of passes over the data.")
     gradient_accumulation: int = chz.field(
-        default=1, doc="Batches whose gradients are summed before each optimizer step."
+        default=1, doc="Number of batches whose gradients are summed for one optimizer step."
     )
     submit_ahead: int = chz.field(
-        default=1, doc="Batches submitted before the result of the current one is awaited."
+        default=1, doc="Number of steps submitted before the result of the current one is awaited."
     )
 
     @chz.validate
@@ -58,20 +58,21 @@ class RunOptions(SharedOptions):
 
 @chz.chz
 class Config(RunOptions):
-    """Everything the loop needs."""
+    """All settings of the supervised loop."""
 
-    # Narrower than in the options: a chz object never changes, so this is safe.
+    # The type is narrower than in the options. This is safe, since chz objects never change.
     log_path: str = chz.field(munger=expand_path, doc="Run directory.")  # pyright: ignore[reportIncompatibleVariableOverride]
-    model_name: str = chz.field(doc="Base model; a name or a folder.")  # pyright: ignore[reportIncompatibleVariableOverride]
-    recipe_name: str = chz.field(default="supervised", doc="Recipe name, recorded by the service.")
+    model_name: str = chz.field(doc="Base model to train, as a name or a folder.")  # pyright: ignore[reportIncompatibleVariableOverride]
+    recipe_name: str = chz.field(default="supervised", doc="Name recorded with the session.")
     dataset_builder: SupervisedDatasetBuilder = chz.field(
         doc="Builder of the training and held-out data."
     )
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
-        default_factory=list, doc="Evaluators that run every eval_every steps."
+        default_factory=list, doc="Builders of evaluators that run every eval_every steps."
     )
     infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
-        default_factory=list, doc="Evaluators that run every infrequent_eval_every steps."
+        default_factory=list,
+        doc="Builders of evaluators that run every infrequent_eval_every steps.",
     )
 
 

@@ -1,1 +1,1 @@
-"""A game."""
+"""Guess a number."""

@@ -12,8 +12,7 @@ from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.rl.message_env import EnvFromMessageEnv
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset, RLDatasetBuilder
 
-from ...multiturn.envs import UNREADABLE_REWARD
-from ...multiturn.envs import GuessNumberEnv as GuessNumberGame
+from ...multiturn.games import UNREADABLE_REWARD, NumberGame
 
 __all__ = [
     "GuessNumberDataset",
@@ -27,12 +26,12 @@ MAX_TURNS = 10
 
 
 class GuessNumberEnv(EnvFromMessageEnv):
-    """One game."""
+    """One game; the rules and rewards are those of `NumberGame`."""
 
     def __init__(self, gold_answer: int, renderer: Renderer) -> None:
         super().__init__(
             renderer,
-            GuessNumberGame(gold_answer, UPPER_BOUND, MAX_TURNS),
+            NumberGame(gold_answer, UPPER_BOUND, MAX_TURNS),
             failed_parse_reward=UNREADABLE_REWARD,
             context_overflow_reward=UNREADABLE_REWARD,
         )
@@ -41,18 +40,18 @@ class GuessNumberEnv(EnvFromMessageEnv):
 
 @dataclass(frozen=True)
 class GuessNumberEnvGroupBuilder(EnvGroupBuilder):
-    """The same number several times."""
+    """One number, guessed several times."""
 
     answer: int
     renderer: Renderer
     num_envs: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New games."""
+        """Make new games."""
         return [GuessNumberEnv(self.answer, self.renderer) for _ in range(self.num_envs)]
 
     def logging_tags(self) -> list[str]:
-        """The game's name."""
+        """Return the name of the game."""
         return ["guess_number"]
 
 
@@ -66,7 +65,7 @@ class GuessNumberDataset(RLDataset):
     group_size: int
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         start = index * self.batch_size
         return [
             GuessNumberEnvGroupBuilder(answer, self.renderer, self.group_size)
@@ -79,7 +78,7 @@ class GuessNumberDataset(RLDataset):
 
 @chz.chz
 class GuessNumberDatasetBuilder(RLDatasetBuilder):
-    """All numbers, shuffled; a tenth of them is held out."""
+    """Builder of all numbers, shuffled; a tenth of them is held out."""
 
     batch_size: int
     model_name: str
@@ -89,7 +88,7 @@ class GuessNumberDatasetBuilder(RLDatasetBuilder):
     seed: int = 0
 
     async def __call__(self) -> tuple[RLDataset, RLDataset]:
-        """Games to train on, and held-out ones."""
+        """Return the training games and the held-out ones."""
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name)

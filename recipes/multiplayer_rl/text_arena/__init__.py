@@ -1,1 +1,1 @@
-"""A game."""
+"""Games of textarena."""

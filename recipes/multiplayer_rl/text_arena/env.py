@@ -1,4 +1,4 @@
-"""Two-player games of textarena, played by the model against itself."""
+"""Two-player games of textarena, which the model plays against itself."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = [
 
 @chz.chz
 class TwoPlayerTextArenaDatasetBuilder(RLDatasetBuilder):
-    """Games by number; each is played `group_size` times from the same seat and start."""
+    """Builder of numbered games; each is played `group_size` times from the same seat and start."""
 
     batch_size: int
-    """Episodes of one step."""
+    """Number of episodes per step."""
     model_name: str
     renderer_name: str
     game_name: str = "TicTacToe-v0"
@@ -30,10 +30,10 @@ class TwoPlayerTextArenaDatasetBuilder(RLDatasetBuilder):
     base_url: str | None = None
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Games to train on, and held-out ones.
+        """Return the training games and the held-out ones.
 
         Raises:
-            ConfigurationError: if a batch has no group, or without the package textarena.
+            ConfigurationError: if a batch has no group, or the package textarena is not installed.
         """
         if self.batch_size < self.group_size:
             raise ConfigurationError(

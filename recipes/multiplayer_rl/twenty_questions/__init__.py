@@ -1,1 +1,1 @@
-"""A game."""
+"""Twenty questions."""

@@ -1,4 +1,4 @@
-"""Twenty questions: a model knows a word, the policy asks until it names the word."""
+"""Twenty questions: a model knows a word, and the policy asks until it names the word."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Game(MessageEnv):
         self.history = [*self.history, message]
         if correct or self._num_turns >= MAX_QUESTIONS:
             return MessageStepResult(float(correct), True, self.history, metrics, logs)
-        # Each question alone: the answer to it does not depend on those before.
+        # The answerer sees one question at a time; its answer does not depend on earlier ones.
         rules = ANSWERER_RULES.format(answer=self.answer)
         asked: list[Message] = [
             {"role": "system", "content": rules},
@@ -83,7 +83,7 @@ class _Game(MessageEnv):
 
 
 class TwentyQuestionsEnv(EnvFromMessageEnv):
-    """One game; naming the word is worth 1."""
+    """One game; naming the word earns 1."""
 
     def __init__(self, answerer: MessageCompleter, answer: str, renderer: Renderer) -> None:
         super().__init__(renderer, _Game(answerer, answer))
@@ -91,7 +91,7 @@ class TwentyQuestionsEnv(EnvFromMessageEnv):
 
 @dataclass(frozen=True)
 class TwentyQuestionsEnvGroupBuilder(EnvGroupBuilder):
-    """The same word several times."""
+    """One word, asked for several times."""
 
     answerer: MessageCompleter
     answer: str
@@ -99,14 +99,14 @@ class TwentyQuestionsEnvGroupBuilder(EnvGroupBuilder):
     num_envs: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New games."""
+        """Make new games."""
         return [
             TwentyQuestionsEnv(self.answerer, self.answer, self.renderer)
             for _ in range(self.num_envs)
         ]
 
     def logging_tags(self) -> list[str]:
-        """The game's name."""
+        """Return the name of the game."""
         return ["twenty_questions"]
 
 
@@ -121,7 +121,7 @@ class TwentyQuestionsDataset(RLDataset):
     group_size: int
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         start = index * self.batch_size
         return [
             TwentyQuestionsEnvGroupBuilder(self.answerer, answer, self.renderer, self.group_size)
@@ -134,7 +134,7 @@ class TwentyQuestionsDataset(RLDataset):
 
 @chz.chz
 class TwentyQuestionsDatasetBuilder(RLDatasetBuilder):
-    """Words of a list; a fifth of them is held out."""
+    """Builder of games about a list of words; a fifth of them is held out."""
 
     batch_size: int
     model_name_for_tokenizer: str
@@ -144,10 +144,10 @@ class TwentyQuestionsDatasetBuilder(RLDatasetBuilder):
     num_epochs: int = 1
     test_group_size: int = 32
     answerer_base_model: str | None = None
-    """Who answers; None: the model that is trained, as it was before."""
+    """Base model that answers; None: the base model of the training."""
 
     async def __call__(self) -> tuple[RLDataset, RLDataset]:
-        """Games to train on, and held-out ones."""
+        """Return the training games and the held-out ones."""
         from tinker_cookbook.renderers import load_renderer
 
         words = sorted(set(WORDS))

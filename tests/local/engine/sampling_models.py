@@ -1,4 +1,4 @@
-"""Tiny models with everything that samples from them, for the tests of generation."""
+"""Tiny models with their schedulers, for the tests of sampling."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.sequence import Request, check_sample_spec
+from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.types import LoraSpec, ModelInfo, SampleResult, SampleSpec
 
 DECODERS = ("torch", "compiled")
@@ -25,11 +27,11 @@ EOS = 2
 
 @dataclass
 class Sampled:
-    """A tiny model and its generator."""
+    """A tiny model and its scheduler."""
 
     info: ModelInfo
     base: NativeModel
-    generator: Generator
+    scheduler: Scheduler
     cache: KvCache
 
     def start(self, spec: SampleSpec, adapter: StackedLora | None = None, **options) -> Request:
@@ -42,19 +44,19 @@ class Sampled:
         )
         max_new = check_sample_spec(spec, self.info)
         request = Request(spec, adapter, Future(), rule, max_new, **options)
-        self.generator.add(request)
+        self.scheduler.add(request)
         return request
 
     def run(self, *requests: Request, max_steps: int = 5000) -> list[SampleResult]:
-        """Step until all is done."""
+        """Step until no work is left, and return the results of some requests."""
         for _ in range(max_steps):
-            if not self.generator.has_work:
+            if not self.scheduler.has_work:
                 break
-            self.generator.step()
+            self.scheduler.step()
         return [request.future.result(timeout=0) for request in requests]
 
     def sample(self, *specs: SampleSpec, adapter: StackedLora | None = None) -> list[SampleResult]:
-        """Serve requests together."""
+        """Serve requests together and return their results."""
         return self.run(*[self.start(spec, adapter) for spec in specs])
 
 
@@ -63,14 +65,14 @@ def sampled(
     decoder: str = "torch",
     *,
     cache_bytes: int = 64 * 2**20,
-    limits: GenerationLimits | None = None,
+    limits: SchedulerLimits | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """A tiny model with the chosen decoder; skips where no kernels can be compiled."""
+    """Build a tiny model with a decoder; skip the test where kernels cannot be compiled."""
     folder = tiny_model(architecture)
     base = load_base_model(folder, dtype=dtype, compiled=decoder == "compiled")
     assert isinstance(base, NativeModel), "tiny models have native architectures"
-    chosen = Decoder(base.arch, base.weights)
+    chosen = TorchDecoder(base.arch, base.weights)
     if decoder == "compiled":
         compiled = native_decoder(base.arch, base.weights)
         if compiled is None:
@@ -79,13 +81,13 @@ def sampled(
             pytest.skip("no C compiler here")
         chosen = compiled
     cache = KvCache(chosen.cache_shape, cache_bytes)
-    generator = Generator(chosen, cache, limits or GenerationLimits())
+    scheduler = Scheduler(chosen, cache, limits or SchedulerLimits())
     info = ModelInfo(str(folder), str(folder), base.vocab_size, base.max_positions, (EOS,))
-    return Sampled(info, base, generator, cache)
+    return Sampled(info, base, scheduler, cache)
 
 
 def random_adapter(base: NativeModel, seed: int, *, rank: int = 4, **parts: bool) -> StackedLora:
-    """An adapter whose B matrices are not zero."""
+    """Return an adapter whose B matrices are not zero."""
     spec = LoraSpec(rank=rank, seed=seed, **parts)
     adapter = Adapter(spec, base.lora_targets(spec))
     generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,7 @@ from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import NativeDecoder, native_decoder
-from tinker_cookbook.local.engine.sampling.torch_decoder import Decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 
 TOLERANCE = 2e-4
 
@@ -96,7 +96,7 @@ def prefill(decoder, prompts: list[np.ndarray], adapters: list[StackedLora | Non
 def test_every_number_of_tokens_gives_the_logits_of_torch(tmp_path: Path, rounded: bool) -> None:
     base = load(tmp_path, rounded=rounded)
     decoder, dense = compiled(base), native_model(tmp_path, compiled=False)
-    reference = Decoder(dense.arch, dense.weights)
+    reference = TorchDecoder(dense.arch, dense.weights)
     adapter = random_adapter(base, 1, rank=5, train_unembed=True)
     rng = np.random.default_rng(0)
     for length in (*range(1, 15), 40):
@@ -120,7 +120,7 @@ def test_prompts_in_chunks_of_any_size_attend_alike(
     )
     decoder, dense = compiled(base), native_model(tmp_path, compiled=False)
     prompt = np.random.default_rng(2).integers(0, base.vocab_size, 150).astype(np.int32)
-    expected = prefill(Decoder(dense.arch, dense.weights), [prompt], [None])
+    expected = prefill(TorchDecoder(dense.arch, dense.weights), [prompt], [None])
     whole = prefill(decoder, [prompt], [None])
     assert (whole - expected).abs().max() < TOLERANCE
     cache = KvCache(decoder.cache_shape, 64 * 2**20)

@@ -1,4 +1,4 @@
-"""What does not fit is refused with numbers before it is tried; what is idle moves out and back."""
+"""What does not fit is refused with numbers in advance; idle adapters move to disk and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.host import EngineHost
-from tinker_cookbook.local.engine.jobs import EngineSettings
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec, SampleSpec, TrainDatum
 from tinker_cookbook.local.errors import UserError
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 class Memory:
-    """How much is free, as the test says."""
+    """Free memory, as the test sets it."""
 
     def __init__(self) -> None:
         self.free = 8 * GIB
@@ -50,12 +50,12 @@ def data(length: int = 20, seed: int = 0) -> list[TrainDatum]:
 
 
 def backward(host: EngineHost, run: str, batch: list[TrainDatum]) -> None:
-    host.forward_backward(run, batch, LossSpec("cross_entropy"), backward=True, pause=lambda: None)
+    host.forward_backward(run, batch, LossSpec("cross_entropy"))
 
 
 def logprobs(host: EngineHost, run: str) -> np.ndarray:
     loss = LossSpec("cross_entropy")
-    result = host.forward_backward(run, data(), loss, backward=False, pause=lambda: None)
+    result = host.forward_backward(run, data(), loss, backward=False)
     return result.logprobs[0]
 
 
@@ -70,7 +70,7 @@ def sample(host: EngineHost, sampler: str) -> tuple[list[int], list[float]]:
 
 
 def train(host: EngineHost, run: str, *, spill_between: bool) -> np.ndarray:
-    """Two accumulated batches and a step, three times; perhaps out of memory in between."""
+    """Train three steps of two accumulated batches; perhaps spill between the batches."""
     host.create_run(run, MODEL, LORA)
     for step in range(3):
         for part in range(2):
@@ -133,7 +133,7 @@ def test_memory_short_moves_the_oldest_out_and_then_unloads_models(host, memory)
     host.create_run("new", MODEL, LORA)
 
     class Filling(Memory):
-        """Each thing out of memory frees a little."""
+        """Free memory that grows a little with each spilled adapter."""
 
         def __call__(self) -> int:
             return int(host.stats()["spilled_runs"]) * GIB + (0 if host.loaded_models() else GIB)
@@ -142,7 +142,7 @@ def test_memory_short_moves_the_oldest_out_and_then_unloads_models(host, memory)
     other = str(tiny_model("qwen2"))
     backward(host, "new", data())
     assert host.stats()["spilled_runs"] == 1
-    assert host._runs["old"].file is not None
+    assert host._residents.runs["old"].file is not None
     assert np.isfinite(logprobs(host, "old")).all()
     memory.free = 8 * GIB
     host._free_bytes = memory
@@ -203,7 +203,7 @@ def test_a_damaged_file_is_named_and_the_rest_works(host, tmp_path) -> None:
     host.create_run("run", MODEL, LORA)
     host.create_run("other", MODEL, LORA)
     assert host.spill_idle(0.0) == 2
-    path = host._runs["run"].file
+    path = host._residents.runs["run"].file
     assert path is not None
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=path.name):

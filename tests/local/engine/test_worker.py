@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.jobs import EngineSettings
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     LoraSpec,
@@ -42,7 +42,7 @@ def datum(length: int = 30, seed: int = 0) -> TrainDatum:
 
 @pytest.fixture
 def worker() -> Iterator[EngineWorker]:
-    engine = EngineWorker(device="cpu", dtype="float32", kv_cache_bytes=32 * 2**20)
+    engine = EngineWorker(EngineSettings("cpu", "float32", kv_cache_bytes=32 * 2**20))
     yield engine
     engine.close()
 
@@ -79,7 +79,7 @@ def test_a_model_is_loaded_once_and_described(worker):
 
 
 def test_operations_of_a_run_execute_in_order(worker):
-    """Samplers made between queued steps hold the weights of exactly that point."""
+    """Samplers that are created between queued steps hold the weights of exactly that point."""
     worker.create_run("run", MODEL, LORA)
     created = []
     for step in range(3):
@@ -167,7 +167,7 @@ def test_saving_and_loading_continues_a_run_exactly(worker, tmp_path):
 
 
 def test_sampling_goes_on_while_a_long_batch_trains(worker):
-    """A batch of many packs lets sampling run between them instead of making it wait."""
+    """Sampling runs between the packs of a large batch instead of waiting for its end."""
     worker.create_run("run", MODEL, LORA)
     worker.create_sampler("base", MODEL).result(SECONDS)
     done: list[str] = []
@@ -281,7 +281,7 @@ def test_closing_does_not_wait_for_the_end_of_a_long_batch(worker):
 
 
 def test_unusable_settings_fail_every_operation_with_the_reason():
-    engine = EngineWorker(device="no-such-device")
+    engine = EngineWorker(EngineSettings(device="no-such-device"))
     error = engine.load_model(MODEL).exception(SECONDS)
     assert "no-such-device" in str(error)
     later = engine.load_model(MODEL).exception(SECONDS)
@@ -290,7 +290,7 @@ def test_unusable_settings_fail_every_operation_with_the_reason():
 
 
 def test_idle_models_make_room_and_used_ones_stay():
-    """Memory for one model only: the idle one goes, one with a run does not."""
+    """With memory for one model only, an idle model is unloaded and one with a run is not."""
     from tinker_cookbook.local.engine.host import EngineHost
 
     host: EngineHost

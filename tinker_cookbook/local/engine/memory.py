@@ -1,4 +1,4 @@
-"""How much memory the process may still take."""
+"""How much memory is free and in use, and what the process tells the system about its own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ __all__ = ["available_bytes", "prefer_large_pages", "resident_bytes", "return_fr
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MADV_HUGEPAGE = 14
+"""Linux's constant of this name."""
 
 
 def available_bytes() -> int | None:
-    """Free memory of the machine or container, whichever is less; None where it is not known."""
+    """Return the free bytes of the machine or container, whichever is less; None if not known."""
     known = [value for value in (_machine_bytes(), _container_bytes()) if value is not None]
     return min(known) if known else None
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where it is not known."""
+    """Return the bytes of memory of this process; 0 if not known."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -29,10 +30,10 @@ def resident_bytes() -> int:
 
 
 def return_freed_memory(*, collect: bool = True) -> None:
-    """Give blocks that were freed back to the system, which glibc does not do by itself.
+    """Return freed blocks to the system, which glibc does not do by itself.
 
     Args:
-        collect: also look for objects that only hold each other, which stops Python for a moment.
+        collect: first collect objects that only refer to each other, which pauses Python briefly.
     """
     if collect:
         gc.collect()
@@ -43,9 +44,12 @@ def return_freed_memory(*, collect: bool = True) -> None:
 
 
 def prefer_large_pages(address: int, num_bytes: int) -> None:
-    """Ask Linux for large pages in memory that nothing has touched yet; both are page-aligned.
+    """Ask Linux for large pages in memory that nothing has used yet.
 
-    Matrices that are read from end to end at every step come a fifth faster from large pages.
+    Matrices that every step reads from end to end are read a fifth faster from large pages.
+
+    Args:
+        address: aligned to a page, as is `num_bytes`.
     """
     try:
         madvise = ctypes.CDLL(None).madvise
@@ -64,7 +68,7 @@ def _machine_bytes() -> int | None:
 
 
 def _total_bytes() -> int | None:
-    """Three quarters of the installed memory, where the system does not say what is free."""
+    """Return three quarters of the installed memory, where free memory is not reported."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
     except (OSError, ValueError, AttributeError):

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinker_cookbook.local.engine.sampling.sequence import OnToken
-from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
+from tinker_cookbook.local.engine.types import OnToken, SampleResult, SampleSpec
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice

@@ -14,6 +14,7 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.model.architecture import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.process.lifecycle import (
     bind,
     is_loopback,
@@ -48,14 +49,16 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
         api_key=_find_key(state_dir, args.host),
         host=args.host,
         port=args.port,
-        device=args.device,
-        dtype=args.dtype or dtype_from_environment(),
+        engine=EngineSettings(
+            device=args.device,
+            dtype=args.dtype or dtype_from_environment(),
+            num_threads=args.num_threads,
+            memory_bytes=_memory_bytes(args.memory_gib),
+        ),
         assets_dir=args.assets_dir and args.assets_dir.expanduser().resolve(),
-        num_threads=args.num_threads,
         allowed_hosts=tuple(args.allowed_hosts or ()),
         log_format=args.log_format,
         model_dirs=tuple(path.expanduser().resolve() for path in args.model_dirs or ()),
-        memory_bytes=_memory_bytes(args.memory_gib),
         limits=Limits() if args.spill_after is None else Limits(spill_seconds=args.spill_after),
         retention=RetentionSettings(args.keep_days, int(args.log_mib * 2**20)),
     )
@@ -188,7 +191,7 @@ def run_service(
 
 def _notes(settings: ServiceSettings) -> list[str]:
     """What whoever started the service should know about its speed."""
-    if settings.device not in (None, "cpu") or Path("/dev/nvidia0").exists():
+    if settings.engine.device not in (None, "cpu") or Path("/dev/nvidia0").exists():
         return []
     missing = describe_missing_compiler()
     return [] if missing is None else [missing]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinker_cookbook.local.engine.settings import EngineSettings
+
 __all__ = ["DAY_SECONDS", "Limits", "Patience", "RetentionSettings", "ServiceSettings"]
 
 DAY_SECONDS = 86_400
@@ -77,9 +79,7 @@ class ServiceSettings:
     api_key: str
     host: str = "127.0.0.1"
     port: int = 0
-    device: str | None = None
-    dtype: str | None = None
-    num_threads: int | None = None
+    engine: EngineSettings = field(default_factory=EngineSettings)
     allowed_hosts: tuple[str, ...] = ()
     """Names that requests may address the service by, besides its own address."""
     log_format: str = "text"
@@ -88,7 +88,5 @@ class ServiceSettings:
     """Folder whose files clients may point at instead of sending images; None: none."""
     model_dirs: tuple[Path, ...] = ()
     """Folders under which clients may name any model folder."""
-    memory_bytes: int | None = None
-    """What the process may hold; None: what the machine or container has."""
     limits: Limits = field(default_factory=Limits)
     retention: RetentionSettings = field(default_factory=RetentionSettings)

@@ -27,25 +27,26 @@ TrainedTokens = Literal[
 
 @chz.chz
 class DataOptions:
-    """Which rows are trained, and what of them."""
+    """Training data and trained tokens."""
 
     data: str | None = chz.field(
         default=None,
-        doc="File, folder, glob, or several: a.jsonl,b.parquet, with weights a.jsonl:0.7,b.csv:0.3 "
-        "(docs/data.md). Default: the bundled file.",
+        doc="Files to train on: a file, folder or glob, or several such as a.jsonl,b.parquet, "
+        "with weights a.jsonl:0.7,b.csv:0.3 (see docs/data.md); default: the bundled file.",
     )
-    file_path: str | None = chz.field(default=None, doc="The older name of `data`.")
+    file_path: str | None = chz.field(default=None, doc="Older name of `data`.")
     train_on_what: TrainedTokens = chz.field(
-        default="all_assistant_messages", doc="Which tokens are trained."
+        default="all_assistant_messages", doc="Which tokens are trained; the others are context."
     )
     markup: MarkupMode = chz.field(
         default="convert",
-        doc="<think> and <tool_call> in the text of replies: convert to reasoning and calls, "
-        "refuse, or keep as text.",
+        doc="What happens to <think> and <tool_call> in the text of replies: convert to reasoning "
+        "and tool calls, refuse, or keep as text.",
     )
     mix_until: MixUntil = chz.field(
         default="first_exhausted",
-        doc="With weights, an epoch ends when the first file is through, or when all are.",
+        doc="When an epoch over weighted files ends: after the first file is used up, or after "
+        "all are.",
     )
 
     def data_or(self, default: str | Path) -> str:

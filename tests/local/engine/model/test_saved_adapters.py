@@ -15,6 +15,7 @@ from tests.local.engine.training_data import FORMATS, make_run, random_datum
 from tests.tiny_models import build_tiny_model, tiny_model
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, find_origin
 from tinker_cookbook.local.engine.model.lora import read_base_model_name
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.types import LoraSpec, LossSpec, TrainDatum
 from tinker_cookbook.local.engine.worker import EngineWorker
 from tinker_cookbook.unembedding import choose_train_unembed
@@ -60,7 +61,7 @@ def test_a_tied_head_that_was_asked_for_leaves_a_warning(
     """The reason for the warning holds too: merged, the adapter gives another model."""
     folder, saved = str(tiny_model("llama", tied=True)), tmp_path / "adapter"
     saved.mkdir()
-    worker = EngineWorker(dtype="float32", num_threads=1)
+    worker = EngineWorker(EngineSettings(dtype="float32", num_threads=1))
     with caplog.at_level(logging.WARNING, logger="tinker_cookbook.local.engine.host"):
         worker.create_run("with", folder, LoraSpec(rank=2, seed=0)).result(SECONDS)
         worker.create_run("without", folder, LoraSpec(rank=2, train_unembed=False)).result(SECONDS)
@@ -101,7 +102,7 @@ def test_an_adapter_on_converted_weights_names_them(
     build_tiny_model(converted, "llama")
     saved = tmp_path / "adapter"
     saved.mkdir()
-    worker = EngineWorker(dtype=str(dtype).removeprefix("torch."), num_threads=1)
+    worker = EngineWorker(EngineSettings(dtype=str(dtype).removeprefix("torch."), num_threads=1))
     worker.create_run("run", DEFAULT_MODEL, LoraSpec(rank=2, train_unembed=False)).result(SECONDS)
     worker.save_run("run", saved, with_optimizer=True).result(SECONDS)
     config = json.loads((saved / "adapter_config.json").read_text())

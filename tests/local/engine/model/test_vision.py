@@ -11,8 +11,8 @@ import torch
 
 from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook.local.engine.host import EngineHost
-from tinker_cookbook.local.engine.jobs import EngineSettings
 from tinker_cookbook.local.engine.model.images import decode_image
+from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     ImageInput,
@@ -65,7 +65,7 @@ def datum_of(tokens: np.ndarray, images: tuple) -> TrainDatum:
 
 
 def train(host: EngineHost, run: str, data: list[TrainDatum], *, backward: bool = True):
-    return host.forward_backward(run, data, CROSS_ENTROPY, backward=backward, pause=lambda: None)
+    return host.forward_backward(run, data, CROSS_ENTROPY, backward=backward)
 
 
 def sample(host: EngineHost, sampler: str, spec: SampleSpec):

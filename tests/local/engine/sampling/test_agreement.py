@@ -30,7 +30,7 @@ PROMPT = np.arange(5, 25, dtype=np.int32)
 
 
 def _sample(architecture: str, decoder: str, dtype: torch.dtype) -> tuple[TrainingRun, list]:
-    """A run, and data of its own samples with the sampler's logprobs."""
+    """Return a run, and data made of its samples with the sampler's logprobs."""
     tiny = sampled(architecture, decoder, dtype=dtype)
     run = TrainingRun(tiny.base, LoraSpec(rank=4, seed=1))
     set_random_b(run.adapter)

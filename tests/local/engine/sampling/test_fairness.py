@@ -1,4 +1,4 @@
-"""Clients share the sampler: whatever one has outstanding, another gets its share of the work.
+"""Clients share the scheduler: however much one has submitted, another gets its share of the work.
 
 Work is counted in tokens, not in seconds: a pass over n tokens costs n and the decoder's overhead.
 """
@@ -16,14 +16,16 @@ import torch
 from tests.local.engine.sampling_models import Sampled, sampled
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
+from tinker_cookbook.local.engine.sampling.checks import check_sample_spec
+from tinker_cookbook.local.engine.sampling.fairness import FairTurns
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits, Generator
-from tinker_cookbook.local.engine.sampling.sequence import Request, check_sample_spec
-from tinker_cookbook.local.engine.sampling.stops import build_stop_rule
-from tinker_cookbook.local.engine.sampling.turns import Turns
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.sequence import Request
+from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
 from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec
 
-SMALL = GenerationLimits(max_sequences=32)
+SMALL = SchedulerLimits(max_sequences=32)
 
 
 def prompt_of(length: int, seed: int = 0) -> np.ndarray:
@@ -31,20 +33,20 @@ def prompt_of(length: int, seed: int = 0) -> np.ndarray:
 
 
 def short(seed: int = 1) -> SampleSpec:
-    """What somebody asks who waits for the answer."""
+    """Return a request whose client waits for a short answer."""
     return SampleSpec(prompt_of(12, seed=99), 1, 20, seed=seed, stop=[])
 
 
 @dataclass
 class Load:
-    """A generator, and what its passes cost."""
+    """A scheduler, and the cost of each of its passes."""
 
-    generator: Generator
+    scheduler: Scheduler
     info: ModelInfo
     costs: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        decoder = self.generator._decoder
+        decoder = self.scheduler._decoder
         forward = decoder.forward
 
         def counted(batch):
@@ -55,36 +57,39 @@ class Load:
 
     def start(self, client: str, spec: SampleSpec) -> Request:
         rule = build_stop_rule(
-            spec.stop, eos_token_ids=(), vocab_size=self.info.vocab_size, get_tokenizer=lambda: None
+            spec.stop,
+            eos_token_ids=(),
+            vocab_size=self.info.vocab_size,
+            get_tokenizer=lambda: load_tokenizer(self.info.folder),
         )
         limit = check_sample_spec(spec, self.info)
         request = Request(spec, None, Future(), rule, limit, client=client)
-        self.generator.add(request)
+        self.scheduler.add(request)
         return request
 
     def steps(self, count: int) -> None:
         for _ in range(count):
-            self.generator.step()
+            self.scheduler.step()
 
     def cost_of(self, client: str, *specs: SampleSpec) -> int:
-        """What is computed from a client's asking until all of its answers are there."""
+        """Return the cost of all passes from a client's requests to its last answer."""
         first = len(self.costs)
         requests = [self.start(client, spec) for spec in specs]
         while not all(request.future.done() for request in requests):
-            self.generator.step()
+            self.scheduler.step()
         return sum(self.costs[first:])
 
 
 def of_native(decoder: str = "compiled", **options) -> Load:
     model: Sampled = sampled("llama", decoder, **options)
-    return Load(model.generator, model.info)
+    return Load(model.scheduler, model.info)
 
 
 def of_transformers(folder: Path | None = None) -> Load:
     folder = folder or tiny_model()
     base = HfModel(folder, dtype=torch.float32)
     info = ModelInfo(str(folder), str(folder), base.vocab_size, base.max_positions, (2,))
-    return Load(Generator(HfDecoder(base), HfCache(base), SMALL), info)
+    return Load(Scheduler(HfDecoder(base), HfCache(base), SMALL), info)
 
 
 @pytest.mark.parametrize("decoder", ["torch", "compiled"])
@@ -94,12 +99,12 @@ def test_a_short_answer_takes_twice_as_long_beside_a_client_with_hundreds_of_sam
     for number in range(64):
         busy.start("a", SampleSpec(prompt_of(20, number), 4, 400, seed=number, stop=[]))
     busy.steps(30)
-    assert busy.generator.num_running == 128
-    before = busy.generator.sampled_tokens
+    assert busy.scheduler.num_running == 128
+    before = busy.scheduler.sampled_tokens
     costs = [busy.cost_of("b", short(seed)) for seed in range(4)]
     # a pass of the other client's 128 rows may come between the first and the last token
     assert sum(costs) < 2.5 * 4 * alone + 4 * 150
-    assert busy.generator.sampled_tokens - before > 4 * 20 + 128  # the others go on
+    assert busy.scheduler.sampled_tokens - before > 4 * 20 + 128  # client a still decodes
 
 
 def test_a_full_memory_makes_room_for_a_client_that_has_nothing():
@@ -113,7 +118,7 @@ def test_a_full_memory_makes_room_for_a_client_that_has_nothing():
         for number in range(8)
     ]
     busy.steps(40)
-    waiting = busy.generator.num_waiting
+    waiting = busy.scheduler.num_waiting
     assert waiting > 4
     asked = busy.start("b", short())
     busy.steps(80)
@@ -124,8 +129,8 @@ def test_a_full_memory_makes_room_for_a_client_that_has_nothing():
     plenty = of_native()
     same = [plenty.start("a", request.spec) for request in long]
     for load in (busy, plenty):
-        while load.generator.has_work:
-            load.generator.step()
+        while load.scheduler.has_work:
+            load.scheduler.step()
     for one, other in zip(long, same, strict=True):  # pausing changed no bit of the others
         pairs = zip(one.future.result(0).sequences, other.future.result(0).sequences, strict=True)
         for first, second in pairs:
@@ -150,7 +155,7 @@ def test_long_prompts_to_score_do_not_hold_up_others():
         busy.start("a", SampleSpec(prompt, 1, 1, prompt_logprobs=True))
     busy.steps(2)
     assert busy.cost_of("b", short()) < 2.5 * alone + 2 * 900
-    assert busy.generator.num_waiting > 20
+    assert busy.scheduler.num_waiting > 20
 
 
 def test_a_request_for_many_samples_gets_places_while_another_client_holds_all():
@@ -158,11 +163,11 @@ def test_a_request_for_many_samples_gets_places_while_another_client_holds_all()
     for number in range(60):
         busy.start("a", SampleSpec(prompt_of(9, number), 1, 900, seed=number, stop=[]))
     busy.steps(20)
-    assert busy.generator.num_running == 32
+    assert busy.scheduler.num_running == 32
     busy.start("b", SampleSpec(prompt_of(9, 77), 30, 900, seed=1, stop=[]))
     busy.steps(20)
-    assert busy.generator._places()["b"] == SMALL.own_sequences
-    assert busy.generator._places()["a"] == 32
+    assert busy.scheduler.places()["b"] == SMALL.own_sequences
+    assert busy.scheduler.places()["a"] == 32
 
 
 def test_clients_with_as_much_work_share_every_pass():
@@ -170,13 +175,13 @@ def test_clients_with_as_much_work_share_every_pass():
     together, one = of_native(), of_native()
     requests = [together.start(client, spec) for client in ("a", "b")]
     while not all(request.future.done() for request in requests):
-        together.generator.step()
+        together.scheduler.step()
     one.cost_of("a", spec)
     assert len(together.costs) <= len(one.costs) + 2
 
 
 def test_a_client_alone_is_never_held_back():
-    turns = Turns(8)
+    turns = FairTurns(8)
     for _ in range(3):
         assert turns.choose({"a": 128}) == {"a"}
         turns.charge({"a": 128}, {"a": 128})
@@ -185,7 +190,7 @@ def test_a_client_alone_is_never_held_back():
 @pytest.mark.parametrize("sizes", [(1, 128), (1, 2, 120), (30, 128), (1, 1, 1, 500)])
 def test_each_of_k_clients_has_a_kth_of_its_own_speed(sizes):
     overhead = 8
-    turns, clients = Turns(overhead), {str(number): size for number, size in enumerate(sizes)}
+    turns, clients = FairTurns(overhead), {str(number): size for number, size in enumerate(sizes)}
     elapsed, tokens = 0, dict.fromkeys(clients, 0)
     while elapsed < 100_000:
         served = {client: clients[client] for client in turns.choose(clients)}

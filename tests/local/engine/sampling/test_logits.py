@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.native import softmax
-from tinker_cookbook.local.engine.sampling.draw import draw_uniforms
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
     draw_tokens,
     logsumexp,
     topk_logprobs,
 )
+from tinker_cookbook.local.engine.sampling.random_numbers import draw_uniforms
 
 
 def params(num_rows: int, temperature=1.0, top_k=-1, top_p=1.0) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""Generation against transformers and itself: batches, chunks, sharing and little memory."""
+"""The scheduler against transformers and itself: batches, chunks, sharing and little memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.tiny_models import TINY_ARCHITECTURES
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.sampling.scheduler import GenerationLimits
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.sequence import SequenceStatus
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import (
     LossSpec,
@@ -23,10 +24,7 @@ from tinker_cookbook.local.engine.types import (
 from tinker_cookbook.local.errors import UserError
 
 LOGPROB_TOLERANCE = 3e-5
-"""float32 sums in another order; logits of the tiny models reach 20."""
-
-
-BROKEN_CSR = SparseRows(np.ones(1, int), np.zeros(4), np.zeros(1), (3, 1))
+"""float32 sums in different orders; logits of the tiny models reach 20."""
 
 
 def prompt_of(length: int, seed: int = 0) -> np.ndarray:
@@ -36,7 +34,7 @@ def prompt_of(length: int, seed: int = 0) -> np.ndarray:
 def training_logprobs(
     model: Sampled, adapter: StackedLora | None, prompt: np.ndarray, sequence: np.ndarray
 ) -> np.ndarray:
-    """The trainer's logprobs of every token after the first."""
+    """Return the trainer's logprobs of every token after the first."""
     spec = random_adapter(model.base, 0).adapter.spec
     run = TrainingRun(model.base, spec)
     if adapter is None:
@@ -63,7 +61,7 @@ def same(first: SampledSequence, second: SampledSequence) -> bool:
 def test_greedy_equals_transformers_generate(architecture, decoder):
     from transformers import AutoModelForCausalLM
 
-    model = sampled(architecture, decoder, limits=GenerationLimits(max_batch_tokens=24))
+    model = sampled(architecture, decoder, limits=SchedulerLimits(max_batch_tokens=24))
     reference = AutoModelForCausalLM.from_pretrained(model.info.folder, dtype=torch.float32)
     specs = [
         SampleSpec(prompt_of(length), max_tokens=30, temperature=0.0, stop=[])
@@ -87,7 +85,7 @@ def test_greedy_equals_transformers_generate(architecture, decoder):
 @pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
 def test_sampler_and_trainer_agree_on_logprobs_on_every_path(architecture, decoder):
     """Batches of several adapters, chunked prompts, shared prompts, prefix hits, prompt scoring."""
-    model = sampled(architecture, decoder, limits=GenerationLimits(max_batch_tokens=20))
+    model = sampled(architecture, decoder, limits=SchedulerLimits(max_batch_tokens=20))
     adapters = [
         None,
         random_adapter(model.base, 1),
@@ -115,7 +113,7 @@ def test_sampler_and_trainer_agree_on_logprobs_on_every_path(architecture, decod
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_bfloat16_sampler_and_trainer_agree_within_its_rounding(decoder):
-    """Both round at other places: 8 bits of mantissa on logits up to 20 allow about 0.1."""
+    """They round at different places: 8 bits of mantissa on logits up to 20 allow about 0.1."""
     model = sampled("qwen3", decoder, dtype=torch.bfloat16)
     adapter = random_adapter(model.base, 1)
     prompt = prompt_of(30)
@@ -155,15 +153,15 @@ def test_compiled_kernels_read_bfloat16_weights_exactly():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_results_do_not_depend_on_what_else_is_served(decoder):
-    """Compiled kernels give the same bits; torch's products vary in the last ones."""
+    """Compiled kernels give the same bits; torch's products may differ in the last bits."""
     adapter_seed, spec = 5, SampleSpec(prompt_of(21), 3, 40, seed=11, stop=[])
     alone_model = sampled("llama", decoder)
     alone = alone_model.sample(spec, adapter=random_adapter(alone_model.base, adapter_seed))[0]
 
-    busy = sampled("llama", decoder, limits=GenerationLimits(max_batch_tokens=16))
+    busy = sampled("llama", decoder, limits=SchedulerLimits(max_batch_tokens=16))
     others = [busy.start(SampleSpec(prompt_of(n, 1), 2, 60, stop=[])) for n in (3, 30, 50)]
     for _ in range(4):
-        busy.generator.step()
+        busy.scheduler.step()
     adapter = random_adapter(busy.base, adapter_seed)
     watched = busy.start(spec, adapter)
     others.append(busy.start(SampleSpec(prompt_of(40, 2), 4, 10), adapter))
@@ -176,12 +174,12 @@ def test_results_do_not_depend_on_what_else_is_served(decoder):
         assert np.abs(first.logprobs - second.logprobs).max() < LOGPROB_TOLERANCE
 
 
-def with_and_without_guesses(specs: list[SampleSpec]) -> tuple[list, list, int, int]:
-    """Results and numbers of steps."""
+def with_and_without_drafts(specs: list[SampleSpec]) -> tuple[list, list, int, int]:
+    """Return results without and with draft tokens, then the numbers of steps."""
     results, steps = [], []
     for exact in (False, True):
         model = sampled("llama", "compiled")
-        decoder = model.generator._decoder
+        decoder = model.scheduler._decoder
         decoder.exact = exact
         calls, forward = [], decoder.forward
         decoder.forward = lambda batch, calls=calls, forward=forward: (
@@ -193,7 +191,7 @@ def with_and_without_guesses(specs: list[SampleSpec]) -> tuple[list, list, int, 
 
 
 @pytest.mark.parametrize(("temperature", "num_samples"), [(0.0, 1), (1.0, 2), (0.05, 1)])
-def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_samples):
+def test_draft_tokens_change_only_the_number_of_steps(temperature, num_samples):
     prompt = np.array([3, 1, 4, 1, 5, 9, 2, 6] * 3, np.int32)
     spec = SampleSpec(
         prompt,
@@ -203,8 +201,8 @@ def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_
         seed=5,
         topk_sample_logprobs=3,
     )
-    plain, guessed, plain_steps, guessed_steps = with_and_without_guesses([spec])
-    for one, other in zip(plain[0].sequences, guessed[0].sequences, strict=True):
+    plain, drafted, plain_steps, drafted_steps = with_and_without_drafts([spec])
+    for one, other in zip(plain[0].sequences, drafted[0].sequences, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert np.array_equal(one.logprobs, other.logprobs)
         assert one.stop_reason == other.stop_reason
@@ -212,9 +210,9 @@ def test_guessed_tokens_change_nothing_but_the_number_of_steps(temperature, num_
         assert other.topk_logprobs is not None
         assert np.array_equal(one.topk_logprobs.token_ids, other.topk_logprobs.token_ids)
     if temperature == 0:  # a tiny model soon repeats itself
-        assert guessed_steps < 0.6 * plain_steps
+        assert drafted_steps < 0.6 * plain_steps
     else:
-        assert guessed_steps <= plain_steps
+        assert drafted_steps <= plain_steps
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -245,9 +243,9 @@ def test_little_memory_changes_the_order_of_work_and_no_result(decoder):
     requests = [tight.start(spec) for spec in specs]
     peak = 0
     for _ in range(20000):
-        if not tight.generator.has_work:
+        if not tight.scheduler.has_work:
             break
-        tight.generator.step()
+        tight.scheduler.step()
         peak = max(peak, tight.cache.num_bytes)
     assert peak <= tight.cache.max_bytes
     for request, result in zip(requests, expected, strict=True):
@@ -256,15 +254,44 @@ def test_little_memory_changes_the_order_of_work_and_no_result(decoder):
             assert first.tokens.tolist() == second.tokens.tolist()
 
 
+def test_a_sequence_has_a_status_from_the_queue_to_its_end():
+    """Room for one row of 128 tokens: the second sequence is suspended until the first ends."""
+    model = sampled(
+        cache_bytes=128 * sampled().cache.bytes_per_token,
+        limits=SchedulerLimits(max_batch_tokens=16),
+    )
+    request = model.start(SampleSpec(prompt_of(30), 2, 6, stop=[]))
+    dropped = model.start(SampleSpec(prompt_of(9), 1, 6, stop=[]))
+    first, second = request.waiting
+    seen = [(first.status, second.status)]
+    while model.scheduler.has_work:
+        model.scheduler.step()
+        seen.append((first.status, second.status))
+        dropped.future.cancel()
+    status = SequenceStatus
+    assert list(dict.fromkeys(seen)) == [
+        (status.WAITING, status.WAITING),
+        (status.PREFILLING, status.WAITING),  # 30 tokens take two batches of 16
+        (status.DECODING, status.SUSPENDED),
+        (status.FINISHED, status.SUSPENDED),
+        (status.FINISHED, status.PREFILLING),
+        (status.FINISHED, status.DECODING),
+        (status.FINISHED, status.FINISHED),
+    ]
+    assert dropped.waiting[0].status is status.ABORTED
+    assert first.row is None
+    assert second.row is None
+
+
 def test_the_prompt_is_computed_once_for_all_samples_and_reused_by_later_requests():
     model = sampled()
     prompt = prompt_of(50)
     first = model.sample(SampleSpec(prompt, 8, 30, seed=1, stop=[]))[0]
-    assert model.generator.prompt_tokens == 50
+    assert model.scheduler.prompt_tokens == 50
     assert first.prompt_cache_hit_tokens == 0
     second = model.sample(SampleSpec(prompt, 8, 30, seed=1, stop=[]))[0]
     assert second.prompt_cache_hit_tokens == 49
-    assert model.generator.prompt_tokens == 51
+    assert model.scheduler.prompt_tokens == 51
     assert second.sequences[0].tokens.tolist() == first.sequences[0].tokens.tolist()
     turn = np.concatenate([prompt, first.sequences[5].tokens, prompt_of(6)]).astype(np.int32)
     assert model.sample(SampleSpec(turn, 1, 3))[0].prompt_cache_hit_tokens == 79
@@ -291,7 +318,7 @@ def test_requests_that_come_together_share_their_prompt():
     model = sampled()
     prompt = prompt_of(60)
     results = model.sample(*[SampleSpec(prompt, 1, 10, seed=n, stop=[]) for n in range(8)])
-    assert model.generator.prompt_tokens == 60 + 7
+    assert model.scheduler.prompt_tokens == 60 + 7
     assert sum(result.prompt_cache_hit_tokens for result in results) == 7 * 59
 
 
@@ -300,10 +327,10 @@ def test_requests_that_come_together_share_their_prompt():
 
 @pytest.fixture(scope="module")
 def scoring() -> tuple[Sampled, np.ndarray, np.ndarray]:
-    """A model, a prompt, and the logprobs [P, V] that transformers gives."""
+    """Return a model, a prompt, and the logprobs [P, V] of transformers."""
     from transformers import AutoModelForCausalLM
 
-    model = sampled("qwen2", limits=GenerationLimits(max_batch_tokens=16))
+    model = sampled("qwen2", limits=SchedulerLimits(max_batch_tokens=16))
     prompt = prompt_of(70)
     reference = AutoModelForCausalLM.from_pretrained(model.info.folder, dtype=torch.float32)
     with torch.no_grad():
@@ -378,7 +405,7 @@ def test_scoring_alone_generates_nothing_and_keeps_no_cache():
     specs = [SampleSpec(prompt_of(n), 1, 1, prompt_logprobs=True) for n in (30, 2, 80, 1)]
     model.sample(*specs)
     assert model.cache.num_bytes == 0
-    assert model.generator.prompt_tokens == 113
+    assert model.scheduler.prompt_tokens == 113
 
 
 # --- the end of a completion ---------------------------------------------------------------------
@@ -432,10 +459,10 @@ def test_cancelling_stops_a_request_and_frees_its_memory():
     kept = model.start(kept_spec)
     dropped = model.start(SampleSpec(prompt_of(30), 3, 500, stop=[]))
     for _ in range(5):
-        model.generator.step()
+        model.scheduler.step()
     assert dropped.future.cancel()
-    model.generator.step()
-    assert model.generator.num_running == 1
+    model.scheduler.step()
+    assert model.scheduler.num_running == 1
     assert model.run(kept)[0].sequences[0].tokens.tolist() == expected
 
 
@@ -452,8 +479,8 @@ def test_a_failing_callback_or_diverged_weights_fail_their_own_request_only():
     bad_listener = model.start(spec, on_token=explode)
     bad_weights = model.start(spec, diverged)
     for _ in range(30):
-        model.generator.step()
-    assert not model.generator.has_work
+        model.scheduler.step()
+    assert not model.scheduler.has_work
     assert len(fine.future.result(0).sequences) == 2
     assert isinstance(bad_listener.future.exception(0), OSError)
     assert "not finite" in str(bad_weights.future.exception(0))
@@ -463,43 +490,3 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers():
     model = sampled(cache_bytes=100_000)
     with pytest.raises(UserError, match=r"max_tokens=900 need \d+ MiB.*enough for \d+ tokens"):
         model.start(SampleSpec(prompt_of(100), 1, 900))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt": np.zeros(0, np.int32)}, "prompt has no tokens"),
-        ({"prompt": np.array([5, 320])}, "prompt token 320"),
-        ({"prompt": np.array([-1])}, "prompt token -1"),
-        ({"prompt": np.ones(2000, np.int32)}, "prompt has 2000 tokens"),
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"max_tokens": 0}, "max_tokens=0"),
-        ({"max_tokens": 2000}, "max_tokens=2000"),
-        ({"temperature": -0.5}, "temperature=-0.5"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_p": 1.5}, "top_p=1.5"),
-        ({"top_k": -2}, "top_k=-2"),
-        ({"topk_sample_logprobs": -1}, "topk_sample_logprobs=-1"),
-        (
-            {"topk_sample_logprobs": 1024, "num_samples": 4096, "max_tokens": 100},
-            "topk_sample_logprobs asks for 419430400",
-        ),
-        ({"prompt_alt_tokens_k": 10**6}, "prompt_alt_tokens_k=1000000"),
-        ({"prompt_logprobs_last_n": 2}, "needs prompt_logprobs"),
-        ({"prompt_logprobs": True, "prompt_logprobs_last_n": 9}, "prompt_logprobs_last_n=9"),
-        ({"target_prompt_logprobs": np.zeros((4, 1), int)}, r"needs \[3, K\]"),
-        ({"target_prompt_logprobs": np.full((3, 1), 320)}, "holds 320"),
-        (
-            {
-                "target_prompt_logprobs": SparseRows(
-                    np.ones(1, int), np.zeros(4), np.zeros(1), (3, 1)
-                )
-            },
-            "crow_indices|must be equal",
-        ),
-    ],
-)
-def test_unusable_requests_are_refused_with_the_value(changes, message):
-    fields = {"prompt": np.array([5, 6, 7, 8]), "max_tokens": 3} | changes
-    with pytest.raises(UserError, match=message):
-        sampled().start(SampleSpec(**fields))

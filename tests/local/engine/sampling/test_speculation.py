@@ -1,4 +1,4 @@
-"""Guesses come from the sequence itself, and stop where they are wrong."""
+"""Draft tokens come from the sequence itself, and pause where they are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_latest_occurrence_counts():
     assert drafter.propose([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 1) == [8]
 
 
-def test_wrong_guesses_lead_to_longer_and_longer_pauses_and_right_ones_end_them():
+def test_rejected_drafts_lead_to_longer_and_longer_pauses_and_accepted_ones_end_them():
     drafter, tokens, tried = Drafter(), [1, 2, 3, 4] * 3, []
     while len(tokens) < 600:
         if drafter.propose(tokens, 2):
@@ -31,7 +31,7 @@ def test_wrong_guesses_lead_to_longer_and_longer_pauses_and_right_ones_end_them(
     gaps = [later - earlier for earlier, later in pairwise(tried)]
     assert max(gaps) >= 128
     drafter.learn(len(tokens), 5)
-    assert drafter.propose(tokens, 2) == []  # the pause of the last miss goes on
+    assert drafter.propose(tokens, 2) == []  # still in the pause after the last miss
     tokens += [1, 2, 3, 4] * 40
     for _ in range(5):
         assert drafter.propose(tokens, 2) == [1, 2]

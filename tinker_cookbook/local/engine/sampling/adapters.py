@@ -1,14 +1,15 @@
-"""Adapters in the form sampling uses, and their application to batches that mix them.
+"""Adapters in the form that sampling uses, and their application to batches that mix them.
 
-The low-rank part is computed first and the base product accumulates on top of it, so the sum is
-rounded once: adding two rounded products would lose small updates in bfloat16.
+The low-rank part is computed first and the base product is accumulated onto it, so the sum is
+rounded once. Adding two rounded products would lose small updates in bfloat16.
+
+Axes: N rows of the batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +24,15 @@ _keys = itertools.count(1)
 
 
 class StackedLora:
-    """An adapter frozen for sampling: one A and one B per stacked projection."""
+    """An adapter frozen for sampling: one A and one B per stacked projection, e.g. of q, k, v."""
 
     def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
-        """`adapter` must not change any more: a snapshot, or one just loaded."""
+        """`adapter` must not change afterwards: a snapshot, or an adapter that was just loaded."""
         self.key = next(_keys)
-        """Stands for these weights, for example in the prefix store."""
+        """Identifies these weights, for example in the prefix store; 1 or greater."""
         self.adapter = adapter
-        self.native_table: Any = None
-        """Addresses for the compiled kernels, filled in by them."""
+        self.native_table: object = None
+        """Addresses for the compiled kernels, which `native_decoder` fills in."""
         self._dtype = dtype
         self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -42,7 +43,7 @@ class StackedLora:
         return self.adapter.parameters.numel() * 4 + stacks
 
     def delta(self, x: Tensor, group: str) -> Tensor | None:
-        """Return scale * x A' B' for a group of modules; None where the group has no adapter."""
+        """Return scale * x A' B' for a stacked projection; None if it has no adapter."""
         if not self.adapter.group(group):
             return None
         if group not in self._stacks:
@@ -51,6 +52,7 @@ class StackedLora:
         return functional.linear(functional.linear(x, a), b)
 
     def _stack(self, group: str) -> tuple[Tensor, Tensor]:
+        """Return A [modules * rank, in] and B [out, modules * rank], block diagonal and scaled."""
         adapter = self.adapter
         members = adapter.group(group)
         scaled = [adapter.b(target.path) * adapter.scale for target in members]
@@ -60,15 +62,17 @@ class StackedLora:
 
 @dataclass(frozen=True)
 class _Group:
+    """All rows of a batch that use one adapter."""
+
     adapter: StackedLora | None
     rows: slice | Tensor
 
 
 class LoraRouter:
-    """Sends every row of a batch through its own adapter."""
+    """Multiplies a batch by weights so that every row uses its own adapter."""
 
     def __init__(self, spans: list[tuple[StackedLora | None, int]], device: torch.device) -> None:
-        """`spans` gives the adapter of so many consecutive rows, over the whole batch."""
+        """`spans` lists (adapter, number of consecutive rows) over the whole batch."""
         rows_of: dict[StackedLora | None, list[np.ndarray]] = {}
         first = 0
         for adapter, count in spans:
@@ -80,11 +84,11 @@ class LoraRouter:
         ]
 
     def project(self, x: Tensor, weight: Tensor, index: int, name: str) -> Tensor:
-        """Return x [N, in] times a stacked projection [out, in] of one block, with adapters."""
+        """Return x [N, in] times a stacked projection [out, in] of block `index`, with adapters."""
         return self._product(x, weight, layer_group(index, name))
 
     def project_head(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the logits of x [N, H]."""
+        """Return the logits [N, V] of x [N, H]."""
         return self._product(x, weight, HEAD_PATH)
 
     def _product(self, x: Tensor, weight: Tensor, group: str) -> Tensor:

@@ -1,49 +1,135 @@
-"""Uniform random numbers addressed by (seed, stream, position) instead of drawn in sequence.
-
-A sampled token depends only on its own address, so a seeded request gives the same tokens whatever
-else shares the batch, in which order rows are computed, and whether a sequence was interrupted.
-"""
+"""Drawing: the next token of each sequence from its logits, and the checks for its end."""
 
 from __future__ import annotations
 
-import os
+import math
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-__all__ = ["ALTERNATIVES_STREAM", "draw_uniforms", "fresh_seed"]
+from tinker_cookbook.local.engine.sampling.finish import Finisher
+from tinker_cookbook.local.engine.sampling.logits import (
+    SamplingParams,
+    draw_tokens,
+    logsumexp,
+    topk_logprobs,
+)
+from tinker_cookbook.local.engine.sampling.random_numbers import draw_uniforms
+from tinker_cookbook.local.engine.sampling.sequence import Sequence
+from tinker_cookbook.local.errors import UserError
 
-ALTERNATIVES_STREAM = 1 << 32
-"""Streams from here on serve draws at prompt positions; below are the samples of a request."""
+__all__ = ["Drawer"]
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_DRAWS_AT_ONCE = 64
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
+@dataclass(frozen=True)
+class _Drawn:
+    """Tokens drawn for N rows, not yet added to their sequences."""
+
+    tokens: list[int]
+    logprobs_N: np.ndarray
+    topk: tuple[np.ndarray, np.ndarray] | None
+    """Ids and logprobs [N, k] of the most likely tokens, if a row asks for them."""
 
 
-def draw_uniforms(
-    seeds: np.ndarray | np.uint64, streams: np.ndarray | np.uint64, positions: np.ndarray
-) -> np.ndarray:
-    """Hash each (seed, stream, position) to a float64 in [0, 1) with 53 random bits.
+class Drawer:
+    """Draws tokens and adds them to their sequences.
+
+    A draw depends only on the logits, the request's seed, the number of the completion and the
+    number of the token. So it does not matter which other rows are drawn together, or whether a
+    sequence was preempted meanwhile.
+    """
+
+    def __init__(self, finisher: Finisher) -> None:
+        self._finisher = finisher
+        self.sampled_tokens = 0
+        """Number of tokens drawn so far."""
+
+    def draw(self, sequences: list[Sequence], logits_NV: Tensor) -> None:
+        """Draw the next token of N different sequences, one per row of logits."""
+        if not sequences:
+            return
+        next_indices = np.array([len(sequence.tokens) for sequence in sequences], np.uint64)
+        drawn = _draw_rows(sequences, next_indices, logits_NV)
+        for row, sequence in enumerate(sequences):
+            self._take(sequence, drawn, row)
+
+    def draw_first(self, sequences: list[Sequence], logits_V: Tensor) -> None:
+        """Draw the first tokens of many sequences from the logits of their common prompt."""
+        for first in range(0, len(sequences), _DRAWS_AT_ONCE):
+            part = sequences[first : first + _DRAWS_AT_ONCE]
+            self.draw(part, logits_V.expand(len(part), -1))
+
+    def verify(self, sequence: Sequence, draft: list[int], logits_NV: Tensor) -> int:
+        """Draw the tokens that follow a sequence's newest token and its draft.
+
+        Args:
+            logits_NV: [len(draft) + 1, V]. Row 0 follows the newest token, row n + 1 follows
+                `draft[n]`. So row n + 1 is valid only if `draft[n]` equals the token drawn from
+                row n, and that draft token is accepted; rows after the first rejected token are
+                dropped.
+
+        Returns:
+            How many draft tokens were accepted.
+        """
+        before = len(sequence.tokens)
+        next_indices = before + np.arange(len(logits_NV), dtype=np.uint64)
+        drawn = _draw_rows([sequence] * len(logits_NV), next_indices, logits_NV)
+        for row, token in enumerate(drawn.tokens):
+            self._take(sequence, drawn, row)
+            has_ended = sequence.stop_reason is not None or sequence.request.future.done()
+            if has_ended or draft[row : row + 1] != [token]:
+                break
+        return max(len(sequence.tokens) - before - 1, 0)
+
+    def _take(self, sequence: Sequence, drawn: _Drawn, row: int) -> None:
+        """Add the token of a row to its sequence."""
+        width = sequence.request.spec.topk_sample_logprobs
+        if drawn.topk is not None and width:
+            ids, logprobs = drawn.topk
+            sequence.topk_ids.append(ids[row, :width])
+            sequence.topk_logprobs.append(logprobs[row, :width])
+        self.sampled_tokens += 1
+        self._append(sequence, drawn.tokens[row], float(drawn.logprobs_N[row]))
+
+    def _append(self, sequence: Sequence, token: int, logprob: float) -> None:
+        request = sequence.request
+        if request.future.done():  # another sequence of the request failed in this step
+            return
+        if not math.isfinite(logprob):
+            error = UserError(
+                "the sampler's weights give logits that are not finite (NaN or infinity): training "
+                "has diverged. Go back to an earlier checkpoint or lower the learning rate"
+            )
+            self._finisher.fail(request, error)
+            return
+        try:
+            sequence.append(token, logprob)
+        except Exception as error:  # from the request's on_token
+            self._finisher.fail(request, error)
+
+
+def _draw_rows(sequences: list[Sequence], next_indices: np.ndarray, logits_NV: Tensor) -> _Drawn:
+    """Draw one token per row.
 
     Args:
-        seeds, streams, positions: uint64, broadcast against each other.
-
-    Source: the output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), applied once for
-    each part of the address.
+        sequences: the sequence of each row; one may have several rows.
+        next_indices: uint64 [N], the number of the token within its completion.
     """
-    with np.errstate(over="ignore"):
-        state = _mix(np.atleast_1d(np.asarray(seeds, np.uint64)) + _GAMMA)
-        state = _mix(state + np.asarray(streams, np.uint64) * _GAMMA + _GAMMA)
-        state = _mix(state + np.asarray(positions, np.uint64) * _GAMMA + _GAMMA)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def fresh_seed() -> int:
-    """Return an unpredictable 64-bit seed for a request that names none."""
-    return int.from_bytes(os.urandom(8), "little")
+    requests = [sequence.request for sequence in sequences]
+    params = SamplingParams(
+        np.array([request.spec.temperature for request in requests]),
+        np.array([request.spec.top_k for request in requests]),
+        np.array([request.spec.top_p for request in requests]),
+    )
+    uniforms = draw_uniforms(
+        np.array([request.seed for request in requests], np.uint64),
+        np.array([sequence.index for sequence in sequences], np.uint64),
+        next_indices,
+    )
+    draws = draw_tokens(logits_NV, params, uniforms)
+    width = max(request.spec.topk_sample_logprobs for request in requests)
+    topk = topk_logprobs(logits_NV, logsumexp(logits_NV), width) if width else None
+    return _Drawn(draws.tokens_N.tolist(), draws.logprobs_N, topk)

@@ -1,13 +1,12 @@
-"""Sampling from models that run through transformers: the decoder's interface, one row at a time.
+"""Sampling from models that run through transformers, one sequence at a time.
 
-Each row holds a sequence with its own cache, so there is no batching here; scheduling, drawing and
-everything else is shared with the native models.
+Each row holds a sequence with its own transformers cache, so nothing is batched. Scheduling and
+drawing are the same as for native models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +20,14 @@ from tinker_cookbook.local.engine.types import ImageInput
 __all__ = ["HfCache", "HfDecoder"]
 
 _MAX_ROWS = 64
+"""Maximum sequences in memory: the size of their caches is not known in advance."""
 
 
 class HfRow:
-    """A sequence and its cache."""
+    """The place of a sequence and its cache."""
 
     def __init__(self, pool: HfPool) -> None:
         self.pool = pool
-        self.owner: Any = None
         self.sequence: HfSequence | None = None
 
     @property
@@ -36,9 +35,13 @@ class HfRow:
         """Place in the pool."""
         return self.pool.rows.index(self)
 
+    def activate(self) -> None:
+        """Move the row among those that decode."""
+        self.pool.activate(self)
+
 
 class HfPool:
-    """All rows; the first `num_active` are decoding."""
+    """All rows; the first `num_active` belong to sequences that decode."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -46,25 +49,22 @@ class HfPool:
         self.num_active = 0
 
     def activate(self, row: HfRow) -> None:
-        """Move a prefilled row among the decoding ones."""
+        """Move a prefilled row behind the decoding ones."""
         self.rows.remove(row)
         self.rows.insert(self.num_active, row)
         self.num_active += 1
 
 
 class HfCache:
-    """Rows of sequences, limited in number."""
+    """Rows of sequences, limited in number; it shares and stores no prefixes."""
 
     def __init__(self, model: HfModel) -> None:
-        self.shares_prefixes = False  # caches of transformers differ by architecture
+        self.shares_prefixes = False  # how to cut a transformers cache depends on the architecture
         self.max_bytes = 0
         self.bytes_per_token = 0
         self.max_row_tokens = model.max_positions
         self.num_bytes = 0
         self._pool = HfPool(model.max_positions)
-
-    def active_pools(self) -> list[HfPool]:
-        return [self._pool] if self._pool.num_active else []
 
     def allocate(self, num_tokens: int, expected: int = 1) -> HfRow | None:
         if len(self._pool.rows) >= _MAX_ROWS:
@@ -77,7 +77,7 @@ class HfCache:
         return row
 
     def copy(self, source: HfRow, target: HfRow, num_tokens: int) -> None:
-        """Let a row go on from another, which holds exactly `num_tokens`."""
+        """Let a row continue from a copy of another one, which holds exactly `num_tokens`."""
         assert source.sequence is not None, "only a row that holds tokens is copied"
         target.sequence = source.sequence.fork()
 
@@ -97,7 +97,11 @@ class HfCache:
 
 
 class HfDecoder:
-    """Runs batches through a transformers model; what it calls hidden states are logits."""
+    """Runs batches through a transformers model.
+
+    transformers returns logits, not hidden states, so `forward` returns logits and `logits` passes
+    them through.
+    """
 
     exact = False
     overhead_tokens = 0
@@ -105,7 +109,7 @@ class HfDecoder:
     def __init__(self, model: HfModel) -> None:
         self._model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch[HfRow]) -> Tensor:
         """Return float32 logits [N, V] of all tokens."""
         parts = []
         for number, row in enumerate(batch.decode_rows):
@@ -116,12 +120,12 @@ class HfDecoder:
         return torch.cat(parts)
 
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
-        """Return what `forward` gave."""
+        """Return `hidden`, which are logits already."""
         return hidden
 
     def _extend(
         self,
-        row: Any,
+        row: HfRow | None,
         tokens: np.ndarray,
         adapter: StackedLora | None,
         images: Sequence[ImageInput] = (),

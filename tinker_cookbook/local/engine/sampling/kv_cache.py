@@ -1,20 +1,24 @@
-"""Keys and values of running sequences, and of finished ones that a later prompt may begin with.
+"""The KV cache: keys and values of running sequences, and of finished ones for later prompts.
 
-Sequences live in pools by capacity (128, 256, 512, ... tokens). All rows of a pool are one tensor,
-so a decode step attends to a pool in one call without copying, and at most half of a row is unused.
-Memory is bounded: `allocate` and `grow` say no instead of exceeding the budget.
+Each sequence has one row, and rows are kept in pools by capacity (128, 256, 512, ... tokens). All
+rows of a pool are one tensor [L, R, H, 2, C, D], so a decode step attends to a whole pool in one
+call without copying. Rows are contiguous, not cut into pages: a sequence that outgrows its row
+moves to a larger pool. Capacities double, so all moves of a sequence together copy each token about
+once, and at most half of a row is unused (beyond the smallest size).
 
-The keys of a head stand one after the other, and so do its values: memory is twice as fast there as
-at short pieces.
+Memory is bounded: `allocate` and `grow` return None instead of exceeding the budget.
 
-Axes: L layers, R rows, C capacity in tokens, H key/value heads, D head dimension.
+For one layer, row and head, all C keys are contiguous ([C, D]), and then all values: reading long
+contiguous pieces is twice as fast as reading short ones.
+
+Axes: L layers, R rows, C capacity in tokens, H key/value heads, 2 for key and value, D head
+dimension.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +36,7 @@ _MAX_STORED_PREFIXES = 512
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a cached token looks like."""
+    """Layout of the keys and values of one token."""
 
     num_layers: int
     num_kv_heads: int
@@ -40,7 +44,7 @@ class CacheShape:
     dtype: torch.dtype
     device: torch.device
     max_tokens: int
-    """Longest sequence, the model's context length."""
+    """Maximum tokens per sequence: the model's context length."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -49,13 +53,16 @@ class CacheShape:
         return self.num_layers * per_layer * self.dtype.itemsize
 
     def zeros(self, num_rows: int, capacity: int) -> Tensor:
-        """Allocate [L, R, H, 2, C, D]. Masked places may hold anything finite, but no NaN."""
+        """Allocate [L, R, H, 2, C, D].
+
+        Zeros, not uninitialized memory: masked positions get weight 0, and 0 times NaN is NaN.
+        """
         size = (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
 
 def cache_shape(arch: ArchConfig, weights: ModelWeights, dtype: torch.dtype) -> CacheShape:
-    """The cached token of a native model, its keys and values in `dtype`."""
+    """Return the layout for a native model, with keys and values in `dtype`."""
     return CacheShape(
         num_layers=arch.num_layers,
         num_kv_heads=arch.num_kv_heads,
@@ -68,15 +75,23 @@ def cache_shape(arch: ArchConfig, weights: ModelWeights, dtype: torch.dtype) -> 
 
 @dataclass(eq=False)
 class Row:
-    """Place of one sequence."""
+    """The place of one sequence: `pool.kv[:, index]`."""
 
     pool: Pool
     index: int
-    owner: Any = None
+    """Place in the pool; it changes when rows are freed or activated."""
+
+    def activate(self) -> None:
+        """Move the row among those that decode."""
+        self.pool.activate(self)
 
 
 class Pool:
-    """Rows of one capacity; `rows[:num_active]` are decoding, the rest are being prefilled."""
+    """Rows of one capacity.
+
+    `rows[:num_active]` belong to sequences that decode, the other rows to sequences in prefill. So
+    a decode step reads the first rows of the tensor, a view, and no row that is half computed.
+    """
 
     def __init__(self, shape: CacheShape, capacity: int) -> None:
         self.capacity = capacity
@@ -97,11 +112,11 @@ class Pool:
 
     @property
     def num_spare(self) -> int:
-        """Allocated rows that nobody uses."""
+        """Number of allocated rows without a sequence."""
         return self.kv.shape[1] - len(self.rows)
 
     def resize(self, num_rows: int) -> None:
-        """Allocate for exactly `num_rows`, at least those in use."""
+        """Change the allocation to `num_rows` rows, which must include those in use."""
         kv = self._shape.zeros(num_rows, self.capacity)
         kv[:, : len(self.rows)] = self.kv[:, : len(self.rows)]
         self.kv = kv
@@ -113,12 +128,16 @@ class Pool:
         return row
 
     def activate(self, row: Row) -> None:
-        """Move a prefilled row among the decoding ones."""
+        """Exchange a prefilled row with the first one that does not decode."""
         self._swap(row.index, self.num_active)
         self.num_active += 1
 
     def remove(self, row: Row) -> None:
-        """Give a row back; others move so that the used and the decoding ones stay dense."""
+        """Give a row back and close the gap.
+
+        At most two rows are copied: the last decoding row moves into the gap, and the last row in
+        prefill moves into the place that this leaves.
+        """
         if row.index < self.num_active:
             self.num_active -= 1
             self._move(self.num_active, row.index)
@@ -126,7 +145,7 @@ class Pool:
         self.rows.pop()
 
     def _move(self, source: int, target: int) -> None:
-        """Exchange two rows of which the target's content is not needed any more."""
+        """Like `_swap`, but the content of `target` is lost: one copy instead of three."""
         if source == target:
             return
         self.kv[:, target] = self.kv[:, source]
@@ -147,7 +166,7 @@ class Pool:
 
 
 class KvCache:
-    """All pools of one model, within one budget of bytes."""
+    """All pools and stored prefixes of one model, within one budget of bytes."""
 
     def __init__(self, shape: CacheShape, max_bytes: int) -> None:
         self.shape = shape
@@ -168,20 +187,16 @@ class KvCache:
 
     @property
     def max_row_tokens(self) -> int:
-        """Longest sequence that fits when the cache holds nothing else."""
+        """Maximum tokens of a sequence when the cache holds nothing else."""
         fitting = [size for size in self._capacities() if self._row_bytes(size) <= self.max_bytes]
         return fitting[-1] if fitting else 0
 
-    def active_pools(self) -> list[Pool]:
-        """Pools with decoding rows, smallest capacity first."""
-        return [self._pools[size] for size in sorted(self._pools) if self._pools[size].num_active]
-
     def allocate(self, num_tokens: int, expected: int = 1) -> Row | None:
-        """Take a row for `num_tokens` tokens; None if the budget does not allow it now.
+        """Return a row for `num_tokens` tokens; None if the budget does not allow it now.
 
         Args:
-            expected: how many such rows are likely to be taken, this one included. Growing a pool
-                copies it, so it grows for all of them where memory is free.
+            expected: how many such rows are likely to be taken soon, including this one. A pool
+                that grows is copied, so it grows for all of them at once where memory is free.
         """
         capacity = self._capacity_for(num_tokens)
         pool = self._pools.get(capacity)
@@ -192,9 +207,9 @@ class KvCache:
         return pool.add()
 
     def grow(self, row: Row, num_tokens: int) -> Row | None:
-        """Return a row with room for `num_tokens` that holds what `row` held; None if none is free.
+        """Return a row with room for `num_tokens` and the content of `row`; None if none is free.
 
-        A decoding row stays decoding. On success the old row is given back.
+        A decoding row stays decoding. If the content moved, the old row is given back.
         """
         if num_tokens <= row.pool.capacity:
             return row
@@ -202,33 +217,32 @@ class KvCache:
         if larger is None:
             return None
         self.copy(row, larger, row.pool.capacity)
-        larger.owner = row.owner
         if row.index < row.pool.num_active:
             larger.pool.activate(larger)
         self.free(row)
         return larger
 
     def copy(self, source: Row, target: Row, num_tokens: int) -> None:
-        """Copy the first tokens of a row into another."""
+        """Copy keys and values of the first `num_tokens` tokens into another row."""
         kept = source.pool.kv[:, source.index, ..., :num_tokens, :]
         target.pool.kv[:, target.index, ..., :num_tokens, :] = kept
 
     def free(self, row: Row) -> None:
-        """Give a row back; an empty pool returns its memory."""
+        """Give a row back; the last one of a pool frees the pool's memory."""
         row.pool.remove(row)
         if not row.pool.rows:
             self._pools.pop(row.pool.capacity, None)
 
     def restore(self, key: int, tokens: np.ndarray, row: Row, *, longer_than: int) -> int:
-        """Copy the longest stored beginning of `tokens` into a row; return its length or 0."""
+        """Copy the longest stored prefix of `tokens` into a row; see `PrefixStore.restore`."""
         return self.prefixes.restore(key, tokens, row, longer_than=longer_than)
 
     def forget(self, key: int) -> None:
-        """Drop stored prefixes of weights that are gone."""
+        """Drop the stored prefixes of weights that are gone."""
         self.prefixes.forget(key)
 
     def remember(self, key: int, tokens: np.ndarray, row: Row) -> None:
-        """Keep a copy of a finished sequence for prompts that begin with it, if there is room."""
+        """Store a finished sequence for later prompts; at most a quarter of the budget is used."""
         num_bytes = len(tokens) * self.shape.bytes_per_token
         pools = self.num_bytes - self.prefixes.num_bytes
         room = min(self.max_bytes - pools, self.max_bytes // 4) - num_bytes
@@ -251,6 +265,7 @@ class KvCache:
         return capacity * self.shape.bytes_per_token
 
     def _extend(self, pool: Pool, expected: int) -> bool:
+        """Allocate more rows: for all expected ones, twice as many, or at least one more."""
         used = len(pool.rows)
         free = (self.max_bytes - self.num_bytes) // pool.bytes_per_row
         for wanted in (max(used + min(expected, free), 2 * used, 4), used + 1):
@@ -262,7 +277,7 @@ class KvCache:
         return False
 
     def _reclaim(self, num_bytes: int) -> bool:
-        """Make room for more bytes: unused rows first, then the oldest prefixes."""
+        """Free memory until `num_bytes` more fit: spare rows first, then the oldest prefixes."""
         if self.num_bytes + num_bytes <= self.max_bytes:
             return True
         in_use = sum(len(pool.rows) * pool.bytes_per_row for pool in self._pools.values())
@@ -287,7 +302,7 @@ class _Prefix:
 
 
 class PrefixStore:
-    """Keys and values of recent sequences, oldest dropped first, found by their tokens."""
+    """Keys and values of recent sequences, found by their tokens (least recently used go first)."""
 
     def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
@@ -296,7 +311,7 @@ class PrefixStore:
         self.num_bytes = 0
 
     def add(self, key: int, tokens: np.ndarray, row: Row) -> None:
-        """Keep a copy of what a row holds for `tokens`; `key` stands for the weights."""
+        """Keep a copy of a row's keys and values of `tokens`; `key` identifies the weights."""
         if len(tokens) < _MIN_SHARED_TOKENS:
             return
         kv = row.pool.kv[:, row.index, ..., : len(tokens), :].clone()
@@ -308,7 +323,14 @@ class PrefixStore:
             self._drop(next(iter(self._entries)))
 
     def restore(self, key: int, tokens: np.ndarray, row: Row, *, longer_than: int) -> int:
-        """Copy the longest known beginning of `tokens` into a row; return its length or 0."""
+        """Copy the longest stored prefix of `tokens` into a row.
+
+        Args:
+            longer_than: a shorter or equal prefix is not copied: the caller has a better source.
+
+        Returns:
+            The number of tokens copied, or 0.
+        """
         best_id, best = -1, max(longer_than, _MIN_SHARED_TOKENS - 1)
         for entry_id, entry in self._entries.items():
             if entry.key == key and (shared := num_shared(entry.tokens, tokens)) > best:
@@ -320,12 +342,12 @@ class PrefixStore:
         return best
 
     def forget(self, key: int) -> None:
-        """Drop all entries made with weights that are gone."""
+        """Drop all entries of weights that are gone."""
         for entry_id in [i for i, entry in self._entries.items() if entry.key == key]:
             self._drop(entry_id)
 
     def shrink(self, max_bytes: int) -> None:
-        """Drop the least recently used entries until at most `max_bytes` remain."""
+        """Drop the least recently used entries until at most `max_bytes` are held."""
         while self._entries and self.num_bytes > max_bytes:
             self._drop(next(iter(self._entries)))
 

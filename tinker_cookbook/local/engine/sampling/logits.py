@@ -1,7 +1,8 @@
 """From logits to tokens: logprobs, temperature, top-k, top-p and the draw, for a batch of rows.
 
-Rows are independent: the result of one does not depend on the others. Axes: N rows, V vocabulary,
-K candidates.
+Rows are independent: the result of one does not depend on the others.
+
+Axes: N rows, V vocabulary, B blocks of the vocabulary, K tokens of a block or candidates of a row.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from torch.nn import functional
 
 from tinker_cookbook.local.engine.native import softmax
 
-__all__ = ["Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs"]
+__all__ = ["NO_LOGPROB", "Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs"]
 
+NO_LOGPROB = -99999.0
+"""Stands for a missing logprob in a top-k answer, next to token 0."""
 _BLOCK = softmax.BLOCK
-"""The draw first picks a block of this many tokens, then a token in it."""
+"""Tokens per block: the draw first picks a block, then a token in it."""
 _COLDEST = 1e-30
-"""Lower temperatures give the same tokens; their inverse would be infinite in float32."""
+"""Lowest temperature used: lower ones give the same tokens, but their inverse overflows float32."""
 _FIRST_CANDIDATES = 1024
-"""A nucleus is looked for among this many tokens before all are sorted."""
+"""Number of most likely tokens searched for the nucleus before the whole vocabulary is sorted."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Settings of N rows, one entry a row."""
+    """Sampling settings of N rows, one entry per row."""
 
     temperature_N: np.ndarray
     """float64; 0 is greedy."""
@@ -39,13 +42,13 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for N rows."""
+    """Tokens drawn for N rows."""
 
     tokens_N: np.ndarray
     """int64."""
     logprobs_N: np.ndarray
-    """float32: the model's own, before temperature, top-k and top-p. NaN where a row's logits are
-    not finite; its token then means nothing."""
+    """float32, from the logits before temperature, top-k and top-p. NaN where a row's logits are
+    not finite; its token is then meaningless."""
 
 
 def logsumexp(logits_NV: Tensor) -> Tensor:
@@ -57,29 +60,30 @@ def logsumexp(logits_NV: Tensor) -> Tensor:
 def topk_logprobs(logits_NV: Tensor, lse_N: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids (int32) and logprobs (float32) of the k most likely tokens, best first.
 
-    A vocabulary smaller than k fills the rest with token 0 and -99999.0.
+    A vocabulary smaller than k fills the rest with token 0 and `NO_LOGPROB`.
     """
     num_rows, vocab = logits_NV.shape
     values, ids = logits_NV.topk(min(k, vocab), dim=-1)
     ids_NK = np.zeros((num_rows, k), np.int32)
-    logprobs_NK = np.full((num_rows, k), -99999.0, np.float32)
+    logprobs_NK = np.full((num_rows, k), NO_LOGPROB, np.float32)
     ids_NK[:, : ids.shape[1]] = ids.cpu().numpy()
     logprobs_NK[:, : ids.shape[1]] = (values - lse_N[:, None]).cpu().numpy()
     return ids_NK, logprobs_NK
 
 
 def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarray) -> Draws:
-    """Choose one token a row by inverting the cumulative distribution at `uniforms_N`.
+    """Draw one token per row by inverting the cumulative distribution at `uniforms_N`.
 
     Args:
         logits_NV: float32.
         uniforms_N: float64 in [0, 1).
     """
+    # three groups of rows, from cheap to expensive: argmax; the whole distribution; a part of it
     greedy_N = (params.temperature_N == 0) | (params.top_k_N == 1)
     restricted_N = ((params.top_k_N > 0) | (params.top_p_N < 1)) & ~greedy_N
     plain_N = ~greedy_N & ~restricted_N
     tokens_N = np.zeros(len(logits_NV), np.int64)
-    blocks = _exp_blocks(logits_NV, None)
+    blocks = _exp_blocks(logits_NV, None)  # at temperature 1: the logprobs of all rows need it
     if greedy_N.any():
         rows, chosen = _select(logits_NV, greedy_N)
         tokens_N[rows] = chosen.argmax(-1).cpu().numpy()
@@ -109,7 +113,7 @@ class _Blocks:
     sums_NB: Tensor
     """float64 sum of each block."""
     lse_N: Tensor
-    """float32 logsumexp (of the scaled logits)."""
+    """float32 logsumexp of the scaled logits."""
     vocab: int
 
 
@@ -154,7 +158,7 @@ def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> np.ndarray:
     before_N = (cumulative_NB - blocks.sums_NB).gather(1, block_N[:, None])[:, 0]
     rows = torch.arange(len(block_N), device=block_N.device)
     inner_NK = blocks.weights_NBK[rows, block_N].double().cumsum(-1)
-    # The block's float32 sum and this float64 one differ in the last bits.
+    # The block's float32 sum and this float64 sum differ in the last bits.
     inner_target_N = torch.minimum(target_N - before_N, inner_NK[:, -1] * (1 - 1e-12))
     tokens_N = block_N * _BLOCK + _first_above(inner_NK, inner_target_N)
     return tokens_N.clamp_(max=blocks.vocab - 1).cpu().numpy()  # NaN could point to the padding
@@ -171,6 +175,8 @@ def _draw_restricted(
 ) -> np.ndarray:
     """Draw among the k most likely tokens and then the nucleus of their renormalised mass."""
     vocab = logits_NV.shape[1]
+    # Candidates are in descending order: first the `num` most likely tokens; if the nucleus of some
+    # row is larger than that, all tokens.
     top_k_N = np.where(params.top_k_N > 0, np.minimum(params.top_k_N, vocab), vocab)
     full = _exp_blocks(logits_NV, params.temperature_N)
     total_N = full.sums_NB.sum(-1).cpu().numpy()
@@ -181,12 +187,14 @@ def _draw_restricted(
         allowed = np.arange(num)[None, :] < top_k_N[:, None]
         weights_NK = np.where(allowed, weights_NK, 0.0)
         cumulative_NK = weights_NK.cumsum(-1)
+        # top-p is a share of the mass that top-k leaves
         mass_N = np.where(top_k_N < vocab, cumulative_NK[:, -1], total_N)
         limit_N = params.top_p_N * mass_N
         enough = (top_k_N <= num) | (cumulative_NK[:, -1] >= limit_N)
         if enough.all() or num == vocab:
             break
         num = vocab
+    # a token is in the nucleus if the tokens before it do not reach the limit; the first always is
     before_NK = cumulative_NK - weights_NK
     kept_NK = np.where(before_NK < limit_N[:, None], weights_NK, 0.0)
     kept_NK[:, 0] = weights_NK[:, 0]

@@ -1,8 +1,14 @@
 """The batch decoder on the compiled kernels: a whole forward pass is one call.
 
-Computes the same as `decode.Decoder` on a CPU, and bit for bit the same for a token whatever else
-is in its batch. It reads the packed matrices that training uses; where training computes in
-bfloat16, a packed copy made by the first batch. Hidden states, keys and values are float32.
+It computes the same function as `torch_decoder.TorchDecoder` on a CPU, and a token gets the same
+bits whatever else is in its batch. It reads the packed matrices that training uses or, where
+training computes in bfloat16, a packed copy that the first batch makes. Hidden states, keys and
+values are float32.
+
+The classes derived from `ctypes.Structure` mirror the C structs field by field; the sizes are
+compared when a decoder is created.
+
+Axes: N tokens of the batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +49,9 @@ __all__ = ["NativeDecoder", "native_decoder"]
 logger = logging.getLogger(__name__)
 
 _SPARE_BYTES = 512 * 2**20
+"""Memory that must stay free after a packed copy of the weights."""
 _LANES = 16
-"""At least the kernels' vector width."""
+"""Upper bound of the kernels' vector width in floats."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
@@ -137,7 +143,7 @@ _STRUCTS = (_Linear, _Lora, _Layer, _Model, _Group, _Batch)
 
 
 def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | None:
-    """A decoder on compiled kernels, or None where there are none for this machine or format."""
+    """Return a decoder on compiled kernels, or None where these do not run."""
     if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.bfloat16):
         return None
     kernels = load_kernels()
@@ -146,18 +152,19 @@ def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | N
     needed, free = twin_bytes(weights), available_bytes()
     if needed and free is not None and needed + _SPARE_BYTES > free:
         logger.warning(
-            "sampling uses torch: %.1f GiB for packed weights are not free", needed / 2**30
+            "sampling uses torch, which is slower: packed weights need %.1f GiB of free memory",
+            needed / 2**30,
         )
         return None
     return NativeDecoder(arch, weights, kernels)
 
 
 class NativeDecoder:
-    """Runs batches through one base model; used by one thread."""
+    """Runs batches through one base model. Used by one thread."""
 
     exact = True
     overhead_tokens = 8
-    """Measured: all weights are read once, in the time that 8 tokens take."""
+    """Measured: a pass reads all weights once, which takes as long as computing 8 tokens."""
 
     def __init__(self, arch: ArchConfig, weights: ModelWeights, kernels: ctypes.CDLL) -> None:
         self.arch = arch
@@ -175,14 +182,14 @@ class NativeDecoder:
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
         self._scratch: dict[str, Tensor] = {}
         self._model: _Model | None = None
-        self._layers: Any = None
-        self._kept: list[Any] = []
-        """What the structs of the model point to."""
+        self._layers: ctypes.Array[_Layer] | None = None
+        self._kept: list[Tensor | PackedMatrix] = []
+        """Keeps alive what the structs of the model point to."""
         self._blocks = MatrixBlocks(self._products)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the hidden states [N, H] before the final norm; caches are filled on the way."""
+    def forward(self, batch: Batch[Row]) -> Tensor:
+        """Return the hidden states [N, H] before the final norm, and write keys and values."""
         x = self.weights.embed_tokens(torch.from_numpy(batch.tokens())).float()
         positions = batch.positions()
         call = self._call(x, _group_spans(batch.adapters()), int(positions.max()))
@@ -202,7 +209,7 @@ class NativeDecoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
-        """Return float32 [N, V] for hidden states [N, H] of `forward`."""
+        """Return float32 logits [N, V] for hidden states [N, H] of `forward`."""
         hidden = hidden.contiguous()
         call = self._call(hidden, _group_spans(adapters), 0)
         out = torch.empty(len(hidden), self.arch.vocab_size)
@@ -214,6 +221,11 @@ class NativeDecoder:
         return out
 
     def _call(self, x: Tensor, spans: list[_Span], max_position: int) -> _Call:
+        """Return the struct of a call on N tokens, with scratch buffers and without positions.
+
+        The kernels compute every token where it is in x; `order` lists the tokens by adapter, so
+        that the tokens of an adapter go through its matrices together.
+        """
         arch, num_tokens = self.arch, len(x)
         num_threads = torch.get_num_threads()
         rank = max((span.adapter.adapter.rank for span in spans if span.adapter), default=1)
@@ -249,23 +261,29 @@ class NativeDecoder:
         return _Call(struct, (groups, order, group_of))
 
     def _buffer(self, name: str, size: int) -> int:
+        """Return the address of a scratch buffer of `size` floats or more; later calls reuse it."""
         buffer = self._scratch.get(name)
         if buffer is None or buffer.numel() < size:
             buffer = self._scratch[name] = torch.empty(size)
         return buffer.data_ptr()
 
-    def _places(self, batch: Batch) -> list[np.ndarray]:
-        """Per token: the address of its sequence's cache, the step between layers, the capacity."""
+    def _places(self, batch: Batch[Row]) -> list[np.ndarray]:
+        """Return where each token's keys and values are, as three arrays, int64 [N].
+
+        The arrays are the address of the sequence's cache in layer 0, the number of floats from one
+        layer to the next, and the capacity in tokens.
+        """
         places: list[tuple[int, int, int]] = []
         for row in batch.decode_rows:
             places.append(_place(row))
+        # prompts without a row get temporary memory for one layer
         alone = [chunk for chunk in batch.chunks if chunk.row is None]
         token_size = 2 * self.arch.kv_size
         spare = self._buffer("alone", sum(len(chunk.tokens) for chunk in alone) * token_size)
         for chunk in batch.chunks:
             num = len(chunk.tokens)
             if chunk.row is None:
-                # Nothing reads these keys after the layer that wrote them: all layers share them.
+                # no later pass reads these keys, so every layer overwrites those of the one before
                 places += [(spare, 0, num)] * num
                 spare += num * token_size * 4
             else:
@@ -273,7 +291,7 @@ class NativeDecoder:
         return list(np.array(places, np.int64).T.copy())
 
     def _current_model(self) -> _Model:
-        """The structs of the packed weights, made by the first use."""
+        """Return the structs of the packed weights, which the first call creates."""
         if self._model is None:
             weights = float32_twin(self.arch, self.weights, self._blocks)
             structs = [self._layer_struct(layer) for layer in weights.layers]
@@ -315,8 +333,8 @@ class NativeDecoder:
         )
 
     def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> _Linear:
-        """A stacked matrix as the kernels see it."""
-        assert isinstance(matrix, PackedMatrix), "a twin's matrices are packed"
+        """Return the struct of a stacked matrix."""
+        assert isinstance(matrix, PackedMatrix), "the matrices of a float32 twin are packed"
         self._kept.append(matrix)
         return _Linear(
             weight=matrix.panels.data_ptr(),
@@ -329,33 +347,50 @@ class NativeDecoder:
         )
 
     def _vector(self, values: Tensor | None) -> int | None:
-        """Address of a norm or bias in float32, NULL for None."""
+        """Return the address of a norm or bias in float32; None becomes a NULL pointer."""
         if values is None:
             return None
-        self._kept.append(values.float().contiguous())
-        return self._kept[-1].data_ptr()
+        vector = values.float().contiguous()
+        self._kept.append(vector)
+        return vector.data_ptr()
 
 
 @dataclass(frozen=True)
 class _Call:
     struct: _Batch
-    kept_alive: tuple[Any, ...]
+    kept_alive: tuple[ctypes.Array[_Group], np.ndarray, np.ndarray]
+    """What the struct points to: ctypes stores addresses and holds no references."""
 
 
 @dataclass(frozen=True)
 class _Span:
+    """All rows of a batch that use one adapter."""
+
     adapter: StackedLora | None
     rows: np.ndarray
+    """int64, ascending."""
+
+
+@dataclass(frozen=True)
+class _LoraTable:
+    """An adapter as the kernels read it."""
+
+    entries: ctypes.Array[_Lora]
+    kept_alive: list[Tensor]
 
 
 def _place(row: Row) -> tuple[int, int, int]:
-    """Where a row's cache is, the step between layers in it, its capacity."""
-    kv = row.pool.kv
+    """Return the address of a row's cache, the floats between layers, and the capacity."""
+    kv = row.pool.kv  # float32 [L, R, H, 2, C, D]
     return kv.data_ptr() + row.index * kv.stride(1) * 4, kv.stride(0), row.pool.capacity
 
 
-def _same_beginnings(batch: Batch, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per token, a token whose sequence begins the same, and for how long, in fours."""
+def _same_beginnings(batch: Batch[Row], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each token a token whose sequence has the same prefix, and the prefix's length.
+
+    Lengths are rounded down to a multiple of 4, since the kernels read keys four at a time; 0 means
+    that no such token is known.
+    """
     same_as, same_length = np.zeros((2, num_tokens), np.int64)
     if batch.decode_same:
         pairs = np.array(batch.decode_same, np.int64)
@@ -370,9 +405,13 @@ def _attention_spans(
     same_as: np.ndarray,
     same_length: np.ndarray,
 ) -> np.ndarray:
-    """First tokens of spans that read the same keys, and at last the number of tokens.
+    """Cut the batch into spans of at most `longest` tokens that read mostly the same keys.
 
-    They are neighbours of one prompt, or decode from the same beginning.
+    The kernels load keys once per span. The tokens of a span are neighbors in one sequence, or they
+    decode in sequences with the same prefix.
+
+    Returns:
+        The first token of each span, then the number of tokens, int64.
     """
     neighbours = (np.diff(addresses) == 0) & (np.diff(positions) == 1)
     siblings = (np.diff(same_as) == 0) & (same_length[1:] > 0) & (same_length[:-1] > 0)
@@ -383,7 +422,7 @@ def _attention_spans(
 
 
 def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
-    """The rows of each adapter, from (adapter, number of consecutive rows)."""
+    """Return the rows of each adapter, given (adapter, number of consecutive rows)."""
     rows: dict[StackedLora | None, list[np.ndarray]] = {}
     first = 0
     for adapter, count in adapters:
@@ -392,16 +431,17 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
 
 
-def _lora_table(stacked: StackedLora, arch: ArchConfig, panel: int) -> Any:
-    """Addresses of an adapter's packed matrices, per block and projection, then the head."""
-    if stacked.native_table is None:
+def _lora_table(stacked: StackedLora, arch: ArchConfig, panel: int) -> ctypes.Array[_Lora]:
+    """Return the packed matrices of an adapter per block and projection, then those of the head."""
+    table = stacked.native_table
+    if not isinstance(table, _LoraTable):
         groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
         kept: list[Tensor] = []
         entries = [
             _lora_struct(stacked.adapter, group, panel, kept) for group in [*groups, HEAD_PATH]
         ]
-        stacked.native_table = (_Lora * len(entries))(*entries), kept
-    return stacked.native_table[0]
+        table = stacked.native_table = _LoraTable((_Lora * len(entries))(*entries), kept)
+    return table.entries
 
 
 def _lora_struct(adapter: Adapter, group: str, panel: int, kept: list[Tensor]) -> _Lora:

@@ -1,45 +1,55 @@
-"""State of sampling requests while they are served, and the checks they pass first. No torch."""
+"""Sampling requests, their sequences, and the status of each sequence."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import enum
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tinker_cookbook.local.engine.csr import check_csr
-from tinker_cookbook.local.engine.sampling.draw import fresh_seed
-from tinker_cookbook.local.engine.sampling.speculation import Drafter
-from tinker_cookbook.local.engine.sampling.stops import StopRule
+from tinker_cookbook.local.engine.sampling.random_numbers import fresh_seed
 from tinker_cookbook.local.engine.types import (
-    ImageInput,
-    ModelInfo,
+    OnToken,
     SampledSequence,
     SampleResult,
     SampleSpec,
-    SparseRows,
     TokenLogprobs,
 )
-from tinker_cookbook.local.errors import UserError
 
-__all__ = ["OnToken", "Request", "Sequence", "check_sample_spec", "place_images"]
+if TYPE_CHECKING:
+    from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+    from tinker_cookbook.local.engine.sampling.batch import CacheRow
+    from tinker_cookbook.local.engine.sampling.prompt_scores import PromptScores
+    from tinker_cookbook.local.engine.sampling.speculation import Drafter
+    from tinker_cookbook.local.engine.sampling.stops import StopRule
 
-OnToken = Callable[..., None]
-"""Called with (sequence index, token, logprob) for every sampled token, in the engine thread.
+__all__ = ["Request", "Sequence", "SequenceStatus"]
 
-If top-k logprobs were asked for, a fourth argument holds them: (ids int32 [k], logprobs [k]).
-"""
 
-_MAX_SAMPLES = 4096
-_MAX_TOPK = 1024
-_MAX_TOPK_CELLS = 2**26
+class SequenceStatus(enum.Enum):
+    """Stage of a sequence between the queue and its end."""
+
+    WAITING = "waiting"
+    """It has no token yet: its request is in the queue, or the request's first sequence computes
+    the prompt that all of them share."""
+    PREFILLING = "prefilling"
+    """Its tokens so far are being computed in chunks: the prompt or, after a preemption, the prompt
+    and the completion."""
+    DECODING = "decoding"
+    """Every step computes its newest token and draws the next one."""
+    SUSPENDED = "suspended"
+    """It has tokens but no keys and values, and waits in the queue: it was preempted, or got its
+    first token when no row was free."""
+    FINISHED = "finished"
+    """It ended at a stop or at its length."""
+    ABORTED = "aborted"
+    """Its request was cancelled or failed."""
 
 
 class Sequence:
-    """One completion while it grows."""
+    """One completion of a request."""
 
     __slots__ = (
         "drafter",
@@ -48,6 +58,7 @@ class Sequence:
         "matcher",
         "request",
         "row",
+        "status",
         "stop_reason",
         "tokens",
         "topk_ids",
@@ -55,35 +66,41 @@ class Sequence:
     )
 
     def __init__(self, request: Request, index: int) -> None:
+        """`index` is the number of the completion within its request."""
         self.request = request
         self.index = index
+        self.status = SequenceStatus.WAITING
         self.tokens: list[int] = []
+        """Tokens of the completion, without the prompt."""
         self.logprobs: list[float] = []
         self.topk_ids: list[np.ndarray] = []
         self.topk_logprobs: list[np.ndarray] = []
         self.matcher = request.stop_rule.matcher()
-        self.stop_reason: str | None = None
-        self.row: Any = None
+        self.stop_reason: Literal["stop", "length"] | None = None
+        self.row: CacheRow | None = None
         """Where its keys and values are; None while it has none."""
         self.drafter: Drafter | None = None
-        """Guesses at what follows, if that was tried."""
+        """Proposes draft tokens; created by the first step that may use them."""
 
     @property
     def num_cached(self) -> int:
-        """Tokens whose keys and values the next decode step needs: all but the newest."""
+        """Number of tokens whose keys and values the next decode step reads: all but the newest.
+
+        It is also the position of the newest token.
+        """
         return len(self.request.prompt) + len(self.tokens) - 1
 
     def cached_tokens(self) -> np.ndarray:
-        """Return the tokens behind `num_cached`."""
+        """Return the tokens that `num_cached` counts."""
         generated = np.asarray(self.tokens[:-1], np.int32)
         return np.concatenate([self.request.prompt, generated])
 
     def all_tokens(self) -> list[int]:
-        """Prompt and completion."""
+        """Return prompt and completion."""
         return [*self.request.prompt.tolist(), *self.tokens]
 
     def append(self, token: int, logprob: float) -> None:
-        """Take a drawn token; sets `stop_reason` if it is the last."""
+        """Add a drawn token, set `stop_reason` if it is the last one, and call the listener."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if self.matcher.ends_at(token):
@@ -112,24 +129,28 @@ class Request:
     """One sampling request and its completions."""
 
     spec: SampleSpec
-    adapter: Any
-    """The weights it samples from, fixed when it was accepted; None is the base model."""
+    adapter: StackedLora | None
+    """Weights that it samples from, fixed when it was accepted; None is the base model."""
     future: Future[SampleResult]
     stop_rule: StopRule
     max_new: int
+    """Maximum tokens per completion."""
     on_token: OnToken | None = None
     seed: int = 0
     client: str = ""
-    """Whose it is: clients share the machine."""
+    """Who sent it: clients share the machine evenly."""
     prompt: np.ndarray = field(init=False)
     """int32 [P]."""
-    prompt_scores: Any = None
-    """Collects what was asked about the prompt; None if nothing was."""
+    prompt_scores: PromptScores | None = None
+    """Collects the requested logprobs over the prompt; None if none were requested."""
     waiting: list[Sequence] = field(default_factory=list)
-    """Completions that have no first token yet."""
+    """Completions without a first token, in the order of their indices."""
     unfinished: int = 0
+    """Number of completions that have not ended."""
     finished: list[SampledSequence | None] = field(default_factory=list)
+    """Results of the completions by their indices; None for one that has not ended."""
     cache_hit_tokens: int = 0
+    """Prompt tokens whose keys and values were copied instead of computed."""
 
     def __post_init__(self) -> None:
         self.prompt = np.ascontiguousarray(self.spec.prompt, np.int32)
@@ -140,13 +161,18 @@ class Request:
         self.finished = [None] * self.spec.num_samples
 
     @property
+    def adapter_key(self) -> int:
+        """Number of its weights in the prefix store; 0 is the base model."""
+        return 0 if self.adapter is None else self.adapter.key
+
+    @property
     def end_of_images(self) -> int:
-        """Where the last image of the prompt ends; they are prefilled in one piece."""
+        """Position after the last image; everything up to it is prefilled in one chunk."""
         return max((i.position + (i.expected_tokens or 0) for i in self.spec.images), default=0)
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether logprobs over the prompt are wanted."""
+        """Whether logprobs over the prompt are requested."""
         spec = self.spec
         return bool(
             spec.prompt_logprobs
@@ -156,156 +182,19 @@ class Request:
         )
 
     def finish(self, sequence: Sequence) -> bool:
-        """Record a completion; return whether it was the last one."""
+        """Record a completion and return whether it was the last one."""
         self.finished[sequence.index] = sequence.result()
         self.unfinished -= 1
         return self.unfinished == 0
 
     def result(self) -> SampleResult:
-        """Return the whole answer; every completion is finished."""
+        """Return the whole answer; every completion has ended."""
         sequences = [sequence for sequence in self.finished if sequence is not None]
         result = SampleResult(sequences, prompt_cache_hit_tokens=self.cache_hit_tokens)
         if self.prompt_scores is not None:
             self.prompt_scores.fill(result)
         if result.prompt_logprobs is not None:
-            for image in self.spec.images:  # no token stands there that could have a probability
+            for image in self.spec.images:  # the positions of an image have no token to score
                 end = image.position + (image.expected_tokens or 0)
                 result.prompt_logprobs[image.position : end] = np.nan
         return result
-
-
-def place_images(spec: SampleSpec, count_tokens: Callable[[ImageInput, str], int]) -> SampleSpec:
-    """The request with every image checked, and room made for those that do not say their length.
-
-    Raises:
-        UserError: from `count_tokens`, naming the image.
-    """
-    prompt, shift = np.asarray(spec.prompt, np.int32), 0
-    images = []
-    for number, image in enumerate(spec.images):
-        count = count_tokens(image, f"image {number} of the prompt")
-        position = image.position + shift
-        if image.expected_tokens is None:
-            prompt = np.insert(prompt, position, np.zeros(count, np.int32))
-            shift += count
-        images.append(replace(image, position=position, expected_tokens=count))
-    return replace(spec, prompt=prompt, images=tuple(images))
-
-
-def check_sample_spec(spec: SampleSpec, info: ModelInfo) -> int:
-    """Check a request against the model and return how many tokens a completion may have.
-
-    Raises:
-        UserError: naming the field, its value and what is accepted.
-    """
-    _check_prompt(spec, info)
-    _check_counts(spec)
-    _check_distribution(spec)
-    _check_prompt_scores(spec, info)
-    max_new = _max_new_tokens(spec, info)
-    _check_answer_size(spec, max_new)
-    return max_new
-
-
-def _max_new_tokens(spec: SampleSpec, info: ModelInfo) -> int:
-    room = info.max_context_length - len(spec.prompt)
-    if spec.max_tokens is None:
-        return room
-    if spec.max_tokens < 1:
-        raise UserError(f"max_tokens={spec.max_tokens} is too small; use 1 or more")
-    # One token needs no place of its own: it is drawn from the prompt's last position.
-    if spec.max_tokens > max(room, 1):
-        raise UserError(
-            f"max_tokens={spec.max_tokens} and a prompt of {len(spec.prompt)} tokens exceed the "
-            f"context length {info.max_context_length} of {info.name}; "
-            f"use max_tokens={room} or less, or a shorter prompt"
-        )
-    return spec.max_tokens
-
-
-def _check_answer_size(spec: SampleSpec, max_new: int) -> None:
-    """A few bytes may ask for the most likely tokens at many places."""
-    of_prompt = max(spec.topk_prompt_logprobs, spec.prompt_alt_tokens_k) * len(spec.prompt)
-    of_samples = spec.topk_sample_logprobs * spec.num_samples * max_new
-    for name, cells in (("topk_prompt_logprobs", of_prompt), ("topk_sample_logprobs", of_samples)):
-        if cells > _MAX_TOPK_CELLS:
-            raise UserError(
-                f"{name} asks for {cells} logprobs in one answer; at most {_MAX_TOPK_CELLS} are "
-                "given. Use fewer of them, fewer samples or a smaller max_tokens"
-            )
-
-
-def _check_prompt(spec: SampleSpec, info: ModelInfo) -> None:
-    prompt = np.asarray(spec.prompt)
-    if prompt.ndim != 1 or len(prompt) == 0:
-        raise UserError("prompt has no tokens; give at least one, for example the first of a text")
-    if spec.images and not info.supports_images:
-        raise UserError(
-            f"prompt has {len(spec.images)} images; {info.name} reads text only. "
-            "Use a model with vision or leave the images out"
-        )
-    limit = info.max_context_length
-    needs_room = spec.max_tokens is None or spec.max_tokens > 1
-    if len(prompt) > limit - needs_room:
-        raise UserError(
-            f"prompt has {len(prompt)} tokens; {info.name} has a context length of {limit}, prompt "
-            "and completion together. Shorten the prompt"
-        )
-    lowest, highest = int(prompt.min()), int(prompt.max())
-    if lowest < 0 or highest >= info.vocab_size:
-        bad = lowest if lowest < 0 else highest
-        raise UserError(
-            f"prompt token {bad} is not in the vocabulary; ids of {info.name} are 0 to "
-            f"{info.vocab_size - 1}. Was the prompt encoded with another tokenizer?"
-        )
-
-
-def _check_counts(spec: SampleSpec) -> None:
-    if not 1 <= spec.num_samples <= _MAX_SAMPLES:
-        raise UserError(f"num_samples={spec.num_samples}; 1 to {_MAX_SAMPLES} are accepted")
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
-        value = getattr(spec, name)
-        if not 0 <= value <= _MAX_TOPK:
-            raise UserError(f"{name}={value}; 0 to {_MAX_TOPK} are accepted")
-
-
-def _check_distribution(spec: SampleSpec) -> None:
-    if not (math.isfinite(spec.temperature) and spec.temperature >= 0):
-        raise UserError(f"temperature={spec.temperature}; use a finite number >= 0 (0 is greedy)")
-    if not 0 <= spec.top_p <= 1:
-        raise UserError(f"top_p={spec.top_p}; use a number from 0 to 1 (1 is off)")
-    if spec.top_k < -1:
-        raise UserError(f"top_k={spec.top_k}; use 1 or more, or -1 (off)")
-
-
-def _check_prompt_scores(spec: SampleSpec, info: ModelInfo) -> None:
-    last_n = spec.prompt_logprobs_last_n
-    if last_n is not None:
-        if not (spec.prompt_logprobs or spec.topk_prompt_logprobs):
-            raise UserError(
-                f"prompt_logprobs_last_n={last_n} needs prompt_logprobs; ask for them too"
-            )
-        if not 1 <= last_n <= max(len(spec.prompt) - 1, 1):
-            raise UserError(
-                f"prompt_logprobs_last_n={last_n}; 1 to {len(spec.prompt) - 1} are accepted for a "
-                f"prompt of {len(spec.prompt)} tokens"
-            )
-    targets = spec.target_prompt_logprobs
-    if targets is None:
-        return
-    rows = len(spec.prompt) - 1
-    shape = tuple(targets.shape)
-    if len(shape) != 2 or shape[0] != rows or shape[1] < 1:
-        raise UserError(
-            f"target_prompt_logprobs has shape {list(shape)}; a prompt of {len(spec.prompt)} "
-            f"tokens needs [{rows}, K]: row i is scored at prompt position i + 1"
-        )
-    values = np.asarray(targets.values if isinstance(targets, SparseRows) else targets)
-    if values.size and (values.min() < -1 or values.max() >= info.vocab_size):
-        bad = int(values.min()) if values.min() < -1 else int(values.max())
-        raise UserError(
-            f"target_prompt_logprobs holds {bad}; use token ids 0 to {info.vocab_size - 1}, "
-            "or -1 for an empty cell"
-        )
-    if isinstance(targets, SparseRows):
-        check_csr(targets, "target_prompt_logprobs")

@@ -1,9 +1,10 @@
-"""One forward pass over a ragged batch: decoding rows and chunks of prompts, mixed as they come.
+"""The batch decoder on torch: one forward pass over a ragged batch of decoding rows and chunks.
 
-All tokens of the batch go through the projections together; attention is done pool by pool for
-decoding rows (one token each) and chunk by chunk for prompts.
+All N tokens of the batch go through the projections together, since these treat every token alike.
+Only attention differs: decoding rows (one token each) attend pool by pool, chunks one by one.
 
-Axes: N tokens of the batch, H hidden, V vocabulary, D head dimension.
+Axes: N tokens of the batch, R decoding rows of one pool, T tokens of one chunk, H hidden, V
+vocabulary, Q query heads, K key/value heads, C length of the cache, D head dimension.
 """
 
 from __future__ import annotations
@@ -19,35 +20,51 @@ from torch.nn import functional
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable, apply_rope, rms_norm
-from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.model.weights import ModelWeights
 from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
-from tinker_cookbook.local.engine.sampling.kv_cache import Pool, cache_shape
+from tinker_cookbook.local.engine.sampling.kv_cache import Pool, Row, cache_shape
 
-__all__ = ["Decoder"]
+__all__ = ["TorchDecoder"]
 
 _LENGTH_STEP = 32
-"""Attention over a pool covers its longest row, rounded up to this many tokens."""
+"""Attention over a pool covers its longest row, rounded up to a multiple of this many tokens."""
 
 
 @dataclass(frozen=True)
 class _PoolView:
-    """What attention over one pool needs, the same in every layer."""
+    """What attention over the decoding rows of one pool needs; the same in every layer."""
 
     pool: Pool
     first: int
+    """Number of its first row within the batch."""
     num_rows: int
+    """R."""
     length: int
-    mask: Tensor | None
+    """C: number of cached tokens that are read, at least those of the longest row."""
+    mask: Tensor
+    """bool [R, 1, 1, C]: which cached tokens each row attends to."""
     rows: Tensor
-    """int64 [num_rows]: which rows of the pool."""
+    """int64 [R]: indices in the pool."""
     positions: Tensor
+    """int64 [R]: position of each row's new token."""
     is_dense: bool
-    """Whether these are the pool's first rows, which need no copy."""
+    """Whether these are the pool's first R rows: then a view is enough, without a copy."""
 
 
-class Decoder:
-    """Runs batches through one base model, whose matrices are tensors."""
+@dataclass(frozen=True)
+class _Pass:
+    """What all layers of one forward pass share."""
+
+    batch: Batch[Row]
+    views: list[_PoolView]
+    router: LoraRouter
+    rope: list[Tensor]
+    """Cosines and sines, [N, 1, D] each."""
+
+
+class TorchDecoder:
+    """Runs batches through one base model whose matrices are dense tensors."""
 
     exact = False
 
@@ -59,24 +76,23 @@ class Decoder:
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the hidden states [N, H] before the final norm; caches are filled on the way."""
+    def forward(self, batch: Batch[Row]) -> Tensor:
+        """Return the hidden states [N, H] before the final norm, and write keys and values."""
         device = self.weights.device
         tokens = torch.from_numpy(batch.tokens()).to(device)
         positions = torch.from_numpy(batch.positions()).to(device)
         tables = self._rope.up_to(int(positions.max()) + 1)
         rope = [table[positions][:, None] for table in tables]
-        router = LoraRouter(batch.adapters(), device)
-        views = self._pool_views(batch)
+        shared = _Pass(batch, self._pool_views(batch), LoraRouter(batch.adapters(), device), rope)
         x = self.weights.embed_tokens(tokens).float()
-        for index, layer in enumerate(self.weights.layers):
-            x = self._attention_block(x, index, layer, router, rope, views, batch)
-            x = self._mlp_block(x, index, layer, router)
+        for index in range(len(self.weights.layers)):
+            x = self._attention_block(x, index, shared)
+            x = self._mlp_block(x, index, shared.router)
         return x
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
-        """Return float32 [N, V] for hidden states [N, H] of `forward`."""
+        """Return float32 logits [N, V] for hidden states [N, H] of `forward`."""
         normed = self._norm(hidden, self.weights.final_norm)
         router = LoraRouter(adapters, hidden.device)
         return router.project_head(normed, _weight(self.weights.head)).float()
@@ -84,9 +100,11 @@ class Decoder:
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight, self.arch.rms_norm_eps)
 
-    def _attention_block(self, x, index, layer: LayerWeights, router, rope, views, batch) -> Tensor:
-        arch = self.arch
+    def _attention_block(self, x: Tensor, index: int, shared: _Pass) -> Tensor:
+        """Return x + attention(norm(x)), [N, H]."""
+        arch, layer, router = self.arch, self.weights.layers[index], shared.router
         normed = self._norm(x, layer.input_norm)
+        # one stacked product: the columns of all Q query heads, of K key heads, of K value heads
         qkv = router.project(normed, _weight(layer.matrices["qkv"]), index, "qkv")
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
@@ -99,44 +117,51 @@ class Decoder:
                 ],
                 dim=1,
             )
-        q_and_k = apply_rope(q_and_k.float(), *rope).to(qkv.dtype)
-        q = q_and_k[:, : arch.num_heads]
+        q_and_k = apply_rope(q_and_k.float(), *shared.rope).to(qkv.dtype)
+        q = q_and_k[:, : arch.num_heads]  # [N, Q, D]
         v = qkv[:, arch.q_size + arch.kv_size :].unflatten(1, (-1, arch.head_dim))
-        kv = torch.stack([q_and_k[:, arch.num_heads :], v], dim=1)
-        attended = self._attend(q, kv, index, views, batch)
+        kv = torch.stack([q_and_k[:, arch.num_heads :], v], dim=1)  # [N, 2, K, D]
+        attended = self._attend(q, kv, index, shared)
         return x + router.project(attended, _weight(layer.matrices["o"]), index, "o")
 
-    def _mlp_block(self, x: Tensor, index: int, layer: LayerWeights, router) -> Tensor:
+    def _mlp_block(self, x: Tensor, index: int, router: LoraRouter) -> Tensor:
+        """Return x + mlp(norm(x)), [N, H]."""
+        layer = self.weights.layers[index]
         normed = self._norm(x, layer.post_norm)
         gate_up, down = (_weight(layer.matrices[name]) for name in ("gate_up", "down"))
         gate, up = router.project(normed, gate_up, index, "gate_up").chunk(2, dim=-1)
         return x + router.project(functional.silu(gate) * up, down, index, "down")
 
-    def _attend(self, q: Tensor, kv: Tensor, layer: int, views, batch: Batch) -> Tensor:
-        """Store the new keys and values, attend, return [N, num_heads D]."""
-        parts = [self._attend_pool(q, kv, layer, view) for view in views]
-        first = len(batch.decode_tokens)
-        for chunk in batch.chunks:
+    def _attend(self, q: Tensor, kv: Tensor, layer: int, shared: _Pass) -> Tensor:
+        """Store the new keys and values, attend, and return [N, Q D]."""
+        parts = [self._attend_pool(q, kv, layer, view) for view in shared.views]
+        first = len(shared.batch.decode_tokens)
+        for chunk in shared.batch.chunks:
             last = first + len(chunk.tokens)
             parts.append(self._attend_chunk(q[first:last], kv[first:last], layer, chunk))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_pool(self, q: Tensor, kv: Tensor, layer: int, view: _PoolView) -> Tensor:
+        """Attend with one query per decoding row of a pool; returns [R, Q D]."""
         arch = self.arch
         rows = slice(view.first, view.first + view.num_rows)
-        stored = view.pool.kv[layer]
+        stored = view.pool.kv[layer]  # [rows of the pool, K, 2, capacity, D]
+        # as [row, position, 2, K, D], the new tokens are one indexed assignment of [R, 2, K, D]
         stored.permute(0, 3, 2, 1, 4)[view.rows, view.positions] = kv[rows]
         kept = stored[: view.num_rows] if view.is_dense else stored[view.rows]
-        keys, values = kept[:, :, :, : view.length].unbind(2)
-        # Query heads that share a key head stand as query positions: no copy of keys per head.
+        keys, values = kept[:, :, :, : view.length].unbind(2)  # [R, K, C, D]
+        # The Q / K query heads that share a key head take the axis of query positions, which has
+        # length 1 here. So keys are not copied per query head: [R, K, Q / K, D].
         grouped = q[rows].unflatten(1, (arch.num_kv_heads, -1))
         out = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=view.mask)
         return out.reshape(view.num_rows, -1)
 
-    def _attend_chunk(self, q: Tensor, kv: Tensor, layer: int, chunk: Chunk) -> Tensor:
+    def _attend_chunk(self, q: Tensor, kv: Tensor, layer: int, chunk: Chunk[Row]) -> Tensor:
+        """Attend with the T queries of a chunk to all tokens up to its end; returns [T, Q D]."""
         num_new, end = len(q), chunk.start + len(q)
         if chunk.row is not None:
+            # [capacity, 2, K, D], a view: assigning to it fills the cache
             stored = chunk.row.pool.kv[layer, chunk.row.index].permute(2, 1, 0, 3)[:end]
             stored[chunk.start :] = kv
             kv = stored
@@ -144,6 +169,7 @@ class Decoder:
         groups = self.arch.num_heads // self.arch.num_kv_heads
         mask = None
         if chunk.start:
+            # query t sees the `start` earlier tokens and the chunk up to itself: a shifted triangle
             mask = torch.ones(num_new, end, dtype=torch.bool, device=q.device).tril_(chunk.start)
         out = functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
@@ -154,7 +180,8 @@ class Decoder:
         )
         return out[0].transpose(0, 1).flatten(1)
 
-    def _pool_views(self, batch: Batch) -> list[_PoolView]:
+    def _pool_views(self, batch: Batch[Row]) -> list[_PoolView]:
+        """Return a view per pool with decoding rows; the batch has them grouped by pool."""
         views, first = [], 0
         device = self.weights.device
         for pool, group in itertools.groupby(batch.decode_rows, key=lambda row: row.pool):

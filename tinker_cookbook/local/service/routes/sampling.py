@@ -139,8 +139,7 @@ def _submit(
             service.samplers.begin(sampler)
             try:
                 key = await service.samplers.use(sampler)
-                sampled = service.engine.worker.sample(key, spec, client=session_id)
-                result = await asyncio.wrap_future(sampled)
+                result = await service.engine.worker.sample(key, spec, client=session_id)
             finally:
                 service.samplers.finish(sampler)
             if result_cells(result) < INLINE_CELLS:

@@ -65,8 +65,7 @@ async def create_model(service: Service, request: Request) -> Response:
         run.base_model = service.engine.canonical_name(base_model)
         run.lora = decode_lora(lora_values)
         await service.engine.load(run.base_model)
-        worker = service.engine.worker
-        await asyncio.wrap_future(worker.create_run(run.run_id, run.base_model, run.lora))
+        await service.engine.worker.create_run(run.run_id, run.base_model, run.lora)
         await _record_run(service, run, user_metadata)
         return Payload.of_json({"model_id": run.run_id, "type": "create_model"})
 
@@ -97,10 +96,9 @@ async def load_weights(service: Service, request: Request) -> Response:
         await service.engine.load(run.base_model)
         with service.store.pin(found):
             folder = await asyncio.to_thread(service.store.verify, found)
-            created = service.engine.worker.create_run_from(
+            run.lora = await service.engine.worker.create_run_from(
                 run.run_id, folder, with_optimizer=with_optimizer
             )
-            run.lora = await asyncio.wrap_future(created)
         await _note_origin(service, run, found, with_optimizer)
         await _record_run(service, run, user_metadata)
         return Payload.of_json({"path": path, "model_id": run.run_id, "type": "load_weights"})
@@ -155,7 +153,7 @@ async def _record_run(service: Service, run: Run, user_metadata: dict[str, str] 
     try:
         await STORING.run(service.store.index.insert, row)
     except NameTakenError as error:
-        await asyncio.wrap_future(service.engine.worker.free_run(run.run_id))
+        await service.engine.worker.free_run(run.run_id)
         raise UserError(
             f"model_id={run.run_id!r} was used before the service restarted; "
             "create a new ServiceClient"
@@ -197,10 +195,7 @@ async def _load_into_run(service: Service, fields: Fields) -> Response:
         found = _find_training_checkpoint(service, path, with_optimizer)
         with service.store.pin(found):
             folder = await asyncio.to_thread(service.store.verify, found)
-            loaded = service.engine.worker.load_run(
-                run.run_id, folder, with_optimizer=with_optimizer
-            )
-            await asyncio.wrap_future(loaded)
+            await service.engine.worker.load_run(run.run_id, folder, with_optimizer=with_optimizer)
         await _note_origin(service, run, found, with_optimizer)
         return Payload.of_json({"path": path, "type": "load_weights"})
 
@@ -268,8 +263,8 @@ def _train_work(
         if isinstance(data, UserError):
             raise data
         loss = attach_graph(service, message.loss, run.session_id)
-        running = service.engine.worker.forward_backward(run.run_id, data, loss, backward=backward)
-        result = await asyncio.wrap_future(running)
+        worker = service.engine.worker
+        result = await worker.forward_backward(run.run_id, data, loss, backward=backward)
         if backward:
             service.progress.add_batch(run.run_id, data, result, loss.name)
         return Payload.of_proto(await asyncio.to_thread(encode_train_result, result))
@@ -282,7 +277,7 @@ async def optim_step(service: Service, request: Request) -> Response:
 
     async def work() -> Payload:
         adam = decode_adam(fields.values)
-        metrics = await asyncio.wrap_future(service.engine.worker.optim_step(run.run_id, adam))
+        metrics = await service.engine.worker.optim_step(run.run_id, adam)
         service.progress.add_step(run.run_id)
         return Payload.of_json({"metrics": metrics, "type": "optim_step"})
 

@@ -102,10 +102,7 @@ async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
         raise store.name_taken(new)
     staged = store.stage()
     try:
-        saving = service.engine.worker.save_run(
-            new.run_id, staged, with_optimizer=new.has_optimizer
-        )
-        await asyncio.wrap_future(saving)
+        await service.engine.worker.save_run(new.run_id, staged, with_optimizer=new.has_optimizer)
         service.progress.mark_saved(new.run_id, f"{new.segment}/{new.name}")
         await STORING.run(service.progress.save)
         return await STORING.run(store.commit, staged, new)
@@ -121,14 +118,13 @@ async def _open_unsaved_sampler(service: Service, run: Run, fields: Fields) -> s
     worker = service.engine.worker
     if kind == "snapshot":
         key = sampler_id
-        made = worker.create_sampler(key, run.base_model, run_id=run.run_id)
+        await worker.create_sampler(key, run.base_model, run_id=run.run_id)
     elif run.inflight_sampler is None:
         key = run.inflight_sampler = f"{run.run_id}:inflight"
-        made = worker.create_sampler(key, run.base_model, run_id=run.run_id)
+        await worker.create_sampler(key, run.base_model, run_id=run.run_id)
     else:
         key = run.inflight_sampler
-        made = worker.refresh_sampler(key, run.run_id)
-    await asyncio.wrap_future(made)
+        await worker.refresh_sampler(key, run.run_id)
     row = SamplerRow(
         sampler_id=sampler_id,
         session_id=run.session_id,

@@ -239,7 +239,7 @@ class Service:
         self.runs.pop(run.run_id, None)
         await STORING.run(self.progress.save)
         self.progress.drop(run.run_id)
-        await asyncio.wrap_future(self.engine.worker.free_run(run.run_id))
+        await self.engine.worker.free_run(run.run_id)
         seen = {run.run_id: run.last_request_at}
         await STORING.run(self.store.index.touch_runs, seen)
 
@@ -298,8 +298,7 @@ class Service:
                 logger.error("housekeeping: %s", error)
         await self.freed_memory.give_back(is_idle=not self._tasks and not self._streams)
         if self.engine.is_ready:
-            idle = self.engine.worker.spill_idle(self.limits.spill_seconds)
-            await asyncio.wrap_future(idle)
+            await self.engine.worker.spill_idle(self.limits.spill_seconds)
 
     def _forget_answered(self) -> None:
         """Keep no numbers of requests whose results are not kept any more."""

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,13 +104,7 @@ class EngineAccess:
             from tinker_cookbook.local.engine.worker import EngineWorker
 
             settings = self._settings
-            worker = EngineWorker(
-                device=settings.device,
-                dtype=settings.dtype,
-                num_threads=settings.num_threads,
-                memory_bytes=settings.memory_bytes,
-                spill_dir=self._spill_dir,
-            )
+            worker = EngineWorker(replace(settings.engine, spill_dir=self._spill_dir))
             first = worker.load_model(settings.models[0])
         except BaseException as error:
             logger.exception("the engine could not be started")

@@ -195,7 +195,7 @@ class SamplerTable:
         await self._engine.load(row.base_model)
         worker = self._engine.worker
         if row.model_path is None:
-            await asyncio.wrap_future(worker.create_sampler(key, row.base_model))
+            await worker.create_sampler(key, row.base_model)
             return
         self._make_room()
         checkpoint = self._store.index.checkpoint_in(key.removeprefix(CHECKPOINT))
@@ -203,7 +203,7 @@ class SamplerTable:
             raise _replaced(row)
         with self._store.pin(checkpoint):
             folder = await asyncio.to_thread(self._store.verify, checkpoint)
-            await asyncio.wrap_future(worker.create_sampler(key, row.base_model, folder=folder))
+            await worker.create_sampler(key, row.base_model, folder=folder)
 
     def _make_room(self) -> None:
         """Let go of the checkpoint adapters that were not used for longest."""
@@ -265,8 +265,7 @@ class SamplerTable:
     def _free(self, key: str) -> None:
         if self._engine_samplers.pop(key, None) is None:
             return
-        freed: Future[None] = self._engine.worker.free_sampler(key)
-        freed.add_done_callback(_log_failure)
+        self._engine.worker.free_sampler(key).add_done_callback(_log_failure)
 
     def __len__(self) -> int:
         return len(self._sessions)

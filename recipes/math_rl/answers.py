@@ -1,4 +1,4 @@
-"""Is an answer the same number, or the same expression, as the reference?"""
+"""Find the answer in a reply, and compare it with the reference."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:e[-+]?\d+)?
 
 
 class AnswerNotFound(EvalGradingError, ValueError):
-    """A reply has no answer where one is expected."""
+    """A reply does not contain an answer."""
 
 
 def extract_boxed(text: str) -> str:
-    r"""The content of the last `\boxed{...}`, braces within it included.
+    r"""Return the content of the last `\boxed{...}`, including inner braces.
 
     Raises:
-        AnswerNotFound: if there is none, or it is not closed.
+        AnswerNotFound: if the text has no box, or the box is not closed.
     """
     start = text.rfind(r"\boxed{")
     if start < 0:
@@ -36,10 +36,10 @@ def extract_boxed(text: str) -> str:
 
 
 def extract_gsm8k_final_answer(text: str) -> str:
-    """What stands after `####` in a GSM8K solution.
+    """Return the text after `####` in a GSM8K solution.
 
     Raises:
-        AnswerNotFound: if nothing does.
+        AnswerNotFound: if there is no such text.
     """
     _, marker, answer = text.rpartition("####")
     if not marker or not answer.strip():
@@ -48,10 +48,10 @@ def extract_gsm8k_final_answer(text: str) -> str:
 
 
 def last_number(text: str) -> str:
-    """The last number of a text.
+    """Return the last number of a text.
 
     Raises:
-        AnswerNotFound: if there is none.
+        AnswerNotFound: if the text has no number.
     """
     found = NUMBER.findall(text)
     if not found:
@@ -60,9 +60,9 @@ def last_number(text: str) -> str:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """`1,234`, `$3.50`, `50%`, `3/4` or `1e3` as an exact number; None if it is something else.
+    """Read `1,234`, `$3.50`, `50%`, `3/4` or `1e3` as an exact number; None for other texts.
 
-    Exponents beyond `MAX_EXPONENT` count as something else: such numbers fill the memory.
+    A number with an exponent beyond `MAX_EXPONENT` would fill the memory, so it gives None.
     """
     plain = re.sub(r"[\s,$]|\\[$%!,;]|\\text\{[^}]*\}", "", text).rstrip(".")
     plain = re.sub(r"\\d?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", plain)
@@ -80,16 +80,16 @@ def parse_number(text: str) -> Fraction | None:
 def safe_grade(
     given_answer: str, ground_truth: str, grader: str = "numeric", timeout: float = 1.0
 ) -> bool:
-    """Whether an answer equals the reference.
+    """Return whether an answer equals the reference.
 
     Args:
-        given_answer: From the reply.
+        given_answer: The answer found in the reply.
         ground_truth: The reference.
         grader: `numeric` compares numbers exactly and other answers as text; `math_verify` also
-            compares expressions, and needs the package math-verify; `sympy` does so where that
-            package is installed, and overlooks typography.
-        timeout: Seconds of processor time; a comparison of expressions that takes longer, or a
-            lot of memory, counts as wrong. It runs in a process of its own, so nothing can hang.
+            compares expressions, and needs the package math-verify; `sympy` ignores typography,
+            and compares expressions if that package is installed.
+        timeout: Seconds of processor time. Expressions are compared in a separate process; a
+            comparison that takes longer, or a lot of memory, counts as wrong.
     """
     given, wanted = parse_number(given_answer), parse_number(ground_truth)
     if given is not None and wanted is not None:
@@ -111,15 +111,15 @@ def safe_grade(
 
 
 def has_math_verify() -> bool:
-    """Whether expressions can be compared here."""
+    """Return whether the package that compares expressions is installed."""
     return importlib.util.find_spec("math_verify") is not None
 
 
 def require_math_verify() -> None:
-    """Say what is missing.
+    """Check that math-verify is installed.
 
     Raises:
-        ConfigurationError: without the package math-verify.
+        ConfigurationError: if it is not.
     """
     if not has_math_verify():
         raise ConfigurationError(

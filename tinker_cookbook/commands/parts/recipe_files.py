@@ -1,4 +1,4 @@
-"""Where the recipes lie, and which files belong to each. They are read as files, never imported."""
+"""Find the recipes and the files of each. Recipes are read as files, never imported."""
 
 import ast
 import sys
@@ -30,21 +30,21 @@ class Recipe:
 
     @property
     def entry(self) -> Path:
-        """The file that runs when the recipe is started, whose docstring describes it."""
+        """The file that starts the recipe; its docstring describes the recipe."""
         return self.path / "__main__.py" if self.path.is_dir() else self.path
 
     @property
     def docstring(self) -> str:
-        """The recipe's whole description."""
+        """The whole description of the recipe."""
         return ast.get_docstring(ast.parse(self.entry.read_text(encoding="utf-8"))) or ""
 
     @property
     def summary(self) -> str:
-        """The description's first line."""
+        """The first line of the description."""
         return self.docstring.partition("\n")[0]
 
     def source_files(self) -> list[Path]:
-        """Every Python and text file of the recipe itself, absolute."""
+        """Return the absolute paths of all files of the recipe."""
         if self.path.is_file():
             return [self.path]
         return sorted(
@@ -54,7 +54,7 @@ class Recipe:
         )
 
     def data_files(self) -> list[Path]:
-        """The files of the shared `data` folder that the recipe's source names."""
+        """Return the files of the shared folder `data` whose names are in the recipe's source."""
         sources = [path for path in self.source_files() if path.suffix == ".py"]
         text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
         data = self.path.parent / "data"
@@ -62,19 +62,19 @@ class Recipe:
 
 
 def recipes_folder() -> Path:
-    """The folder `recipes` inside an installed package, or else beside it in a checkout."""
+    """Return the folder `recipes`, in an installed package or next to it in a checkout."""
     package = Path(tinker_cookbook.__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / "__init__.py").is_file():
             return folder
     raise ConfigurationError(
-        f"the recipes are missing beside {package}; a full install has them. "
+        f"the folder of recipes was not found in or next to {package}; a full install has it. "
         "Install the package again with pip."
     )
 
 
 def find_recipes() -> dict[str, Recipe]:
-    """Every recipe by name, in alphabetical order."""
+    """Return every recipe by name, in alphabetical order."""
     recipes = {}
     for path in sorted(recipes_folder().iterdir()):
         is_module = path.suffix == ".py" and not path.name.startswith("_")
@@ -84,7 +84,11 @@ def find_recipes() -> dict[str, Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`; any other name is refused with the list and the nearest."""
+    """Return the recipe called `name`.
+
+    Raises:
+        ConfigurationError: if there is no such recipe; with the nearest name and the list.
+    """
     recipes = find_recipes()
     wanted = name.removesuffix(".py").removeprefix("recipes.")
     if wanted in recipes:
@@ -93,28 +97,28 @@ def find_recipe(name: str) -> Recipe:
 
 
 def unknown_recipe_message(name: str, known: Iterable[str]) -> str:
-    """Say that `name` is no recipe, the nearest one, and which there are."""
+    """Return the error for an unknown recipe, with the nearest name and the list."""
     names = list(known)
-    return f"NAME={name} is no recipe.{did_you_mean(name, names)} Use one of {', '.join(names)}."
+    return f"NAME={name} is not a recipe.{did_you_mean(name, names)} Use one of {', '.join(names)}."
 
 
 def refuse_unknown_recipes(package: str) -> None:
-    """Let `python -m PACKAGE.NAME` of a name that is no recipe say the nearest.
+    """Let `python -m PACKAGE.NAME` suggest the nearest recipe if NAME is unknown.
 
     Args:
-        package: the package of the recipes, `recipes` or `tinker_cookbook.recipes`.
+        package: The package of the recipes, `recipes` or `tinker_cookbook.recipes`.
     """
     sys.meta_path.append(_UnknownRecipes(package))
 
 
 class _UnknownRecipes:
-    """A finder that is asked after all others: what it sees, nobody has found."""
+    """The last import finder: it sees only modules that no other finder has found."""
 
     def __init__(self, package: str) -> None:
         self._package = package
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        """Refuse an unknown recipe; anything else is not for this finder."""
+        """Refuse an unknown recipe, and ignore all other modules."""
         del path, target
         package, _, name = fullname.rpartition(".")
         if package != self._package or name == "__main__" or sys.argv[:1] != ["-m"]:

@@ -1,4 +1,4 @@
-"""Guess the number, and twenty questions about a thing, as message environments."""
+"""Two games as message environments: guess a number, and twenty questions about a thing."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ THINGS: dict[str, frozenset[str]] = {
 }
 PROPERTIES = sorted(frozenset.union(*THINGS.values()))
 UNREADABLE_REWARD = -1.0
+"""Reward of a guess without a number, and of a reply that does not end."""
 MAX_DIGITS = 20
-"""For a guess that is no number, and a reply that does not end."""
+"""Numbers with more digits are not read."""
 MISUNDERSTOOD_REWARD = -0.1
 
 
-class GuessNumberEnv(MessageEnv):
-    """A number from 0 to `largest`; each wrong guess is told higher or lower.
+class NumberGame(MessageEnv):
+    """Guess a number from 0 to `largest`; after a wrong guess the game says higher or lower.
 
-    The model's own turns stay its own, so that all turns of a game make one datum.
+    The conversation keeps the model's replies unchanged, so all turns of a game make one datum.
     """
 
     def __init__(self, answer: int, largest: int, max_turns: int) -> None:
@@ -52,7 +53,7 @@ class GuessNumberEnv(MessageEnv):
         self._num_guesses = 0
 
     async def initial_observation(self) -> list[Message]:
-        """The rules, an example of another game, and this one."""
+        """Return the rules, an example game, and the start of this game."""
         largest = self.largest
         self.history = _conversation(
             "Guess my number. Reply with a number only.",
@@ -65,7 +66,7 @@ class GuessNumberEnv(MessageEnv):
         return self.history
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Compare a guess; the reward is 1 when it is right, and falls with the distance."""
+        """Compare a guess: a right one earns 1, a wrong last one up to 0.5."""
         self._num_guesses += 1
         guess = read_guess(get_text_content(message))
         if guess is None:
@@ -87,8 +88,8 @@ class GuessNumberEnv(MessageEnv):
         return MessageStepResult(reward, True, self.history, metrics, {"answer": self.answer})
 
 
-class TwentyQuestionsEnv(MessageEnv):
-    """A hidden thing; the model asks about properties and may name the thing at any time."""
+class ThingGame(MessageEnv):
+    """Find a hidden thing: the model asks about properties and may name the thing at any time."""
 
     def __init__(self, answer: str, max_turns: int) -> None:
         self.answer = answer
@@ -97,7 +98,7 @@ class TwentyQuestionsEnv(MessageEnv):
         self._num_questions = 0
 
     async def initial_observation(self) -> list[Message]:
-        """The rules with all things and properties, an example of another game, and this one."""
+        """Return the rules, an example game, and the start of this game."""
         rules = (
             f"I think of one of these: {', '.join(THINGS)}. Ask whether it has one of these "
             f"properties: {', '.join(PROPERTIES)}; or name it. Reply with one word."
@@ -108,11 +109,11 @@ class TwentyQuestionsEnv(MessageEnv):
         return self.history
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Answer a question, or judge a guess: 1 for the right thing, less for each question."""
+        """Answer a question, or judge a guess: the right thing earns up to 1."""
         self._num_questions += 1
         words = re.findall(r"[a-z]+", get_text_content(message).lower())
-        named = next((word for word in words if word in THINGS), None)
-        asked = next((word for word in words if word in PROPERTIES), None)
+        named = next((name for name in words if name in THINGS), None)
+        asked = next((name for name in words if name in PROPERTIES), None)
         self.history = [*self.history, message]
         if named is not None or self._num_questions >= self.max_turns:
             correct = float(named == self.answer)
@@ -131,7 +132,7 @@ class TwentyQuestionsEnv(MessageEnv):
 
 
 def _conversation(rules: str, *turns: str) -> list[Message]:
-    """The rules as a system message, then user and assistant in turn."""
+    """Return the rules as a system message, then messages of user and assistant in turn."""
     messages: list[Message] = [{"role": "system", "content": rules}]
     for number, text in enumerate(turns):
         messages.append({"role": "assistant" if number % 2 else "user", "content": text})
@@ -139,20 +140,20 @@ def _conversation(rules: str, *turns: str) -> list[Message]:
 
 
 def read_guess(text: str) -> int | None:
-    """The only number of a reply; None if there is none or more than one."""
+    """Return the only number of a reply; None if it has no number, or several."""
     found = re.findall(r"-?\d+", text)
     return int(found[0]) if len(found) == 1 and len(found[0]) <= MAX_DIGITS else None
 
 
 @dataclass(frozen=True)
 class GameGroup(EnvGroupBuilder):
-    """One game several times. It pickles: the renderer is made where it is needed."""
+    """One game, played several times. It pickles, since the renderer is made when it is needed."""
 
     data: MultiturnDatasetBuilder
     number: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New games with the same answer."""
+        """Make new games with the same answer."""
         renderer = self.data.build_renderer()
         return [
             EnvFromMessageEnv(
@@ -165,20 +166,20 @@ class GameGroup(EnvGroupBuilder):
         ]
 
     def logging_tags(self) -> list[str]:
-        """The game's name."""
+        """Return the name of the game."""
         return [self.data.game]
 
     def _make_game(self) -> MessageEnv:
         rng = random.Random(self.number)
         if self.data.game == "guess_number":
             largest = self.data.largest
-            return GuessNumberEnv(rng.randint(0, largest), largest, self.data.max_turns)
-        return TwentyQuestionsEnv(rng.choice(sorted(THINGS)), self.data.max_turns)
+            return NumberGame(rng.randint(0, largest), largest, self.data.max_turns)
+        return ThingGame(rng.choice(sorted(THINGS)), self.data.max_turns)
 
 
 @chz.chz
 class MultiturnDatasetBuilder(RenderedDatasetBuilder):
-    """Games to train on, and others that are held out."""
+    """Builder of the training games and the held-out ones."""
 
     game: Literal["guess_number", "twenty_questions"] = "guess_number"
     num_batches: int
@@ -186,7 +187,7 @@ class MultiturnDatasetBuilder(RenderedDatasetBuilder):
     largest: int = 30
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Numbers from a million on are held out."""
+        """Return the games; the held-out ones have numbers from a million upwards."""
         first = self.seed * 10_000_000
         make = partial(GameGroup, self)
         size = self.groups_per_batch

@@ -1,0 +1,125 @@
+"""The steps of a recipe: complete its settings, train, and report what came out."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import chz
+
+from tinker_cookbook import service
+from tinker_cookbook.runs.directory import default_log_path
+from tinker_cookbook.runs.options import ModelOptions, shared_options
+
+if TYPE_CHECKING:
+    from tinker_cookbook.rl import train as rl_train
+    from tinker_cookbook.supervised import train as sl_train
+
+__all__ = [
+    "blueprint",
+    "complete",
+    "fill",
+    "recipe_name",
+    "run",
+    "train_rl",
+    "train_supervised",
+]
+
+C = TypeVar("C", bound=ModelOptions)
+"""The settings of a recipe."""
+L = TypeVar("L", "sl_train.Config", "rl_train.Config")
+"""The settings of a train loop."""
+T = TypeVar("T")
+
+
+def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None = None) -> None:
+    """Train with these settings, then print what changed and where everything is."""
+    from tinker_cookbook.supervised import train as sl_train
+
+    config = complete(config)
+    loop = build(config)
+    if prepare is not None:
+        loop = prepare(config, loop)
+    if isinstance(loop, sl_train.Config):
+        train_supervised(loop)
+    else:
+        train_rl(loop)
+
+
+def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
+    """Train, then print the summary of the run."""
+    from tinker_cookbook.eval.samples import read_samples
+    from tinker_cookbook.runs.report import report_run, sample_command
+    from tinker_cookbook.supervised import train
+
+    result = asyncio.run(train.main(loop))
+    command = sample_command(
+        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    report_run(loop.log_path, result.sampler_path, read_samples(loop.log_path), command)
+    return result
+
+
+def train_rl(loop: rl_train.Config) -> rl_train.RunResult:
+    """Train, then print the summary of the run; the sample command uses the best weights."""
+    from tinker_cookbook.rl import train
+    from tinker_cookbook.runs.report import read_held_out_samples, report_run, sample_command
+
+    result = asyncio.run(train.main(loop))
+    command = sample_command(
+        result.best_sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    samples = read_held_out_samples(loop.log_path)
+    report_run(loop.log_path, result.sampler_path, samples, command)
+    print("curve    metrics.jsonl there; replies: transcripts.html")
+    return result
+
+
+def complete(config: C, model_name: str | None = None) -> C:
+    """Fill in the settings that may be left open: model, chat format and run directory.
+
+    Args:
+        config: The settings that were given.
+        model_name: The model's full name; by default the service is asked for it.
+    """
+    from tinker_cookbook import model_info
+
+    name = model_name or service.resolve_model(config.base_url, config.model_name)
+    words = (*config.log_words(), Path(name).name)
+    log_path = config.log_path or default_log_path(recipe_name(type(config)), *words, config=config)
+    renderer_name = config.renderer_name or model_info.get_recommended_renderer_name(name)
+    return chz.replace(config, model_name=name, renderer_name=renderer_name, log_path=log_path)
+
+
+def fill(target: type[T], config: ModelOptions, **own: Any) -> T:
+    """Make an object of a chz class from the settings that it shares with a recipe's config.
+
+    Args:
+        target: The class, such as a data set builder.
+        config: The recipe's settings.
+        own: Fields that the config does not have, or that replace the config's.
+    """
+    shared = shared_options(config, target)
+    if "model_name_for_tokenizer" in chz.chz_fields(target):
+        shared["model_name_for_tokenizer"] = config.model_name
+    return target(**shared | own)
+
+
+def recipe_name(config_class: type) -> str:
+    """Return the name of the file that defines the settings; for `__main__.py`, of its folder."""
+    module = sys.modules[config_class.__module__]
+    file = Path(getattr(module, "__file__", None) or "recipe.py").resolve()
+    return file.parent.name if file.name == "__main__.py" else file.stem
+
+
+def blueprint(
+    config_class: type[C], build: Callable[[C], L], model_name: str | None = None
+) -> chz.Blueprint[L]:
+    """Return a recipe's default train loop as a blueprint, for programs that change parts of it."""
+    config = config_class()
+    name = model_name or service.default_model()
+    loop = build(complete(config, name))
+    return chz.Blueprint(type(loop)).apply(chz.beta_to_blueprint_values(loop))
