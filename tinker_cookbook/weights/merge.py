@@ -42,7 +42,7 @@ def build_hf_model(
 
     Each weight becomes W + scale * B A, computed in float32 and rounded once. One file of the base
     model is in memory at a time. If the adapter changes the output embedding of a model that ties
-    it to the input embedding, the copy has an output embedding of its own and is not tied.
+    it to the input embedding, the copy has a separate output embedding and is not tied.
 
     Args:
         base_model: Name or folder of the model that the adapter was trained on.

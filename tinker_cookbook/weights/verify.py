@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare_with_service"]
 
-PROMPTS = ("The weather today is", "Question: What is 2 + 2?\nAnswer:", "Once upon a time")
+PROMPTS = ("The weather today is", "Question: What is 2 + 2?\nAnswer:", "My name is")
 TOKENS_PER_REPLY = 48
 REPLIES_PER_PROMPT = 2
 
