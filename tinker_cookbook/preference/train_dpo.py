@@ -41,7 +41,15 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Config", "PreferenceOptions", "build_loss", "compute_dpo_loss", "main", "print_example"]
+__all__ = [
+    "Config",
+    "PreferenceOptions",
+    "RunResult",
+    "build_loss",
+    "compute_dpo_loss",
+    "main",
+    "print_example",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +144,7 @@ def main(config: Config, *, loss: PairLossFunction | None = None) -> RunResult:
 async def train(config: Config, *, loss: PairLossFunction | None = None) -> RunResult:
     """Do what `main` does, in a running event loop."""
     async with open_run(config, config.recipe_name) as run:
-        dataset, test_dataset = config.dataset_builder()
+        dataset, test_dataset = await asyncio.to_thread(config.dataset_builder)
         schedule = Schedule(len(dataset), config.num_epochs, 1, config.max_steps)
         for line in dataset.summary:
             print(f"data     {line}", flush=True)
