@@ -69,7 +69,7 @@ def check_report(output: str, rows: list[dict]) -> None:
     assert f"\nheld-out reward  {rows[0][key]:.4f} -> {rows[-1][key]:.4f}\n" in output
     [weights] = re.findall(r"\nweights  (tinker://\S+/sampler_weights/final)  ", output)
     state = weights.replace("/sampler_weights/", "/weights/")
-    assert f"\nstate    {state}  (to train on from: load_checkpoint_path=...)\n" in output
+    assert f"\nstate    {state}  (to continue training: load_checkpoint_path=...)\n" in output
     assert f"\ndownload tinker checkpoint download {state}\n" in output
     assert "\nsample   tinker-cookbook sample tinker://" in output
     assert re.search(r"Write exactly . words about .*\n  before: .*\n  after:  ", output)

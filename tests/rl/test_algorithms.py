@@ -108,7 +108,7 @@ def test_the_table_of_losses_says_what_the_local_service_takes():
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_a_named_algorithm_is_settings_of_a_run(name: str):
     algorithm = ALGORITHMS[name]
-    options = train.RunOptions(**algorithm.settings())  # pyright: ignore[reportArgumentType]
+    options = train.RunOptions(**algorithm.settings())
     assert options.loss_fn == algorithm.loss_fn
     assert set(options.loss_fn_config or {}) <= set(LOSSES[algorithm.loss_fn].settings)
     assert algorithm.source

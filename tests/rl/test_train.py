@@ -87,7 +87,7 @@ def test_reward_rises_and_everything_is_written(build):
     assert {"prompt", "reply"} <= records[0]["steps"][0].keys()
     page = (folder / "train.html").read_text(encoding="utf-8")
     assert "Group 0" in page
-    assert "src=" not in page  # needs no other file
+    assert "src=" not in page  # the page is one file
     assert 'href="../iteration_000002/train.html"' in page
     assert 'href="../iteration_000004/train.html"' in page
     steps_page = (Path(config.log_path) / "transcripts.html").read_text(encoding="utf-8")

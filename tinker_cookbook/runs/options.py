@@ -31,7 +31,7 @@ __all__ = [
 LogdirBehavior = Literal["delete", "resume", "ask", "raise"]
 
 
-def expand_path(_: Any, path: str | None) -> str | None:
+def expand_path(_: object, path: str | None) -> str | None:
     """A chz munger: `~` becomes the home folder."""
     return None if path is None else str(Path(path).expanduser())
 
@@ -174,7 +174,7 @@ class SharedOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelO
     """The settings that every train loop has."""
 
 
-# What must hold of a field, and what to do otherwise.
+# Per field: what must be true of its value, the problem otherwise, and the advice.
 _POSITIVE = (lambda value: value > 0, "is not above 0", "use a positive number")
 _AT_LEAST_1 = (lambda value: value >= 1, "is less than 1", "use 1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "is negative", "use 0 or more")
@@ -226,13 +226,13 @@ _RULES = {
     "infrequent_eval_every": _NOT_NEGATIVE,
     "span_chart_every": _NOT_NEGATIVE,
     "test_size": _NOT_NEGATIVE,
-    "max_length": (lambda value: value >= 2, "leaves no token to train", "use 2 or more"),
+    "max_length": (lambda value: value >= 2, "is too short to train a token", "use 2 or more"),
     "ttl_seconds": _TTL,
     "rolling_ttl_seconds": _TTL,
 }
 
 
-def check_options(config: Any) -> None:
+def check_options(config: object) -> None:
     """Refuse values that cannot work, before anything is started.
 
     A config calls this from its `chz.validate` method; fields that it does not have are skipped.
@@ -249,6 +249,6 @@ def check_options(config: Any) -> None:
 
 
 def shared_options(config: Any, target: type) -> dict[str, Any]:
-    """The fields that a recipe's config and `target` (a chz class) have in common, by name."""
+    """Return the fields, by name, that a recipe's config and `target` (a chz class) share."""
     names = set(chz.chz_fields(config)) & set(chz.chz_fields(target))
     return {name: getattr(config, name) for name in names}

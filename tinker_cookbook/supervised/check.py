@@ -1,4 +1,4 @@
-"""Read all rows of data files, render every row, and report what training on it would meet."""
+"""Read and render all rows of data files, and report the problems that training would have."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task
 from tinker_cookbook.supervised.conversations import (
     Conversation,
@@ -33,27 +34,27 @@ PERCENTILES = (0, 50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class RowReport:
-    """What one row came to."""
+    """Result of checking one row."""
 
     problem: str | None = None
-    """Why the row is unusable, with its place; None if it is usable."""
+    """Reason why the row is unusable, with its place; None if it is usable."""
     kind: str | None = None
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Tokens and trained tokens before truncation, then after."""
     num_datums: int = 0
     digest: int = 0
-    """64 bits over the messages."""
+    """64-bit digest of the messages."""
     shape: str | None = None
     """None if the row could not be read."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was read as something else than it says, and how often."""
+    """Conversions made while reading the row, with their number."""
     unused: tuple[str, ...] = ()
-    """Keys that its shape does not read."""
+    """Keys of the row that its shape does not use."""
 
 
 @dataclass(frozen=True)
 class _RowCheck:
-    """Picklable: rows in, reports out. Never raises for a bad row."""
+    """Turns rows into reports; picklable. It never raises for a bad row."""
 
     render: ConversationRenderer
 
@@ -72,7 +73,7 @@ class _RowCheck:
 
 
 def _row_report(conversation: Conversation, result: RenderedRow | ConversationError) -> RowReport:
-    read: dict[str, Any] = {
+    read: JsonObject = {
         "shape": conversation.shape,
         "notes": conversation.notes,
         "unused": conversation.unused,
@@ -99,25 +100,25 @@ def _digest(conversation: Conversation) -> int:
 
 
 class FileReport:
-    """Figures of a whole file: 24 bytes a row, whatever the length of the rows."""
+    """Figures of a whole file: 24 bytes per row, whatever the length of the rows."""
 
     def __init__(self, file: DataSource, max_length: int | None) -> None:
         self._file = file
         self.max_length = max_length
         self.num_rows = len(file)
         self.problems: list[str] = []
-        """The first `MAX_PROBLEMS_KEPT` of them, in the order of the lines."""
+        """The first `MAX_PROBLEMS_KEPT` problems, in the order of the lines."""
         self.problem_kinds: Counter[str] = Counter()
         self.num_datums = 0
         self.read = ReadCounts()
         self._note_rows: dict[str, list[int]] = {}
-        """By what was done to them, the first `MAX_LINES_KEPT` rows."""
+        """By conversion, the first `MAX_LINES_KEPT` rows."""
         self._counts = np.zeros((self.num_rows, 4), np.uint32)
         self._digests = np.zeros(self.num_rows, np.uint64)
         self._usable = np.zeros(self.num_rows, bool)
 
     def add(self, index: int, row: RowReport) -> None:
-        """Record row `index`; call it in the order of the rows."""
+        """Record row `index`; call this in the order of the rows."""
         if row.shape is not None:
             self.read.add(row)
             for note in row.notes:
@@ -143,8 +144,8 @@ class FileReport:
     def num_unusable(self) -> int:
         return sum(self.problem_kinds.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+    def to_dict(self) -> JsonObject:
+        """Return all figures as JSON values."""
         counts = self._counts[self._usable].astype(np.int64)
         tokens, trained, kept, kept_trained = counts.T
         lost = np.flatnonzero(self._usable & (self._counts[:, 3] == 0))
@@ -186,8 +187,9 @@ class FileReport:
     def _lines(self, indices: Sequence[int] | np.ndarray) -> list[int | str]:
         return [self._file.place(int(index)) for index in indices]
 
-    def _duplicates(self) -> dict[str, Any]:
-        """Rows whose messages equal those of an earlier row, by a 64-bit digest."""
+    def _duplicates(self) -> JsonObject:
+        """Return the number of rows whose messages equal those of an earlier row, by a 64-bit
+        digest."""
         usable = np.flatnonzero(self._usable)
         _, first, inverse = np.unique(self._digests[usable], return_index=True, return_inverse=True)
         originals = first[inverse]
@@ -216,8 +218,8 @@ def check_file(
     """Render every row of a file and collect figures and problems.
 
     Args:
-        num_workers: background processes; None decides by the number of rows.
-        on_progress: told the number of rows of every finished part.
+        num_workers: number of background processes; None decides by the number of rows.
+        on_progress: called with the number of rows of every finished part.
     """
     report = FileReport(file, render.max_length)
     check = _RowCheck(render)

@@ -1,8 +1,8 @@
 """Conversations to datums: one conversation gives one datum, or several.
 
-Where a renderer rewrites history (thinking removed from earlier turns), a later turn's prompt does
-not extend the earlier turns as they were sampled. Training such a conversation as one sequence
-would train prefixes that sampling never produces, so it becomes one datum per trained turn.
+If a renderer rewrites history (removes thinking from earlier turns), the prompt of a later turn
+does not extend the earlier turns as they were sampled. One sequence would then train prefixes that
+sampling never produces, so such a conversation becomes one datum per trained turn.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tinker_cookbook.renderers import (
     Message,
     Renderer,
     TrainOnWhat,
-    get_text_content,
     is_renderer_registered,
 )
 from tinker_cookbook.renderers.train_on_what import trained_messages
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.common import Reduction, datum_from_model_input_weights
 from tinker_cookbook.supervised.conversations import (
     NOTE_CONVERTED,
@@ -36,7 +36,7 @@ from tinker_cookbook.supervised.conversations import (
     SourceRow,
     parse_row,
 )
-from tinker_cookbook.tokenizer_utils import is_tokenizer_registered
+from tinker_cookbook.tokenizer_utils import Tokenizer, is_tokenizer_registered
 
 if TYPE_CHECKING:
     import tinker
@@ -56,17 +56,17 @@ __all__ = ["ConversationRenderer", "RenderedRow", "conversation_to_datum", "conv
 
 @dataclass(frozen=True)
 class RenderedRow:
-    """The datums of one row and what there is to know about them."""
+    """The datums of one row, with their numbers of tokens."""
 
     datums: list[tinker.Datum]
     num_tokens: int = 0
-    """Before truncation, over all datums."""
+    """Number of tokens before truncation, over all datums."""
     num_trained_tokens: int = 0
-    """Before truncation: tokens whose weight is not 0."""
+    """Number of tokens with a weight other than 0, before truncation."""
     num_kept_tokens: int = 0
-    """As `num_tokens`, after truncation."""
+    """Number of tokens after truncation."""
     num_kept_trained_tokens: int = 0
-    """As `num_trained_tokens`, after truncation; 0 means that the row trains nothing."""
+    """Number of trained tokens after truncation; 0 means that the row trains nothing."""
 
     @property
     def is_truncated(self) -> bool:
@@ -80,7 +80,7 @@ def conversation_to_datum(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> tinker.Datum:
-    """Render a conversation into the one datum that trains it.
+    """Render a conversation into one datum.
 
     Raises:
         DataValidationError: the conversation needs several datums with this renderer; see
@@ -108,7 +108,7 @@ def conversation_to_datums(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> list[tinker.Datum]:
-    """Render a conversation into the datums that train it, one where the format allows it.
+    """Render a conversation into datums: one if the format allows it.
 
     Args:
         reduction: "mean" divides by the number of trained tokens of the whole conversation, so it
@@ -142,8 +142,8 @@ def _rendered_row(
     )
 
 
-def _start_of_texts(tokenizer: Any) -> list[int]:
-    """The token that the tokenizer itself puts before every text, if it does."""
+def _start_of_texts(tokenizer: Tokenizer) -> list[int]:
+    """Return the token that the tokenizer puts before every text, if it does so."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return [bos] if bos is not None and list(tokenizer.encode("a"))[:1] == [bos] else []
 
@@ -154,11 +154,11 @@ def _weights(datum: tinker.Datum) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ConversationRenderer:
-    """Turns rows into datums; picklable, so that another process can do it.
+    """Turns rows into datums; picklable, so that other processes can use it.
 
-    A row that trains nothing although nothing was cut off is refused. One whose trained tokens all
-    lie beyond `max_length` is kept with weights 0 and counted by the dataset: a batch always holds
-    the conversations that its index says.
+    A row that trains nothing although nothing was cut off is refused. A row whose trained tokens
+    are all beyond `max_length` is kept with weights 0 and counted by the dataset, so a batch always
+    has the conversations of its index.
     """
 
     renderer: Renderer
@@ -167,7 +167,7 @@ class ConversationRenderer:
     reduction: Reduction = "mean"
     markup: MarkupMode = "convert"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         renderer_name = self.renderer._renderer_name or ""
         model_name = self.renderer._model_name or ""
         if is_renderer_registered(renderer_name) or is_tokenizer_registered(model_name):
@@ -188,13 +188,13 @@ class ConversationRenderer:
     def render(
         self, parsed: Sequence[tuple[str, Conversation]]
     ) -> list[RenderedRow | ConversationError]:
-        """Render parsed rows, each with what errors call it; an error takes the row's place."""
+        """Render parsed rows, each with its name in errors; an error takes the row's place."""
         plain = [i for i, (_, conversation) in enumerate(parsed) if self._is_plain(conversation)]
         results: dict[int, RenderedRow | ConversationError] = {}
         try:
             conversations = [self._messages(parsed[i][1]) for i in plain]
             batch = self.renderer.build_supervised_batch(conversations, self.train_on_what)
-        except _RENDER_ERRORS:  # one of them, so each is rendered by itself
+        except _RENDER_ERRORS:  # one of them is invalid, so each is rendered separately
             pass
         else:
             for i, examples in zip(plain, batch, strict=True):
@@ -215,10 +215,10 @@ class ConversationRenderer:
         return self._result(where, conversation, examples)
 
     def marked(self, conversation: Conversation) -> tuple[list[Message], TrainOnWhat]:
-        """The messages as they are rendered, with declared tools, and what is trained of them.
+        """Return the messages to render, with declared tools, and what is trained of them.
 
         Raises:
-            RendererError: a format without tools, or weights that the mode has no use for.
+            RendererError: a format without tools, or weights that the mode does not use.
         """
         messages = self._messages(conversation)
         if self._is_plain(conversation):
@@ -239,15 +239,15 @@ class ConversationRenderer:
     def _with_weights(
         self, messages: list[Message], conversation: Conversation
     ) -> tuple[list[Message], TrainOnWhat]:
-        """Mark what `train_on_what` trains, but for messages of weight 0 and replies of a prompt.
+        """Mark what `train_on_what` trains, except messages of weight 0 and replies of a prompt.
 
         Raises:
-            RendererError: a mode that does not choose by messages.
+            RendererError: a mode that does not choose messages.
         """
         mode = TrainOnWhat(self.train_on_what)
         if mode in (TrainOnWhat.ALL_TOKENS, TrainOnWhat.CUSTOMIZED):
             raise RendererError(
-                f"weight=0 of a message has no meaning with train_on_what={mode.value}; leave the "
+                f"weight=0 of a message cannot be used with train_on_what={mode.value}; leave the "
                 "weights out, or use another train_on_what."
             )
         num_declared = len(messages) - len(conversation.messages)
@@ -264,7 +264,8 @@ class ConversationRenderer:
         return marked, TrainOnWhat.CUSTOMIZED
 
     def _text_example(self, text: str) -> Example:
-        """A document: the start of a text where the format has one, the text, and its end."""
+        """Return the tokens of a document: begin-of-sequence if the format has it, the text, and
+        end-of-document."""
         import tinker
 
         tokenizer: Any = self.renderer.tokenizer
@@ -293,22 +294,10 @@ class ConversationRenderer:
 
     def _messages(self, conversation: Conversation) -> list[Message]:
         """The messages, with the row's tools declared the way the chat format does it."""
-        messages = conversation.messages
-        if not conversation.tools:
-            return messages
-        has_system = messages[0]["role"] == "system"
-        system_prompt = get_text_content(messages[0]) if has_system else ""
-        prefix = self.renderer.create_conversation_prefix_with_tools(
-            conversation.tools, system_prompt
-        )
-        if self.train_on_what == TrainOnWhat.CUSTOMIZED:
-            trainable = bool(messages[0].get("trainable", False)) if has_system else False
-            for message in prefix:
-                message["trainable"] = trainable
-        return [*prefix, *messages[has_system:]]
+        return self.renderer.declare_tools(conversation.messages, conversation.tools)
 
     def _why_nothing_is_trained(self, conversation: Conversation) -> str:
-        roles: list[Any] = [message["role"] for message in conversation.messages]
+        roles = [message["role"] for message in conversation.messages]
         mode = TrainOnWhat(self.train_on_what).value
         if conversation.weightless or conversation.num_context:
             return (

@@ -334,7 +334,7 @@ def status_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_status_command_finds_the_service(service_factory, tiny_model_folder, tmp_path) -> None:
     nothing = status_command("--state-dir", str(tmp_path / "none"))
     assert nothing.returncode == 3
-    assert "No service runs here, and nothing is saved." in nothing.stdout
+    assert "No service is running, and nothing is saved." in nothing.stdout
     assert not (tmp_path / "none").exists(), "looking changes nothing"
     service = service_factory(tiny_model_folder)
     client = service.connect(display_name="my run")
@@ -348,19 +348,19 @@ def test_the_status_command_finds_the_service(service_factory, tiny_model_folder
     assert shown.returncode == 0, shown.stderr
     for text in (service.base_url, "my run", "1 steps", path, "1 optimizer steps", "MiB"):
         assert text in shown.stdout
-    assert "goes on in a newer run" not in shown.stdout
+    assert "continued by a newer run" not in shown.stdout
     resumed = client.create_training_client_from_state_with_optimizer(path).result()
     train_step(resumed, batch())
     again = status_command("--state-dir", str(service.state_dir)).stdout
     lines = {line.split()[2]: line for line in again.splitlines() if ":train:" in line}
     assert "2 steps" in lines[resumed.model_id]
-    assert "in memory, goes on in a newer run, 1 steps" in lines[run.model_id]
+    assert "in memory, continued by a newer run, 1 steps" in lines[run.model_id]
     as_json = status_command("--state-dir", str(service.state_dir), "--json")
     assert json.loads(as_json.stdout)["services"][0]["status"]["num_runs"] == 2
     service.process.kill()
     service.process.wait()
     gone = status_command("--state-dir", str(service.state_dir))
     assert gone.returncode == 3
-    assert "No service runs here. Saved runs: 2, checkpoints: 1." in gone.stdout
+    assert "No service is running. Saved runs: 2, checkpoints: 1." in gone.stdout
     assert path in gone.stdout
     assert "Traceback" not in gone.stderr

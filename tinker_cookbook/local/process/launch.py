@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.engine.model.architecture import dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
 from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.process.lifecycle import (

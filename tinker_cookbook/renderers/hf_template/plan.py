@@ -1,4 +1,5 @@
-"""From what a chat template wrote to the pieces of a layout: markers, text, typed text, replies."""
+"""From the output of a chat template to the pieces of a layout: markers, text, typed text,
+replies."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ __all__ = ["Atom", "ControlTokens", "Plan", "Reply", "build_atoms", "lay_out_ato
 
 
 class ControlTokens:
-    """Finds a tokenizer's added tokens in text, as the tokenizer itself does."""
+    """Finds a tokenizer's added tokens in text, in the same way as the tokenizer."""
 
     def __init__(self, added: Mapping[int, Any]) -> None:
         """Prepare the search.
@@ -39,27 +40,27 @@ class ControlTokens:
 
 @dataclass(frozen=True)
 class Reply:
-    """What sampling would write of one assistant message, as positions in the written text."""
+    """The part of one assistant message that sampling writes, as positions in the written text."""
 
     start: int = 0
     end: int = 0
     written: str = ""
     """The text up to `end`, with marks."""
     problem: str | None = None
-    """Why there is no exact mask for this reply."""
+    """The reason why this reply has no exact mask."""
     tagged: tuple[tuple[int, int], ...] | None = None
-    """What stands in `{% generation %}` blocks, if the template has them."""
+    """The spans of `{% generation %}` blocks, if the template has them."""
 
 
 class Atom(NamedTuple):
-    """One piece of a layout, before the typed texts are put in."""
+    """One piece of a layout, before the typed texts replace their marks."""
 
     text: str
-    """Text that the template wrote; empty for the others."""
+    """Text that the template wrote; empty for a control token or a typed text."""
     token: int | None
     """A control token."""
     value: int | None
-    """A typed text, by its number."""
+    """Number of a typed text."""
     quotes: int
     kind: SegmentKind
     message: int
@@ -71,15 +72,15 @@ _CUT = Atom("", None, None, 0, SegmentKind.FRAME, -1, False)
 
 @dataclass
 class Plan:
-    """How conversations of one shape are laid out."""
+    """The layout of all conversations of one shape."""
 
     text: str
-    """What the template wrote, with marks."""
+    """Output of the template, with marks."""
     atoms: list[Atom]
     replies: dict[int, Reply] = field(default_factory=dict)
-    """By message."""
+    """Replies by message index."""
     faithful: frozenset[int] = frozenset()
-    """Replies written here as they are sampled, after the same prompt."""
+    """Replies that are written here as they are sampled, after the same prompt."""
 
 
 def build_atoms(
@@ -91,14 +92,14 @@ def build_atoms(
     cuts: frozenset[int],
     stops: frozenset[int],
 ) -> list[Atom]:
-    """Cut what a template wrote into atoms.
+    """Cut the output of a template into atoms.
 
     Args:
-        text: with marks.
+        text: the output, with marks.
         values: the typed texts.
         control: the tokenizer's control tokens.
-        replies: by message, those that stand in this text as they are sampled.
-        cuts: where sampling starts; text on both sides is encoded apart.
+        replies: by message, the replies that are in this text as they are sampled.
+        cuts: where sampling starts; the texts on both sides are encoded separately.
         stops: tokens that end a turn.
     """
     return _Cutter(text, values, control, replies, stops).atoms(cuts)
@@ -223,7 +224,7 @@ class _Cutter:
     def _touched(
         self, start: int, end: int, before: Mark | None, after: Mark | None
     ) -> Mark | None:
-        """Return the typed text whose outer white space this is."""
+        """Return the typed text that this outer white space belongs to."""
         values = self._values
         ends = starts = -1
         if before is not None and before.quotes == 0 and self._after(before):
@@ -250,7 +251,7 @@ class _Cutter:
 def lay_out_atoms(
     layout: Layout, atoms: Sequence[Atom], values: Sequence[Value], markup: ControlTokens
 ) -> None:
-    """Append the atoms with the typed texts put in."""
+    """Append the atoms, with the typed texts instead of their marks."""
     for text, token, number, quotes, kind, message, sampled in atoms:
         if token is not None:
             layout.ids((token,), kind, message, sampled=sampled)
@@ -268,7 +269,7 @@ def lay_out_atoms(
 
 
 def _lay_out_markup(layout: Layout, value: Value, markup: ControlTokens, *, sampled: bool) -> None:
-    """Append a call that could not be parsed: the markers of calls in it are tokens."""
+    """Append a call that could not be parsed; the markers of calls in it become tokens."""
     position = 0
     for match in markup.pattern.finditer(value.text):
         before = value.text[position : match.start()]

@@ -209,7 +209,7 @@ BAD_NODES = [
         "node 'output'.*'loss:sum'",
     ),
     (lambda nodes: nodes.extend(copy.deepcopy(nodes[2:3]) * MAX_NODES), f"at most {MAX_NODES}"),
-    (lambda nodes: nodes.clear(), "no list of nodes"),
+    (lambda nodes: nodes.clear(), "not a list of nodes"),
 ]  # fmt: skip
 
 

@@ -1,29 +1,25 @@
-"""Check the data of a training request before anything is computed."""
+"""Checks of a training request's data and loss, made before anything is computed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from tinker_cookbook.local.engine.csr import to_dense
 from tinker_cookbook.local.engine.loss_graph import LossGraph
 from tinker_cookbook.local.engine.model.pack import CheckedDatum
-from tinker_cookbook.local.engine.training.losses import CUSTOM, LOSSES, Loss
+from tinker_cookbook.local.engine.training.losses import CUSTOM, LOSSES, UNAVAILABLE, Loss, Setting
 from tinker_cookbook.local.engine.types import ImageInput, LossSpec, SparseRows, TrainDatum
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["CheckedDatum", "check_batch", "check_loss"]
 
-_KNOWN_INPUTS = {"target_tokens"} | {
-    name for loss in LOSSES.values() for name in (*loss.required_inputs, *loss.optional_inputs)
-}
-
 
 def check_loss(spec: LossSpec) -> tuple[Loss, dict[str, float]]:
-    """The loss function and its complete settings.
+    """Return the loss and its complete settings.
 
     Raises:
         UserError: if the loss or a setting is unknown, or a setting has an unusable value.
@@ -35,35 +31,44 @@ def check_loss(spec: LossSpec) -> tuple[Loss, dict[str, float]]:
                 "handle to forward_backward_custom"
             )
         return CUSTOM, {}
-    if spec.name == "stable_reinforce":
+    if spec.name in UNAVAILABLE:
         raise UserError(
-            "loss_fn='stable_reinforce' is not available here: its formula is not public; "
+            f"loss_fn={spec.name!r} is not available here: {UNAVAILABLE[spec.name]}; "
             f"use one of {', '.join(LOSSES)}"
         )
     loss = LOSSES.get(spec.name)
     if loss is None:
         raise UserError(f"loss_fn={spec.name!r} is unknown; {_hint(spec.name, LOSSES)}")
-    config = dict(loss.defaults)
+    config = {name: setting.default for name, setting in loss.settings.items()}
     for key, value in spec.config.items():
-        if key not in config:
+        setting = loss.settings.get(key)
+        if setting is None:
             accepted = _hint(key, config) if config else "this loss has no settings"
             raise UserError(f"loss_fn_config has {key!r}, unknown to {spec.name}; {accepted}")
-        if isinstance(value, bool | str) or not 0 <= value < math.inf:
+        config[key] = _check_setting(key, value, setting)
+    if loss.ordered is not None:
+        low, high = loss.ordered
+        if config[low] > config[high]:
             raise UserError(
-                f"loss_fn_config {key}={value!r} is not usable; it must be a finite number >= 0"
+                f"{low}={config[low]} is above {high}={config[high]}; the first must not be larger"
             )
-        config[key] = float(value)
-    if config.get("clip_low_threshold", 0.0) > config.get("clip_high_threshold", math.inf):
-        raise UserError(
-            f"clip_low_threshold={config['clip_low_threshold']} is above clip_high_threshold="
-            f"{config['clip_high_threshold']}; they bound the ratio from below and above"
-        )
     return loss, config
 
 
-def _hint(name: str, known: Mapping[str, object] | set[str]) -> str:
+def _check_setting(key: str, value: float | str, setting: Setting) -> float:
+    is_number = not isinstance(value, bool | str) and math.isfinite(value)
+    if is_number and setting.low <= float(value) <= setting.high:
+        return float(value)
+    if math.isinf(setting.high):
+        accepted = f"a finite number >= {setting.low:g}"
+    else:
+        accepted = f"a number from {setting.low:g} to {setting.high:g}"
+    raise UserError(f"loss_fn_config {key}={value!r} is not usable; it must be {accepted}")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
     near = nearest_name(name, known)
-    nearest = f" (did you mean {near!r}?)" if near else ""
+    nearest = f" (did you mean {near!r}?)" if near is not None else ""
     return f"use one of {', '.join(sorted(known))}{nearest}"
 
 
@@ -76,11 +81,12 @@ def check_batch(
     graph: LossGraph | None = None,
     count_image_tokens: Callable[[ImageInput, str], int] | None = None,
 ) -> list[CheckedDatum]:
-    """Every datum of a request, dense and checked; `graph` is the loss where it is `custom`.
+    """Return every datum of a request, dense and checked.
 
     Args:
-        count_image_tokens: positions that an image takes, or a UserError that begins with the given
-            place; None for a model that reads text only.
+        graph: the uploaded loss where `loss_name` is `custom`.
+        count_image_tokens: counts the positions of an image, or raises a UserError that begins with
+            the given place; None for a model that reads text only.
 
     Raises:
         UserError: naming the datum, the field and the value at fault.
@@ -140,6 +146,7 @@ def _check_ids(ids: np.ndarray, what: str, vocab_size: int) -> None:
 def _check_graph_inputs(
     datum: TrainDatum, where: str, graph: LossGraph, vocab_size: int
 ) -> CheckedDatum:
+    """Check the inputs that an uploaded loss declares."""
     given = datum.loss_inputs
     if "target_tokens" not in given:
         raise UserError(f"{where}: loss_fn_inputs lacks 'target_tokens', which every loss needs")
@@ -169,20 +176,10 @@ def _check_graph_inputs(
 
 
 def _check_inputs(datum: TrainDatum, where: str, loss_name: str, vocab_size: int) -> CheckedDatum:
+    """Check the inputs that a loss of `LOSSES` declares."""
     loss = LOSSES[loss_name]
     given = datum.loss_inputs
-    unknown = sorted(set(given) - _KNOWN_INPUTS)
-    if unknown:
-        raise UserError(
-            f"{where}: loss_fn_inputs has {unknown[0]!r}, which no loss reads; "
-            f"{_hint(unknown[0], _KNOWN_INPUTS)}"
-        )
-    missing = [n for n in ("target_tokens", *loss.required_inputs) if n not in given]
-    if missing:
-        raise UserError(
-            f"{where}: loss_fn_inputs lacks {missing[0]!r}; {loss_name} needs "
-            f"{', '.join(('target_tokens', *loss.required_inputs))}"
-        )
+    _check_names(given.keys(), where, loss_name, loss)
     num_tokens = datum.tokens.size
     targets = _check_targets(given["target_tokens"], num_tokens, where, vocab_size)
     if targets.ndim == 2 and not loss.multi_target:
@@ -190,11 +187,15 @@ def _check_inputs(datum: TrainDatum, where: str, loss_name: str, vocab_size: int
             f"{where}: target_tokens has shape {list(targets.shape)}; {loss_name} takes one "
             f"target per position, shape [{num_tokens}]"
         )
-    names = [n for n in (*loss.required_inputs, *loss.optional_inputs) if n in given]
-    inputs = {name: _check_values(given[name], f"{where}: {name}", targets) for name in names}
-    low, high = (inputs.get(f"clip_{side}_threshold") for side in ("low", "high"))
-    if low is not None and high is not None and (low > high).any():
-        raise UserError(f"{where}: clip_low_threshold is above clip_high_threshold somewhere")
+    types = {**loss.inputs, **dict.fromkeys(loss.per_token_settings, "float32")}
+    inputs = {
+        name: _check_values(given[name], f"{where}: {name}", targets, dtype)
+        for name, dtype in types.items()
+        if name in given
+    }
+    low, high = (inputs.get(name) for name in loss.ordered or ("", ""))
+    if loss.ordered is not None and low is not None and high is not None and (low > high).any():
+        raise UserError(f"{where}: {loss.ordered[0]} is above {loss.ordered[1]} somewhere")
     return CheckedDatum(
         tokens=datum.tokens,
         targets=targets.reshape(num_tokens, -1).astype(np.int64, copy=False),
@@ -202,6 +203,28 @@ def _check_inputs(datum: TrainDatum, where: str, loss_name: str, vocab_size: int
         is_flat=targets.ndim == 1,
         images=datum.images,
     )
+
+
+def _check_names(given: Collection[str], where: str, loss_name: str, loss: Loss) -> None:
+    """Refuse inputs that no loss reads, and a datum that lacks one of this loss.
+
+    Inputs of other losses are accepted and ignored, so one datum can serve several losses.
+    """
+    known = {"target_tokens"}
+    for other in LOSSES.values():
+        known |= {*other.inputs, *other.per_token_settings}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UserError(
+            f"{where}: loss_fn_inputs has {unknown[0]!r}, which no loss reads; "
+            f"{_hint(unknown[0], known)}"
+        )
+    needed = ("target_tokens", *loss.inputs)
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise UserError(
+            f"{where}: loss_fn_inputs lacks {missing[0]!r}; {loss_name} needs {', '.join(needed)}"
+        )
 
 
 def _check_targets(
@@ -219,21 +242,25 @@ def _check_targets(
     return targets
 
 
-def _check_values(given: np.ndarray | SparseRows, what: str, targets: np.ndarray) -> np.ndarray:
+def _check_values(
+    given: np.ndarray | SparseRows, what: str, targets: np.ndarray, dtype: str
+) -> np.ndarray:
+    """Return an input as [N, K] of its declared type."""
     values = _dense(given, what)
     if values.shape != targets.shape:
         raise UserError(
             f"{what} has shape {list(values.shape)} and target_tokens {list(targets.shape)}; "
             "they must be equal"
         )
-    if not np.issubdtype(values.dtype, np.floating):
-        raise UserError(f"{what} has dtype {values.dtype}; float32 is expected")
+    kind = np.floating if dtype == "float32" else np.integer
+    if not np.issubdtype(values.dtype, kind):
+        raise UserError(f"{what} has dtype {values.dtype}; {dtype} is expected")
     finite = np.isfinite(values)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), values.shape)
         position = ", ".join(str(int(axis)) for axis in place)
         raise UserError(f"{what}[{position}]={values[place]} is not finite; send a number")
-    return values.reshape(values.shape[0], -1).astype(np.float32, copy=False)
+    return values.reshape(values.shape[0], -1).astype(dtype, copy=False)
 
 
 def _dense(given: np.ndarray | SparseRows, what: str) -> np.ndarray:

@@ -220,12 +220,12 @@ def test_verify_refuses_a_renderer_that_cannot_be_made(tmp_path: Path, capsys) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--verify", "x"], "--verify takes a model alone"),
+        (["--verify", "x"], "--verify=x is given together with FILE"),
         (["--index", "9"], "--index=9 is not in"),
-        (["--limit", "0"], "--limit=0 shows nothing"),
+        (["--limit", "0"], "--limit=0 is too small"),
         (["--renderer", "qwen"], "renderer name='qwen' is unknown"),
-        (["--verify", "x", "--html", "y"], "--verify takes a model alone"),
-        (["--model", "/nowhere/model"], "is no folder here"),
+        (["--verify", "x", "--html", "y"], "Leave out the others"),
+        (["--model", "/nowhere/model"], "is not a folder"),
         (["--model", "nobody/none"], "model_name='nobody/none' is not a known model"),
         (["--html", "/nowhere/x.html"], "cannot be written"),
     ],
