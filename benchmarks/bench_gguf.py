@@ -2,8 +2,8 @@
 
     python benchmarks/bench_gguf.py MODEL_FOLDER OUTPUT.gguf     # pip install gguf
 
-Only what the benchmark needs: the tokenizer is written so that llama.cpp accepts the file; prompts
-go to it as token ids.
+Writes only what the benchmark needs. The tokenizer is just enough for llama.cpp to accept the file,
+because prompts are sent as token ids.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _tensors(folder: Path) -> list[tuple[str, NDArray[Any]]]:
 
 
 def _interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:
-    """llama.cpp rotates neighbouring pairs where transformers rotates halves of a head."""
+    """Interleave the halves of each head: llama.cpp rotates neighbouring pairs, not halves."""
     halves = values.reshape(heads, 2, -1, values.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 

@@ -1,7 +1,7 @@
-"""The usual stack on the same work: transformers + PEFT, and llama.cpp, each in its own process.
+"""Peers that do the same work: transformers + PEFT and llama.cpp, each in its own process.
 
-The format is chosen by a short probe of both, so a peer is never held back by a format that the
-processor is slow at.
+A short probe chooses the faster number format, so that no peer is slowed down by a format that the
+processor handles badly.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _DTYPES = ("float32", "bfloat16")
 
 
 class PeerError(RuntimeError):
-    """A peer cannot run here; the text says why."""
+    """A peer cannot run on this machine; the message gives the reason."""
 
 
 class PeerProcess:
-    """A peer in a process of its own, so that its memory and CPU time are its own."""
+    """A peer in a separate process, so that its memory and CPU time can be measured."""
 
     def __init__(self, kind: str, folder: str, threads: int, *, dtype: str | None = None) -> None:
-        """`dtype` is that of the peer; None lets a probe choose."""
+        """Start the process; `dtype` None lets a probe choose the format."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, kind, folder, threads, dtype)
@@ -38,7 +38,7 @@ class PeerProcess:
         self.about: dict[str, Any] = self._receive()
 
     def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Run a method; returns its tokens, seconds, CPU seconds and peak memory so far."""
+        """Run a method; return its tokens, seconds, CPU seconds and the peak memory so far."""
         self._pipe.send((name, arguments))
         return self._receive()
 
@@ -46,13 +46,13 @@ class PeerProcess:
         try:
             answer = self._pipe.recv()
         except EOFError as error:
-            raise PeerError("its process ended, probably for want of memory") from error
+            raise PeerError("its process ended, probably because of a lack of memory") from error
         if isinstance(answer, str):
             raise PeerError(answer)
         return answer
 
     def close(self) -> None:
-        """End the process: it stops when its pipe is closed."""
+        """End the process, which stops when its pipe is closed."""
         self._pipe.close()
         self._process.join(timeout=10)
         if self._process.is_alive():
@@ -94,7 +94,7 @@ def _load_peft(folder: str, dtype: str) -> Any:
 
 
 class _TorchPeer:
-    """Holds the model in the format that a probe found faster."""
+    """A model in the format that a probe found faster."""
 
     def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
         import torch
@@ -124,7 +124,7 @@ class _TorchPeer:
 
 
 class _TrainPeer(_TorchPeer):
-    """One training step in the ordinary way: logits of all positions, then cross-entropy."""
+    """Standard training steps: logits of all positions, then cross-entropy."""
 
     def _prepare(self, folder: str, dtype: str) -> None:
         import torch
@@ -137,7 +137,7 @@ class _TrainPeer(_TorchPeer):
         self.step(lengths=(64,), padded=False)
 
     def step(self, *, lengths: tuple[int, ...], padded: bool) -> int:
-        """Forward, backward and Adam; `padded` is one batch, else one conversation at a time."""
+        """Run forward, backward and Adam, on one padded batch or on one conversation at a time."""
         import torch
 
         sequences = conversations(lengths)
@@ -156,7 +156,7 @@ class _TrainPeer(_TorchPeer):
 
 
 def _padded(sequences: list[list[int]]) -> tuple[Any, Any, Any]:
-    """Input ids, attention mask and targets (-100 where nothing is trained)."""
+    """Return input ids, attention mask and targets (-100 for untrained positions)."""
     import torch
 
     width = max(len(tokens) for tokens in sequences) - 1
@@ -171,7 +171,7 @@ def _padded(sequences: list[list[int]]) -> tuple[Any, Any, Any]:
 
 
 class _GeneratePeer(_TorchPeer):
-    """transformers generate, and a plain forward pass, with the adapter attached."""
+    """Generation and scoring with transformers, with the adapter attached."""
 
     def _prepare(self, folder: str, dtype: str) -> None:
         self._model = _load_peft(folder, dtype).eval()
@@ -196,7 +196,7 @@ class _GeneratePeer(_TorchPeer):
         return len(prompts) * new_tokens
 
     def score(self, *, prompts: list[list[int]]) -> int:
-        """Logprobs of prompts of one length, by one forward pass over all of them."""
+        """Compute logprobs of prompts of equal length in one forward pass."""
         import torch
 
         ids = torch.tensor(prompts)
@@ -207,19 +207,19 @@ class _GeneratePeer(_TorchPeer):
 
 
 class _LlamaPeer:
-    """llama.cpp's own server, in this process (xllamacpp), without an adapter."""
+    """The server of llama.cpp in this process (xllamacpp), without an adapter."""
 
     def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
         import xllamacpp
 
-        del dtype  # that of the file
+        del dtype  # the file decides
         path = os.environ.get("BENCH_GGUF") or _find_gguf(folder)
         self._api, self._path, self._threads = xllamacpp, path, threads
         self._server: Any = None
         self.about = {"file": Path(path).name, "version": xllamacpp.__version__}
 
     def prepare(self, *, count: int, length: int) -> int:
-        """Start a server with a slot for each of so many sequences; not part of the measurement."""
+        """Start a server with one slot per sequence; this is not part of the measurement."""
         params = self._api.CommonParams()
         params.model.path = self._path
         params.n_parallel, params.n_ctx = count, count * length
@@ -229,7 +229,7 @@ class _LlamaPeer:
         return 0
 
     def generate(self, *, prompts: list[list[int]], new_tokens: int) -> int:
-        """All prompts at the same time, sampling at temperature 1."""
+        """Sample from all prompts concurrently at temperature 1."""
         request = {
             "n_predict": new_tokens,
             "temperature": 1.0,
@@ -256,5 +256,5 @@ def _find_gguf(folder: str) -> str:
 
 
 def random_prompts(rng: Any, count: int, length: int) -> list[list[int]]:
-    """Fresh prompts, so that nothing comes from a prefix store."""
+    """Return new random prompts, so that no prefix cache applies."""
     return rng.integers(100, MAX_ID, (count, length)).tolist()

@@ -1,4 +1,4 @@
-"""The table of `engine.py`: what was recorded against the targets."""
+"""The table of `engine.py`: recorded samples and targets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Line:
     work: str
     row: str
     value: Callable[[dict[str, dict[str, Any]]], float]
-    """The figure of one round."""
+    """Computes the figure of one round."""
     form: str
     target: float
     aim: float
     higher_is_better: bool = True
     tokens_of: tuple[str, ...] = ("service",)
-    """Sides whose tokens per second are shown beside the figure."""
+    """Sides whose tokens per second are shown next to the figure."""
 
 
 def _ratio(ours: str, theirs: str) -> Callable[[dict[str, dict[str, Any]]], float]:
@@ -118,8 +118,8 @@ LINES = (
     ),
     *(
         Line(
-            f"guessed tokens, 1 request, {what}, against none",
-            "guesses",
+            f"speculative decoding, 1 request, {what}, against without",
+            "speculation",
             _ratio(name, f"{name}_plain"),
             X,
             least,
@@ -226,7 +226,7 @@ LINES = (
 
 
 def print_report(record: dict[str, Any]) -> None:
-    """Print machine, table and what was skipped."""
+    """Print the machine, the table and the skipped rows."""
     print(f"\n{record['machine']}")
     for name, about in record["peers"].items():
         print(f"peer {name}: {about}")
@@ -273,7 +273,7 @@ def _cells(line: Line, rounds: Rounds) -> list[str]:
 
 
 def _cpu_ratio(line: Line, rounds: Rounds) -> str:
-    """The ratio of CPU seconds, which other programs on the machine disturb less."""
+    """Return the ratio of CPU seconds, which other programs on the machine affect less."""
     if len(line.tokens_of) != 2:
         return "-"
     ours, theirs = line.tokens_of

@@ -1,4 +1,4 @@
-"""The service under test: `tinker-cookbook serve` in a process of its own, used through the SDK."""
+"""The service under test: `tinker-cookbook serve` in a separate process, used through the SDK."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Service:
-    """A running service and one SDK client of it."""
+    """A running service and an SDK client."""
 
     def __init__(self, model: str, *, dtype: str | None = None, threads: int | None = None) -> None:
         import tinker
@@ -67,25 +67,25 @@ class Service:
                 time.sleep(0.02)
 
     def new_run(self, *, seed: int = 0) -> Any:
-        """A training client with adapters on attention and MLP, as the peers have them."""
+        """Return a training client with adapters on attention and MLP, like those of the peers."""
         return self.client.create_lora_training_client(
             base_model=self.model, rank=RANK, seed=seed, train_unembed=False
         ).result()
 
     def cpu_seconds(self) -> float:
-        """CPU time the process has used."""
+        """Return the CPU time that the process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
         return sum(int(ticks) for ticks in fields.split()[11:13]) / _TICKS
 
     def memory(self, field: str = "VmHWM") -> int:
-        """Bytes: `VmHWM` is the peak, `VmRSS` what is held now."""
+        """Return memory in bytes: the peak for `VmHWM`, the current size for `VmRSS`."""
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
         raise KeyError(field)
 
     def close(self) -> None:
-        """Stop it and remove its state."""
+        """Stop the service and remove its state."""
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(timeout=30)
@@ -104,13 +104,13 @@ def _free_port() -> int:
 
 
 def conversations(lengths: tuple[int, ...], *, seed: int = 0) -> list[list[int]]:
-    """Pseudo-random but fixed token ids; one more than the length, for the shifted targets."""
+    """Return fixed pseudo-random token ids; one more than each length, for the shifted targets."""
     rng = np.random.default_rng(seed)
     return [rng.integers(100, MAX_ID, length + 1).tolist() for length in lengths]
 
 
 def make_data(lengths: tuple[int, ...]) -> list[Any]:
-    """The conversations as datums; the first third of each has weight 0."""
+    """Return the conversations as datums; the first third of each has weight 0."""
     from tinker import types
 
     data = []
@@ -127,7 +127,7 @@ def make_data(lengths: tuple[int, ...]) -> list[Any]:
 
 
 def train_step(run: Any, data: list[Any]) -> float:
-    """One pipelined forward_backward and optim_step; returns the summed loss."""
+    """Run one pipelined forward_backward and optim_step; return the summed loss."""
     from tinker import types
 
     loss = run.forward_backward(data, "cross_entropy")
@@ -140,7 +140,7 @@ def train_step(run: Any, data: list[Any]) -> float:
 def generate(
     samplers: list[Any], prompts: list[list[int]], *, new_tokens: int, num_samples: int = 1
 ) -> int:
-    """Sample from all prompts at the same time, the samplers in turn; returns the tokens."""
+    """Sample from all prompts concurrently, alternating samplers; return the number of tokens."""
     from tinker import types
 
     params = types.SamplingParams(max_tokens=new_tokens, temperature=1.0, stop=[MAX_ID + 5000])
@@ -154,7 +154,7 @@ def generate(
 
 
 def score(sampler: Any, prompts: list[list[int]]) -> int:
-    """compute_logprobs of all prompts at the same time; returns the tokens."""
+    """Compute logprobs of all prompts concurrently; return the number of tokens."""
     from tinker import types
 
     futures = [sampler.compute_logprobs(types.ModelInput.from_ints(prompt)) for prompt in prompts]

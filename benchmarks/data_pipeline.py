@@ -1,9 +1,9 @@
-"""Memory, time to the first batch and speed of the data pipeline, as the file grows.
+"""Measure memory, time to the first batch and speed of the data pipeline for growing files.
 
     python benchmarks/data_pipeline.py                              # 10,000 and 1,000,000 rows
     python benchmarks/data_pipeline.py --rows 1000000 --batches 0   # a whole epoch
 
-Every size is measured in a process of its own: open the file, build the dataset, shuffle, take
+Every size is measured in a separate process: open the file, build the dataset, shuffle, and take
 batches in order. Memory is the peak resident set (VmHWM) of that process and of its workers.
 Linux only.
 """
@@ -32,13 +32,19 @@ WORDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--words", type=int, default=60, help="mean words of a message")
-    parser.add_argument("--batches", type=int, default=300, help="batches taken; 0 is an epoch")
-    parser.add_argument("--workers", type=int, help="processes; decided by the size if not given")
+    parser.add_argument("--words", type=int, default=60, help="mean number of words per message")
     parser.add_argument(
-        "--model", help="model whose tokenizer is used; the default model if not given"
+        "--batches", type=int, default=300, help="number of batches; 0 is one epoch"
     )
-    parser.add_argument("--folder", type=Path, help="keeps the generated files for the next run")
+    parser.add_argument(
+        "--workers", type=int, help="number of processes (default: chosen by the size)"
+    )
+    parser.add_argument(
+        "--model", help="model whose tokenizer is used (default: the default model)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="folder that keeps the generated files for the next run"
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -56,7 +62,7 @@ def main() -> None:
 
 
 def generate(path: Path, num_rows: int, mean_words: int) -> None:
-    """Two-message conversations of random length, the same for the same arguments."""
+    """Write two-message conversations of random length, equal for equal arguments."""
     draw = random.Random(num_rows)
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
@@ -80,7 +86,7 @@ def measured_apart(args: argparse.Namespace, path: Path) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
-    """Run in a fresh process; all figures of one file."""
+    """Return all figures of one file; runs in a separate process."""
     from tinker_cookbook.model_files import DEFAULT_MODEL
     from tinker_cookbook.model_info import get_recommended_renderer_name
     from tinker_cookbook.supervised import (
@@ -100,9 +106,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         file_path=str(args.measure),
         num_workers=args.workers,
     )
-    import tinker  # noqa: F401  (a run has it loaded before its data)
+    import tinker  # noqa: F401  (a run loads it before its data)
 
-    builder.renderer  # noqa: B018  (loads the tokenizer, which is no part of the file's cost)
+    builder.renderer  # noqa: B018  (loads the tokenizer, which is not part of the cost of the file)
     memory_before = peak_megabytes("self")
     started, cpu_started = time.perf_counter(), cpu_seconds()
     train, _ = builder()
@@ -140,13 +146,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """Return CPU seconds of this process and of its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_megabytes(pid: str) -> float:
-    """Peak resident memory of a process so far; 0 if it is gone."""
+    """Return the peak resident memory of a process so far; 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except FileNotFoundError:

@@ -1,14 +1,14 @@
-"""The local service against the usual stack, row by row, through the unmodified SDK.
+"""Compare the local service with transformers + PEFT and llama.cpp, through the unmodified SDK.
 
     python benchmarks/engine.py --json figures.json                 # every row, one round
     python benchmarks/engine.py --json figures.json --rows decode_8 --rounds 3
-    python benchmarks/engine.py --json figures.json --report        # the table of what is recorded
+    python benchmarks/engine.py --json figures.json --report        # print the recorded table
 
-Each row measures the service and its peers in turns in the same run; `--json` keeps the
-samples of all rounds, so rows can be measured at different times, and the table shows medians over
-them with the spread of the ratio. Peers are transformers + PEFT (float32 or bfloat16, whichever a
-probe finds faster) and llama.cpp where xllamacpp is installed and BENCH_GGUF names a file that
-`bench_gguf.py` wrote. A peer that is missing is named with the reason. Needs the extras `local` and
+Each row measures the service and its peers alternately in the same run. `--json` keeps the samples
+of all rounds, so rows can be measured at different times; the table shows their medians and the
+spread of the ratio. Peers are transformers + PEFT (in float32 or bfloat16, whichever a short probe
+finds faster) and llama.cpp, if xllamacpp is installed and BENCH_GGUF names a file written by
+`bench_gguf.py`. The table names each missing peer with the reason. Requires the extras `local` and
 `dev`.
 """
 
@@ -47,11 +47,11 @@ GROUP_SIZE = 16
 NUM_ADAPTERS = 8
 NUM_RUNS = 16
 Sample = dict[str, Any]
-"""`seconds`, and where known `tokens`, `cpu_seconds` and `peak_bytes`."""
+"""`seconds` and, if known, `tokens`, `cpu_seconds` and `peak_bytes`."""
 
 
 class Bench:
-    """What rows share: one service, and peers that start when a row first needs them."""
+    """One service for all rows, and peers that start when a row first needs them."""
 
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
         self.options = options
@@ -66,20 +66,20 @@ class Bench:
 
     @property
     def service(self) -> Service:
-        """The service, started by the first use."""
+        """The service, started on first use."""
         if self._service is None:
             self._service = Service(self.folder, threads=self.options.threads)
         return self._service
 
     def run(self) -> Any:
-        """One training client, warm."""
+        """A training client after one warm-up step."""
         if self._run is None:
             self._run = self.service.new_run()
             train_step(self._run, make_data((64,)))
         return self._run
 
     def samplers(self, count: int) -> list[Any]:
-        """Sampling clients with adapters of their own, warm."""
+        """Return sampling clients with separate adapters, after a warm-up."""
         while len(self._samplers) < count:
             run = self.service.new_run(seed=len(self._samplers))
             train_step(run, make_data((64,)))
@@ -89,11 +89,11 @@ class Bench:
         return self._samplers[:count]
 
     def prompts(self, count: int, length: int = PROMPT_TOKENS) -> list[list[int]]:
-        """Prompts that no one has seen."""
+        """Return new random prompts."""
         return random_prompts(self.rng, count, length)
 
     def peer(self, kind: str, name: str | None = None) -> PeerProcess | None:
-        """A peer by kind; None where it cannot run (`skipped` says why)."""
+        """Return a peer of a kind; None if it cannot run (`skipped` has the reason)."""
         name = name or kind
         if name not in self._peers and name not in self.skipped:
             try:
@@ -105,7 +105,7 @@ class Bench:
         return self._peers.get(name)
 
     def ask(self, kind: str, call: str, *, name: str | None = None, **arguments: Any) -> Sample:
-        """A peer's sample; {} where it cannot run."""
+        """Return a peer's sample; {} if the peer cannot run."""
         peer = self.peer(kind, name)
         if peer is None:
             return {}
@@ -117,7 +117,7 @@ class Bench:
             return {}
 
     def timed(self, work: Callable[[], int]) -> Sample:
-        """The service's sample of some work that returns its number of tokens."""
+        """Measure work on the service; `work` returns its number of tokens."""
         cpu, started = self.service.cpu_seconds(), time.perf_counter()
         tokens = work()
         return {
@@ -128,7 +128,7 @@ class Bench:
         }
 
     def drop_service(self) -> None:
-        """Stop the service; the next use starts another."""
+        """Stop the service; the next use starts a new one."""
         if self._service is not None:
             self._service.close()
         self._service, self._run, self._samplers = None, None, []
@@ -146,7 +146,7 @@ class Bench:
 
 
 def in_turns(bench: Bench, sides: dict[str, Callable[[], Sample]]) -> dict[str, Sample]:
-    """Measure the sides one after the other, then in the opposite order, and add up.
+    """Measure the sides in sequence, then in the opposite order, and add up.
 
     The machine's speed drifts from minute to minute, and this way it does so for all sides alike.
     """
@@ -158,7 +158,7 @@ def in_turns(bench: Bench, sides: dict[str, Callable[[], Sample]]) -> dict[str, 
 
 
 def add_up(samples: list[Sample]) -> Sample:
-    """The sums, of memory the peak; {} where one is missing."""
+    """Return the sums, or the maximum for memory; {} if a sample is missing."""
     if not all(samples):
         return {}
     total = {key: sum(sample[key] for sample in samples) for key in samples[0]}
@@ -172,7 +172,7 @@ def add_up(samples: list[Sample]) -> Sample:
 
 def measure_train(bench: Bench, padded: bool) -> dict[str, Sample]:
     name = "padded" if padded else "unpadded"
-    bench.drop_service()  # its peak memory is to be that of this step
+    bench.drop_service()  # so that its peak memory is that of this step
     run, data = bench.run(), make_data(LENGTHS)
 
     def step() -> int:
@@ -251,22 +251,22 @@ def measure_adapters(bench: Bench) -> dict[str, Sample]:
     )
 
 
-def measure_guesses(bench: Bench) -> dict[str, Sample]:
-    """One request with and without guessed tokens: a reply that quotes its prompt, and a story."""
+def measure_speculation(bench: Bench) -> dict[str, Sample]:
+    """Decode one request with and without speculation: a reply that quotes its prompt, a story."""
     import torch
-    from bench_guesses import CHATS, GuessingModel
+    from bench_speculation import CHATS, SpeculatingModel
 
     torch.set_num_threads(bench.options.threads)
-    model, sides = GuessingModel(bench.folder), {}
+    model, sides = SpeculatingModel(bench.folder), {}
     for name, (text, temperature) in CHATS.items():
-        for guesses in (True, False, False, True):
-            sample = model.reply(text, temperature, guesses=guesses)
-            sides.setdefault(name if guesses else f"{name}_plain", []).append(sample)
+        for speculates in (True, False, False, True):
+            sample = model.reply(text, temperature, speculates=speculates)
+            sides.setdefault(name if speculates else f"{name}_plain", []).append(sample)
     return {name: min(samples, key=lambda s: s["seconds"]) for name, samples in sides.items()}
 
 
 def measure_http(bench: Bench) -> dict[str, Sample]:
-    """8 tokens through the SDK, and the same by a direct call of the engine, in turn.
+    """Alternate a request of 8 tokens through the SDK with a direct call of the engine.
 
     One thread each: two processes that wait for each other's threads would be measured otherwise.
     """
@@ -298,10 +298,10 @@ def measure_http(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_startup(bench: Bench) -> dict[str, Sample]:
-    """From starting the process to the result of the first step."""
+    """Measure the time from the start of the process to the result of the first step."""
     import tinker
 
-    del tinker  # the client's own import is not the service's start
+    del tinker  # the import of the client is not part of the service's start
     bench.drop_service()
     service = bench.service
     answered = time.perf_counter() - service.started
@@ -313,7 +313,7 @@ def measure_startup(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_runs(bench: Bench) -> dict[str, Sample]:
-    """16 runs on one base: the memory each adds, and a step among them against a step alone."""
+    """Measure 16 runs on one base: memory per run, and a step compared with a single run."""
     bench.drop_service()
     run, data = bench.run(), make_data((128, 128))
     train_step(run, data)
@@ -337,7 +337,7 @@ def measure_runs(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_context(bench: Bench) -> dict[str, Sample]:
-    """One sequence of 8,192 tokens in a fresh service."""
+    """Train one sequence of 8,192 tokens in a new service."""
     bench.drop_service()
     run, data = bench.run(), make_data((bench.options.context,))
 
@@ -351,7 +351,7 @@ def measure_context(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_tracking(bench: Bench) -> dict[str, Sample]:
-    """The drop of the loss over 10 steps in both formats, each in a service of its own."""
+    """Measure the loss decrease over 10 steps in both formats, each in a separate service."""
     data, sides = make_data(bench.options.tracking), {}
     for dtype in ("float32", "bfloat16"):
         service = Service(bench.folder, dtype=dtype, threads=bench.options.threads)
@@ -367,7 +367,7 @@ def measure_tracking(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_scale(bench: Bench) -> dict[str, Sample]:
-    """A short look at a model of any size: training, decoding and memory, without peers."""
+    """Measure a model of any size briefly: training, decoding and memory, without peers."""
     bench.drop_service()
     run, data = bench.run(), make_data((256, 256))
 
@@ -387,7 +387,7 @@ def measure_scale(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_roofline(bench: Bench) -> dict[str, Sample]:
-    """A training step, and right before and after it the peak of products in the same format."""
+    """Measure a training step, and before and after it the peak rate of matrix products."""
     dtype = _format_in_use()
     before = _matmul_flops(bench.options.threads, dtype)
     sample = measure_train_alone(bench)
@@ -408,7 +408,7 @@ def measure_train_alone(bench: Bench) -> Sample:
 
 
 def _format_in_use() -> torch.dtype:
-    """What a service that is not told computes its products in."""
+    """Return the format in which a service computes products by default."""
     import torch
 
     from tinker_cookbook.local.engine.model.devices import choose_dtype
@@ -432,7 +432,7 @@ def _matmul_flops(threads: int, dtype: torch.dtype) -> float:
 
 
 def _flops_per_token(folder: str) -> float:
-    """Forward and backward without weight gradients; the head forward for 2/3 of the rows twice."""
+    """Count forward and backward without weight gradients; 2/3 of the head's rows run twice."""
     from tinker_cookbook.local.engine.model.architecture import read_arch
     from tinker_cookbook.local.engine.model.weights import module_shapes
 
@@ -451,7 +451,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "decode_1": lambda bench: measure_decode(bench, 1),
     "decode_8": lambda bench: measure_decode(bench, 8),
     "decode_32": lambda bench: measure_decode(bench, 32),
-    "guesses": measure_guesses,
+    "speculation": measure_speculation,
     "group": measure_group,
     "group_256": lambda bench: measure_group(bench, 256),
     "score": measure_score,
@@ -475,22 +475,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--peer-dtype", choices=("float32", "bfloat16"), help="skips the probe of both"
+        "--peer-dtype",
+        choices=("float32", "bfloat16"),
+        help="number format of the peers; skips the probe",
     )
     parser.add_argument(
         "--one-way",
         action="store_true",
-        help="measure each side once a round, not there and back: for peers that take very long",
+        help="measure each side once per round instead of twice, for very slow peers",
     )
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument(
-        "--tracking", nargs="+", type=int, default=LENGTHS, help="lengths of its conversations"
+        "--tracking",
+        nargs="+",
+        type=int,
+        default=LENGTHS,
+        help="lengths of the conversations of the row `tracking`",
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="folder or hub id")
-    parser.add_argument("--json", type=Path, help="adds the samples to this file")
-    parser.add_argument("--report", action="store_true", help="measure nothing, print the table")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub id")
+    parser.add_argument("--json", type=Path, help="add the samples to this file")
+    parser.add_argument("--report", action="store_true", help="only print the table")
     options = parser.parse_args()
-    # A time limit from outside must not leave the service behind.
+    # So that an external time limit also stops the service.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = _read_record(options)
     if not options.report:

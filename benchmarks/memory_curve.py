@@ -1,12 +1,12 @@
-"""Memory of the local service over many train / sample / save cycles of a tiny model.
+"""Measure the memory of the local service over many train / sample / save cycles of a tiny model.
 
     python benchmarks/memory_curve.py                      # 1,000 cycles, about 5 minutes
     python benchmarks/memory_curve.py --cycles 200 --json curve.json
 
-A cycle trains a batch, takes a step, takes a snapshot and samples from it, saves a named checkpoint
-for the sampler and one for training, which replace earlier ones, and now and then begins a new
-run. The curve is flat when the growth over the second half is a small part of what the service
-holds; the exit status says whether it is.
+A cycle trains a batch, takes an optimizer step, samples from a snapshot and saves a sampler
+checkpoint and a training checkpoint, which replace earlier ones. Every few cycles a new run begins.
+The curve is flat if the growth over the second half is a small share of the memory at half time.
+The exit status is 0 if it is flat.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tests.conftest import ServiceProcess, start_service
 from tests.tiny_models import tiny_model
 
 RUN_EVERY = 50
-"""Cycles after which a new session and run begin."""
+"""Number of cycles after which a new session and run begin."""
 MAX_GROWTH = 0.05
-"""Of the memory at half time, over the second half."""
+"""Maximum growth over the second half, as a share of the memory at half time."""
 
 
 def resident_mib(service: ServiceProcess) -> float:
@@ -54,7 +54,7 @@ def batch(seed: int) -> list[Any]:
 
 
 class Cycles:
-    """Runs cycles; a new session and run every `RUN_EVERY`."""
+    """Runs cycles, with a new session and run after every `RUN_EVERY` cycles."""
 
     def __init__(self, service: ServiceProcess) -> None:
         self._service = service
@@ -89,7 +89,7 @@ class Cycles:
 
 
 def measure(cycles: int) -> list[tuple[int, float]]:
-    """(cycle, MiB) at about 50 points."""
+    """Return (cycle, MiB) at about 50 points."""
     curve = []
     with tempfile.TemporaryDirectory() as folder:
         service = start_service(tiny_model(tied=False), Path(folder) / "state")
@@ -109,7 +109,7 @@ def measure(cycles: int) -> list[tuple[int, float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--json", type=Path, help="write the curve here")
+    parser.add_argument("--json", type=Path, help="file for the curve")
     args = parser.parse_args()
     began = time.monotonic()
     curve = measure(args.cycles)

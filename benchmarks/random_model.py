@@ -2,7 +2,8 @@
 
     python benchmarks/random_model.py qwen3-0.6b /tmp/qwen3-0.6b
 
-For measurements of models whose weights are not at hand: speed and memory do not depend on values.
+For measurements of models whose weights are not available: speed and memory do not depend on the
+values.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_config(name: str) -> dict[str, Any]:
-    """config.json of a shape."""
+    """Return config.json of a shape."""
     shape = SHAPES[name]
     qwen = shape["base"] == "qwen3"
     return {
@@ -80,7 +81,7 @@ def make_config(name: str) -> dict[str, Any]:
 
 
 def write_model(name: str, folder: Path, *, with_weights: bool = True) -> None:
-    """Write config.json and, block by block, the weights."""
+    """Write config.json and the weights, one block at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     config = make_config(name)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -120,7 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--config-only", action="store_true", help="for `serve --plan`")
+    parser.add_argument(
+        "--config-only", action="store_true", help="write only config.json, for `serve --plan`"
+    )
     arguments = parser.parse_args()
     write_model(arguments.shape, arguments.folder, with_weights=not arguments.config_only)
 

@@ -1,13 +1,14 @@
-"""CPU time of rendering conversations with weights, beside what else can be installed.
+"""Measure the CPU time of rendering conversations with weights, compared with other packages.
 
     python -m benchmarks.render_speed [CONVERSATIONS] [ROUNDS] [FOLDER]    # 400 conversations, 3
     python -m benchmarks.render_speed processes                            # one process against two
 
-One core, all contestants in each round, in random order, so that they share the machine's ups and
-downs; the median of the rounds is printed. Same conversations, same Qwen3 vocabulary. Contestants
-beyond this project's dependencies run if they are installed: `pip install tml-renderers renderers`.
-FOLDER is for the upstream cookbook, whose package has this one's name, so it renders in a process
-of its own, in the same rounds: `pip install --no-deps --target FOLDER tinker-cookbook`.
+Every round runs all contestants on one core, in random order, so that changes of the machine's
+speed affect all of them; the median of the rounds is printed. All render the same conversations
+with the Qwen3 vocabulary. Packages that are not dependencies of this project run if they are
+installed: `pip install tml-renderers renderers`. FOLDER contains the upstream cookbook, whose
+package has the same name as this one, so it renders in a separate process, in the same rounds: `pip
+install --no-deps --target FOLDER tinker-cookbook`.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ _WORDS = (
 ).split()
 _ALL = TrainOnWhat.ALL_ASSISTANT_MESSAGES
 Contestant = Callable[[], int]
-"""Renders everything once; returns the number of tokens."""
+"""Renders everything once and returns the number of tokens."""
 
 
 def make_conversations(count: int) -> list[list[dict[str, str]]]:
-    """Return conversations of six messages and some 650 tokens, the same on every run."""
+    """Return conversations of six messages and about 650 tokens, equal in every run."""
     choose = random.Random(0)
 
     def text() -> str:
@@ -118,7 +119,7 @@ def _tokens_alone(tokenizer: Any, talks: Any) -> dict[str, Contestant]:
 
 
 def _plain_tiktoken(encoder: Any) -> Callable[[str], list[int]]:
-    """Return tiktoken's encoding with the pattern as the tokenizer has it, and no checks."""
+    """Return tiktoken's encoding with the tokenizer's pattern, without checks."""
     import tiktoken
 
     config = json.loads(encoder._plain.to_str())
@@ -132,7 +133,7 @@ def _plain_tiktoken(encoder: Any) -> Callable[[str], list[int]]:
 
 
 def _prime(tokenizer: Any, talks: Any) -> dict[str, Contestant]:
-    """Prime Intellect's `renderers`: token ids and their origin."""
+    """Return Prime Intellect's `renderers`, which gives token ids and their origin."""
     try:
         from renderers import Qwen3Renderer  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -146,7 +147,7 @@ def _prime(tokenizer: Any, talks: Any) -> dict[str, Contestant]:
 
 
 def _tml(talks: Any) -> dict[str, Contestant]:
-    """The compiled `tml-renderers`, to the same input and weights."""
+    """Return the compiled `tml-renderers`, which gives the same input and weights."""
     try:
         from tml_renderers import chat, renderers  # pyright: ignore[reportMissingImports]
         from tml_renderers.tinker import (  # pyright: ignore[reportMissingImports]
@@ -195,7 +196,7 @@ for line in sys.stdin:
 
 
 class _Upstream:
-    """The upstream cookbook in a process of its own, one pass for each line it reads."""
+    """The upstream cookbook in a separate process, which runs one pass per line of input."""
 
     def __init__(self, folder: str, talks: Any) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
@@ -230,7 +231,7 @@ Timed = Callable[[], tuple[int, float]]
 
 
 def timed(way: Contestant) -> Timed:
-    """Return a contestant that also says its CPU seconds."""
+    """Return a contestant that also measures its CPU seconds."""
 
     def run() -> tuple[int, float]:
         started = time.process_time()
@@ -241,7 +242,7 @@ def timed(way: Contestant) -> Timed:
 
 
 def measure(ways: dict[str, Timed], rounds: int) -> dict[str, tuple[int, list[float]]]:
-    """Return the tokens of one pass and the CPU seconds of each round, by contestant."""
+    """Return the tokens of one pass and the CPU seconds of each round, per contestant."""
     results: dict[str, tuple[int, list[float]]] = {
         name: (way()[0], []) for name, way in ways.items()
     }
@@ -257,7 +258,7 @@ def main(num_conversations: int = 400, rounds: int = 3, upstream_folder: str = "
     """Print the table as Markdown."""
     tokenizer = load_tokenizer("qwen3_instruct_2507")
     talks = make_conversations(num_conversations)
-    tinker.ModelInput.from_ints([1])  # the import is not what is measured
+    tinker.ModelInput.from_ints([1])  # the import is not part of the measurement
     here = {**_ours(tokenizer, talks), **_tokens_alone(tokenizer, talks)}
     here |= {**_prime(tokenizer, talks), **_tml(talks)}
     ways = {name: timed(way) for name, way in here.items()}
@@ -296,7 +297,7 @@ def _rate(barrier: Any) -> float:
 
 
 def processes() -> None:
-    """Print how much of two processes' speed is left beside each other."""
+    """Print the speed of two concurrent processes compared with one."""
     context = multiprocessing.get_context("spawn")
     rates = {}
     with context.Manager() as manager:

@@ -1,9 +1,9 @@
-"""Synchronous, streaming and asynchronous RL on one task: reward against wall time.
+"""Compare synchronous, streaming and asynchronous RL on one task: reward against wall time.
 
     python benchmarks/rl_loops.py                  # a tiny random model on a local service
 
-The task is to sample tokens with an even number. Episodes take a random while, as tools, games and
-judges do; that is when the loops differ. Prints one row per loop, as it ends.
+The task is to sample tokens with an even number. Episodes take a random time, like tools, games and
+judges; the loops only differ in that case. Prints one row when a loop ends.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ LOOPS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class SlowEvenTokens(Env):
-    """Rewards the share of even tokens, after a while."""
+    """Rewards the share of even tokens after a delay."""
 
     prompt: list[int]
     seconds: float
 
     async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
-        """A few tokens."""
+        """Return a few tokens."""
         return tinker.ModelInput.from_ints(self.prompt), [0]
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
@@ -72,13 +72,13 @@ class SlowEvenTokens(Env):
 
 @dataclass(frozen=True)
 class SlowGroup(EnvGroupBuilder):
-    """Most episodes take little, some take long: the delays are drawn from an exponential."""
+    """A group whose episodes have exponentially distributed delays: most short, a few long."""
 
     mean_seconds: float
     number: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """Eight episodes."""
+        """Return eight episodes."""
         rng = random.Random(self.number)
         prompt = [rng.randint(10, 60) for _ in range(4)]
         return [SlowEvenTokens(prompt, rng.expovariate(1 / self.mean_seconds)) for _ in range(8)]
@@ -86,20 +86,20 @@ class SlowGroup(EnvGroupBuilder):
 
 @chz.chz
 class SlowDatasetBuilder(RLDatasetBuilder):
-    """Groups by number."""
+    """Numbered groups."""
 
     num_batches: int
     mean_seconds: float
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """No held-out data: its evaluations would take time of one loop only."""
+        """Return no held-out set: its evaluation would slow down only one loop."""
         make = [SlowGroup(self.mean_seconds, number) for number in range(4 * self.num_batches)]
         data = NumberedDataset(make.__getitem__, num_batches=self.num_batches, groups_per_batch=4)
         return data, None
 
 
 def measure(loop: str, model: str, log_path: Path, args: argparse.Namespace) -> str:
-    """Run one loop and return its row."""
+    """Run one loop and return its row of the table."""
     config = train.Config(
         log_path=str(log_path),
         model_name=model,
@@ -132,7 +132,9 @@ def main() -> None:
     """Measure every loop."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--mean-seconds", type=float, default=2.0, help="of an episode")
+    parser.add_argument(
+        "--mean-seconds", type=float, default=2.0, help="mean duration of an episode"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     args = parser.parse_args()
     table = [
@@ -146,7 +148,7 @@ def main() -> None:
             started = time.monotonic()
             log_path = Path(folder) / str(number)
             table.append(measure(loop, str(model), log_path, args))
-            print(f"{loop}: {time.monotonic() - started:.0f} s with the service's start")
+            print(f"{loop}: {time.monotonic() - started:.0f} s including the start of the service")
     print("\n".join(table))
 
 

@@ -1,13 +1,13 @@
-"""Several clients train and sample at once: is anything lost, does any run starve?
+"""Test several concurrent clients for lost work and starved runs.
 
     python benchmarks/soak.py                              # 8 clients, 10 minutes
     python benchmarks/soak.py --clients 4 --seconds 60
 
-Every client has a session and a run of its own and goes on until the time is up: a training step,
-then, every few steps, a snapshot, samples from it and a saved checkpoint. Afterwards the service's
-count of steps must be the client's, every checkpoint must be listed, and two runs are trained again
-alone, step by step: their logprobs must be the same bits. The exit status says whether all that
-held and the slowest run had at least half the steps of the fastest.
+Every client has its own session and run. Until the time is up it repeats a training step and, every
+few steps, takes a snapshot, samples from it and saves a checkpoint. Afterwards the service must
+have counted the same steps as the client and list every checkpoint. Two runs are trained again
+alone, and their logprobs must be bit-identical. The exit status is 0 if all of this holds and the
+slowest run had at least half the steps of the fastest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEARNING_RATE = 1e-3
 
 
 def make_batch(client: int, step: int) -> list[Any]:
-    """Different data for every client and step."""
+    """Return data that differs for every client and step."""
     import tinker
 
     rng = np.random.default_rng([client, step])
@@ -52,7 +52,7 @@ def make_batch(client: int, step: int) -> list[Any]:
 
 @dataclass
 class Client:
-    """One client and what it counted."""
+    """A client and its counts."""
 
     number: int
     service: ServiceProcess
@@ -104,7 +104,7 @@ class Client:
         self.saved.append(saved.result().path)
 
     def look(self) -> None:
-        """Keep the run's logprobs of a probe."""
+        """Record the run's logprobs of a probe."""
         result = self.run.forward(make_batch(99, 0), "cross_entropy").result()
         self.logprobs = [out["logprobs"].to_numpy() for out in result.loss_fn_outputs]
 
@@ -117,7 +117,7 @@ class Client:
         self.problems += [f"{path} is not listed" for path in sorted(missing)]
 
     def compare_with(self, alone: Client) -> None:
-        """The same steps on a quiet service."""
+        """Repeat the same steps on an otherwise idle service."""
         for _ in range(self.steps):
             alone.step()
         alone.look()
@@ -147,7 +147,7 @@ def soak(service: ServiceProcess, num_clients: int, seconds: float) -> list[Clie
 
 
 def print_table(clients: list[Client]) -> bool:
-    """Print what each client did; whether all is well."""
+    """Print the counts of each client; return whether all checks pass."""
     names = ("client", "steps", "samples", "tokens", "saved", "longest step s", "problems")
     print("".join(f"{name:>16}" for name in names))
     for c in clients:

@@ -1,9 +1,10 @@
-"""How much processor time it takes before anything happens: imports and `--help`.
+"""Measure the CPU time of imports and of `--help`.
 
     python benchmarks/startup.py [--repeats N]
 
 Prints the median CPU seconds (user and system, of a fresh process) and whether torch, tinker or
-transformers was imported. Exits with 1 if a limit is passed.
+transformers was imported. The exit status is 1 if a limit is
+exceeded.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "tinker", "transformers", "datasets")
-# What is started, the CPU seconds allowed, and the modules that must stay out.
+# Command, maximum CPU seconds, and modules that must not be imported.
 CASES = (
     ("import tinker_cookbook", ["-c", "import tinker_cookbook"], 0.2, HEAVY),
     ("import tinker_cookbook.renderers", ["-c", "import tinker_cookbook.renderers"], 0.5, HEAVY),
@@ -26,7 +27,7 @@ CASES = (
 
 
 def measure_cpu_seconds(words: list[str]) -> float:
-    """CPU seconds of one fresh process."""
+    """Return the CPU seconds of one new process."""
     before = os.times()
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
@@ -35,7 +36,7 @@ def measure_cpu_seconds(words: list[str]) -> float:
 
 
 def find_imported(words: list[str], names: tuple[str, ...]) -> list[str]:
-    """Which of the packages `names` the process imports."""
+    """Return which of the packages `names` the process imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *words],
         cwd=ROOT,
@@ -48,7 +49,7 @@ def find_imported(words: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def main(repeats: int) -> int:
-    """Print the table; 1 if any case is over its limit."""
+    """Print the table; return 1 if a case exceeds its limit."""
     failed = False
     print(f"{'case':<36}{'CPU s':>8}{'limit':>8}  imports")
     for name, words, limit, forbidden in CASES:

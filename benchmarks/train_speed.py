@@ -1,4 +1,4 @@
-"""How fast and how lean the engine trains, beside transformers + PEFT in the same run.
+"""Measure speed and memory of training, compared with transformers + PEFT in the same run.
 
     python benchmarks/train_speed.py                       # speed and memory of one training step
     python benchmarks/train_speed.py --part context        # one sequence of 8,192 tokens
@@ -6,9 +6,9 @@
     python benchmarks/train_speed.py --part runs           # 16 runs on one base
     python benchmarks/train_speed.py --json result.json
 
-Every system lives in a process of its own, so peak memory is its own; the systems take turns step
-by step, so a busy machine hits all alike. Figures are medians over the rounds. Tokens are real
-tokens: padding does not count. Needs `peft` (extra `dev`).
+Every system runs in a separate process, so that its peak memory can be measured; the systems
+alternate after every step, so that a busy machine affects all of them. Figures are medians over the
+rounds. Padding does not count as tokens. Requires `peft` (extra `dev`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def make_tokens(lengths: tuple[int, ...], vocab_size: int) -> list[list[int]]:
-    """Pseudo-random but fixed token ids; one more than the length, for the shifted targets."""
+    """Return fixed pseudo-random token ids; one more than each length, for the shifted targets."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def build_peft(
 
 
 def _padded(sequences: list[list[int]]) -> tuple[Any, Any, Any]:
-    """Input ids, attention mask and targets (-100 where nothing is trained)."""
+    """Return input ids, attention mask and targets (-100 for untrained positions)."""
     import torch
 
     width = max(len(tokens) for tokens in sequences) - 1
@@ -129,7 +129,7 @@ def _padded(sequences: list[list[int]]) -> tuple[Any, Any, Any]:
 def worker(
     pipe: multiprocessing.connection.Connection, system: str, options: dict[str, Any]
 ) -> None:
-    """One step per message; answers (seconds, CPU seconds, loss, peak memory)."""
+    """Run one step per message; answer with (seconds, CPU seconds, loss, peak memory)."""
     import torch
 
     torch.set_num_threads(options["threads"])
@@ -152,7 +152,7 @@ def peak_memory_bytes() -> int:
 
 
 def measure_speed(options: dict[str, Any], systems: list[str], rounds: int) -> dict[str, Any]:
-    """Medians per system, and the engine's ratios to the others."""
+    """Return medians per system, and the ratios of the engine to the others."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for system in systems:
@@ -167,7 +167,7 @@ def measure_speed(options: dict[str, Any], systems: list[str], rounds: int) -> d
         for system in systems:
             pipes[system].send("step")
             sample = pipes[system].recv()
-            if round_number:  # the first step of each warms up
+            if round_number:  # the first step of each system is a warm-up
                 samples[system].append(sample)
             print(f"  round {round_number} {system:14s} {sample[0]:7.2f} s", flush=True)
     for system in systems:
@@ -200,7 +200,7 @@ def _summary(samples: list[tuple[float, float, float, int]], num_tokens: int) ->
 
 
 def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[str, float]:
-    """The step's share of the measured matrix-product peak."""
+    """Return the step's share of the measured peak rate of matrix products."""
     import torch
 
     from tinker_cookbook.local.engine.model.architecture import read_arch
@@ -212,7 +212,7 @@ def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[
     assert arch is not None, "the default model is native"
     weights = sum(rows * columns for rows, columns in module_shapes(arch).values())
     head = 2 * arch.vocab_size * arch.hidden_size
-    # Forward and backward without weight gradients; the head forward everywhere, back for 2/3.
+    # Forward and backward without weight gradients; the head backward for 2/3 of the rows.
     flops = 4 * weights * arch.num_layers + head * (1 + 2 / 3)
     dtype = product_dtype(getattr(torch, options["dtype"]))
     left, right = torch.randn(2048, 576).to(dtype), torch.randn(3072, 576).to(dtype)
@@ -230,13 +230,13 @@ def measure_roofline(options: dict[str, Any], tokens_per_second: float) -> dict[
 
 
 def measure_context(options: dict[str, Any]) -> dict[str, float]:
-    """One long sequence: time and peak memory of its step."""
+    """Measure time and peak memory of a step with one long sequence."""
     rows = measure_speed({**options, "lengths": [options["context"]]}, ["engine"], 1)
     return rows["systems"]["engine"]
 
 
 def measure_tracking(options: dict[str, Any], num_steps: int = 10) -> dict[str, Any]:
-    """Loss over some steps in bfloat16 and float32, from the same weights and adapter."""
+    """Compare the loss over some steps in bfloat16 and float32, from the same initial state."""
     from tinker_cookbook.local.engine.types import AdamSpec, LossSpec
 
     losses: dict[str, list[float]] = {}
@@ -260,7 +260,7 @@ def measure_tracking(options: dict[str, Any], num_steps: int = 10) -> dict[str, 
 
 
 def measure_runs(options: dict[str, Any], num_runs: int = 16) -> dict[str, float]:
-    """Several runs on one base: extra memory of each, and time of a step against one run alone."""
+    """Measure several runs on one base: memory per run, and step time compared with one run."""
     from tinker_cookbook.local.engine.memory import resident_bytes
     from tinker_cookbook.local.engine.training.run import TrainingRun
     from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
@@ -305,8 +305,8 @@ def print_table(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--part", choices=("speed", "context", "tracking", "runs"), default="speed")
-    parser.add_argument("--model", help="folder or hub id; the default model if not given")
-    parser.add_argument("--dtype", help="float32 or bfloat16; what the engine picks if not given")
+    parser.add_argument("--model", help="model folder or hub id (default: the default model)")
+    parser.add_argument("--dtype", help="float32 or bfloat16 (default: chosen by the engine)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--rounds", type=int, default=3)

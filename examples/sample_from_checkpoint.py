@@ -59,9 +59,7 @@ if __name__ == "__main__":
     parser.add_argument("target", nargs="?", help="checkpoint (tinker://...) or base model")
     parser.add_argument("--prompt", default="How is the weather out there?")
     parser.add_argument("--model", help="base model of the checkpoint; default: the service's")
-    parser.add_argument(
-        "--renderer", dest="renderer_name", help="default: the model's format"
-    )
+    parser.add_argument("--renderer", dest="renderer_name", help="default: the model's format")
     parser.add_argument("--base-url", help="URL of a Tinker service; default: as for recipes")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.7)

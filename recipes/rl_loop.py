@@ -192,7 +192,7 @@ def sample(
             rewards_PG[p, g] = reward(replies[-1], num_words)
         advantages_G = rewards_PG[p] - rewards_PG[p].mean()
         if not advantages_G.any():
-            continue  # equal rewards give no gradient
+            continue  # the gradient of equal rewards is 0
         for sequence, advantage in zip(sequences, advantages_G, strict=True):
             data.append(build_datum(inputs[p], sequence, float(advantage)))
     return rewards_PG, data, replies[0]

@@ -39,7 +39,7 @@ class Config(DataOptions, train.RunOptions):
 
     def data_files(self) -> str:
         """Return the files to train on."""
-        return self.data_or(cli_utils.bundled_file("conversations.jsonl", beside=__file__))
+        return self.data_or(cli_utils.bundled_file("conversations.jsonl", __file__))
 
     def log_words(self) -> list[str]:
         return [data_name(self.data_files())]

@@ -69,7 +69,7 @@ class Config(DataOptions):
 def main(config: Config) -> None:
     """Connect, prepare the data, train, and print the result."""
     model_name = service.resolve_model(config.base_url, config.model_name)
-    bundled = cli_utils.bundled_file("conversations.jsonl", beside=__file__)
+    bundled = cli_utils.bundled_file("conversations.jsonl", __file__)
     names = ("sl_loop", data_name(config.data_or(bundled)), Path(model_name).name)
     log_path = config.log_path or default_log_path(*names, config=config)
     with open_log_dir(log_path, config.behavior_if_log_dir_exists, config):

@@ -111,16 +111,17 @@ def test_check_log_dir(tmp_path: Path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_bundled_files_are_found_beside_a_recipe_or_in_the_package(tmp_path: Path):
+def test_bundled_files_are_found_near_a_recipe_or_in_the_package(tmp_path: Path):
     recipe = str(tmp_path / "recipe.py")
-    installed = cli_utils.bundled_file("conversations.jsonl", beside=recipe)
+    installed = cli_utils.bundled_file("conversations.jsonl", recipe)
+    assert installed == cli_utils.bundled_file("conversations.jsonl", beside=recipe)  # of copies
     assert installed.stat().st_size > 10_000
     (tmp_path / "data").mkdir()
     own = tmp_path / "data" / "conversations.jsonl"
     own.write_text("")
-    assert cli_utils.bundled_file("conversations.jsonl", beside=recipe) == own
+    assert cli_utils.bundled_file("conversations.jsonl", recipe) == own
     with pytest.raises(ConfigurationError, match="data="):
-        cli_utils.bundled_file("nothing.jsonl", beside=recipe)
+        cli_utils.bundled_file("nothing.jsonl", recipe)
 
 
 def test_a_loss_that_not_every_service_has_is_marked():

@@ -113,7 +113,7 @@ def matrices_of(model) -> list[tuple[str, int]]:
         if parameter.ndim < 2 or is_router or any(word in name for word in UNTRAINED):
             continue
         *stacked, rows, columns = parameter.shape
-        # Experts stacked in one tensor, gate and up beside each other in it.
+        # All experts are stacked in one tensor, with gate and up side by side.
         hidden = SMALL["hidden_size"]
         if "gate_up_proj" in name and stacked:
             total = 2 * (hidden + (rows + columns - hidden) // 2)

@@ -42,7 +42,7 @@ def test_folder_without_config_or_weights(tmp_path: Path) -> None:
 
 def test_name_that_is_neither_folder_nor_id() -> None:
     for name in ("./no/such/folder", "./folder", "../folder", "a b"):
-        with pytest.raises(ConfigurationError, match="not a folder here and not a hub id"):
+        with pytest.raises(ConfigurationError, match="neither an existing folder nor a hub id"):
             resolve_model_folder(name)
 
 
@@ -126,7 +126,10 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "no such model"), (503, "not reachable")])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(404, "does not exist or requires a login"), (503, "not reachable")],
+)
 def test_answer_of_the_hub_is_reported(
     monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:

@@ -91,7 +91,7 @@ def test_unknown_names_say_the_nearest() -> None:
     for name in ("", "gpt2", "nobody/nothing"):
         with pytest.raises(ValueError, match="renderer_name"):
             model_info.get_recommended_renderer_name(name)
-    with pytest.raises(ValueError, match=r"'\./my-model' is no folder here"):
+    with pytest.raises(ValueError, match=r"'\./my-model' is not a folder"):
         model_info.get_recommended_renderer_name("./my-model")
 
 

@@ -77,7 +77,7 @@ def test_the_recipe_trains(local_service, tmp_path: Path):
     assert "group_size=4" in told.stdout
 
 
-@pytest.mark.parametrize("name", ["my_env.py", "my_tools.py"])
+@pytest.mark.parametrize("name", ["my_problems.py", "my_env.py", "my_tools.py"])
 def test_the_environments_run(name: str, tmp_path: Path):
     assert run_file(tmp_path, "write-environment", name)
 

@@ -113,7 +113,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     source = tokenizer_folder("qwen3")
     (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigurationError, match=f"/{name} is no JSON object; copy or download"):
+    with pytest.raises(
+        ConfigurationError, match=f"/{name} does not hold a JSON object; copy or download"
+    ):
         get_tokenizer(str(tmp_path))
 
 

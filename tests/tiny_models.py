@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,19 @@ def build_tiny_model(
     tied: bool = True,
     num_layers: int = 2,
     seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Write config.json, model.safetensors and the tokenizer files of a tiny model."""
+    """Write config.json, model.safetensors and the tokenizer files of a tiny model.
+
+    Args:
+        sizes: keys of config.json to set otherwise, such as `hidden_size`.
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size, token_ids = _write_tokenizer(folder)
     config = _config(architecture, vocab_size, token_ids, tied=tied, num_layers=num_layers)
+    config |= sizes or {}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     generation = {"eos_token_id": token_ids["<|im_end|>"], "do_sample": True}
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import os
@@ -36,6 +35,7 @@ from tinker_cookbook.settings_help import (
 )
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -98,24 +98,26 @@ def model_name_from_argv(argv: list[str], default: str) -> str:
     return names[-1] if names else default
 
 
-def bundled_file(name: str, *, beside: str) -> Path:
+def bundled_file(name: str, recipe_file: str = "", **older: str) -> Path:
     """Find a data file of the recipes: in the folder of the recipe, or as installed.
 
     Args:
         name: File name in the folder `data`.
-        beside: The recipe's `__file__`.
+        recipe_file: The recipe's `__file__`.
+        older: The same under an older keyword, which copied recipes have.
 
     Raises:
         ConfigurationError: if the file does not exist.
     """
+    recipe_file = recipe_file or next(iter(older.values()), "")
     package = Path(tinker_cookbook.__file__).parent
-    folders = (Path(beside).parent, package / "recipes", package.parent / "recipes")
+    folders = (Path(recipe_file).parent, package / "recipes", package.parent / "recipes")
     for folder in folders:
         if (folder / "data" / name).is_file():
             return folder / "data" / name
     raise ConfigurationError(
-        f"data/{name} was not found in the folder of {beside}; give your own file with data=..., "
-        "or copy the recipe with `tinker-cookbook copy`."
+        f"data/{name} was not found in the folder of {recipe_file}; give your own file with "
+        "data=..., or copy the recipe with `tinker-cookbook copy`."
     )
 
 
@@ -258,13 +260,13 @@ def _split_word(word: str) -> tuple[str, str]:
 
 
 def _unknown_key(key: str, value: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    nearest = nearest_name(key, known, cutoff=0.5)
     meant = _COMMON_NAMES.get(key)
     if meant not in known:
         meant = _COMMON_NAMES.get(meant or "")
     if meant in known:
-        nearest = [meant]
-    hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
+        nearest = meant
+    hint = f" Did you mean {nearest}={value}?" if nearest else ""
     return f"{key}={value} is not a setting of this recipe; --help lists them.{hint}"
 
 
@@ -287,8 +289,8 @@ def _wrong_type(message: str, settings: dict[str, str], known: dict[str, Setting
     choices = type_choices(wanted)
     if not choices:
         return problem
-    nearest = difflib.get_close_matches(settings[key], choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    nearest = nearest_name(settings[key], choices, cutoff=0.5)
+    hint = f" Did you mean {nearest}?" if nearest else ""
     return f"{problem}{hint} {key}: {doc}"
 
 

@@ -1,7 +1,7 @@
-"""Every error the toolkit raises on purpose.
+"""The errors that the toolkit raises on purpose.
 
-Each class also derives from the built-in error a caller would expect, so `except ValueError` works.
-Messages read `NAME=VALUE PROBLEM; WHAT IS ACCEPTED. HOW TO FIX`.
+Each class also derives from the built-in error that a caller would expect, so `except ValueError`
+works. Messages have the form `NAME=VALUE PROBLEM; WHAT IS ACCEPTED. HOW TO FIX`.
 """
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class TinkerCookbookError(Exception):
-    """Base of all errors below."""
+    """Base class of all errors below."""
 
 
 class ConfigurationError(TinkerCookbookError, ValueError):
@@ -43,7 +43,7 @@ class DataFormatError(DataError):
 
 
 class DataValidationError(DataError):
-    """Well-formed data has a value that is not accepted."""
+    """Well-formed data contains a value that is not accepted."""
 
 
 class RendererError(TinkerCookbookError, ValueError):
@@ -51,7 +51,7 @@ class RendererError(TinkerCookbookError, ValueError):
 
 
 class TrainingError(TinkerCookbookError, RuntimeError):
-    """A train loop cannot go on."""
+    """A train loop cannot continue."""
 
 
 class CheckpointError(TrainingError):
@@ -63,7 +63,7 @@ class AllTrajectoriesFailedError(TrainingError):
 
 
 class WeightsError(TinkerCookbookError):
-    """Base of errors about model weights and adapters."""
+    """Base class of errors about model weights and adapters."""
 
 
 class WeightsDownloadError(WeightsError, RuntimeError):
@@ -79,7 +79,7 @@ class WeightsAdapterError(WeightsError, ValueError):
 
 
 class SandboxError(TinkerCookbookError, RuntimeError):
-    """A sandbox failed, apart from the program run in it."""
+    """A sandbox itself failed, not the program that runs in it."""
 
 
 class EvalError(TinkerCookbookError, RuntimeError):

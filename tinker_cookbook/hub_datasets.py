@@ -1,4 +1,4 @@
-"""Tables of the Hugging Face hub, with one line where there is no hub."""
+"""Tables of the Hugging Face hub, with a one-line error if the hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def load_hub_table(
     Args:
         path: A folder, or a hub id.
         name: Configuration of the data set.
-        split: Of the data set.
-        advice: Ends the error: what to do without this data set.
+        split: Split of the data set.
+        advice: End of the error message: what to do without this data set.
 
     Raises:
-        ConfigurationError: if it cannot be had.
+        ConfigurationError: if it cannot be loaded.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -38,17 +38,17 @@ def load_hub_table(
         problem = " ".join(str(error.__cause__ or error).split())
         raise _error(path, problem, advice) from error
     if not isinstance(table, datasets.Dataset):
-        raise _error(path, f"split={split!r} is no single split", advice)
+        raise _error(path, f"split={split!r} is not a single split", advice)
     return table
 
 
 def check_hub_table(path: str, *, advice: str) -> None:
-    """Refuse a data set that is neither here nor on a hub that answers, within seconds.
+    """Refuse, within seconds, a data set that is neither local nor on a reachable hub.
 
-    The hub's own client retries for a minute where nothing answers.
+    The hub's own client retries for a minute if the hub does not answer.
 
     Raises:
-        ConfigurationError: if it cannot be had; `advice` ends the message.
+        ConfigurationError: if it cannot be loaded; the message ends with `advice`.
     """
     problem = None if Path(path).exists() or _is_cached(path) else hub_problem(path, "dataset")
     if problem is not None:

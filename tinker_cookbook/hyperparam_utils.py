@@ -1,11 +1,11 @@
-"""Learning rates and parameter counts, worked out from a model's dimensions.
+"""Learning rates and parameter counts, computed from a model's dimensions.
 
 The learning-rate rule is the one published with the Tinker cookbook (0.6): 5e-5 for full
-fine-tuning of a model of hidden size 2000, ten times that for LoRA, times (2000 / hidden) to a
-power fitted per family. That LoRA wants ten times the rate of full fine-tuning, whatever the rank,
-is measured in https://thinkingmachines.ai/blog/lora. Families without a fit of their own get the
-lower of the two fits, as a start. Dimensions are those of the models' published config.json files;
-models that are not in a table are looked up in their own.
+fine-tuning of a model with hidden size 2000, ten times that for LoRA, times (2000 / hidden) to a
+power that was fitted per family. https://thinkingmachines.ai/blog/lora measured that LoRA needs ten
+times the rate of full fine-tuning, whatever the rank. Families without a separate fit get the lower
+of the two fits, as a starting point. Dimensions are from the models' published config.json files;
+models that are not in a table are looked up in their own config.json.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ REFERENCE_HIDDEN_SIZE = 2000
 LORA_LR_FACTOR = 10.0
 # Fitted exponents; SmolLM2 and others of the Llama architecture take Llama's.
 FAMILY_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
-# By the start of `model_type`. The fits were made on dense models; the published rule takes Qwen's
-# for every model with that name.
+# Keyed by the beginning of `model_type`. The fits were made with dense models; the published rule
+# uses Qwen's for every model with that name.
 FITTED_TYPES = {"llama": "llama", "mistral": "llama", "smollm3": "llama", "qwen": "qwen"}
 
 
 @dataclass(frozen=True)
 class ModelDimensions:
-    """What of a dense decoder's shape the formulas below need."""
+    """The dimensions of a dense decoder that the formulas below need."""
 
     hidden: int
     layers: int
@@ -74,7 +74,7 @@ def _qwen3(*shape: int, tied: bool = False) -> ModelDimensions:
     )
 
 
-# By the name's last part without suffixes such as -Instruct or -Base.
+# Keyed by the name's last part without suffixes such as -Instruct or -Base.
 _DIMENSIONS = {
     "Llama-3.2-1B": _llama(2048, 16, 32, 8, 64, 8192, tied=True),
     "Llama-3.2-3B": _llama(3072, 28, 24, 8, 128, 8192, tied=True),
@@ -95,10 +95,10 @@ _SUFFIXES = ("-Instruct-2507", "-Thinking-2507", "-Instruct", "-Base")
 
 
 def get_model_dimensions(model_name: str) -> ModelDimensions:
-    """Dimensions from the table, else from the model's config.json on this machine or the hub.
+    """Return dimensions from the table, or from the model's config.json on this machine or the hub.
 
     Raises:
-        ConfigurationError: if the model is unknown, cannot be had, or is not a dense decoder of
+        ConfigurationError: if the model is unknown, cannot be fetched, or is not a dense decoder of
             the Llama or Qwen family.
     """
     short = _short_name(model_name)
@@ -115,7 +115,7 @@ def _short_name(model_name: str) -> str:
 
 
 def _config_of(model_name: str) -> dict[str, Any]:
-    """From the table, else the model's config.json."""
+    """Return the config from the table, or the model's config.json."""
     known = known_config(model_name)
     if known is not None:
         return dict(known)
@@ -132,9 +132,9 @@ def _config_of(model_name: str) -> dict[str, Any]:
 
 
 def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> float:
-    """How much higher LoRA's best learning rate is than that of full fine-tuning: 10.
+    """Return the ratio of LoRA's best learning rate to that of full fine-tuning, which is 10.
 
-    It holds for alpha 32, which is what the services use, and does not depend on model or rank.
+    It holds for alpha 32, which the services use, and does not depend on the model or the rank.
     """
     if lora_alpha != 32:
         raise ConfigurationError(
@@ -145,10 +145,10 @@ def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> 
 
 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
-    """A learning rate that is a good first guess for a model.
+    """Return a learning rate that is a good starting point for a model.
 
-    Source: see the module's docstring. Below hidden size 2000 it extrapolates the fit. For a
-    family without a fit of its own the reason is logged; `get_lr_with_reason` returns it.
+    Source: see the module's docstring. Below hidden size 2000 it extrapolates the fit. For a family
+    without a separate fit, the reason is logged; `get_lr_with_reason` returns it.
 
     Raises:
         ConfigurationError: for models whose dimensions are unknown.
@@ -160,7 +160,7 @@ def get_lr(model_name: str, is_lora: bool = True) -> float:
 
 
 def get_lr_with_reason(model_name: str, is_lora: bool = True) -> tuple[float, str]:
-    """`get_lr`, and where it comes from, in words.
+    """Return the rate of `get_lr` and its origin in words.
 
     Raises:
         ConfigurationError: for models whose dimensions are unknown.
@@ -177,13 +177,13 @@ def get_lr_with_reason(model_name: str, is_lora: bool = True) -> tuple[float, st
     lower = min(rates, key=lambda name: rates[name])
     return rates[lower], (
         f"no fit is published for {kind or 'this family'}; this is the lower of the fits for Llama "
-        f"and Qwen ({lower.capitalize()}'s) at hidden size {hidden}. It is a start: try half and "
-        "twice of it too"
+        f"and Qwen ({lower.capitalize()}'s) at hidden size {hidden}. It is a starting point: also "
+        "try half and twice the rate"
     )
 
 
 def _hidden_and_family(model_name: str) -> tuple[int, str | None, str]:
-    """Hidden size, the family whose fit holds (None: none does), and the type of model."""
+    """Return the hidden size, the family whose fit applies (None if none does), and the type."""
     short = _short_name(model_name)
     if short in _DIMENSIONS:
         known = _DIMENSIONS[short]
@@ -202,10 +202,10 @@ def get_lora_param_count(
     train_attn: bool = True,
     train_unembed: bool = True,
 ) -> int:
-    """Number of trained parameters of an adapter: rank * (inputs + outputs) of every matrix.
+    """Return the number of parameters of an adapter: rank * (inputs + outputs) of every matrix.
 
-    `model_shapes` says which matrices count; every expert's do. A service that shares adapters
-    between experts, or leaves them out, trains fewer.
+    `model_shapes` says which matrices count, including those of every expert. A service that shares
+    adapters between experts, or leaves experts out, trains fewer parameters.
 
     Raises:
         ConfigurationError: if nothing is trained, or the model is unknown.
@@ -231,7 +231,7 @@ def _adapter_shapes(model_name: str) -> AdapterShapes:
 
 
 def get_full_finetune_param_count(model_name: str) -> float:
-    """Number of parameters of the whole model."""
+    """Return the number of parameters of the whole model."""
     d = get_model_dimensions(model_name)
     q_size, kv_size = d.heads * d.head_dim, d.kv_heads * d.head_dim
     attention = 2 * d.hidden * q_size + 2 * d.hidden * kv_size
@@ -243,12 +243,12 @@ def get_full_finetune_param_count(model_name: str) -> float:
 
 
 def get_full_finetune_lr_multiplier(model_name: str) -> float:
-    """1 / sqrt(parameters): how learning rates of full fine-tuning compare between models."""
+    """Return 1 / sqrt(parameters), for comparing full fine-tuning's rates between models."""
     return 1.0 / math.sqrt(get_full_finetune_param_count(model_name))
 
 
 def get_lora_lr_multiplier(model_name: str) -> float:
-    """The same for LoRA."""
+    """Return `get_full_finetune_lr_multiplier` times LoRA's factor."""
     full = get_full_finetune_lr_multiplier(model_name)
     return full * get_lora_lr_over_full_finetune_lr(model_name)
 

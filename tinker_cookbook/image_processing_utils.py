@@ -38,11 +38,11 @@ _MAGIC = {
 
 @dataclass(frozen=True)
 class KimiImageSizes:
-    """How many patches Kimi K2.5 and K2.6 make of an image, from its size alone.
+    """Computes how many patches Kimi K2.5 and K2.6 make of an image from its size.
 
     An image is shrunk, never enlarged, to at most `max_patches` patches and `max_patches_per_side`
-    a side, then padded to whole positions of `merge_size` x `merge_size` patches.
-    Source: `Kimi_K25ImageProcessor` of transformers 5.23, with which the tests compare.
+    patches per side, then padded to whole positions of `merge_size` x `merge_size` patches.
+    Source: `Kimi_K25ImageProcessor` of transformers 5.23, which the tests compare with.
     """
 
     patch_size: int = 14
@@ -51,9 +51,9 @@ class KimiImageSizes:
     max_patches_per_side: int = 512
 
     def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+        self, height: int, width: int, images_kwargs: dict[str, object] | None = None
     ) -> int:
-        """The number of patches of an image of that size in pixels, after resizing."""
+        """Return the number of patches of an image of this size in pixels, after resizing."""
         del images_kwargs
         whole = max(1, height // self.patch_size) * max(1, width // self.patch_size)
         longest = self.max_patches_per_side * self.patch_size
@@ -72,12 +72,12 @@ if TYPE_CHECKING:
 
 @cache
 def get_image_processor(model_name: str) -> ImageProcessor:
-    """The image processor of a model folder or hub id.
+    """Return the image processor of a model folder or hub id.
 
-    For Kimi K2.5 and K2.6, whose own needs torchvision, what counts an image's positions.
+    For Kimi K2.5 and K2.6, whose own processor needs torchvision, return `KimiImageSizes`.
 
     Raises:
-        ConfigurationError: it cannot be loaded (a text model, no network, or no Pillow).
+        ConfigurationError: if it cannot be loaded (a text model, no network, or no Pillow).
     """
     sizes = _kimi_image_sizes(model_name)
     if sizes is not None:
@@ -95,14 +95,15 @@ def get_image_processor(model_name: str) -> ImageProcessor:
 
 
 def get_image_processor_if_vision_model(model_name: str) -> ImageProcessor:
-    """The image processor of a vision model, None for every other model."""
+    """Return the image processor of a vision model, None for other models."""
     return get_image_processor(model_name) if _is_vision_model(model_name) else None
 
 
 def deferred_image_processor(model_name: str) -> DeferredImageProcessor | None:
-    """As `get_image_processor_if_vision_model`, loaded when the first image asks for it.
+    """Return an image processor that is loaded for the first image; None for other than vision
+    models.
 
-    So texts for a vision model need neither Pillow nor the model's files.
+    Texts for a vision model then need neither Pillow nor the model's files.
     """
     return DeferredImageProcessor(model_name) if _is_vision_model(model_name) else None
 
@@ -112,12 +113,12 @@ def _is_vision_model(model_name: str) -> bool:
         return (Path(model_name) / "preprocessor_config.json").is_file()
     try:
         return model_info.get_model_attributes(model_name).is_vl
-    except (KeyError, ValueError):  # a model that the table does not know
+    except (KeyError, ValueError):  # a model that is not in the table
         return False
 
 
 class DeferredImageProcessor:
-    """What renderers need of a model's image processor, loaded at the first use."""
+    """The part of a model's image processor that renderers need, loaded at the first use."""
 
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
@@ -128,23 +129,24 @@ class DeferredImageProcessor:
 
     @property
     def merge_size(self) -> int:
-        """So many patches a side become one position."""
+        """Number of patches per side that become one position."""
         return self._processor.merge_size
 
     @property
     def patch_size(self) -> int:
-        """Pixels of a patch's side."""
+        """Side of a patch in pixels."""
         return self._processor.patch_size
 
     def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+        self, height: int, width: int, images_kwargs: dict[str, object] | None = None
     ) -> int:
-        """The number of patches of an image of that size in pixels, after resizing."""
+        """Return the number of patches of an image of this size in pixels, after resizing."""
         return self._processor.get_number_of_image_patches(height, width, images_kwargs or {})
 
 
 def _kimi_image_sizes(model_name: str) -> KimiImageSizes | None:
-    """The sizes of a Kimi model by its hub id or its folder's settings, None for others."""
+    """Return the sizes of a Kimi model by its hub id or its folder's settings; None for other
+    models."""
     file = Path(model_name) / "preprocessor_config.json"
     if not Path(model_name).is_dir():
         is_kimi = _is_vision_model(model_name) and model_name.startswith("moonshotai/Kimi-")
@@ -153,7 +155,7 @@ def _kimi_image_sizes(model_name: str) -> KimiImageSizes | None:
         settings = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    given = settings.get("media_proc_cfg")  # as Moonshot writes it; else as transformers does
+    given = settings.get("media_proc_cfg")  # Moonshot's form; the other one is that of transformers
     if isinstance(given, dict):
         return KimiImageSizes(
             given.get("patch_size", 14),
@@ -172,10 +174,10 @@ def _kimi_image_sizes(model_name: str) -> KimiImageSizes | None:
 
 
 def image_to_data_uri(image: Any) -> str:
-    """A `data:` URI of an image that is at hand.
+    """Return a `data:` URI of a local image.
 
     Args:
-        image: a path, encoded bytes, a Pillow image, or a `data:` URI, which is returned as it is.
+        image: a path, encoded bytes, a Pillow image, or a `data:` URI, which is returned unchanged.
 
     Raises:
         DataValidationError: a URL (nothing is fetched here) or another type of value.
@@ -227,7 +229,8 @@ def _png_bytes(image: Image.Image) -> bytes:
 def resize_image(image: Image.Image, max_size: int) -> Image.Image:
     """Shrink an image so that its longer side has at most `max_size` pixels.
 
-    The aspect ratio is kept, no side becomes 0, and an image that fits is returned as it is.
+    The aspect ratio is kept, sides are at least 1 pixel, and an image that fits is returned
+    unchanged.
     """
     if max_size < 1:
         raise ConfigurationError(f"max_size={max_size} is too small; use 1 or more.")

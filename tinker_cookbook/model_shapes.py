@@ -1,9 +1,9 @@
-"""Which matrices of a model an adapter trains, by its config.json or, for known models, a table.
+"""The matrices of a model that an adapter trains, from config.json or a table of known models.
 
-Counted are the projections of attention (and of what stands in its place: linear attention,
-Mamba), those of every MLP and every expert, and the unembedding. Routers, norms, convolutions,
-embeddings and vision towers are not. A matrix that a checkpoint stores fused (gate with up, or
-queries with keys and values) counts as its parts, unless the model's own module is one matrix.
+Projections of attention (or of linear attention or Mamba where a model has them instead), of every
+MLP and of every expert are counted, and the unembedding. Routers, norms, convolutions, embeddings
+and vision towers are not. A matrix that a checkpoint stores fused (gate with up, or queries with
+keys and values) counts as its parts, unless the model's own module is one matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AdapterShapes:
-    """Inputs plus outputs of all matrices: parameters of an adapter of rank 1."""
+    """Sums of inputs and outputs over all matrices: the parameters of an adapter with rank 1."""
 
     attention: int
     mlp: int
@@ -30,7 +30,7 @@ class AdapterShapes:
 
 
 def read_shapes(model_name: str, config: Config) -> AdapterShapes:
-    """Add up the matrices that a config.json describes.
+    """Return the shapes of the matrices that a config.json describes.
 
     Raises:
         ConfigurationError: if the kind of model is unknown, or the file lacks a key it needs.
@@ -49,10 +49,10 @@ def read_shapes(model_name: str, config: Config) -> AdapterShapes:
 
 
 def hidden_size(model_name: str, config: Config) -> int:
-    """Width of the residual stream, whatever the kind of model calls it.
+    """Return the width of the residual stream, under whatever name the config has it.
 
     Raises:
-        ConfigurationError: if the file does not say.
+        ConfigurationError: if the config lacks it.
     """
     text = text_config(config)
     for name in ("hidden_size", "n_embd", "d_model", "dim"):
@@ -60,15 +60,15 @@ def hidden_size(model_name: str, config: Config) -> int:
             return text[name]
     raise ConfigurationError(
         f"model_name={model_name}: its config.json has none of hidden_size, n_embd, d_model; it "
-        "describes no language model that is known here."
+        "does not describe a language model that is known here."
     )
 
 
 def text_config(config: Config) -> Config:
-    """The language model's part of a config.json, which in models that see is a part of it."""
+    """Return the language model's part of a config.json; in vision models it is nested."""
     for name in ("text_config", "llm_config", "language_config"):
         if isinstance(config.get(name), Mapping):
-            # Some keep what holds for the whole model outside.
+            # Some configs keep settings of the whole model outside the nested part.
             shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
             return {**shared, **config[name]}
     return config
@@ -76,7 +76,7 @@ def text_config(config: Config) -> Config:
 
 @dataclass(frozen=True)
 class _Text:
-    """A config that says which key it lacks."""
+    """A config whose errors name the missing key."""
 
     model_name: str
     config: Config
@@ -107,14 +107,14 @@ class _Text:
         ]
 
     def heads(self) -> tuple[int, int]:
-        """Width of all queries, and of all keys."""
+        """Return the width of all query heads and of all key heads."""
         heads = self["num_attention_heads"]
         width = self.get("head_dim", self["hidden_size"] // heads)
         return heads * width, self.get("num_key_value_heads", heads) * width
 
 
 def _gated(text: _Text, width: int) -> int:
-    """Gate, up and down."""
+    """Count an MLP of gate, up and down."""
     return 3 * (text["hidden_size"] + width)
 
 
@@ -125,7 +125,7 @@ def _grouped_attention(text: _Text, gates: int = 1) -> int:
 
 
 def _latent_attention(text: _Text) -> int:
-    """Multi-head latent attention of DeepSeek: low-rank queries, keys and values."""
+    """Count DeepSeek's multi-head latent attention: low-rank queries, keys and values."""
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     rope, plain, values = text["qk_rope_head_dim"], text["qk_nope_head_dim"], text["v_head_dim"]
     latent = text["kv_lora_rank"]
@@ -137,7 +137,7 @@ def _latent_attention(text: _Text) -> int:
 
 
 def _linear_attention(text: _Text) -> int:
-    """Gated delta net of Qwen3.5: one matrix for q, k and v, and those of its gates."""
+    """Count Qwen3.5's gated delta net: one matrix for q, k and v, and those of its gates."""
     hidden = text["hidden_size"]
     keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
     heads = text["linear_num_value_heads"]
@@ -153,7 +153,7 @@ def _dense(text: _Text) -> tuple[int, int]:
 
 
 def _phi3(text: _Text) -> tuple[int, int]:
-    """Queries, keys and values are one matrix; so are gate and up."""
+    """Count a Phi-3: queries, keys and values are one matrix; so are gate and up."""
     layers, hidden, width = (
         text[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size")
     )
@@ -169,7 +169,7 @@ def _gpt2(text: _Text) -> tuple[int, int]:
 
 
 def _num_experts(text: _Text) -> int:
-    """Routed experts; published files and those that transformers writes differ in the key."""
+    """Return the number of routed experts; published files and transformers use other keys."""
     names = ("num_experts", "n_routed_experts", "num_local_experts")
     return text[next((name for name in names if name in text.config), names[0])]
 
@@ -209,7 +209,7 @@ def _qwen3_5(text: _Text) -> tuple[int, int]:
 def _shared_experts(
     attention: Callable[[_Text], int],
 ) -> Callable[[_Text], tuple[int, int]]:
-    """Models whose first layers are dense, with shared experts beside the routed ones."""
+    """Count models whose first layers are dense, with shared and routed experts in the others."""
 
     def count(text: _Text) -> tuple[int, int]:
         layers, dense = text["num_hidden_layers"], text.get("first_k_dense_replace", 1)
@@ -225,7 +225,7 @@ def _shared_experts(
 
 
 def _nemotron_h(text: _Text) -> tuple[int, int]:
-    """Mamba, attention, MLP and expert layers in a pattern; their MLPs have no gate."""
+    """Count layers of Mamba, attention, MLPs and experts in a pattern; the MLPs have no gate."""
     hidden = text["hidden_size"]
     pattern = text.config.get("hybrid_override_pattern")
     names = {"linear_attention": "M", "mamba": "M", "moe": "E", "mlp": "-"}
@@ -264,7 +264,7 @@ _KINDS: dict[str, Callable[[_Text], tuple[int, int]]] = {
 }
 
 
-# ---- models known by name: as their published config.json files have it ----
+# ---- models known by name: the values of their published config.json files ----
 
 
 def _heads(heads: int, kv_heads: int, head_dim: int) -> dict[str, int]:
@@ -305,7 +305,7 @@ def _qwen3_5_row(
 
 
 def _latent_row(kind: str, heads: int, dense: int, experts: int, vocab: int) -> Config:
-    """DeepSeek V3's dimensions, which Kimi K2 shares but for these."""
+    """Return DeepSeek V3's dimensions; Kimi K2 differs in the arguments only."""
     own = {
         "num_attention_heads": heads,
         "q_lora_rank": 1536,
@@ -375,7 +375,7 @@ _EXPERTS_397B = {
 }
 _QWEN_27B = _qwen3_5_row(5120, 64, (24, 4), 48, width=17408)
 _QWEN_35B = _qwen3_5_row(2048, 40, (16, 2), 32, **_EXPERTS_35B)
-# By the name's last part without suffixes such as -Instruct or -Base.
+# Keyed by the name's last part without suffixes such as -Instruct or -Base.
 _KNOWN: dict[str, Config] = {
     "Meta-Llama-3-8B": _dense_row("llama", (4096, 32, 14336), (32, 8, 128), 128256),
     "Meta-Llama-3-70B": _dense_row("llama", (8192, 80, 28672), (64, 8, 128), 128256),
@@ -436,7 +436,7 @@ _SUFFIXES = (
 
 
 def known_config(model_name: str) -> Config | None:
-    """What the table has of a model, None if it is not there."""
+    """Return the table's config of a model; None if the table lacks the model."""
     short = model_name.partition(":")[0].rstrip("/").rpartition("/")[2]
     for name in (short, *(short.removesuffix(suffix) for suffix in _SUFFIXES)):
         if name in _KNOWN:

@@ -1,4 +1,4 @@
-"""Loading tokenizers: cached, fast, without torch, with a clear error when offline."""
+"""Load tokenizers: cached, fast, without torch, and with a clear error when offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Tokenizer: TypeAlias = PreTrainedTokenizerFast
 else:
-    # Importing transformers takes a second, so the name is only a label at run time.
+    # Importing transformers takes a second, so at run time the name is only a label.
     Tokenizer: TypeAlias = Any
 
 __all__ = [
@@ -37,15 +37,15 @@ _lock = threading.RLock()
 
 @runtime_checkable
 class SupportsEncodeOrdinary(Protocol):
-    """A tokenizer that can encode text without seeing control tokens in it."""
+    """A tokenizer that can encode text without recognizing control tokens in it."""
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Encode text; control tokens written in it stay text."""
+        """Encode text; control tokens written in the text are encoded as ordinary text."""
         ...
 
 
 def register_tokenizer(name: str, factory: Callable[[], Tokenizer]) -> None:
-    """Make `get_tokenizer(name)` return what `factory` makes; called once, then cached."""
+    """Make `get_tokenizer(name)` return the result of `factory`, which is called once."""
     with _lock:
         _registered[name] = factory
         _forget(name)
@@ -65,13 +65,13 @@ def get_registered_tokenizer_names() -> list[str]:
 
 
 def is_tokenizer_registered(name: str) -> bool:
-    """Whether `register_tokenizer` added this name."""
+    """Return whether `register_tokenizer` added this name."""
     with _lock:
         return name in _registered
 
 
 def strip_variant(model_name: str) -> str:
-    """Return the model name without `:variant` suffixes, which name no tokenizer of their own.
+    """Return the model name without `:variant` suffixes: all variants share one tokenizer.
 
     A name may have several: `Qwen/Qwen3.6-35B-A3B:peft:262144`.
     """
@@ -86,15 +86,15 @@ def strip_variant(model_name: str) -> str:
 def get_tokenizer(model_name: str) -> Tokenizer:
     """Return the tokenizer of a model, the same object on every call.
 
-    A model that is not on this machine, nor to be had from the hub, has the tokenizer that the
-    connected service names, if that lies on this machine.
+    For a model that is neither on this machine nor available from the hub, the tokenizer that the
+    connected service names is loaded, if its folder is on this machine.
 
     Args:
         model_name: a registered name, a local folder, or a Hugging Face model id, which may carry
             a `:variant` suffix.
 
     Raises:
-        ConfigurationError: if there is no such tokenizer, or it cannot be had offline.
+        ConfigurationError: if the tokenizer does not exist, or is not available offline.
     """
     with _lock:  # two threads must not load the same tokenizer twice
         if model_name not in _loaded:
@@ -102,7 +102,9 @@ def get_tokenizer(model_name: str) -> Tokenizer:
         return _loaded[model_name]
 
 
-def encode_without_special_tokens(tokenizer: Any, text: str) -> list[int]:
+def encode_without_special_tokens(
+    tokenizer: SupportsEncodeOrdinary | Tokenizer, text: str
+) -> list[int]:
     """Encode text without adding tokens such as begin-of-sequence."""
     if isinstance(tokenizer, SupportsEncodeOrdinary):
         return list(tokenizer.encode_ordinary(text))
@@ -139,7 +141,7 @@ def _find_folder(name: str) -> Path:
 
 
 def _load_folder(folder: Path) -> Tokenizer:
-    """Load a folder's tokenizer.json as it is, which takes a tenth of AutoTokenizer's time."""
+    """Load a folder's tokenizer.json directly, which takes a tenth of AutoTokenizer's time."""
     import transformers
 
     has_file = (folder / "tokenizer.json").exists()
@@ -149,7 +151,7 @@ def _load_folder(folder: Path) -> Tokenizer:
     except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
         if (damaged := _damaged_file(folder)) is not None:
             raise ConfigurationError(
-                f"{damaged} is no JSON object; copy or download it again."
+                f"{damaged} does not hold a JSON object; copy or download it again."
             ) from error
         raise ConfigurationError(
             f"model folder {str(folder)!r} has no tokenizer that can be loaded ({error}); it needs "
@@ -158,7 +160,7 @@ def _load_folder(folder: Path) -> Tokenizer:
 
 
 def _damaged_file(folder: Path) -> Path | None:
-    """Return which of the files that a tokenizer is loaded from is no JSON object."""
+    """Return the first file of a tokenizer that does not hold a JSON object; None if all do."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         try:
             text = (folder / name).read_text(encoding="utf-8")

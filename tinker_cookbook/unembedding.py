@@ -1,9 +1,9 @@
-"""Whether a run adapts the output embedding.
+"""Whether a run trains an adapter on the output embedding.
 
-In models with tied embeddings (the default one, Qwen3 up to 4B, Llama 3.2) the output embedding
-is the input embedding. An adapter on it can be used beside the model, but tools that merge
-adapters write it into the matrix that both share, and change the input side too. So it is left out
-there unless it is asked for.
+Models with tied embeddings (the default model, Qwen3 up to 4B, Llama 3.2) use one matrix as input
+and output embedding. An adapter on the output embedding works as long as it stays separate from
+the model. A tool that merges it writes it into the shared matrix and changes the input embedding
+too. For these models it is therefore trained only on request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def has_tied_embeddings(model_name: str) -> bool | None:
-    """Whether the output embedding is the input embedding; None if the model is not known here."""
+    """Return whether a model's input and output embeddings are tied; None for unknown models."""
     from tinker_cookbook.hyperparam_utils import get_model_dimensions
 
     try:
@@ -28,17 +28,19 @@ def has_tied_embeddings(model_name: str) -> bool | None:
 
 
 def choose_train_unembed(model_name: str, wanted: bool | None = None) -> bool:
-    """What to ask the service for; `wanted` is the user's word, None leaves it to the model.
+    """Return whether to train an adapter on the output embedding.
 
-    A model that is not known here is trained as the service does without being asked: with it.
+    Args:
+        model_name: The base model. For an unknown model the service's default applies: True.
+        wanted: The user's setting; None to choose by the model.
     """
     tied = has_tied_embeddings(model_name) if wanted is not False else None
     if wanted is None:
         return not tied
     if wanted and tied:
         logger.warning(
-            "train_unembed=True: the output embedding of %s is its input embedding too; the "
-            "adapter can be used beside the model, but PEFT's merge_and_unload would change the "
+            "train_unembed=True: the input and output embeddings of %s are tied; the adapter works "
+            "if it stays separate from the model, but PEFT's merge_and_unload would change the "
             "input embedding as well",
             model_name,
         )

@@ -72,7 +72,7 @@ def find_characteristic_words(texts: Sequence[str]) -> list[list[str]]:
             for word, times in count.items()
         }
         ranked = sorted(score, key=lambda word: (-score[word], word))
-        found.append([word for word in ranked if score[word] > 0][:NUM_KEYWORDS])
+        found.append([best for best in ranked if score[best] > 0][:NUM_KEYWORDS])
     return found
 
 

@@ -39,7 +39,7 @@ def extract_gsm8k_final_answer(text: str) -> str:
     """Return the text after `####` in a GSM8K solution.
 
     Raises:
-        AnswerNotFound: if there is no such text.
+        AnswerNotFound: if the text has no such answer.
     """
     _, marker, answer = text.rpartition("####")
     if not marker or not answer.strip():

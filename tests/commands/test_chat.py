@@ -50,12 +50,12 @@ def test_a_conversation_on_a_pipe(local_service: ServiceProcess, checkpoint: str
     options = ("--temperature", "0", "--max-tokens", "6")
     done = chat(local_service, text, checkpoint, "--model", local_service.model, *options)
     assert done.returncode == 0, done.stderr
-    _, _, talk = done.stdout.partition("Ctrl-D leaves.\n")
+    _, _, talk = done.stdout.partition("Ctrl-D exits.\n")
     lines = talk.splitlines()
     assert "/system TEXT" in talk
-    assert "(the conversation is forgotten)" in lines
+    assert "(conversation forgotten)" in lines
     assert "(there is nothing to answer yet)" in lines
-    assert "/nonsense is not a command." in lines
+    assert "/nonsense is not a command; use one of these." in lines
     first = talk.partition("\n")[0]
     after = talk.partition("(there is nothing to answer yet)\n")[2]
     assert after.partition("\n")[0] == first, "a forgotten conversation begins as the first did"
@@ -78,7 +78,7 @@ def test_the_whole_conversation_is_sent(local_service: ServiceProcess) -> None:
     assert done.returncode == 0, done.stderr
     assert "(refused: " in done.stdout
     assert "context length" in done.stdout
-    _, forgotten, answer = done.stdout.partition("(the conversation is forgotten)\n")
+    _, forgotten, answer = done.stdout.partition("(conversation forgotten)\n")
     assert forgotten
     assert "(refused: " not in answer
 
@@ -134,11 +134,11 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(local_service: ServiceProcess
     for _ in range(20):  # a random model may end its answer before the signal comes
         os.write(terminal, b"Hello\n")
         read_until(terminal, r"(?s)Hello\r\n.+")
-        seen = interrupt_until(pid, terminal, r"\((stopped|Ctrl-D leaves)\)[^>]*> $")
+        seen = interrupt_until(pid, terminal, r"\((stopped|Ctrl-D exits)\)[^>]*> $")
         if "(stopped)" in seen:
             break
     assert "(stopped)" in seen
-    interrupt_until(pid, terminal, r"\(Ctrl-D leaves\)[^>]*> $")
+    interrupt_until(pid, terminal, r"\(Ctrl-D exits\)[^>]*> $")
     time.sleep(1.5)  # a program that Ctrl-C should end would be ended by now
     os.write(terminal, b"/reset\n")
     seen = read_until(terminal, r"forgotten\)\s+> $", seen)
@@ -157,5 +157,5 @@ def test_any_tinker_service_will_do(local_service: ServiceProcess, monkeypatch, 
     words = [local_service.model, "--base-url", local_service.base_url, "--max-tokens", "5"]
     assert cli.main(["chat", *words, "--renderer", "chatml"]) == 0
     out = capsys.readouterr().out
-    assert out.partition("Ctrl-D leaves.\n")[2].strip()
+    assert out.partition("Ctrl-D exits.\n")[2].strip()
     assert Path(local_service.model).name in out

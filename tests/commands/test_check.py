@@ -95,7 +95,7 @@ def test_the_shape_and_a_row_as_it_is_trained_are_shown(tmp_path, capsys, name):
     title = {shape.name: shape.title for shape in SHAPES}[path.stem]
     assert f"shape       {title}\n" in text
     line = 2 if name.endswith(".csv") else 1
-    assert f"{name}:{line} as it is trained («» is trained, the rest is context):\n" in text
+    assert f"{name}:{line} as trained («» is trained, the rest is context):\n" in text
     assert f"{SHORT}<|im_end|>»" in text
     figures = figures_of(capsys, path)
     assert (figures["shapes"], figures["unusable_rows"]) == ({path.stem: 1}, 0)
@@ -158,7 +158,7 @@ def test_truncation_is_counted_and_lost_rows_are_named(tmp_path, capsys):
     assert figures["first_lines_without_trained_tokens"] == [3]
     assert figures["first_lines"] == [2, 3]
     assert main(check(path, "--max-length", "60")) == 0
-    assert "1 rows train nothing any more (line 3)" in capsys.readouterr().out
+    assert "1 rows have no trained token left (line 3)" in capsys.readouterr().out
 
 
 def test_duplicates_are_found_by_content_not_by_bytes(tmp_path, capsys):

@@ -76,18 +76,18 @@ def test_clean_lists_first_and_deletes_what_is_old(local_service: ServiceProcess
     listed = run_command("clean", str(log_path), env=env)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.count("tinker://") == 3
-    assert "Nothing is deleted; --yes deletes these." in listed.stdout
+    assert "Nothing was deleted. Add --yes to delete these checkpoints." in listed.stdout
     assert saved_on(local_service, log_path) == everything
 
     with lock.hold(log_path):
         busy = run_command("clean", str(log_path), "--yes", env=env)
-    assert "left alone" in busy.stderr
+    assert "skipped: " in busy.stderr
     assert "is in use by process" in busy.stderr
     assert saved_on(local_service, log_path) == everything
 
     done = run_command("clean", str(tmp_path), "--yes", env=env)
     assert done.returncode == 0, done.stderr
-    assert "kB freed" in done.stdout
+    assert "KiB freed" in done.stdout
     saved = saved_on(local_service, log_path)
     # the newest training state is that of the record `mine`
     assert saved == everything | {"weights": ["000002", "final"]}
@@ -132,7 +132,7 @@ def test_clean_needs_no_service_for_runs_of_this_machine(tiny_model_folder: Path
     ("words", "message"),
     [
         (["--keep", "0"], "keep=0 is too small"),
-        (["/nowhere"], "LOG_PATH=/nowhere holds no run that has saved anything"),
+        (["/nowhere"], "LOG_PATH=/nowhere contains no run with checkpoints"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path):

@@ -13,7 +13,7 @@ from tests.e2e.sdk import batch, train_step
 from tests.tiny_models import tiny_model
 from tests.vision_models import picture, tiny_vision_model
 from tinker_cookbook import cli, model_files, service
-from tinker_cookbook.local.service.storage.index import RunRow
+from tinker_cookbook.local.service.storage.rows import RunRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint, Store
 from tinker_cookbook.service.embedded import find_saved_model
 
@@ -155,7 +155,7 @@ def test_models_of_a_folder_can_be_sampled(folder_service, monkeypatch, capsys, 
 def test_a_text_model_reads_no_images(sample, local_service) -> None:
     status, _, problem = sample("--image", "x.png")
     assert status == 2
-    assert f"model={local_service.model} reads no images; leave out --image" in problem
+    assert f"model={local_service.model} does not read images; leave out --image" in problem
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_text_model_reads_no_images(sample, local_service) -> None:
     [
         (
             "qwen2_5_vl",
-            "renderer=chatml writes no images. For {} use --renderer qwen3_vl_instruct.",
+            "renderer=chatml cannot write images. For {} use --renderer qwen3_vl_instruct.",
         ),
-        ("llava", "model={} reads images, and no renderer here writes them in its format"),
+        ("llava", "model={} reads images, but no renderer writes them in its format"),
     ],
 )
 def test_a_vision_folder_names_the_renderer_of_images(

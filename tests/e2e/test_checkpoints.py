@@ -239,7 +239,7 @@ def test_ckp_15_delete(trained, rest, module_client) -> None:
 def test_ckp_16_and_17_names(new_run, rest, module_client) -> None:
     run = new_run()
     path = run.save_state("name", user_metadata={"old": "1"}).result().path
-    fails_as_user_error(lambda: run.save_state("name").result(), "exists already")
+    fails_as_user_error(lambda: run.save_state("name").result(), "already exists")
     train_step(run, batch())
     assert run.save_state("name", overwrite=True).result().path == path
     assert find(rest, path).user_metadata is None

@@ -205,5 +205,6 @@ def test_the_toolkit_samples_with_images(
     assert "missing.png: the image cannot be read" in capsys.readouterr().err
     assert main([*words, "--renderer", "chatml", "--image", str(file)]) == 2
     assert (
-        f"renderer=chatml writes no images. For {model} use --renderer" in capsys.readouterr().err
+        f"renderer=chatml cannot write images. For {model} use --renderer"
+        in capsys.readouterr().err
     )

@@ -1,21 +1,28 @@
-"""The plan of a model: from config.json alone, and true to what the engine then holds."""
+"""The plan of a model: made from config.json alone, and equal to what the engine then holds."""
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.tiny_models import TINY_ARCHITECTURES, tiny_model
+from tests.local.engine.training_data import FORMATS, random_datum
+from tests.tiny_models import TINY_ARCHITECTURES, build_tiny_model
 from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import lora_targets
-from tinker_cookbook.local.engine.types import LoraSpec
-from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
+from tinker_cookbook.local.engine.training.run import TrainingRun
+from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
+from tinker_cookbook.local.plan import GIB, MachineRates, ModelPlan, build_plan, describe_plan
 from tinker_cookbook.unembedding import choose_train_unembed
 
 RATES = MachineRates(flops=150e9, bandwidth=20e9)
@@ -39,32 +46,112 @@ def write_config(folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
-def test_sizes_are_those_of_the_loaded_model(architecture: str) -> None:
-    folder = tiny_model(architecture, tied=False)
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
-    model = load_base_model(folder, dtype=torch.float32)
-    assert isinstance(model, NativeModel)
-    held = model.weights.num_bytes()
-    planned = next(iter(plan.memory.values()))
-    # num_bytes leaves out norms and biases; matrices are filled up to whole panels, which counts
-    # in a model as small as this
-    assert 0.8 * held < planned < 1.03 * held
-    targets = model.lora_targets(LoraSpec(rank=4))  # what runs have if nothing is said
-    adapter = 4 * sum(target.in_features + target.out_features for target in targets)
-    assert plan.adapter_parameters == adapter
+@functools.cache
+def _folder_of(root: Path, architecture: str, *, tied: bool) -> Path:
+    """A tiny model whose matrices fill whole panels on every processor (multiples of 32 rows)."""
+    folder = root / f"{architecture}-{tied}"
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    build_tiny_model(folder, architecture, tied=tied, sizes=sizes | heads)
+    return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
-def test_activations_are_what_the_engine_counts(architecture: str, dtype: str) -> None:
-    folder = tiny_model(architecture, tied=False)
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype=dtype)
-    model = load_base_model(folder, dtype=getattr(torch, dtype))
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planned")
+
+
+def plan_and_model(folder: Path, dtype: torch.dtype) -> tuple[ModelPlan, NativeModel]:
+    name = str(dtype).removeprefix("torch.")
+    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype=name)
+    model = load_base_model(folder, dtype=dtype)
     assert isinstance(model, NativeModel)
-    model._exact_parts()  # the copy for sampling is made: the plan has it among the weights
-    counted = model.batch_bytes(1024, 1, 4, backward=True)
-    assert plan.memory["activations of a pack"] == counted
+    return plan, model
+
+
+every_model = pytest.mark.parametrize(
+    ("architecture", "tied"),
+    [(name, tied) for name in TINY_ARCHITECTURES for tied in (True, False)],
+)
+both_formats = pytest.mark.parametrize("dtype", FORMATS, ids=str)
+
+
+@every_model
+@both_formats
+def test_planned_weights_are_those_of_the_loaded_model(
+    root: Path, architecture: str, tied: bool, dtype: torch.dtype
+) -> None:
+    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
+    model._exact_parts()  # makes the copy for sampling where bfloat16 needs one
+    held = [model.weights.num_bytes()]
+    if model.weights.twin is not None:
+        held.append(model.weights.twin.num_bytes(shared_with=model.weights))
+    assert list(plan.sizes.weights.values()) == held
+    assert plan.num_parameters == model.weights.num_parameters
+
+
+@both_formats
+def test_padding_of_odd_sizes_is_the_only_difference(dtype: torch.dtype, tmp_path: Path) -> None:
+    build_tiny_model(tmp_path, "llama", tied=False)
+    plan, model = plan_and_model(tmp_path, dtype)
+    held, planned = model.weights.num_bytes(), next(iter(plan.memory.values()))
+    assert held <= planned < 1.1 * held  # this processor's panels may be narrower than the plan's
+
+
+@every_model
+def test_planned_adapters_are_those_of_a_run(root: Path, architecture: str, tied: bool) -> None:
+    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), torch.float32)
+    run = TrainingRun(model, LoraSpec(rank=4))
+    adapter = run.adapter
+    counted = sum(adapter.a(t.path).numel() + adapter.b(t.path).numel() for t in adapter.targets)
+    assert plan.adapter_parameters == counted
+    datum = random_datum(np.random.default_rng(0), 20, model.vocab_size)
+    run.forward_backward([datum], LossSpec("cross_entropy"))
+    assert run.gradient is not None
+    assert plan.memory["gradient, shared by the runs"] == run.gradient.nbytes
+    run.optim_step(AdamSpec())
+    assert run.adam_state is not None
+    moments = run.adam_state.exp_avg.nbytes + run.adam_state.exp_avg_sq.nbytes
+    assert plan.bytes_per_run == run.adapter.parameters.nbytes + moments
+
+
+@every_model
+@both_formats
+def test_planned_activations_are_what_a_forward_pass_keeps(
+    root: Path, architecture: str, tied: bool, dtype: torch.dtype
+) -> None:
+    num_tokens = 320
+    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
+    exact = model._exact_parts()
+    assert plan.sizes.pass_bytes(num_tokens) == model.batch_bytes(num_tokens, 1, 4, backward=True)
+    adapter = TrainingRun(model, LoraSpec(rank=4)).adapter
+    transformer = model.transformer if exact is None else exact[0]
+    tokens = torch.arange(num_tokens) % model.vocab_size
+    with torch.no_grad():
+        _, tape = transformer.forward(
+            adapter, tokens, [num_tokens], keep_blocks=2, backward_dtype=dtype if exact else None
+        )
+    per_token = 4 * model.arch.num_heads  # of the logsumexp, which only the compiled kernels keep
+    kept = 0
+    for hidden, block in zip(tape.inputs, tape.kept, strict=False):
+        assert block is not None
+        kept += hidden.nbytes + sum(v.nbytes for v in vars(block).values() if v is not None)
+        kept += per_token * num_tokens if block.attended_lse is None else 0
+    assert kept == 2 * model.transformer.activation_bytes(num_tokens, 4).full
+
+
+@every_model
+@both_formats
+def test_planned_cached_tokens_are_those_of_the_decoder(
+    root: Path, architecture: str, tied: bool, dtype: torch.dtype
+) -> None:
+    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
+    decoder = native_decoder(model.arch, model.weights) or TorchDecoder(model.arch, model.weights)
+    cache = KvCache(decoder.cache_shape, 2**24)
+    row = cache.allocate(100)
+    assert row is not None
+    rows = row.pool.kv.shape[1]
+    assert row.pool.kv.nbytes == rows * row.pool.capacity * plan.bytes_per_cached_token
 
 
 def test_a_model_of_0_6b_has_the_published_size(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cutting a book: no text is lost, every passage is below the limit, borders lie at paragraphs."""
+"""Cutting a book at paragraphs: no text is lost, and every passage is below the limit."""
 
 import re
 

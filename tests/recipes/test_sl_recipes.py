@@ -111,7 +111,7 @@ def test_the_sample_before_and_after_is_shown(remote: ForkedRecipes, tmp_path, l
 
 def test_the_loop_shows_a_sample_before_and_after(remote: ForkedRecipes, tmp_path, local_service):
     log_path = tmp_path / "run"
-    loop_settings = [word for word in QUICK if not word.startswith(("eval_every", "infrequent"))]
+    loop_settings = [key for key in QUICK if not key.startswith(("eval_every", "infrequent"))]
     model = f"model_name={local_service.model}"
     remote.run("recipes.sl_loop", *loop_settings, model, "max_steps=2", f"log_path={log_path}")
     assert len(read_jsonl(log_path / "samples.jsonl")) == 2
@@ -246,7 +246,7 @@ def test_bad_input_is_one_clear_line(
     settings = [*QUICK, f"model_name={local_service.model}", f"log_path={tmp_path / 'new'}"]
     given = [word.format(**places) for word in words]
     keys = {word.partition("=")[0] for word in given}
-    settings = [word for word in settings if word.partition("=")[0] not in keys]
+    settings = [key for key in settings if key.partition("=")[0] not in keys]
     with pytest.raises(SystemExit) as stop:
         run_in_this_process(sl_basic, [*settings, *given])
     assert stop.value.code == 2

@@ -1,4 +1,4 @@
-"""The same command again: beside a run, after its end, and with a recipe that was edited."""
+"""The same command again: during a run, after its end, and with an edited recipe."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ def wait_for_rows(process, metrics: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_a_second_start_beside_a_run_does_nothing(
+def test_a_second_start_during_a_run_does_nothing(
     recipe: str, local_service: ServiceProcess, tmp_path: Path
 ):
     env = recipe_environment(local_service, tmp_path / "home")
@@ -95,7 +95,7 @@ def test_a_run_does_not_go_on_silently_with_other_code(
     Path(copy).write_text(text + "# a remark\n")
     same = run()
     assert same.returncode == 0
-    assert "Training was already complete; nothing to do. To train anew" in same.stdout
+    assert "Training was already complete; nothing to do. To train again" in same.stdout
 
     assert text.count(old) == 1
     Path(copy).write_text(text.replace(old, new))
@@ -105,7 +105,7 @@ def test_a_run_does_not_go_on_silently_with_other_code(
     assert "behavior_if_log_dir_exists=resume" in edited.stderr
     told = run("behavior_if_log_dir_exists=resume")
     assert told.returncode == 0
-    assert f"Since then\n  the code of {recipe}.py has changed: {function}" in told.stdout
+    assert f"Since then:\n  the code of {recipe}.py has changed: {function}" in told.stdout
 
 
 def test_failed_starts_leave_nothing(local_service: ServiceProcess, tmp_path: Path):

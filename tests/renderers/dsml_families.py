@@ -1,4 +1,4 @@
-"""DeepSeek V4, whose calls stand in markers around the token `｜DSML｜`."""
+"""DeepSeek V4, whose calls are written with the token `｜DSML｜`."""
 
 from __future__ import annotations
 

@@ -21,26 +21,28 @@ class Family(TemplateReference):
     template_options: dict[str, Any] = field(default_factory=dict)
     has_tools: bool = False
     has_thinking: bool = False
-    """Thinking may stand in a trained reply."""
+    """Whether a trained reply may have thinking."""
     accepts_thinking: bool = False
-    """Thinking may stand in history."""
+    """Whether replies in history may have thinking."""
     text_arguments: bool = False
-    """The template writes arguments given as JSON text as they are."""
+    """Whether the template writes arguments given as JSON text unchanged."""
     trims: bool = False
     keeps_newlines: bool = False
-    """Reasoning, and the text after it, are written to the letter."""
+    """Whether newlines around reasoning and the text after it are kept."""
     prompt_tail: str | None = "\n"
-    """Text that a prompt ends in, which a template may merge with the reply; None for none."""
+    """Text at the end of a prompt, which a template may merge with the reply; None if there is
+    none."""
     lone_calls: bool = False
-    """A reply with a call holds one, and no text."""
+    """Whether a reply with a call has exactly one call and no text."""
     trims_end: bool = False
-    """Replies lose the space at their end, and reasoning that is nothing but space."""
+    """Whether replies lose white space at their end, and reasoning of white space only."""
     header_words: str = ""
-    """What control tokens frame without being text, in a reply."""
+    """Text between control tokens of a reply that is not part of the message."""
     strips: bool = False
-    """Replies and reasoning are written without white space around them."""
+    """Whether replies and reasoning lose white space around them."""
     reply: str = ""
-    """A reply with all that the format has, as markup; a default by the flags above if empty."""
+    """A reply that uses all features of the format, as markup; empty for a default by the flags
+    above."""
 
     @property
     def tokenizer(self) -> Any:

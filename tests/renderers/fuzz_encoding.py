@@ -86,7 +86,7 @@ def first_difference(fast: Any, slow: Any, texts: list[str]) -> str | None:
 
 
 def every_character() -> Iterator[str]:
-    """Yield each code point beside a letter, a space, a digit, a line break and itself."""
+    """Yield each code point next to a letter, a space, a digit, a line break and itself."""
     codes = (chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF)
     while characters := list(itertools.islice(codes, 30)):
         yield "".join(f"a{c}b {c} 1{c}2{c}{c}\n{c}" for c in characters)

@@ -77,7 +77,7 @@ def injections(family: Family, markers: list[str]) -> Iterator[tuple[str, int, s
         try:
             count, problem = properties.injection_problem(family.renderer, talk, texts)
         except RendererError:
-            continue  # the format has no such place
+            continue  # the format does not have this place for text
         yield place, count, problem
 
 

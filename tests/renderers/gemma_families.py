@@ -43,7 +43,8 @@ class Gemma4Family(Family):
     accepts_thinking: bool = True
 
     def expresses(self, case: Case) -> bool:
-        """No replies in a row, no text beside calls, no reasoning where none can be sampled."""
+        """Whether the case has neither consecutive replies, nor text next to calls, nor reasoning
+        that cannot be sampled."""
         messages = case.messages
         pairs = list(itertools.pairwise(messages))
         if any(a["role"] == b["role"] == "assistant" for a, b in pairs):

@@ -36,7 +36,7 @@ class SampledFamily(Family):
         return self.has_thinking and bool(messages) and messages[-1]["role"] == "assistant"
 
     def reply_text(self, message: Any) -> str:
-        """Return the template's text of a reply without what stands before it."""
+        """Return the template's text of a reply without its prompt."""
         raise NotImplementedError
 
     def reference(
@@ -70,7 +70,7 @@ _FENCED = "function<｜tool▁sep｜>tool_call_name\n```json\ntool_call_argument
 
 @dataclass(frozen=True)
 class DeepSeekFamily(SampledFamily):
-    """Its templates know no declarations, so these stand in the system message."""
+    """Its templates do not declare tools, so the system message contains the declarations."""
 
     is_v3_1: bool = True
     opens: bool = False
@@ -225,7 +225,8 @@ _TODAY = 'strftime_now("%Y-%m-%d")'
 
 @dataclass(frozen=True)
 class GptOssFamily(Family):
-    """Reasoning has another key; a system message must come first, and a call stands alone."""
+    """Reasoning has another key; a system message must come first, and a call has no text next to
+    it."""
 
     has_system_block: bool = True
 

@@ -1,4 +1,4 @@
-"""Renderers of one's own: the short way (messages one by one), and media between text."""
+"""Custom renderers: single messages (`render_message`), and media between text."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_one_example_where_a_result_came_before_the_replies() -> None:
 def test_a_late_system_message_and_trained_reasoning_are_refused() -> None:
     renderer = FAMILIES["deepseekv4"].renderer
     late: list[Message] = [QUESTION, {"role": "system", "content": "S"}]
-    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must stand before"):
+    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must come before"):
         renderer.render(late)
     with pytest.raises(RendererError, match="thinking"):
         renderer.build_supervised_example([QUESTION, thought("r", "A")])
@@ -148,7 +148,7 @@ def test_a_typed_marker_is_text_in_an_argument() -> None:
         (invoke("f", ("a", "false", "NaN")), "NaN is not JSON"),
         (invoke("f", ("a", "false", '"x"')), 'strings have string="true"'),
         (invoke("f", ("a", "maybe", "x")), "expected parameter"),
-        (invoke("f", ("a", "true", "x"), ("a", "true", "y")), "stands twice"),
+        (invoke("f", ("a", "true", "x"), ("a", "true", "y")), "is given twice"),
         (invoke(""), "expected invoke"),
         ("f(x)\n", "found"),
     ],

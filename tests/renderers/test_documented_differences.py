@@ -17,7 +17,7 @@ from .conversations import SEARCH, WEATHER, Case
 from .families import FAMILIES, Family
 
 PAGE = (Path(__file__).parents[2] / "docs" / "renderers.md").read_text("utf-8")
-ROWS = PAGE.partition("## Differences from the templates")[2].partition("## Measured")[0]
+ROWS = PAGE.partition("## Deliberate differences from the templates")[2].partition("## Measured")[0]
 
 _CALL = ("get_weather", '{"city": "Bern"}')
 _TURNS = {
@@ -42,21 +42,21 @@ DOCUMENTED = [
     (_TOOLLESS, r".*[ctdb].*|.*\+tools", "tools are refused, and so are calls"),
     (r"qwen3(_dis.*|_thi.*)?", "[sat]+", "replies are written as after one"),
     (r"qwen3_vl_instruct", "ssua|us.*|uas|ucsa", "a later system message is written"),
-    (r"glm.*", ".*aa|uas|ucsa", "a reply that another reply or a system message follows"),
+    (r"glm.*", ".*aa|uas|ucsa", "a reply followed by another reply or a system message"),
     (r"(glm|smollm3|nemotron3).*_disable_thinking", "ur.*", "reasoning in history is dropped"),
     (r"gemma3", "s|sa.*|us.*|u.*s.*", "a system message that no user message follows is refused"),
     (r"gemma4.*", ".*aa", "two replies in a row are two turns"),
     (r"gemma4.*", "u?ta", "after no call they are refused"),
-    (r"gemma4.*", "ubt.*", "text beside a call stands before it"),
+    (r"gemma4.*", "ubt.*", "text next to a call is written before it"),
     (r"gemma4", "ur.*", "reasoning in history is dropped"),
-    (r"llama3_.|mistral_.*", "ubt.*", "text beside a call"),
+    (r"llama3_.|mistral_.*", "ubt.*", "text next to a call"),
     (r"mistral_small|smollm3.*", "ssua|us.*|uas|ucsa", "a system message after other messages"),
     (r"deepseek.*", "us.*|uas|ucsa", "a system message after others is refused"),
     (r"deepseekv3_thinking|deepseek_r1", r".*t.*|ucsa", "nothing is sampled after a tool result"),
     (r"deepseekv3_chat|deepseek_r1.*", "uc.*", "every run of calls and results is opened"),
     (r"gpt_oss.*", "ssua|us.*|uas|ucsa", "later system messages become developer messages"),
     (r"gpt_oss.*", "udtta.*|ubt.*", "several calls in one reply are refused"),
-    (r"nemotron3.*", "ta", "a result at the very start opens a turn"),
+    (r"nemotron3.*", "ta", "a result at the very start opens a separate turn"),
     (r"nemotron3_preserve_thinking", ".*", "so has every reply without reasoning"),
 ]
 

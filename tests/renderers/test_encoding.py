@@ -16,7 +16,7 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 class _SlowTokenizer:
-    """A tokenizer that is no transformers tokenizer: `encode`, `decode`, and added tokens."""
+    """A tokenizer that is not from transformers: `encode`, `decode`, and added tokens."""
 
     def __init__(self, name: str) -> None:
         self._inner = load_tokenizer(name)

@@ -56,7 +56,7 @@ def test_random_texts_encode_as_by_the_tokenizer(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_character_encodes_as_by_the_tokenizer(name: str) -> None:
-    """Each code point beside a letter, a space, a digit and itself: all classes of the splits."""
+    """Each code point next to a letter, a space, a digit and itself: all classes of the splits."""
     fast, slow = encoders(name)
     codes = [c for c in range(sys.maxunicode + 1) if not 0xD800 <= c <= 0xDFFF]
     known = [chr(c) for c in codes if unicodedata.category(chr(c)) not in ("Cn", "Co")]
@@ -86,7 +86,7 @@ def test_bad_texts_are_refused_as_by_the_tokenizer(name: str) -> None:
             fast.encode_batch(["ok", bad])
         with pytest.raises(RendererError, match="lone surrogate"):
             fast.encode_spans(["ok", bad])
-    with pytest.raises(RendererError, match="is no string"):
+    with pytest.raises(RendererError, match="is not a string"):
         fast.encode_batch(["ok", 3])
 
 

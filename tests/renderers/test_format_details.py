@@ -1,4 +1,4 @@
-"""What is particular to Qwen3.5 to 3.8, GLM, Gemma 3, Mistral and SmolLM3, each pinned."""
+"""Details of Qwen3.5 to 3.8, GLM, Gemma 3, Mistral and SmolLM3, each pinned."""
 
 from __future__ import annotations
 
@@ -127,19 +127,19 @@ def test_what_a_schema_makes_of_a_bare_value(schema: Any, read: str, fitted: str
             "qwen3_5",
             "<tool_call><function=f>\n" + 2 * "<parameter=a>\n1\n</parameter>\n"
             + "</function></tool_call>",
-            "'a' stands twice",
+            "'a' is given twice",
         ),
         ("glm4_7", "<tool_call></tool_call>", "no name"),
         ("glm4_7", "<tool_call>f<arg_key>a</tool_call>", "not closed"),
         ("glm4_7", "<tool_call>f<arg_value>a</arg_value></tool_call>", "expected <arg_key>"),
         ("glm4_5", "<tool_call>f\n" + 2 * "<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n"
-         + "</tool_call>", "'a' stands twice"),
+         + "</tool_call>", "'a' is given twice"),
         ("mistral_nemo", "[TOOL_CALLS]{}", "expected a list"),
         ("mistral_nemo", '[TOOL_CALLS][{"name": "f"', "not valid JSON"),
         ("mistral_nemo", '[TOOL_CALLS][{"arguments": {}}]', "'name' is missing"),
         ("mistral_small", "[TOOL_CALLS]f", "expected name[ARGS]"),
         ("mistral_small", "[TOOL_CALLS]f[ARGS]{", "not valid JSON"),
-        ("mistral_small", "[TOOL_CALLS]f[ARGS]{}[ARGS]{}", "stands twice"),
+        ("mistral_small", "[TOOL_CALLS]f[ARGS]{}[ARGS]{}", "is given twice"),
     ],
 )  # fmt: skip
 def test_malformed_calls_come_back_with_the_reason(name: str, markup: str, reason: str) -> None:
@@ -162,7 +162,7 @@ def test_malformed_calls_come_back_with_the_reason(name: str, markup: str, reaso
 
 def test_system_messages_of_qwen3_5() -> None:
     later: list[Message] = [USER, {"role": "system", "content": "x"}]
-    with pytest.raises(RendererError, match=r"messages\[1\].*at the start only"):
+    with pytest.raises(RendererError, match=r"messages\[1\].*must be the first message"):
         FAMILIES["qwen3_5"].renderer.render(later)
     empty: list[Message] = [{"role": "system", "content": " "}, USER]
     assert text_of("qwen3_5", empty).startswith("<|im_start|>system\n<|im_end|>")

@@ -1,4 +1,4 @@
-"""What is particular to Gemma 4, each pinned."""
+"""Details of Gemma 4, each pinned."""
 
 from __future__ import annotations
 
@@ -143,11 +143,11 @@ def test_calls_are_read_to_the_letter(body: str, arguments: str) -> None:
         ("call:{}", "expected call:NAME"),
         ("call:f", "expected call:NAME"),
         ("call:f{a:Zürich}", "expected a value before 'Zürich}'"),
-        ('call:f{a:"Zürich"}', 'stands in <|"|>, not in quotes'),
+        ('call:f{a:"Zürich"}', 'must be in <|"|>, not in quotes'),
         ('call:f{a:<|"|>open}', "a text is not closed"),
         ("call:f{a:1", "expected ',' or '}'"),
         ("call:f{a}", "expected a key and ':'"),
-        ("call:f{a:1,a:2}", "'a' stands twice"),
+        ("call:f{a:1,a:2}", "'a' is given twice"),
         ("call:f{} more", "something follows"),
         ("call:f{a:[1}", "expected ',' or ']'"),
         ("call:f" + "{a:" * 5000, "recursion"),

@@ -92,7 +92,7 @@ def test_generation_blocks_limit_what_is_trained() -> None:
     assert "assistant\n«Hello»<|im_end|>" in text
     trl = renderer_of("qwen3_instruct_2507", trl_template("qwen3_instruct_2507_training"))
     (text,) = marked(trl, TALK)
-    assert "assistant\n«Hello<|im_end|>»\n" in text  # its block goes on after the stop token
+    assert "assistant\n«Hello<|im_end|>»\n" in text  # its block continues after the stop token
 
 
 def test_typed_markers_are_text_and_cannot_act_on_the_template() -> None:

@@ -297,7 +297,7 @@ def test_a_photo_on_its_side_is_turned_upright(processors: dict[str, Any]) -> No
         ("https://somewhere/x.png", "is a URL"),
         (b"no image at all", "unknown format"),
         (b"\x89PNG\r\n\x1a\n and then nothing", "cannot be read"),
-        ("data:image/png;base64,@@@", "no base64"),
+        ("data:image/png;base64,@@@", "not base64"),
         ("missing.png", "cannot be read"),
         (None, "NoneType"),
         (17, "of type int"),
@@ -322,7 +322,7 @@ def test_what_cannot_hold_images_says_so(processors: dict[str, Any]) -> None:
     with pytest.raises(RendererError, match="type='image' cannot be written"):
         get_renderer("qwen3_5", tokenizer).render([{"role": "user", "content": [part]}])
     sound: Any = {"type": "audio", "audio": b""}
-    with pytest.raises(RendererError, match="'audio' cannot stand beside images"):
+    with pytest.raises(RendererError, match="'audio' cannot be combined with images"):
         renderer.render([{"role": "user", "content": [part, sound]}])
 
 

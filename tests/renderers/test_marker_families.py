@@ -62,7 +62,7 @@ def test_variants_equal_their_templates(name: str) -> None:
 
 def test_deepseek_refuses_a_late_system_message() -> None:
     late: list[Message] = [QUESTION, {"role": "system", "content": "S"}]
-    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must stand before"):
+    with pytest.raises(RendererError, match=r"messages\[1\]: a system message must come before"):
         FAMILIES["deepseekv3"].renderer.render(late)
     template = FAMILIES["deepseekv3"].tokenizer.apply_chat_template(late, tokenize=False)
     assert template.startswith("<｜begin▁of▁sentence｜>S")  # moved to the front
@@ -102,7 +102,7 @@ def test_v3_needs_no_think_tokens() -> None:
 
 @pytest.mark.parametrize(("name", "gap"), [("deepseekv3_chat", "\n"), ("deepseek_r1_0528", "")])
 def test_what_stands_between_two_results(name: str, gap: str) -> None:
-    """V3's template has a line break there, R1-0528's has none; both to the letter."""
+    """V3's template has a line break there, R1-0528's has none; both are kept exactly."""
     calls: Any = called("f", '{"a": 1}')
     calls["tool_calls"] *= 2
     talk: list[Any] = [

@@ -105,7 +105,7 @@ def test_tool_calls(family_name: str) -> None:
     assert message["content"] == "Wait."
     calls = message.get("tool_calls", [])
     assert [call.function.name for call in calls] == ["f", "g"]
-    assert calls[0].function.arguments == '{"a":  1.50, "é": "ü\\u00fc"}'  # to the letter
+    assert calls[0].function.arguments == '{"a":  1.50, "é": "ü\\u00fc"}'  # unchanged
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_llama_calls_are_replies_that_are_one_json_object(text: str, is_call: bo
     message, _ = parse("llama3_1", f"{text}<|eot_id|>")
     assert bool(message.get("tool_calls")) == is_call
     assert message["content"] == ("" if is_call else text)
-    assert parse("llama3", f"{text}<|eot_id|>")[0]["content"] == text  # 3.0 knows no calls
+    assert parse("llama3", f"{text}<|eot_id|>")[0]["content"] == text  # 3.0 has no calls
 
 
 _CALL = '{"name": "f", "parameters": {"a": 1}}'
@@ -193,7 +193,7 @@ def test_llama_replies_that_are_calls_alone(markup: str, num_calls: int) -> None
     assert end is ParseTermination.STOP_SEQUENCE
     assert len(message.get("tool_calls", [])) == num_calls
     assert message["content"] == ("" if num_calls else markup)
-    if "python_tag" not in markup:  # of that, nothing remains beside the call
+    if "python_tag" not in markup:  # the call keeps nothing of it
         asked: list[Message] = [{"role": "user", "content": "q"}, message]
         tokens, weights = renderer.build_supervised_example(asked)
         pairs = zip(tokens.to_ints(), weights, strict=True)
@@ -327,7 +327,7 @@ def test_any_tokens_parse_and_stream_alike_and_keep_their_text(
         deltas, streamed, end = stream(family, split)
         assert (streamed, end) == (message, termination)
         assert added_up(deltas) == parts_of(message)
-    if not message.get("tool_calls"):  # of a valid call only name and arguments remain
+    if not message.get("tool_calls"):  # a valid call keeps only its name and arguments
         missing = typed_characters(family, tokens) - Counter(everything(family, message))
         missing -= Counter(family.header_words * len(tokens))
         assert not missing

@@ -1,4 +1,4 @@
-"""A trained reply starts on a token of its own, whatever stands before it.
+"""A trained reply starts with a separate token, whatever precedes it.
 
 Most conversations have a user's turn and a marker before each reply. Here replies follow system
 text, each other or nothing, with texts that a tokenizer would merge across the border.
@@ -34,7 +34,7 @@ def talks(before: str, reply: str) -> list[list[Message]]:
 
 
 def prompts_trained_after(renderer: Renderer, messages: list[Message]) -> list[list[int]]:
-    """Return what stands before the first trained token of each example."""
+    """Return the text before the first trained token of each example."""
     found = []
     for model_input, weights in renderer.build_supervised_examples(messages, ALL):
         found.append(model_input.to_ints()[: int(np.flatnonzero(weights)[0])])

@@ -120,7 +120,8 @@ def _assert_equal(examples: list[Example], expected: list[Example]) -> None:
 
 
 def _talk(name: str) -> list[Message]:
-    """Return TALK with what the format rewrites: reasoning, or tools that move to the last user."""
+    """Return TALK with parts that the format rewrites: reasoning, or tools that move to the last
+    user."""
     if name.startswith("mistral"):
         return [{**TALK[0], "tools": [SEARCH]}, *TALK[1:]]  # pyright: ignore[reportReturnType]
     if not FAMILIES[name].has_thinking:

@@ -1,4 +1,5 @@
-"""What a reply costs to read: hostile ones take as long as they are, and no mark is read twice."""
+"""The cost of reading a reply: linear in its length even for hostile ones; each mark is read
+once."""
 
 from __future__ import annotations
 

@@ -99,16 +99,17 @@ def test_the_table_of_losses_says_what_the_local_service_takes():
     offered = {name: loss for name, loss in LOSSES.items() if loss.on_local_service}
     assert LOSSES.keys() == set(get_args(RLLoss))
     assert offered.keys() == engine_losses.LOSSES.keys() - {"cross_entropy"}
+    assert LOSSES.keys() - offered.keys() <= set(engine_losses.UNAVAILABLE)
     for name, loss in offered.items():
         computed = engine_losses.LOSSES[name]
-        assert set(loss.settings) == computed.defaults.keys()
-        assert {"logprobs", "advantages", *loss.extra_inputs} == set(computed.required_inputs)
+        assert set(loss.settings) == computed.settings.keys()
+        assert {"logprobs", "advantages", *loss.extra_inputs} == computed.inputs.keys()
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_a_named_algorithm_is_settings_of_a_run(name: str):
     algorithm = ALGORITHMS[name]
-    options = train.RunOptions(**algorithm.settings())  # pyright: ignore[reportArgumentType]
+    options = train.RunOptions(**algorithm.settings())
     assert options.loss_fn == algorithm.loss_fn
     assert set(options.loss_fn_config or {}) <= set(LOSSES[algorithm.loss_fn].settings)
     assert algorithm.source

@@ -1,6 +1,6 @@
 """What goes wrong in environments, through the whole loop: what happens, and what is said.
 
-Each message stands in the table of docs/rl.md too, with the words that vary left out.
+The table of docs/rl.md has each message too, without the words that vary.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ FATAL = [
      r"all 4 groups of the batch failed; last error: .*ZeroDivisionError at bad_task\.py:\d+: "
      r"reward is 1/0.*rollout_error_tolerance=False shows the whole traceback"),
     ("nan", AllTrajectoriesFailedError,
-     r"reward=nan of BadEnv\.step at turn 0 is no finite number; one such reward would spoil the "
-     r"whole batch\. Correct the reward function\."),
-    ("text_reward", AllTrajectoriesFailedError, r"reward=good of BadEnv\.step at turn 0 is no "),
+     r"reward=nan of BadEnv\.step at turn 0 is not a finite number; one such reward would spoil "
+     r"the whole batch\. Correct the reward function\."),
+    ("text_reward", AllTrajectoriesFailedError, r"reward=good of BadEnv\.step at turn 0 is not a "),
     ("no_result", AllTrajectoriesFailedError, r"BadEnv\.step returned tuple; return a StepResult"),
     ("cannot_build", AllTrajectoriesFailedError, r"BadGroup: OSError at .*: the database is gone"),
     ("group_rewards", AllTrajectoriesFailedError,

@@ -256,7 +256,7 @@ def test_tools_are_called_and_graded(service):
     assert (reward, metrics["lookups"], metrics["turns"]) == (1.0, 1.0, 4.0)
 
 
-# ---- a loop of one's own, and another model in the environment ----
+# ---- a program's loop, and another model in the environment ----
 
 
 class AskedByModelEnv(MessageEnv):

@@ -59,6 +59,12 @@ CALLS = {
     "tinker_cookbook.rl.problem_env": """
         ProblemEnv(renderer, convo_prefix, format_coef, require_stop_sequence_for_format)
         ProblemGroupBuilder(env_thunk, num_envs, dataset_name)""",
+    "tinker_cookbook.rl.problems": """
+        Problem(question, answer, tags)
+        Grade(reward, metrics, reason, well_formed)
+        SingleTurn(grade, system_prompt, examples, format_penalty, in_thread)
+        problem_data(problems, grade)
+        episode_data(problems, environment)""",
     "tinker_cookbook.rl.rollout_runner": """
         run_rollout(policy, env, limits, hooks, parse_errors, config)""",
     "tinker_cookbook.rl.rollout_strategy": """

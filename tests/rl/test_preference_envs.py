@@ -46,7 +46,7 @@ def test_everybody_meets_somebody(num_members: int, chunk_size: int):
 
 
 def test_a_chunk_of_one_is_refused():
-    with pytest.raises(ConfigurationError, match="matchup_group_size=1 makes no match"):
+    with pytest.raises(ConfigurationError, match="matchup_group_size=1 must be 2 or greater"):
         get_pairs_chunked(4, ONE_WAY, 1)
 
 
@@ -122,7 +122,7 @@ def test_replies_may_meet_a_given_completion(renderer):
 
 
 def test_a_group_of_one_is_refused(renderer):
-    with pytest.raises(ConfigurationError, match="group_size=1 leaves nobody to compare with"):
+    with pytest.raises(ConfigurationError, match="group_size=1 must be 2 or greater"):
         group(renderer, Longer(), num_envs=1)
 
 

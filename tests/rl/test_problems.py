@@ -48,7 +48,7 @@ def grade(reply: str, problem: Problem) -> float:
 
 @chz.chz
 class SumsDatasetBuilder(ProblemDatasetBuilder):
-    """Uses the renderer of the test; there is no model to load one for."""
+    """Uses the renderer of the test, since there is not a model to load one for."""
 
     def build_renderer(self) -> Renderer:
         return RENDERER

@@ -191,7 +191,7 @@ async def test_an_env_that_returns_something_else_is_told():
 
 @pytest.mark.parametrize("bad", [0, -1])
 def test_limits_are_positive(bad: int):
-    with pytest.raises(ConfigurationError, match=f"max_turns={bad} is not above 0"):
+    with pytest.raises(ConfigurationError, match=f"max_turns={bad} must be greater than 0"):
         RolloutLimits(max_turns=bad)
 
 
@@ -273,7 +273,7 @@ async def test_a_viable_group_goes_on_without_the_failed():
     group = await do_group_rollout(builder, ScriptedPolicy(), MinViableGroup(max_retries=0))
     assert len(group.trajectories_G) == len(group.final_rewards_G) == len(group.metrics_G) == 3
     too_few = EnvsBuilder(partial(flaky, num_failing=2))
-    with pytest.raises(AllTrajectoriesFailedError, match="2 of 4 rollouts of a group worked, 3"):
+    with pytest.raises(AllTrajectoriesFailedError, match="2 of 4 rollouts of a group succeeded, 3"):
         await do_group_rollout(too_few, ScriptedPolicy(), MinViableGroup(max_retries=0))
 
 
@@ -293,7 +293,7 @@ async def test_members_run_at_once():
     started = time.monotonic()
     builder = EnvsBuilder(lambda _: EchoEnv(num_turns=2), group_size=50)
     await do_group_rollout(builder, ScriptedPolicy(delay_seconds=0.2))
-    assert time.monotonic() - started < 10  # 20 seconds one after the other
+    assert time.monotonic() - started < 10  # 20 seconds in sequence
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Games of textarena: with the package where it is installed, else in a slow test of its own."""
+"""Games of textarena: with the package where it is installed, else in a slow test."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_games_are_functions_of_their_seed_and_leave_the_global_draws_alone(rend
 
 @needs_textarena
 def test_unknown_games_are_refused():
-    with pytest.raises(ConfigurationError, match="game=Chess-v99 is unknown to textarena"):
+    with pytest.raises(ConfigurationError, match="game=Chess-v99 is not a game of textarena"):
         TextArenaEnv("Chess-v99")
 
 

@@ -54,7 +54,7 @@ def test_the_end_of_the_input_leaves_the_run_as_it_is(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", end)
-    with pytest.raises(ConfigurationError, match="is left as it is"):
+    with pytest.raises(ConfigurationError, match="is kept, as you asked"):
         prepare_log_dir(tmp_path, "ask", Config(learning_rate=1.0))
     assert (tmp_path / "metrics.jsonl").exists()
 
@@ -64,7 +64,7 @@ def test_a_run_of_another_kind_is_told_in_few_lines(tmp_path: Path):
     with pytest.raises(ConfigurationError) as refused:
         prepare_log_dir(tmp_path, "ask", Config())
     lines = str(refused.value).splitlines()
-    assert lines[-2] == "  ... and 30 more: it is a run of another kind"
+    assert lines[-2] == "  ... and 30 more: it is a different kind of run"
     assert len(lines) == 15
 
 
@@ -164,7 +164,7 @@ def test_the_user_may_leave(tmp_path: Path, monkeypatch):
     make_run(tmp_path, Config())
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "exit")
-    with pytest.raises(ConfigurationError, match="left as it is"):
+    with pytest.raises(ConfigurationError, match="is kept, as you asked"):
         prepare_log_dir(tmp_path, "ask", Config(learning_rate=1.0))
 
 
@@ -173,7 +173,7 @@ def test_a_file_as_log_path_is_refused(tmp_path: Path):
     path.write_text("")
     with pytest.raises(ConfigurationError, match="is a file"):
         prepare_log_dir(path, "ask", Config())
-    with pytest.raises(ConfigurationError, match="cannot be made"):
+    with pytest.raises(ConfigurationError, match="cannot be created"):
         prepare_log_dir(path / "below", "ask", Config())
 
 

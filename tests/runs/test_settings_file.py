@@ -81,7 +81,7 @@ def test_words_win_over_the_file(tmp_path: Path, first: bool):
         ("a.yaml", "a: [", "a.yaml is not YAML"),
         ("a.json", "[1]", "a.json holds a list; it must hold settings by their keys"),
         ("a.yaml", "just words", "a.yaml holds a str"),
-        ("a.json", '{"names": [{"a": 1}]}', "names is a list of other things"),
+        ("a.json", '{"names": [{"a": 1}]}', "names is a list with values other than"),
         ("a.json", "\udcff", "is not JSON"),
     ],
 )

@@ -311,8 +311,8 @@ def test_a_container_that_fails_or_is_missing_is_explained(container: str):
                 await sandbox.write_file("../x", "")
             with pytest.raises(SandboxError, match="only UTF-8 text can be sent"):
                 await sandbox.write_file("x", b"\xff")
-        nowhere = SandboxFusionSandbox(SandboxFusionClient("http://127.0.0.1:9"))
+        unreachable = SandboxFusionSandbox(SandboxFusionClient("http://127.0.0.1:9"))
         with pytest.raises(SandboxError, match=r"does not run code .* use the local sandbox"):
-            await nowhere.run_command("true")
+            await unreachable.run_command("true")
 
     asyncio.run(use())

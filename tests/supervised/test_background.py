@@ -172,7 +172,7 @@ def test_dropping_the_last_reference_stops_the_processes():
 
 
 def run_script(body: str) -> subprocess.Popen:
-    """A script without a `__main__` guard, in a process group of its own."""
+    """A script without a `__main__` guard, in a separate process group."""
     script = textwrap.dedent(
         """
         import time

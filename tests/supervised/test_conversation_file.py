@@ -125,7 +125,7 @@ def test_missing_files_suggest_the_nearest_name(write, tmp_path):
     with pytest.raises(DataError, match=r"does not exist.*Did you mean .*conversations\.jsonl\?"):
         ConversationFile(tmp_path / "conversation.jsonl")
     with pytest.raises(DataError, match=r"nor the folder"):
-        ConversationFile(tmp_path / "nowhere" / "chat.jsonl")
+        ConversationFile(tmp_path / "missing" / "chat.jsonl")
 
 
 def test_folders_and_pipes_are_refused(tmp_path):

@@ -31,8 +31,8 @@ from tinker_cookbook.supervised import (
     conversation_to_datum,
     conversation_to_datums,
 )
+from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 from tinker_cookbook.supervised.lazy_dataset import LazyDataset, default_num_workers, shuffled
-from tinker_cookbook.supervised.rendering import ConversationRenderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
@@ -556,7 +556,7 @@ def test_bad_mixes_are_refused(tmp_path):
         ([], "sources is empty"),
         ([good, weighted], "positive weight to every source"),
         ([HFDatasetSource(path=good.path, weight=-1.0)], "positive weight"),
-        ([wrong_field], "message_field='turns' is no column .* messages, a"),
+        ([wrong_field], "message_field='turns' is not a column .* messages, a"),
     ):
         with pytest.raises(ValueError, match=message):
             mix(sources)
@@ -651,7 +651,7 @@ def test_a_run_says_what_it_converted(tmp_path, thinking_model):
     assert replies(train.get_batch(0)) != replies(
         build_train(path, batch_size=1, markup="keep", **options).get_batch(0)
     )
-    with pytest.raises(DataError, match=r"chat\.jsonl:1: <think> stands in the text of a reply"):
+    with pytest.raises(DataError, match=r"chat\.jsonl:1: <think> is in the text of a reply"):
         build_train(path, batch_size=1, markup="refuse", **options)
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.assets import tokenizer_folder
 from tinker_cookbook.exceptions import DataError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 from tinker_cookbook.supervised.conversations import (
     NOTE_MOVED,
     Conversation,
@@ -17,7 +18,6 @@ from tinker_cookbook.supervised.conversations import (
     SourceRow,
     parse_row,
 )
-from tinker_cookbook.supervised.rendering import ConversationRenderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -361,7 +361,7 @@ def test_hermes_calls_stand_as_markup_in_sharegpt():
         ([{"from": "human", "value": " "}], ["user message is empty", "(conversations[0])"]),
         ([{"from": "human", "vale": "x"}], ["'vale' is unknown", "did you mean 'value'?"]),
         ([{"from": "function_call", "value": "find(1)"}], ["value is a string ('find(1)')"]),
-        ([{"from": "function_call", "value": "[3]"}], ["is no call", '"name"']),
+        ([{"from": "function_call", "value": "[3]"}], ["is not a call", '"name"']),
         ([{"from": "gpt", "value": "x", "weight": 2}], ["weight is 2", "use 0 or 1"]),
     ],
 )
@@ -415,7 +415,7 @@ def test_dolly_names_the_same_things_otherwise():
         ({"history": "x"}, ["history is a string ('x') that is not JSON"]),
         ({"history": [["x"]]}, ["history holds ['x']", "[question, answer]", "history[0]"]),
         ({"history": [["x", 3]]}, ["is a number (3)", "history[0][1]"]),
-        ({"response": "5"}, ["'output' and 'response' stand in one row", "keep one"]),
+        ({"response": "5"}, ["'output' and 'response' are both in one row", "keep one"]),
     ],
 )
 def test_bad_alpaca_rows_name_the_field(change, words):
@@ -457,7 +457,7 @@ def test_bad_prompts_name_the_field():
     assert "role 'bot' is unknown" in text
     assert "(prompt[0])" in text
     text = refusal({"prompt": "x", "question": "y", "answer": "z"})
-    assert "'prompt' and 'question' stand in one row" in text
+    assert "'prompt' and 'question' are both in one row" in text
 
 
 # ---- plain text ----
@@ -465,7 +465,7 @@ def test_bad_prompts_name_the_field():
 
 def test_plain_text_is_trained_whole_with_its_end():
     texts = trained({"text": "The fox jumps."})
-    assert texts == [" fox jumps.<|im_end|>"]  # nothing stands before the first token
+    assert texts == [" fox jumps.<|im_end|>"]  # nothing precedes the first token
     mode = TrainOnWhat.LAST_ASSISTANT_MESSAGE
     assert trained({"text": "The fox jumps."}, train_on_what=mode) == texts
 
@@ -582,7 +582,7 @@ def test_untyped_calls_in_markup_have_the_types_of_the_declared_tools():
 def test_markup_is_refused_or_kept_if_asked():
     row = {"messages": [USER, {"role": "assistant", "content": THOUGHT}]}
     text = refusal(row, markup="refuse")
-    assert text.startswith("<think> stands in the text of a reply")
+    assert text.startswith("<think> is in the text of a reply")
     assert text.endswith("(messages[1])")
     kept = parse(row, markup="keep")
     assert kept.messages[1]["content"] == THOUGHT
@@ -626,7 +626,7 @@ def test_tags_that_are_like_markup_are_counted(content):
     assert parse(row).messages[1]["content"] == content
     [note] = parse(row).notes
     assert "stays text" in note
-    assert "stands in the text of a reply" in refusal(row, markup="refuse")
+    assert "is in the text of a reply" in refusal(row, markup="refuse")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_the_scan_finds_every_object_at_any_chunk_size(tmp_path_factory, rows, a
         ('[{"text": "a"},\n 3, {"text": "b"}]', [":2:", "3", "nothing else"]),
         ('[{"text": "a"},]', ["ends with ',]'", "closing ]"]),
         ('[{"text": "a"}', ["must end with a closing ]"]),
-        ('[{"text": "a"},]', ["',]'", "no comma stands before it"]),
+        ('[{"text": "a"},]', ["',]'", "without a comma before it"]),
         ('[{"text": "a"},\n{"text": "b"', [":2:", "has no end"]),
         ('[\n{"text": "a}]', [":2:", "has no end"]),
         ('{\n"text": "a"}\nand', [":3:", "ends with 'and'"]),
@@ -184,7 +184,7 @@ def test_damaged_arrays_name_the_line(tmp_path, text, words):
 
 def test_a_bad_object_of_an_array_is_refused_by_its_line(tmp_path):
     text = b'[{"text": "a"},\n{"text": nope},\n["x"], {"text": 5}]'
-    with pytest.raises(DataError, match=r"f\.json:2: not JSON: .*; mend the object|one JSON"):
+    with pytest.raises(DataError, match=r"f\.json:2: not JSON: .*; fix the object|one JSON"):
         open_rows(write(tmp_path / "f.json", text)).check_rows()
 
 
@@ -236,7 +236,7 @@ def test_blank_lines_of_a_csv_file_are_no_rows(tmp_path, line_end):
         ("prompt,completion\na,\n", ["f.csv:2: content of the assistant message is empty"]),
         ("a,b\n1,2\n", ["f.csv:2: messages is missing", "'a', 'b'"]),
         ('prompt,completion\na,b\nc,"d\n\n', ["f.csv", "not CSV", "close every quoted field"]),
-        ("prompt,prompt\na,b\n", ["f.csv:1: column 'prompt' stands twice"]),
+        ("prompt,prompt\na,b\n", ["f.csv:1: column 'prompt' is given twice"]),
         ("prompt,completion\n", ["f.csv: the file has no rows"]),
         ("", ["f.csv: the file has no rows"]),
     ],

@@ -164,7 +164,7 @@ def test_tables_are_sorted_and_wrong_ones_refused():
             logtree.table_from_dict({}, sort_by="size")
         with pytest.raises(DataValidationError, match="lengths"):
             logtree.table_from_dict_of_lists({"a": [1], "b": []})
-        with pytest.raises(DataValidationError, match="int is no table"):
+        with pytest.raises(DataValidationError, match="is not a table"):
             logtree.table(5)
     rows = [table["data"]["rows"] for table in trace.to_dict()["root"]["children"][1:]]
     assert rows == [[["a", 2], ["b", 1]], [["a", 1], ["b", 2]], [[2]]]

@@ -1,4 +1,4 @@
-"""Talk with a model or a checkpoint on the terminal; answers appear as they are sampled."""
+"""Chat with a model or a checkpoint in the terminal; answers appear as they are sampled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.commands.parts.sampler_target import (
     OpenSampler,
@@ -18,19 +18,22 @@ from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.runs import interrupts
 
 if TYPE_CHECKING:
+    import tinker
+
     from tinker_cookbook.renderers import Message
+    from tinker_cookbook.renderers.types import MessageDelta
     from tinker_cookbook.service import Connection
 
 __all__ = ["add_arguments", "run"]
 
 HELP = """\
 /reset            forget the conversation
-/system TEXT      set the system message and begin anew; without TEXT there is none
+/system TEXT      start a new conversation with this system message (no TEXT: without one)
 /retry            answer the last message again
-/help             this list
-Ctrl-C            stop the answer; the part that is there stays in the conversation
-Ctrl-D, /exit     leave
-A line that ends with a backslash is continued on the next one."""
+/help             show this list
+Ctrl-C            stop the answer; the part already sampled stays in the conversation
+Ctrl-D, /exit     exit
+A line that ends with a backslash continues on the next line."""
 DIM, PLAIN = "\033[2m", "\033[0m"
 STREAM_SECONDS = 600.0
 
@@ -38,20 +41,20 @@ STREAM_SECONDS = 600.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_sampler_arguments(parser, max_tokens=512)
-    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talk until the input ends."""
+    """Chat until the input ends."""
     with open_sampler(args) as opened:
-        interrupts.leave_to_program()  # Ctrl-C stops an answer, again and again
-        print("Write a message; /help lists the commands, Ctrl-D leaves.", flush=True)
-        _Talk(opened, args).go_on()
+        interrupts.leave_to_program()  # Ctrl-C only stops the current answer
+        print("Write a message; /help lists the commands, Ctrl-D exits.", flush=True)
+        _Chat(opened, args).run()
     return 0
 
 
-class _Talk:
-    """A conversation: what was said, and how to say more."""
+class _Chat:
+    """A conversation on the terminal."""
 
     def __init__(self, opened: OpenSampler, args: argparse.Namespace) -> None:
         self._opened = opened
@@ -61,7 +64,7 @@ class _Talk:
         self._is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._stream = _find_stream(opened.connection, opened.target)
 
-    def go_on(self) -> None:
+    def run(self) -> None:
         """Read and answer until the input ends."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (lets input() edit lines and remember them)
@@ -72,12 +75,12 @@ class _Talk:
                 print()
                 return
             except KeyboardInterrupt:
-                print("\n(Ctrl-D leaves)")
+                print("\n(Ctrl-D exits)")
                 continue
             if text in ("/exit", "/quit"):
                 return
             if text.startswith("/"):
-                self._obey(text)
+                self._run_command(text)
             elif text:
                 self._messages.append({"role": "user", "content": text})
                 self._answer()
@@ -90,14 +93,14 @@ class _Talk:
             lines.append(input("  " if self._is_terminal else ""))
         return "\n".join(lines).strip()
 
-    def _obey(self, command: str) -> None:
+    def _run_command(self, command: str) -> None:
         word, _, rest = command.partition(" ")
         if word == "/reset":
             self._messages = []
-            print("(the conversation is forgotten)")
+            print("(conversation forgotten)")
         elif word == "/system":
             self._system, self._messages = rest.strip() or None, []
-            print("(a new conversation)")
+            print("(new conversation)")
         elif word == "/retry" and self._messages:
             if self._messages[-1]["role"] == "assistant":
                 self._messages.pop()
@@ -105,10 +108,12 @@ class _Talk:
         elif word == "/retry":
             print("(there is nothing to answer yet)")
         else:
-            print(HELP if word == "/help" else f"{word} is not a command.\n{HELP}")
+            print(
+                HELP if word == "/help" else f"{word} is not a command; use one of these.\n{HELP}"
+            )
 
     def _answer(self) -> None:
-        """Sample an answer to the conversation and show it; Ctrl-C ends it early."""
+        """Sample and show the next answer; Ctrl-C ends it early."""
         tokens: list[int] = []
         renderer = self._opened.renderer
         head: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
@@ -116,8 +121,8 @@ class _Talk:
         parser = renderer.response_parser()
         screen = _Screen(self._is_terminal)
         try:
-            with contextlib.closing(self._sample(prompt)) as arriving:
-                for part in arriving:
+            with contextlib.closing(self._sample(prompt)) as parts:
+                for part in parts:
                     tokens += part
                     for delta in parser.feed(part):
                         screen.show(delta)
@@ -133,8 +138,8 @@ class _Talk:
         else:
             self._messages.pop()
 
-    def _sample(self, prompt: Any) -> Generator[list[int], None, None]:
-        """The tokens of one answer, as they come."""
+    def _sample(self, prompt: tinker.ModelInput) -> Generator[list[int], None, None]:
+        """Yield the tokens of one answer as they arrive."""
         args, stop = self._args, self._opened.renderer.get_stop_sequences()
         if self._stream is not None:
             yield from self._stream.sample(
@@ -151,7 +156,9 @@ class _Talk:
         try:
             result = self._opened.client.sample(prompt, 1, params).result()
         except (tinker.TinkerError, ValueError) as error:
-            raise TrainingError(f"the service did not answer: {service_message(error)}") from error
+            raise TrainingError(
+                f"the service could not sample an answer: {service_message(error)}"
+            ) from error
         yield list(result.sequences[0].tokens)
 
 
@@ -162,15 +169,15 @@ class _Screen:
         self._is_terminal = is_terminal
         self._is_dim = False
 
-    def show(self, delta: Any) -> None:
+    def show(self, delta: MessageDelta) -> None:
         from tinker_cookbook.renderers.types import StreamingTextDelta, StreamingThinkingDelta
 
         if isinstance(delta, StreamingThinkingDelta):
             self._write(delta.thinking, dim=True)
         elif isinstance(delta, StreamingTextDelta):
             self._write(delta.text, dim=False)
-        elif isinstance(delta, dict) and delta.get("tool_calls"):
-            for call in delta["tool_calls"]:
+        elif isinstance(delta, dict):
+            for call in delta.get("tool_calls", ()):
                 self._write(f"\n[{call.function.name} {call.function.arguments}]", dim=True)
 
     def note(self, text: str) -> None:
@@ -181,14 +188,14 @@ class _Screen:
 
     def _write(self, text: str, *, dim: bool) -> None:
         if dim != self._is_dim:
-            # without colours a new line tells reasoning from the answer
+            # without colours, a new line separates reasoning from the answer
             text = (DIM if dim else PLAIN) + text if self._is_terminal else text
             self._is_dim = dim
         print(text, end="", flush=True)
 
 
 class _TokenStream:
-    """Streams tokens from the OpenAI-compatible endpoint of a service of this package."""
+    """The streaming OpenAI-compatible endpoint of this package's service."""
 
     def __init__(self, base_url: str, headers: dict[str, str], target: str) -> None:
         self._url = f"{base_url}/oai/api/v1/completions"
@@ -198,7 +205,7 @@ class _TokenStream:
     def sample(
         self, prompt: list[int], stop: list[int] | list[str], *, max_tokens: int, temperature: float
     ) -> Iterator[list[int]]:
-        """Tokens of one completion. Closing the iterator cancels it."""
+        """Yield the tokens of one completion. Closing the iterator cancels the request."""
         import httpx
 
         name = "stop" if stop and isinstance(stop[0], str) else "stop_token_ids"
@@ -221,11 +228,11 @@ class _TokenStream:
                 for line in answer.iter_lines():
                     yield from _tokens_of(line)
         except httpx.HTTPError as error:
-            raise TrainingError(f"the service went away: {error}") from error
+            raise TrainingError(f"the connection to the service was lost: {error}") from error
 
 
 def _find_stream(connection: Connection, target: str) -> _TokenStream | None:
-    """The endpoint that streams tokens; None where a service has none."""
+    """Return the endpoint that streams token ids; None if the service does not have one."""
     import httpx
 
     key = connection.api_key
@@ -235,13 +242,13 @@ def _find_stream(connection: Connection, target: str) -> _TokenStream | None:
         listed = answer.json()["data"] if answer.status_code == 200 else []
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
-    # others do not give token ids, which the chat format is read from
+    # other services stream text without token ids, which the renderer must parse
     is_ours = any(model.get("owned_by") == "tinker-cookbook" for model in listed)
     return _TokenStream(connection.base_url, headers, target) if is_ours else None
 
 
 def _tokens_of(line: str) -> Iterator[list[int]]:
-    """Token ids in one line of an event stream."""
+    """Yield the token ids in one line of an event stream."""
     data = line.removeprefix("data: ")
     if data == line or data == "[DONE]":
         return

@@ -1,4 +1,4 @@
-"""Check data files: shape, rows, tokens, what is converted, cut or repeated, and every bad line."""
+"""Check data files: shapes, rows, tokens, conversions, truncation, duplicates and bad lines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from tinker_cookbook.supervised.check import FileReport
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tqdm import tqdm
+
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
+    from tinker_cookbook.supervised.file_report import FileReport
     from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["add_arguments", "run"]
+
+Figures = dict[str, Any]
+"""A report, or a part of it, as JSON."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,32 +37,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="model whose tokenizer counts: a name or a folder (%(default)s)",
+        help="model whose tokenizer counts the tokens: a name or a folder (default: %(default)s)",
     )
-    parser.add_argument("--renderer", help="chat format; the model's recommended one if not given")
-    parser.add_argument("--max-length", type=int, help="tokens at which training will cut a row")
+    parser.add_argument(
+        "--renderer", help="chat format (default: the recommended one of the model)"
+    )
+    parser.add_argument(
+        "--max-length", type=int, help="maximum tokens per row in training; longer rows are cut"
+    )
     parser.add_argument(
         "--train-on-what",
         choices=[mode.value for mode in TrainOnWhat],
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES.value,
         metavar="WHAT",
-        help="which tokens count as trained: %(choices)s (%(default)s)",
+        help="which tokens are trained: %(choices)s (default: %(default)s)",
     )
     parser.add_argument(
         "--markup",
         choices=get_args(MarkupMode),
         default="convert",
-        help="<think> and <tool_call> in replies: %(choices)s (%(default)s)",
+        help="what to do with <think> and <tool_call> in replies: %(choices)s (default: "
+        "%(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, help="rows a step, to say what the last one has")
-    parser.add_argument("--max-problems", type=int, default=20, help="lines shown (%(default)s)")
-    parser.add_argument("--workers", type=int, help="processes; decided by the file's size")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--batch-size", type=int, help="rows per step, to report the size of the last batch"
+    )
+    parser.add_argument(
+        "--max-problems", type=int, default=20, help="maximum problems shown (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="number of processes (default: chosen by the size of the file)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and print; 1 if a row is unusable, else 0."""
-    from tinker_cookbook.supervised.check import check_file
+    """Check and print a report; return 1 if a row is unusable, else 0."""
+    from tinker_cookbook.supervised.file_report import check_file
     from tinker_cookbook.supervised.sources.several import mix_lines, open_parts
 
     for option, value, least in (
@@ -69,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
     file, parts = open_parts(args.file)
     renderer_name, render = _conversation_renderer(args)
     with _progress_bar(len(file)) as bar:
-        report = check_file(file, render, num_workers=args.workers, on_progress=bar.update)
+
+        def advance(num_rows: int) -> None:
+            bar.update(num_rows)
+
+        report = check_file(file, render, num_workers=args.workers, on_progress=advance)
     figures = report.to_dict() | {
         "model": args.model,
         "renderer": renderer_name,
@@ -86,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _first_row(file: DataSource, report: FileReport, render: ConversationRenderer) -> str:
-    """The first usable row as it is trained, marked; the first of its datums if it has several."""
+    """Return the first usable row with its trained text marked; of several datums the first."""
     from tinker_cookbook.display import describe_example
 
     index = report.first_usable
@@ -95,7 +115,7 @@ def _first_row(file: DataSource, report: FileReport, render: ConversationRendere
     [row] = file.rows([index])
     [rendered] = render([row])
     more = len(rendered.datums) - 1
-    title = f"{row.where} as it is trained"
+    title = f"{row.where} as trained"
     if more:
         title += f", the first of {more + 1} datums"
     text = describe_example(
@@ -107,7 +127,7 @@ def _first_row(file: DataSource, report: FileReport, render: ConversationRendere
 def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationRenderer]:
     from tinker_cookbook.model_info import get_recommended_renderer_name
     from tinker_cookbook.renderers import TrainOnWhat
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
     from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
 
     config = ChatDatasetBuilderCommonConfig(
@@ -122,13 +142,13 @@ def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationR
     return config.renderer_name, render
 
 
-def _progress_bar(num_rows: int) -> Any:
+def _progress_bar(num_rows: int) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(total=num_rows, unit=" rows", disable=not sys.stderr.isatty(), leave=False)
 
 
-def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -> str:
+def _format(figures: Figures, read: ReadCounts, batch_size: int | None) -> str:
     from tinker_cookbook.supervised.lazy_dataset import last_batch_lines
 
     lines = [
@@ -153,14 +173,14 @@ def _format(figures: dict[str, Any], read: ReadCounts, batch_size: int | None) -
     return "\n".join(lines)
 
 
-def _problems(figures: dict[str, Any], max_problems: int) -> str:
+def _problems(figures: Figures, max_problems: int) -> str:
     if not figures["unusable_rows"]:
         return ""
     shown = figures["problems"][:max_problems]
     lines = ["", "problems", *(f"  {problem}" for problem in shown)] if shown else []
     more = figures["unusable_rows"] - len(shown)
     if more:
-        lines.append(f"  and {more:,} more; --max-problems shows more")
+        lines.append(f"  and {more:,} more; raise --max-problems to see them")
     return "\n".join([*lines, ""])
 
 
@@ -168,18 +188,18 @@ def _row(name: str, text: str) -> str:
     return f"{name:<12}{text}"
 
 
-def _unusable(figures: dict[str, Any]) -> str:
+def _unusable(figures: Figures) -> str:
     reasons = figures["unusable_by_reason"].items()
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
     return f"{figures['unusable_rows']:,} rows" + (f": {listed}" if listed else "")
 
 
-def _tokens(figures: dict[str, int]) -> str:
+def _tokens(figures: Figures) -> str:
     parts = [f"{name} {figures[name]:,}" for name in figures if name != "total"]
     return f"{figures['total']:,}; per row {', '.join(parts)}"
 
 
-def _truncated(figures: dict[str, Any]) -> str:
+def _truncated(figures: Figures) -> str:
     if figures["max_length"] is None:
         return "nothing (no --max-length)"
     text = (
@@ -189,12 +209,12 @@ def _truncated(figures: dict[str, Any]) -> str:
     text += _listed(figures["first_lines"], figures["rows"])
     if lost := figures["rows_without_trained_tokens"]:
         lines = _listed(figures["first_lines_without_trained_tokens"], lost)
-        text += f"; {lost:,} rows train nothing any more{lines}"
+        text += f"; {lost:,} rows have no trained token left{lines}"
     return text
 
 
-def _converted(figures: dict[str, Any], read: ReadCounts) -> list[str]:
-    """What was read as something else, with the first lines of each."""
+def _converted(figures: Figures, read: ReadCounts) -> list[str]:
+    """Return a line for each kind of conversion, with the first rows that it applies to."""
     found = figures["converted"].values()
     return [
         line + _listed(figure["first_lines"], figure["rows"])
@@ -203,14 +223,14 @@ def _converted(figures: dict[str, Any], read: ReadCounts) -> list[str]:
 
 
 def _listed(lines: list[int | str], num_rows: int) -> str:
-    """The first lines of some rows, in brackets; nothing for none."""
+    """Return the first line numbers in brackets; an empty text if there are none."""
     if not lines:
         return ""
     more = ", ..." if num_rows > len(lines) else ""
     return f" (line{'s' * (num_rows != 1)} {', '.join(map(str, lines))}{more})"
 
 
-def _duplicates(figures: dict[str, Any]) -> str:
+def _duplicates(figures: Figures) -> str:
     pairs = [f"line {later} = line {first}" for later, first in figures["first_lines"][:5]]
     more = ", ..." if figures["rows"] > len(pairs) else ""
     listed = f" ({', '.join(pairs)}{more})" if pairs else ""

@@ -1,7 +1,7 @@
 """Delete old checkpoints of runs: training states that no run will resume from.
 
-Of each run stay the newest training state, the final and the best checkpoint, and all that were
-given a name. Nothing is deleted before you agree.
+For each run, the newest training state, the final and best checkpoints and every named checkpoint
+are kept. Nothing is deleted before you agree.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.byte_sizes import format_bytes
 
 if TYPE_CHECKING:
     from tinker_cookbook.checkpoint_utils import CheckpointRecord
-    from tinker_cookbook.commands.parts.saved_checkpoints import Saved
+    from tinker_cookbook.commands.parts.saved_checkpoints import CheckpointStore
 
 __all__ = ["add_arguments", "run"]
 
@@ -29,8 +30,8 @@ BEST = re.compile(r"best_\d+")
 
 
 @dataclass(frozen=True)
-class Old:
-    """A checkpoint that can go."""
+class OldCheckpoint:
+    """A checkpoint that can be deleted."""
 
     log_path: Path
     path: str
@@ -44,28 +45,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="LOG_PATH",
-        help="run directories, or folders that hold some (default: the folder of all runs)",
+        help="run directories, or folders that contain them (default: the folder of all runs)",
     )
     parser.add_argument(
         "--keep",
         type=int,
         default=1,
         metavar="N",
-        help="newest training states to keep of each run (default: %(default)s)",
+        help="number of newest training states to keep per run (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         action="store_true",
-        help="delete the weights to sample from of old checkpoints too, and earlier best ones",
+        help="also delete the sampler weights of old checkpoints and of earlier best checkpoints",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
     parser.add_argument(
-        "--base-url", metavar="URL", help="a Tinker service; default: that of each run"
+        "--base-url",
+        metavar="URL",
+        help="address of a Tinker service (default: the service of each run)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """List what can go, and delete it if the user agrees."""
+    """List the checkpoints that can be deleted, and delete them if the user agrees."""
     if args.keep < 1:
         raise ConfigurationError(f"keep={args.keep} is too small; use 1 or more.")
     from tinker_cookbook.runs.directory import runs_path
@@ -74,18 +77,20 @@ def run(args: argparse.Namespace) -> int:
     chosen = _find_runs(args.log_paths) if args.log_paths else everywhere
     if not chosen:
         where = ", ".join(map(str, args.log_paths or [runs_path()]))
-        raise ConfigurationError(f"LOG_PATH={where} holds no run that has saved anything.")
+        raise ConfigurationError(
+            f"LOG_PATH={where} contains no run with checkpoints; give a run directory."
+        )
     kept = {path for folder in {*chosen, *everywhere} for path in _kept_paths(folder, args)}
     with contextlib.ExitStack() as stack:
         freed = 0
         for base_url, folders in _by_service(chosen, args.base_url).items():
-            from tinker_cookbook.commands.parts.saved_checkpoints import open_saved
+            from tinker_cookbook.commands.parts.saved_checkpoints import open_checkpoint_store
 
-            saved = open_saved(base_url)
-            stack.callback(saved.close)
-            freed += _clean(saved, folders, kept, args)
+            store = open_checkpoint_store(base_url)
+            stack.callback(store.close)
+            freed += _clean(store, folders, kept, args)
     if args.yes and freed:
-        print(f"{_size(freed)} freed.")
+        print(f"{format_bytes(freed)} freed.")
     return 0
 
 
@@ -117,7 +122,7 @@ def _records(folder: Path) -> list[CheckpointRecord]:
 
 
 def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
-    """What must stay: resumes need it, or someone has named it."""
+    """Return the paths to keep: those that a resume needs, and those that someone has named."""
     records = _records(folder)
     best = max(
         (record for record in records if record.has("best_value")),
@@ -141,43 +146,45 @@ def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
     return {path for path in paths if path}
 
 
-def _clean(saved: Saved, folders: list[Path], kept: set[str], args: argparse.Namespace) -> int:
-    """List, ask and delete for the runs of one service; returns the bytes that can go or went."""
-    old = [item for folder in folders for item in _find_old(saved, folder, kept)]
+def _clean(
+    store: CheckpointStore, folders: list[Path], kept: set[str], args: argparse.Namespace
+) -> int:
+    """List, ask and delete for the runs of one service; return the number of bytes deleted."""
+    old = [item for folder in folders for item in _find_old(store, folder, kept)]
     total = sum(item.size_bytes for item in old)
     if not old:
-        print("Nothing to delete: each run has only what it needs.")
+        print("Nothing to delete: every checkpoint of these runs is needed.")
         return 0
     for item in old:
-        print(f"  {_size(item.size_bytes):>9}  {item.path}  of {item.log_path}")
-    print(f"{len(old)} old checkpoints, {_size(total)}.")
+        print(f"  {format_bytes(item.size_bytes):>10}  {item.path}  of {item.log_path}")
+    print(f"{len(old)} old checkpoints, {format_bytes(total)}.")
     if args.yes or _agrees():
-        return _delete(saved, old)
-    print("Nothing is deleted; --yes deletes these.")
+        return _delete(store, old)
+    print("Nothing was deleted. Add --yes to delete these checkpoints.")
     return 0
 
 
-def _find_old(saved: Saved, folder: Path, kept: set[str]) -> list[Old]:
+def _find_old(store: CheckpointStore, folder: Path, kept: set[str]) -> list[OldCheckpoint]:
     from tinker_cookbook.runs import lock
 
     try:
         lock.refuse_if_held(folder)
     except ConfigurationError as error:
-        print(f"left alone: {error}", file=sys.stderr)
+        print(f"skipped: {error}", file=sys.stderr)
         return []
     paths = {
         path for record in _records(folder) for path in (record.state_path, record.sampler_path)
     }
-    sizes = saved.sizes(path for path in paths if path and path not in kept)
-    return [Old(folder, path, size) for path, size in sorted(sizes.items())]
+    sizes = store.sizes(path for path in paths if path and path not in kept)
+    return [OldCheckpoint(folder, path, size) for path, size in sorted(sizes.items())]
 
 
 def _agrees() -> bool:
     return sys.stdin.isatty() and input("Delete these? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _delete(saved: Saved, old: list[Old]) -> int:
-    """Records first: none may name what does not exist."""
+def _delete(store: CheckpointStore, old: list[OldCheckpoint]) -> int:
+    """Delete checkpoints; each record first, so that no record names a missing checkpoint."""
     from tinker_cookbook import checkpoint_utils
     from tinker_cookbook.runs import lock
 
@@ -185,12 +192,6 @@ def _delete(saved: Saved, old: list[Old]) -> int:
     for item in old:
         with lock.hold(item.log_path):
             checkpoint_utils.forget_path(item.log_path, item.path)
-            saved.delete(item.path)
+            store.delete(item.path)
         freed += item.size_bytes
     return freed
-
-
-def _size(num_bytes: int) -> str:
-    from tinker_cookbook.runs.report import format_bytes
-
-    return format_bytes(num_bytes)

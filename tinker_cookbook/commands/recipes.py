@@ -11,9 +11,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="describe this recipe in full"
-    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="describe this recipe in full")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tinker_cookbook.commands.parts.conversation_rows import read_conversation
+from tinker_cookbook.commands.parts.page_file import write_page
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from tinker_cookbook.commands.parts.template_comparison import Comparison
     from tinker_cookbook.renderers import Renderer, TrainOnWhat
     from tinker_cookbook.renderers.picture import TokenView
-    from tinker_cookbook.supervised.conversations import Conversation, SourceRow
+    from tinker_cookbook.supervised.conversations import SourceRow
 
-__all__ = ["add_arguments", "read_conversation", "run"]
+__all__ = ["add_arguments", "run"]
 
 
 class _Example(NamedTuple):
-    """One training example, ready to be shown."""
+    """One training example with its tokens, for display."""
 
     heading: str
     views: list[TokenView]
@@ -33,65 +36,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tinker_cookbook.renderers import TrainOnWhat
 
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", help="data file, folder or several, as for `check`"
+        "file", metavar="FILE", nargs="?", help="data file, folder or several, as in `check`"
     )
     parser.add_argument(
         "--verify",
         metavar="MODEL_OR_FOLDER",
-        help="no FILE: check every renderer against this model's chat template, and say which fits",
+        help="instead of FILE: check every renderer against this model's chat template and say "
+        "which one fits",
     )
     parser.add_argument(
         "--against-template",
         action="store_true",
-        help="show where the tokens differ from the model's own chat template; exit 1 if they do",
+        help="show where the tokens differ from the model's own chat template; exit status 1 if "
+        "they do",
     )
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="model whose tokenizer is used: a name or a folder (%(default)s)",
+        help="model whose tokenizer is used: a name or a folder (default: %(default)s)",
     )
-    parser.add_argument("--renderer", help="chat format; the model's recommended one if not given")
+    parser.add_argument(
+        "--renderer", help="chat format (default: the recommended one of the model)"
+    )
     parser.add_argument(
         "--train-on-what",
         choices=[mode.value for mode in TrainOnWhat],
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES.value,
         metavar="WHAT",
-        help="which tokens are trained: %(choices)s (%(default)s)",
+        help="which tokens are trained: %(choices)s (default: %(default)s)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--index", type=int, help="show this row only; the first is 0")
-    which.add_argument("--limit", type=int, default=3, help="rows shown (%(default)s)")
-    parser.add_argument(
-        "--tokens", action="store_true", help="one token a line, with id and origin"
+    which.add_argument("--index", type=int, help="show only this row; the first is 0")
+    which.add_argument(
+        "--limit", type=int, default=3, help="maximum rows shown (default: %(default)s)"
     )
-    parser.add_argument("--html", metavar="OUT", help="write a page to this file instead")
+    parser.add_argument(
+        "--tokens", action="store_true", help="show one token per line, with its id and origin"
+    )
+    parser.add_argument(
+        "--html", metavar="OUT", help="write an HTML page to this file instead of printing"
+    )
     parser.add_argument(
         "--no-color", action="store_true", help="mark trained text with «» instead of colours"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the examples, or write the page."""
-    from tinker_cookbook.model_info import get_recommended_renderer_name
-    from tinker_cookbook.renderers import TrainOnWhat, load_renderer
+    """Print the examples or write them as a page; return the exit status."""
+    from tinker_cookbook.renderers import TrainOnWhat
 
     if args.verify is not None:
         from tinker_cookbook.commands.parts.renderer_check import run_verify
 
         return run_verify(args)
     if args.file is None:
-        raise ConfigurationError("no FILE given; name a file of conversations, or use --verify.")
+        raise ConfigurationError(
+            "FILE is missing; give a file of conversations, or use --verify MODEL."
+        )
     rows = _selected_rows(args)
     if args.against_template:
-        from tinker_cookbook.commands.parts.template_comparison import run_against_template
-
-        return run_against_template(rows, args)
-    name = args.renderer or get_recommended_renderer_name(args.model)
-    renderer = load_renderer(name, args.model)
+        return _compare_with_template(rows, args)
+    name, renderer = _load_renderer(args)
     examples = _examples(rows, renderer, TrainOnWhat(args.train_on_what))
     title = f"{args.model}, renderer {name}, trains {args.train_on_what}"
     if args.html:
-        _write_page(Path(args.html), title, list(examples))
+        _write_examples(args.html, title, list(examples))
     else:
         _print_examples(title, examples, args)
     return 0
@@ -103,7 +112,7 @@ def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
     file = open_data(args.file)
     if args.index is None:
         if args.limit < 1:
-            raise ConfigurationError(f"--limit={args.limit} shows nothing; use 1 or more.")
+            raise ConfigurationError(f"--limit={args.limit} is too small; use 1 or more.")
         return file.rows(range(min(args.limit, len(file))))
     if not 0 <= args.index < len(file):
         raise ConfigurationError(
@@ -112,30 +121,12 @@ def _selected_rows(args: argparse.Namespace) -> list[SourceRow]:
     return file.rows([args.index])
 
 
-def read_conversation(row: SourceRow) -> Conversation:
-    """Read a row that is a conversation.
-
-    Raises:
-        DataValidationError: a row that cannot be used, or is plain text.
-    """
-    from tinker_cookbook.exceptions import DataValidationError
-    from tinker_cookbook.supervised.conversations import parse_row
-
-    conversation = parse_row(row)
-    if conversation.text is not None:
-        raise DataValidationError(
-            f"{row.where}: plain text has no chat format; `tinker-cookbook check` shows how it is "
-            "trained."
-        )
-    return conversation
-
-
 def _examples(
     rows: list[SourceRow], renderer: Renderer, train_on_what: TrainOnWhat
 ) -> Iterator[_Example]:
     from tinker_cookbook.exceptions import DataValidationError, RendererError
     from tinker_cookbook.renderers.picture import token_views
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 
     render = ConversationRenderer(renderer, None, train_on_what)
     for row in rows:
@@ -157,9 +148,10 @@ def _examples(
 def _print_examples(title: str, examples: Iterator[_Example], args: argparse.Namespace) -> None:
     from tinker_cookbook.renderers.picture import terminal_text, token_table
 
-    color = sys.stdout.isatty() and not args.no_color and not os.environ.get("NO_COLOR")
-    bold = "green is trained, yellow is context, bold are control tokens"
-    legend = bold if color else "«» is trained"
+    color = _use_color(args)
+    legend = "«» is trained"
+    if color:
+        legend = "green is trained, yellow is context, control tokens are bold"
     print(f"{title} ({legend})")
     for example in examples:
         print(f"\n--- {example.heading}")
@@ -169,15 +161,61 @@ def _print_examples(title: str, examples: Iterator[_Example], args: argparse.Nam
             print(terminal_text(example.views, color=color))
 
 
-def _write_page(path: Path, title: str, examples: list[_Example]) -> None:
+def _write_examples(path: str, title: str, examples: list[_Example]) -> None:
     from tinker_cookbook.renderers.picture import html_page
 
-    page = html_page(title, examples)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"--html={path} cannot be written ({error.strerror}); give a file in a folder that "
-            "exists."
-        ) from error
+    write_page(path, html_page(title, examples))
     print(f"wrote {len(examples)} examples to {path}")
+
+
+def _compare_with_template(rows: list[SourceRow], args: argparse.Namespace) -> int:
+    """Show the differences; return 1 if one is unexpected or a row is refused, else 0."""
+    from tinker_cookbook.commands.parts.template_comparison import Outcome, compare_rows
+
+    name, renderer = _load_renderer(args)
+    if not getattr(renderer.tokenizer, "chat_template", None):
+        raise ConfigurationError(
+            f"--model={args.model} has no chat template to compare with; leave out "
+            "--against-template."
+        )
+    comparisons, options = compare_rows(rows, renderer)
+    title = f"{args.model}: renderer {name} (left) against the chat template (right)"
+    if options:
+        title += f" with {', '.join(f'{key}={value}' for key, value in options.items())}"
+    _show_comparisons(title, comparisons, renderer, args)
+    counts = Counter(comparison.outcome for comparison in comparisons)
+    always = (Outcome.SAME, Outcome.EXPECTED, Outcome.DIFFERENT)
+    shown = [outcome for outcome in Outcome if outcome in always or counts[outcome]]
+    print("\n" + ", ".join(f"{counts[outcome]} {outcome}" for outcome in shown))
+    if any(found.is_meant for comparison in comparisons for found in comparison.differences):
+        print(
+            "~ marks an expected difference: a reply is encoded separately from its prompt, as it "
+            "is sampled, and typed control tokens stay text (docs/renderers.md)."
+        )
+    return 1 if counts[Outcome.DIFFERENT] or counts[Outcome.REFUSED] else 0
+
+
+def _show_comparisons(
+    title: str, comparisons: list[Comparison], renderer: Renderer, args: argparse.Namespace
+) -> None:
+    if args.html:
+        from tinker_cookbook.commands.parts.comparison_page import comparison_page
+
+        write_page(args.html, comparison_page(title, comparisons, renderer))
+        print(f"wrote {len(comparisons)} comparisons to {args.html}")
+    else:
+        from tinker_cookbook.commands.parts.comparison_text import print_comparisons
+
+        print_comparisons(title, comparisons, renderer, color=_use_color(args))
+
+
+def _load_renderer(args: argparse.Namespace) -> tuple[str, Renderer]:
+    from tinker_cookbook.model_info import get_recommended_renderer_name
+    from tinker_cookbook.renderers import load_renderer
+
+    name = args.renderer or get_recommended_renderer_name(args.model)
+    return name, load_renderer(name, args.model)
+
+
+def _use_color(args: argparse.Namespace) -> bool:
+    return sys.stdout.isatty() and not args.no_color and not os.environ.get("NO_COLOR")

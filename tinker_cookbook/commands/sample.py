@@ -25,17 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         default="How is the weather out there?",
         metavar="TEXT",
-        help="what to say (default: %(default)s)",
+        help="user message (default: %(default)s)",
     )
     parser.add_argument(
         "--image",
         action="append",
         default=[],
         metavar="FILE",
-        help="an image before the prompt, for models that read them; repeat for several",
+        help="image before the prompt, for vision models; repeat the option for several images",
     )
     parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="answers (default: %(default)s)"
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of answers (default: %(default)s)",
     )
 
 
@@ -57,10 +61,10 @@ def _question(args: argparse.Namespace) -> Message:
 
 
 def _check_reads_images(opened: OpenSampler) -> None:
-    """Say which renderer writes images, or that the model reads none.
+    """Refuse `--image` if the renderer cannot write images; name one that can.
 
     Raises:
-        ConfigurationError: if the renderer in use writes no images.
+        ConfigurationError: if the renderer cannot write images.
     """
     if opened.renderer.writes_images:
         return
@@ -72,15 +76,15 @@ def _check_reads_images(opened: OpenSampler) -> None:
     if names:
         others = f" (also {', '.join(names[1:])})" if names[1:] else ""
         raise ConfigurationError(
-            f"renderer={used} writes no images. For {model} use --renderer {names[0]}{others}."
+            f"renderer={used} cannot write images. For {model} use --renderer {names[0]}{others}."
         )
     if reads_images:
         raise ConfigurationError(
-            f"model={model} reads images, and no renderer here writes them in its format; leave "
-            "out --image."
+            f"model={model} reads images, but no renderer writes them in its format; leave out "
+            "--image."
         )
     raise ConfigurationError(
-        f"model={model} reads no images; leave out --image, or name a vision model."
+        f"model={model} does not read images; leave out --image, or name a vision model."
     )
 
 

@@ -1,4 +1,4 @@
-"""Run the local service until it is stopped; any Tinker program can use it."""
+"""Run the local service until it is stopped; every Tinker program can use it."""
 
 from __future__ import annotations
 
@@ -18,34 +18,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="models",
         metavar="NAME_OR_FOLDER",
-        help="model to serve; repeat for several (default: the small default model)",
+        help="model to serve; repeat the option for several (default: the small default model)",
     )
     parser.add_argument(
         "--plan",
         metavar="NAME_OR_FOLDER",
-        help="print what a model needs and gives on this machine, and exit",
+        help="print the memory that a model needs and its expected speed on this machine, and exit",
     )
     parser.add_argument(
-        "--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)"
+        "--port",
+        type=int,
+        default=8000,
+        help="port to listen on; 0 chooses a free one (default: %(default)s)",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on; one that others can reach needs TINKER_API_KEY set "
-        "(default: %(default)s)",
+        help="address to listen on (default: %(default)s); an address that other machines can "
+        "reach requires TINKER_API_KEY to be set",
     )
     parser.add_argument(
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help="checkpoints, index, key and logs (default: service in ~/.tinker-cookbook, or in "
-        "$TINKER_COOKBOOK_HOME)",
+        help="folder of checkpoints, index, key and logs (default: service in ~/.tinker-cookbook, "
+        "or in $TINKER_COOKBOOK_HOME)",
     )
     parser.add_argument(
-        "--device", metavar="NAME", help="torch device (default: the fastest there is)"
+        "--device", metavar="NAME", help="torch device (default: the fastest available)"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the base weights")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="number format of the base weights (default: chosen for this machine)",
+    )
     parser.add_argument(
         "--num-threads", type=int, metavar="N", help="threads for torch (default: all cores)"
     )
@@ -71,20 +78,20 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     check_arguments(args)  # before anything is downloaded
     _check_device(args.device)
-    # before serving: downloads with progress, or says what is wrong
+    # download missing weights, with progress, before the service starts
     for model in args.models or [DEFAULT_MODEL]:
         check_model(resolve_model_folder(model))
     return run_service(build_settings(args), verbose=True)
 
 
 def _check_device(name: str | None) -> None:
-    """Refuse a device that torch does not have here, before anything else is done or said.
+    """Refuse a device that torch does not have on this machine.
 
     Raises:
         ConfigurationError: naming the device.
     """
     if name is None or name == "cpu":
-        return  # spares whoever says nothing the import of torch
+        return  # nothing to check, so torch is not imported
     from tinker_cookbook.local.engine.model.devices import choose_device
     from tinker_cookbook.local.errors import UserError
 
@@ -100,7 +107,7 @@ def _print_plan(args: argparse.Namespace) -> int:
     from tinker_cookbook.unembedding import choose_train_unembed
 
     folder = resolve_model_folder(args.plan, weights=False)
-    unembed = choose_train_unembed(str(folder))  # as recipes train it
+    unembed = choose_train_unembed(str(folder))  # what recipes train
     plan = build_plan(args.plan, folder, dtype=args.dtype, train_unembed=unembed)
     print(describe_plan(plan))
     return 0

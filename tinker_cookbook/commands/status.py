@@ -1,4 +1,4 @@
-"""Say which services run on a state folder, what they do, and what is saved there."""
+"""Show the running services of a state folder, their work and the saved checkpoints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from tinker_cookbook.utils.terminal_text import escape_controls
 
 __all__ = ["add_arguments", "run"]
 
+Status = dict[str, Any]
+"""JSON of the service's status route, or of the note that a service writes when it starts."""
+
 NOT_RUNNING = 3
-"""Exit status where no service runs, as service managers use it."""
+"""Exit status if no service is running, following service managers."""
 TIMEOUT_SECONDS = 5.0
 
 
@@ -34,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="runs and checkpoints listed (default: %(default)s)",
+        help="maximum runs and checkpoints listed (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--json", action="store_true", help="print the state as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the state; returns 0 if a service answers, 3 if none does."""
+    """Print the state; return 0 if a service answers, 3 if none does."""
     if not 0 <= args.limit <= 500:
         raise ConfigurationError(f"limit={args.limit} is out of range; use 0 to 500.")
     from tinker_cookbook.model_files import cookbook_home
@@ -53,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"State folder: {state_dir}")
         for service in found:
             print()
-            # names that clients chose may hold anything
+            # clients choose names, which may contain control characters
             print("\n".join(map(escape_controls, _describe(service))))
         if not any(service["answers"] for service in found):
             print(_describe_saved(state_dir, args.limit))
     return 0 if any(service["answers"] for service in found) else NOT_RUNNING
 
 
-def _read_notes(state_dir: Path) -> list[dict[str, Any]]:
-    """The notes of processes that are alive."""
+def _read_notes(state_dir: Path) -> list[Status]:
+    """Return the notes of running services; a service writes one when it starts."""
     notes = []
     for path in sorted((state_dir / "running").glob("*.json")):
         try:
@@ -76,7 +79,7 @@ def _read_notes(state_dir: Path) -> list[dict[str, Any]]:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a service holds its lock; the system lets go of it when the process ends."""
+    """Return whether a service holds its lock; the system releases it when the process ends."""
     import fcntl
 
     try:
@@ -92,8 +95,8 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _ask(note: dict[str, Any], limit: int) -> dict[str, Any]:
-    """What a service says about itself; without an answer, what it left in its note."""
+def _ask(note: Status, limit: int) -> Status:
+    """Return the status that a service reports; if it does not answer, only its note."""
     import httpx
 
     known = {key: note.get(key) for key in ("pid", "base_url", "models", "started_at")}
@@ -109,8 +112,8 @@ def _ask(note: dict[str, Any], limit: int) -> dict[str, Any]:
         return known | {"answers": False, "problem": problem}
 
 
-def _describe(service: dict[str, Any]) -> list[str]:
-    """The lines about one service."""
+def _describe(service: Status) -> list[str]:
+    """Return the lines about one service."""
     where = f"{service['base_url']} (process {service['pid']})"
     if not service["answers"]:
         return [f"A service on {where} does not answer: {service['problem']}"]
@@ -137,16 +140,16 @@ def _describe(service: dict[str, Any]) -> list[str]:
     ]
 
 
-def _model_state(model: dict[str, Any]) -> str:
+def _model_state(model: Status) -> str:
     if not model["is_loaded"]:
         return "not loaded"
     return f"{model['dtype']} on {model['device']}"
 
 
-def _run_line(run: dict[str, Any]) -> str:
+def _run_line(run: Status) -> str:
     state = "ended" if not run["is_live"] else "working" if run["is_busy"] else "in memory"
     if run.get("continued_by"):
-        state += ", goes on in a newer run"
+        state += ", continued by a newer run"
     num_steps = run.get("first_step", 0) + run["num_steps"]
     if num_steps:
         state += f", {num_steps} steps"
@@ -156,16 +159,16 @@ def _run_line(run: dict[str, Any]) -> str:
     )
 
 
-def _checkpoint_line(item: dict[str, Any]) -> str:
+def _checkpoint_line(item: Status) -> str:
     size = format_bytes(item["size_bytes"] or 0)
     return f"    {item['tinker_path']}  {size}, {_ago(item['time'])}"
 
 
 def _describe_saved(state_dir: Path, limit: int) -> str:
-    """What the index lists; it is only read."""
+    """Return what the index lists, opened read-only."""
     path = state_dir / "index.sqlite3"
     if not path.exists():
-        return "No service runs here, and nothing is saved."
+        return "No service is running, and nothing is saved."
     import sqlite3
 
     try:
@@ -181,7 +184,7 @@ def _describe_saved(state_dir: Path, limit: int) -> str:
             connection.close()
     except sqlite3.DatabaseError as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    lines = [f"No service runs here. Saved runs: {num_runs}, checkpoints: {len(rows)}."]
+    lines = [f"No service is running. Saved runs: {num_runs}, checkpoints: {len(rows)}."]
     for run_id, segment, name, size_bytes, created_at in rows[:limit]:
         age = _span(datetime.now(UTC).timestamp() - created_at)
         path = escape_controls(f"tinker://{run_id}/{segment}/{name}")

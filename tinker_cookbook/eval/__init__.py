@@ -1,4 +1,4 @@
-"""Evaluators that run inside a train loop."""
+"""Evaluators that run during training."""
 
 from tinker_cookbook.eval.evaluators import (
     Evaluator,

@@ -1,4 +1,4 @@
-"""What a train loop calls to measure a model while it trains."""
+"""Interfaces of evaluators, which a training loop calls to measure the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class TrainingClientEvaluator:
-    """Measures through the training client: forward passes in the order of the run."""
+    """Evaluates with forward passes of the training client, ordered with its training steps."""
 
     async def __call__(self, training_client: tinker.TrainingClient) -> dict[str, float]:
         """Return metrics by name."""
@@ -26,7 +26,7 @@ class TrainingClientEvaluator:
 
 
 class SamplingClientEvaluator:
-    """Measures through a sampling client of the weights as they are at this step."""
+    """Evaluates by sampling from the weights of the current step."""
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
         """Return metrics by name."""

@@ -1,4 +1,4 @@
-"""Answers to a few fixed prompts while a model trains, to see what the numbers mean."""
+"""Sample answers to a few fixed prompts during training, to see what the metrics mean."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 class SampleEvaluator(SamplingClientEvaluator):
-    """Answers each prompt and appends the answers to samples.jsonl.
-
-    It gives no metrics.
-    """
+    """Answers each prompt and appends the answers to samples.jsonl; returns an empty dict."""
 
     def __init__(
         self,
@@ -52,7 +49,7 @@ class SampleEvaluator(SamplingClientEvaluator):
         self.temperature = temperature
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
-        """Sample every prompt at once; nothing is measured."""
+        """Sample one answer to each prompt, all in parallel."""
         import tinker
 
         params = tinker.SamplingParams(
@@ -87,14 +84,16 @@ class SampleEvaluator(SamplingClientEvaluator):
 
 @chz.chz
 class SampleEvaluatorBuilder:
-    """Makes a `SampleEvaluator` for a train loop's `infrequent_evaluator_builders`."""
+    """Builds a `SampleEvaluator` for the `infrequent_evaluator_builders` of a training loop."""
 
-    prompts: list[str] = chz.field(doc="Each is a conversation of one user turn.")
-    model_name: str = chz.field(doc="Model whose tokenizer is used.")
-    renderer_name: str = chz.field(doc="Chat format.")
-    log_path: str = chz.field(doc="Run directory, where samples.jsonl is written.")
-    max_tokens: int = chz.field(default=80, doc="Most tokens of an answer.")
-    temperature: float = chz.field(default=0.0, doc="0 is greedy; else sampled with a fixed seed.")
+    prompts: list[str] = chz.field(doc="User messages, each answered in its own conversation.")
+    model_name: str = chz.field(doc="Name of the model whose tokenizer is used.")
+    renderer_name: str = chz.field(doc="Name of the renderer, that is, the chat format.")
+    log_path: str = chz.field(doc="Run directory in which samples.jsonl is written.")
+    max_tokens: int = chz.field(default=80, doc="Maximum tokens per answer.")
+    temperature: float = chz.field(
+        default=0.0, doc="Sampling temperature; 0 is greedy. The seed is fixed."
+    )
 
     def __call__(self) -> SampleEvaluator:
         from tinker_cookbook.renderers import load_renderer
@@ -110,10 +109,10 @@ class SampleEvaluatorBuilder:
 
 
 def record_sample(log_path: str | Path, prompt: str, answer: str) -> None:
-    """Append an answer to samples.jsonl: for loops that sample by themselves."""
+    """Append an answer to samples.jsonl, for loops that sample themselves."""
     append_row(Path(log_path) / SAMPLES_FILE, {"prompt": prompt, "answer": answer})
 
 
 def read_samples(log_path: str | Path) -> list[dict[str, Any]]:
-    """The rows `{"prompt", "answer"}` of a run, oldest first."""
+    """Return the rows `{"prompt", "answer"}` of a run, oldest first."""
     return read_rows(Path(log_path) / SAMPLES_FILE)

@@ -1,6 +1,7 @@
-"""Run the local service as a process of its own: `python -m tinker_cookbook.local --model NAME`.
+"""Run the local service as a separate process: `python -m tinker_cookbook.local --model NAME`.
 
-The key comes from TINKER_API_KEY, else from the state folder, where the first start makes one.
+The key is TINKER_API_KEY, or else the content of the file `key` in the state folder, which the
+first start creates.
 """
 
 from __future__ import annotations
@@ -44,4 +45,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # torch's own teardown takes a second and has nothing left to save
+    os._exit(status)  # skip the teardown of torch, which takes a second and has nothing to save

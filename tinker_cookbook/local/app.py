@@ -1,25 +1,32 @@
-"""The ASGI application: which path goes where, who may call it, how errors are answered."""
+"""The ASGI application: which path goes to which function, and what happens around each request."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tinker_cookbook.local.errors import ShuttingDownError, StorageError, UserError
+from tinker_cookbook.local.errors import StorageError, UnauthorizedError
 from tinker_cookbook.local.openai_api import routes as openai_routes
-from tinker_cookbook.local.openai_api.errors import openai_error_response
+from tinker_cookbook.local.openai_api.errors import render_openai_failure
+from tinker_cookbook.local.service.protocol.auth import Authenticator
+from tinker_cookbook.local.service.protocol.failures import (
+    Failure,
+    describe_failure,
+    render_failure,
+)
 from tinker_cookbook.local.service.protocol.host_guard import HostGuard
-from tinker_cookbook.local.service.protocol.http import HttpError, as_http_error, error_response
-from tinker_cookbook.local.service.protocol.request_ids import begin_request
+from tinker_cookbook.local.service.protocol.request_ids import begin_request, current_request_id
 from tinker_cookbook.local.service.routes import futures as routes_futures
 from tinker_cookbook.local.service.routes import losses as routes_losses
 from tinker_cookbook.local.service.routes import operating as routes_operating
@@ -29,13 +36,14 @@ from tinker_cookbook.local.service.routes import sessions as routes_service
 from tinker_cookbook.local.service.routes import training as routes_training
 from tinker_cookbook.local.service.routes import weights as routes_weights
 from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.state.service_metrics import Metrics
 
 __all__ = ["build_app"]
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
-ErrorRenderer = Callable[[int, str, Mapping[str, str] | None], Response]
+FailureRenderer = Callable[[Failure], Response]
 
 PREFIX = "/api/v1"
 ROUTES: list[tuple[str, str, Handler]] = [
@@ -52,68 +60,114 @@ PATHS_WITHOUT_KEY = (
     f"{PREFIX}/download/{{token}}/{{file}}",
     *routes_operating.PATHS_WITHOUT_KEY,
 )
-HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
-@dataclass(frozen=True)
-class _Endpoint:
-    """One route and how its errors look."""
+def build_app(service: Service) -> ASGIApp:
+    """Build the application of a service."""
+    routes = [
+        *_routes(service, PREFIX, ROUTES, render_failure),
+        *_routes(service, openai_routes.PREFIX, openai_routes.ROUTES, render_openai_failure),
+        *_routes(service, "", routes_operating.ROUTES, render_failure),
+    ]
+    settings = service.settings
+    guard = Middleware(HostGuard, listens_on=settings.host, allowed=settings.allowed_hosts)
+    return Starlette(
+        routes=routes, middleware=[guard], exception_handlers={HTTPException: _answer_unrouted}
+    )
 
-    service: Service
-    path: str
-    handler: Handler
-    render_error: ErrorRenderer
 
-    async def __call__(self, request: Request) -> Response:
+def _routes(
+    service: Service,
+    prefix: str,
+    table: Sequence[tuple[str, str, Handler]],
+    render: FailureRenderer,
+) -> list[Route]:
+    return [
+        Route(
+            prefix + path,
+            partial(handler, service),
+            methods=[method],
+            middleware=_middleware(service, prefix + path, render),
+        )
+        for method, path, handler in table
+    ]
+
+
+def _middleware(service: Service, path: str, render: FailureRenderer) -> list[Middleware]:
+    """Return what happens around the function of a route, the outermost first.
+
+    Each layer belongs to a route, and not to the whole application, because it needs the route: its
+    path without values for the metrics, whether it needs the key, and the form of its errors.
+    """
+    return [
+        Middleware(RequestIdLayer),
+        Middleware(HeaderLayer),
+        Middleware(MetricsLayer, metrics=service.metrics, path=path),
+        Middleware(ErrorLayer, render=render),
+        Middleware(KeyLayer, auth=service.auth, path=path),
+    ]
+
+
+def _on_start(send: Send, react: Callable[[Message], None]) -> Send:
+    """Return a `send` that calls `react` with the message that begins an answer."""
+
+    async def send_message(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            react(message)
+        await send(message)
+
+    return send_message
+
+
+class RequestIdLayer:
+    """Gives each request an id, which is in its answer and in the log lines of its work."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = begin_request(Headers(scope=scope).get("x-request-id"))
+
+        def add_id(message: Message) -> None:
+            MutableHeaders(scope=message)["x-request-id"] = request_id
+
+        await self._app(scope, receive, _on_start(send, add_id))
+
+
+class HeaderLayer:
+    """Adds the headers that every answer has, for browsers."""
+
+    headers = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"))
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def add_headers(message: Message) -> None:
+            MutableHeaders(scope=message).update(dict(self.headers))
+
+        await self._app(scope, receive, _on_start(send, add_headers))
+
+
+class MetricsLayer:
+    """Counts and logs each request when its answer begins."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, path: str) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        request_id = begin_request(request.headers.get("x-request-id"))
-        if self._is_allowed(request):
-            response = await self._answer(request, request_id)
-        else:
-            response = self.render_error(
-                401,
-                "the key of this service is missing or wrong; set TINKER_API_KEY, or send it in "
-                "the header X-API-Key or as a bearer token",
-                {"www-authenticate": 'Tinker error="invalid_token"'},
-            )
-        response.headers["x-request-id"] = request_id
-        for name, value in HEADERS.items():
-            response.headers[name] = value
-        self._record(request.method, response.status_code, time.monotonic() - began)
-        return response
 
-    def _is_allowed(self, request: Request) -> bool:
-        if self.path in PATHS_WITHOUT_KEY:
-            return True
-        credential = _credential(request)
-        if self.service.auth.accepts(credential):
-            return True
-        is_status = self.path in routes_operating.STATUS_PATHS
-        return is_status and self.service.auth.accepts_status(credential)
+        def record(message: Message) -> None:
+            self._record(scope["method"], message["status"], time.monotonic() - began)
 
-    async def _answer(self, request: Request, request_id: str) -> Response:
-        try:
-            return await self.handler(self.service, request)
-        except HttpError as error:
-            return self.render_error(error.status, error.detail, error.headers)
-        except (UserError, ShuttingDownError) as error:
-            answer = as_http_error(error)
-            return self.render_error(answer.status, answer.detail, answer.headers)
-        except ClientDisconnect:
-            return self.render_error(400, "the client went away", None)
-        except StorageError as error:
-            # with a 5xx the SDK would try again for minutes instead of telling its user
-            logger.error("%s %s failed: %s", request.method, request.url.path, error)
-            return self.render_error(400, str(error), None)
-        except Exception as error:
-            where = request.method, request.url.path, request_id
-            logger.exception("%s %s failed (request %s)", *where)
-            message = f"{type(error).__name__}: {error} (request {request_id})"
-            return self.render_error(500, message, None)
+        await self._app(scope, receive, _on_start(send, record))
 
     def _record(self, method: str, status: int, seconds: float) -> None:
-        path = self.path.removeprefix(PREFIX)
-        self.service.metrics.count_request(method, self.path, status, seconds)
+        path = self._path.removeprefix(PREFIX)
+        self._metrics.count_request(method, self._path, status, seconds)
         milliseconds = round(seconds * 1e3, 1)
         fields = {"method": method, "path": path, "status": status, "milliseconds": milliseconds}
         logger.info(
@@ -121,56 +175,66 @@ class _Endpoint:
         )
 
 
-def build_app(service: Service) -> ASGIApp:
-    """Make the application of a service."""
-    routes = [
-        *_routes(service, PREFIX, ROUTES, error_response),
-        *_routes(service, openai_routes.PREFIX, openai_routes.ROUTES, openai_error_response),
-        *_routes(service, "", routes_operating.ROUTES, error_response),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_unrouted})
-    settings = service.settings
-    return HostGuard(app, listens_on=settings.host, allowed=settings.allowed_hosts)
+class ErrorLayer:
+    """Answers a request whose function raised an error, unless the answer has already begun."""
+
+    def __init__(self, app: ASGIApp, *, render: FailureRenderer) -> None:
+        self._app = app
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started: list[Message] = []
+        try:
+            await self._app(scope, receive, _on_start(send, started.append))
+        except Exception as error:
+            if started:
+                raise
+            failure = describe_failure(error, current_request_id())
+            where = (scope["method"], scope["path"], current_request_id())
+            if failure.is_unexpected:
+                logger.exception("%s %s failed (request %s)", *where)
+            elif isinstance(error, StorageError):
+                logger.error("%s %s failed (request %s): %s", *where, error)
+            await self._render(failure)(scope, receive, send)
 
 
-def _routes(
-    service: Service,
-    prefix: str,
-    table: Sequence[tuple[str, str, Handler]],
-    render_error: ErrorRenderer,
-) -> list[Route]:
-    return [
-        Route(
-            prefix + path,
-            _endpoint_function(_Endpoint(service, prefix + path, handler, render_error)),
-            methods=[method],
+class KeyLayer:
+    """Refuses requests without the service's key, except on the paths that need none."""
+
+    def __init__(self, app: ASGIApp, *, auth: Authenticator, path: str) -> None:
+        self._app = app
+        self._auth = auth
+        self._is_open = path in PATHS_WITHOUT_KEY
+        self._takes_status_token = path in routes_operating.STATUS_PATHS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        credential = _credential(Headers(scope=scope))
+        is_allowed = (
+            self._is_open
+            or self._auth.accepts(credential)
+            or (self._takes_status_token and self._auth.accepts_status(credential))
         )
-        for method, path, handler in table
-    ]
+        if not is_allowed:
+            raise UnauthorizedError(
+                "the key of this service is missing or wrong; set TINKER_API_KEY, or send the key "
+                "in the header X-API-Key or as a bearer token"
+            )
+        await self._app(scope, receive, send)
 
 
-def _endpoint_function(endpoint: _Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """Starlette takes a function for an endpoint of (request) and any other object for an app."""
-
-    async def answer(request: Request) -> Response:
-        return await endpoint(request)
-
-    return answer
-
-
-def _credential(request: Request) -> str | None:
-    """The key as Tinker's clients send it, or as a bearer token."""
-    key = request.headers.get("x-api-key")
+def _credential(headers: Headers) -> str | None:
+    """Return the key as Tinker's clients send it, or the bearer token."""
+    key = headers.get("x-api-key")
     if key:
         return key
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 async def _answer_unrouted(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
-    assert isinstance(error, HTTPException), error
-    detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    """Answer a request whose path or method has no route."""
+    failure = describe_failure(error, current_request_id())
+    detail = f"{request.method} {request.url.path[:200]}: {failure.detail}"
     is_openai = request.url.path.startswith(openai_routes.PREFIX)
-    render = openai_error_response if is_openai else error_response
-    return render(error.status_code, detail, error.headers)
+    render = render_openai_failure if is_openai else render_failure
+    return render(Failure(failure.status, detail, failure.headers))

@@ -1,10 +1,17 @@
-"""Errors that cross from the engine to the client."""
+"""Errors that cross from the engine and the service's state to the client.
+
+`service.protocol.failures` is the one place that turns them into HTTP answers.
+"""
 
 __all__ = [
+    "BodyTimeoutError",
+    "ForbiddenError",
     "GoneError",
     "NotFoundError",
     "ShuttingDownError",
     "StorageError",
+    "TooLargeError",
+    "UnauthorizedError",
     "UserError",
     "shorten_message",
 ]
@@ -13,7 +20,7 @@ MAX_MESSAGE = 4000
 
 
 def shorten_message(message: str) -> str:
-    """A message as it goes to clients and logs: what it quotes of a request may be of any size."""
+    """Return a message without its middle if it is long: it may quote a request of any size."""
     if len(message) <= MAX_MESSAGE:
         return message
     return f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
@@ -22,24 +29,40 @@ def shorten_message(message: str) -> str:
 class UserError(ValueError):
     """The request is at fault. The message goes to the client with category `user`.
 
-    It names the field and the value, says what is accepted and what to do.
+    It names the field and the value, says what is accepted and how to fix the request.
     """
 
 
 class NotFoundError(UserError):
-    """What the request names does not exist, or does not exist any more."""
+    """The request names something that does not exist, or does not exist any more."""
 
 
 class GoneError(UserError):
     """The request was answered before, and its result is no longer kept."""
 
 
+class UnauthorizedError(UserError):
+    """The request has no key, or a wrong one."""
+
+
+class ForbiddenError(UserError):
+    """The request has a link or a ticket that is wrong or has expired."""
+
+
+class TooLargeError(UserError):
+    """The request's body is larger than the service accepts."""
+
+
+class BodyTimeoutError(UserError):
+    """The request's body did not arrive in time."""
+
+
 class ShuttingDownError(RuntimeError):
-    """The service takes no new work, since it is about to stop."""
+    """The service is about to stop and does not accept new work."""
 
 
 class StorageError(RuntimeError):
-    """The service's disk is at fault: full, read-only or damaged. The message names the file.
+    """The service's disk is full, read-only or damaged. The message names the file.
 
-    It goes to the client with category `server`; what is in memory is not affected.
+    It goes to the client with category `server`. What is in memory is not affected.
     """

@@ -1,8 +1,9 @@
-"""What a model will take and give on this machine, from its config.json, before it is loaded.
+"""Memory, context lengths and speeds of a model on this machine, from its config.json alone.
 
-Sizes are the engine's own (`plan_shapes`). Speeds are this machine's measured matrix-product and
-memory rates times the share of them that the engine reaches; the shares were measured with the
-default model and a 0.6B one (docs/performance.md). Models that run through transformers have none.
+Sizes come from the engine's own functions (`plan_shapes`, `engine.budget`). Speeds are this
+machine's measured matrix-product and memory rates, times the share of them that the engine reaches.
+The shares were measured with the default model and a 0.6B model (docs/performance.md). Models that
+run through transformers have no speeds.
 """
 
 from __future__ import annotations
@@ -12,73 +13,83 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.memory import available_bytes
-from tinker_cookbook.local.engine.model.architecture import dtype_from_environment, read_config_json
+from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.engine.types import LoraSpec
-from tinker_cookbook.local.plan_shapes import ModelShape, read_shape
+
+if TYPE_CHECKING:
+    from tinker_cookbook.local.plan_shapes import ModelSizes
 
 __all__ = ["MachineRates", "ModelPlan", "build_plan", "describe_plan", "measure_rates"]
 
 GIB = 2**30
 _SPARE_BYTES = GIB // 2
-"""Python, torch and what allocators hold back."""
-_MAX_CACHE_BYTES = 4 * GIB
+"""Memory of Python and torch, and what their allocators hold back."""
 _TRAIN_SHARE = 0.7
 _DECODE_SHARE = 0.75
 _BANDWIDTH_SHARE = 0.8
 _BFLOAT16_GAIN = 2.2
-"""bfloat16 products against float32 ones where the processor has them."""
+"""Speed of bfloat16 products relative to float32 products, where the processor has them."""
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """What the processor does in a second."""
+    """Measured rates of the processor, per second."""
 
     flops: float
-    """float32 matrix products."""
+    """Floating-point operations of float32 matrix products."""
     bandwidth: float
-    """Bytes read."""
+    """Bytes read from memory."""
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Sizes in bytes, speeds in tokens per second."""
+    """What a model needs and does on this machine; sizes in bytes, speeds in tokens per second."""
 
     model: str
-    shape: ModelShape
+    sizes: ModelSizes
     rank: int
     dtype: str
     dtype_reason: str
     free_bytes: int | None
+    """None: unknown."""
     memory: dict[str, int]
-    """Part -> bytes held from the start or by the first use, in the order of use."""
+    """Description of a part -> its memory, in the order in which the parts are allocated."""
     bytes_per_run: int
     bytes_per_sampler: int
-    bytes_per_cached_token: int
     max_train_tokens: int
-    """Longest sequence that trains in the free memory; 0 if nothing does."""
+    """Longest sequence that can be trained in the free memory; 0 if none can."""
     max_sample_tokens: int
-    """Longest sequence (prompt and completion) that keys and values have room for."""
+    """Longest sequence (prompt and completion) that fits into the KV cache."""
     speeds: dict[str, float]
 
     @property
     def num_parameters(self) -> int:
-        return self.shape.num_parameters
+        """Number of parameters of the model."""
+        return self.sizes.num_parameters
 
     @property
     def adapter_parameters(self) -> int:
-        return self.shape.adapter_parameters
+        """Number of parameters of one adapter."""
+        return self.sizes.adapter_parameters
+
+    @property
+    def bytes_per_cached_token(self) -> int:
+        """Memory of one token in the KV cache."""
+        return self.sizes.bytes_per_cached_token
 
     @property
     def total_bytes(self) -> int:
-        """What one run and one sampler need together."""
+        """Memory for one run and one sampler."""
         return sum(self.memory.values()) + self.bytes_per_run + self.bytes_per_sampler
 
     @property
     def fits(self) -> bool:
-        """Whether that is free."""
+        """Whether one run and one sampler fit into the free memory."""
         return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
 
@@ -92,49 +103,46 @@ def build_plan(
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
 ) -> ModelPlan:
-    """Plan a model from `folder`/config.json; weights need not be there.
+    """Plan a model from `folder`/config.json; the weights are not needed.
 
     Args:
         rank: LoRA rank of the runs, on attention and MLP.
-        train_unembed: whether they train the output embedding too, as the service does if a client
-            says nothing.
-        dtype: `float32` or `bfloat16`; None is what the environment asks for, or else what the
-            engine would choose on a CPU.
-        free_bytes: memory that may be taken; None asks the system.
-        rates: of the machine; None measures them, in half a second.
+        train_unembed: whether the runs also train the output embedding, which is the service's
+            default.
+        dtype: `float32` or `bfloat16`; None takes the environment's setting, or what the engine
+            would choose on a CPU.
+        free_bytes: memory that may be used; None asks the system.
+        rates: rates of the machine; None measures them, which takes half a second.
 
     Raises:
-        WeightsError: in one line, if the engine could not run the model.
+        WeightsError: in one line, if the engine cannot run the model.
     """
+    import torch
+
     from tinker_cookbook.local.engine.model.base_model import PACK_TOKENS_CPU
+    from tinker_cookbook.local.plan_shapes import read_sizes
 
-    shape = read_shape(folder, LoraSpec(rank=rank, train_unembed=train_unembed))
     chosen, reason = _choose_dtype(dtype or dtype_from_environment())
-    size = 2 if chosen == "bfloat16" else 4
+    spec = LoraSpec(rank=rank, train_unembed=train_unembed)
+    compiled = find_compiler() is not None
+    sizes = read_sizes(folder, spec, getattr(torch, chosen), compiled=compiled)
     free = available_bytes() if free_bytes is None else free_bytes
-    stored = str(_stored_dtype(folder))
-    packed = 2 if "bfloat16" in (stored, chosen) else 4
-    compiled = shape.arch is not None and find_compiler() is not None
-    adapter = shape.adapter_parameters
-    per_token = shape.cached_numbers * (4 if compiled else size)
-
-    def activations(num_tokens: int) -> int:
-        return shape.pass_bytes(num_tokens, size)
-
+    run = run_bytes(sizes.adapter_bytes, with_gradient=False)
     memory = {
-        **_weight_bytes(shape, size, packed, compiled=compiled),
-        "gradient, shared by the runs": adapter * 4,
-        "activations of a pack": activations(PACK_TOKENS_CPU),
+        **sizes.weights,
+        "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
+        "activations of a pack": sizes.pass_bytes(PACK_TOKENS_CPU),
         "python and torch": _SPARE_BYTES,
     }
-    run, sampler = adapter * 12, adapter * 8
-    left = None if free is None else free - sum(memory.values()) - run - sampler
-    cache = _MAX_CACHE_BYTES if left is None else max(0, min(left // 4, _MAX_CACHE_BYTES))
-    room = None if left is None else left - cache + memory["activations of a pack"]
-    rates = rates or measure_rates()
+    sampler = sampler_bytes(sizes.adapter_bytes)
+    # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
+    loaded = sum(sizes.weights.values()) + _SPARE_BYTES
+    cache = cache_budget(None if free is None else free - loaded)
+    others = run + sampler + memory["gradient, shared by the runs"] + cache
+    room = None if free is None else free - loaded - others
     return ModelPlan(
         model=model,
-        shape=shape,
+        sizes=sizes,
         rank=rank,
         dtype=chosen,
         dtype_reason=reason,
@@ -142,30 +150,14 @@ def build_plan(
         memory=memory,
         bytes_per_run=run,
         bytes_per_sampler=sampler,
-        bytes_per_cached_token=per_token,
-        max_train_tokens=_longest(shape.max_positions, activations, room),
-        max_sample_tokens=min(shape.max_positions, cache // per_token),
-        speeds=_speeds(shape, (chosen, packed if compiled else size), rates),
+        max_train_tokens=_longest(sizes.max_positions, sizes.pass_bytes, room),
+        max_sample_tokens=min(sizes.max_positions, cache // sizes.bytes_per_cached_token),
+        speeds=_speeds(sizes, chosen, rates or measure_rates()),
     )
 
 
-def _stored_dtype(folder: Path) -> object:
-    config = read_config_json(folder)
-    return config.get("dtype", config.get("torch_dtype"))
-
-
-def _weight_bytes(shape: ModelShape, size: int, packed: int, *, compiled: bool) -> dict[str, int]:
-    """The weights as they are held: in numbers of `size` bytes, for the kernels of `packed`."""
-    if compiled and size == 4:
-        return {"weights, packed for training and sampling": shape.num_parameters * packed}
-    weights = {"weights": (shape.num_parameters + shape.spare_parameters) * size}
-    if compiled:
-        copied = shape.block_parameters + shape.embedding
-        weights["packed copy for sampling"] = copied * packed
-    return weights
-
-
 def _choose_dtype(wanted: str | None) -> tuple[str, str]:
+    """Return the number format and the reason for it."""
     if wanted is not None:
         return wanted, "as asked for"
     try:
@@ -179,7 +171,7 @@ def _choose_dtype(wanted: str | None) -> tuple[str, str]:
 
 
 def _longest(limit: int, activations: Callable[[int], int], room: int | None) -> int:
-    """Longest sequence up to `limit` whose activations fit, to 64 tokens."""
+    """Return the longest sequence up to `limit` whose activations fit, in steps of 64 tokens."""
     if room is None or activations(limit) <= room:
         return limit
     low, high = 0, limit // 64
@@ -192,15 +184,16 @@ def _longest(limit: int, activations: Callable[[int], int], room: int | None) ->
     return 64 * low
 
 
-def _speeds(shape: ModelShape, formats: tuple[str, int], rates: MachineRates) -> dict[str, float]:
-    if shape.arch is None:
+def _speeds(sizes: ModelSizes, dtype: str, rates: MachineRates) -> dict[str, float]:
+    if sizes.native is None:
         return {}
-    dtype, packed = formats
-    blocks, head, adapter = shape.block_parameters, shape.embedding, shape.adapter_parameters
+    native, adapter = sizes.native, sizes.adapter_parameters
+    blocks, head = native.block_parameters, native.head_parameters
     train_flops = rates.flops * (_BFLOAT16_GAIN if dtype == "bfloat16" else 1)
-    # Forward and backward to activations; LoRA's own gradients; the head back for 2 of 3 tokens.
+    # Forward and backward to activations; LoRA's own gradients; the head's backward pass for 2 of
+    # 3 tokens.
     per_token = 4 * blocks + 6 * adapter + 2 * head * (1 + 2 / 3)
-    read = (blocks + head) * packed + adapter * 4
+    read = native.read_bytes + sizes.adapter_bytes
     products = 2 * (blocks + head + adapter)
 
     def decode(batch: int) -> float:
@@ -217,7 +210,7 @@ def _speeds(shape: ModelShape, formats: tuple[str, int], rates: MachineRates) ->
 
 
 def measure_rates() -> MachineRates:
-    """Measure the machine in about half a second, with numpy."""
+    """Measure the machine with numpy, in about half a second."""
     import numpy as np
 
     left, right = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
@@ -228,7 +221,10 @@ def measure_rates() -> MachineRates:
 
 
 def _best_seconds(work: Callable[[], object]) -> float:
-    """Of some repetitions within a quarter of a second; other programs only ever slow one down."""
+    """Return the shortest time of several repetitions within a quarter of a second.
+
+    The shortest is the most exact, as other programs can only slow a repetition down.
+    """
     seconds, started = [], time.perf_counter()
     while len(seconds) < 2 or time.perf_counter() - started < 0.25:
         before = time.perf_counter()
@@ -241,14 +237,14 @@ _PARTS = {"attn": "attention", "mlp": "MLP", "unembed": "output embedding"}
 
 
 def describe_plan(plan: ModelPlan) -> str:
-    """The plan as the text that `serve --plan` prints."""
-    shape = plan.shape
-    parts = ", ".join(f"{_PARTS[part]}" for part in shape.adapter_parts)
-    through = "" if shape.arch is not None else ", runs through transformers (slower)"
+    """Return the plan as the text that `serve --plan` prints."""
+    sizes = plan.sizes
+    parts = ", ".join(f"{_PARTS[part]}" for part in sizes.adapter_parts)
+    through = "" if sizes.native is not None else ", runs through transformers (slower)"
     lines = [
         f"plan for {plan.model}, nothing is loaded",
-        f"  model     {shape.model_type}{through}, {plan.num_parameters / 1e6:,.1f} million "
-        f"parameters, {shape.num_layers} blocks, vocabulary {shape.vocab_size:,}",
+        f"  model     {sizes.model_type}{through}, {plan.num_parameters / 1e6:,.1f} million "
+        f"parameters, {sizes.num_layers} blocks, vocabulary {sizes.vocab_size:,}",
         f"  adapter   rank {plan.rank} on {parts}: "
         f"{plan.adapter_parameters / 1e6:.1f} million parameters",
         f"  dtype     {plan.dtype}: {plan.dtype_reason}",
@@ -260,7 +256,7 @@ def describe_plan(plan: ModelPlan) -> str:
         f"    {plan.bytes_per_cached_token / 2**10:>6.0f} KiB  each token of a sampled sequence",
         f"    {_gib(plan.total_bytes):>10}  together, with one run and one sampler"
         + ("" if plan.fits else ": MORE THAN IS FREE"),
-        f"  longest sequence (the model's own limit is {shape.max_positions:,} tokens)",
+        f"  longest sequence (the model's own limit is {sizes.max_positions:,} tokens)",
         f"    {plan.max_train_tokens:>10,}  tokens in training",
         f"    {plan.max_sample_tokens:>10,}  tokens in sampling, prompt and completion",
     ]

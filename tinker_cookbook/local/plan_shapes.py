@@ -1,7 +1,8 @@
-"""Sizes of a model that is not loaded, by the engine's own functions.
+"""Sizes of a model that is not loaded, each from the function that the engine itself uses.
 
-Where the engine runs the architecture itself, from its configuration; else from the modules that
-transformers builds of it, without any numbers.
+A model that the engine runs itself is built from its configuration with tensors that have a shape
+but hold no numbers (`describe_native_model`); any other model is built by transformers in the same
+way. Both are then asked what the loaded model would be asked.
 """
 
 from __future__ import annotations
@@ -10,125 +11,138 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch, read_config_json
+from tinker_cookbook.local.engine.model.base_model import NativeModel, describe_native_model
+from tinker_cookbook.local.engine.model.lora import AdapterLayout, LoraTarget
+from tinker_cookbook.local.engine.model.weights import LORA_ROOM
+from tinker_cookbook.local.engine.sampling.kv_cache import cache_shape
 from tinker_cookbook.local.engine.types import LoraSpec
 
-if TYPE_CHECKING:
-    from tinker_cookbook.local.engine.model.lora import LoraTarget
-
-__all__ = ["ModelShape", "read_shape"]
+__all__ = ["ModelSizes", "NativeSpeeds", "read_sizes"]
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What a plan needs to know; parameters are counted, not measured in bytes."""
+class NativeSpeeds:
+    """What speeds follow from, for a model that the engine runs itself."""
+
+    block_parameters: int
+    """Parameters of all decoder blocks."""
+    head_parameters: int
+    read_bytes: int
+    """Weights that sampling reads for each token of a single sequence, in bytes."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a model and of one adapter on it. Memory is in bytes."""
 
     model_type: str
-    arch: ArchConfig | None
-    """None where the model runs through transformers."""
     num_layers: int
     vocab_size: int
-    hidden_size: int
     max_positions: int
     num_parameters: int
-    spare_parameters: int
-    """Room beside the matrices, where training puts the adapter in use."""
+    weights: dict[str, int]
+    """Description of a part -> memory that it holds while the model is loaded."""
     adapter_parts: dict[str, int]
-    """`attn`, `mlp` or `unembed` -> parameters of the adapter."""
-    cached_numbers: int
-    """Keys and values of one token."""
-    pass_bytes: Callable[[int, int], int]
-    """From tokens of a sequence and bytes of a number to what training on it takes."""
+    """`attn`, `mlp` or `unembed` -> number of adapter parameters."""
+    adapter_bytes: int
+    """Memory of the adapter's parameters."""
+    bytes_per_cached_token: int
+    """Keys and values of one token in all layers."""
+    pass_bytes: Callable[[int], int]
+    """Number of tokens in one sequence -> extra memory for training on it."""
+    native: NativeSpeeds | None
+    """None where the model runs through transformers."""
 
     @property
     def adapter_parameters(self) -> int:
+        """Number of parameters of the adapter."""
         return sum(self.adapter_parts.values())
 
-    @property
-    def embedding(self) -> int:
-        return self.vocab_size * self.hidden_size
 
-    @property
-    def block_parameters(self) -> int:
-        """Of a native model: all that is neither an embedding nor the last norm."""
-        assert self.arch is not None, "blocks are counted where the engine knows them"
-        embeddings = self.embedding * (1 if self.arch.tied_embeddings else 2)
-        return self.num_parameters - embeddings - self.hidden_size
+def read_sizes(folder: Path, spec: LoraSpec, dtype: torch.dtype, *, compiled: bool) -> ModelSizes:
+    """Return the sizes of the model in `folder` and of an adapter on it, for a CPU.
 
-
-def read_shape(folder: Path, spec: LoraSpec) -> ModelShape:
-    """The shape of a model and of an adapter on it.
+    Args:
+        dtype: number format of the arithmetic.
+        compiled: whether the compiled kernels exist.
 
     Raises:
-        WeightsError: in one line, if the engine could not run it.
+        WeightsError: in one line, if the engine cannot run the model.
     """
     arch = read_arch(folder)
-    return _transformers_shape(folder, spec) if arch is None else _native_shape(arch, spec)
+    if arch is None:
+        return _transformers_sizes(folder, spec, dtype)
+    return _native_sizes(arch, spec, dtype, stored=_stored_dtype(folder), compiled=compiled)
 
 
-def _native_shape(arch: ArchConfig, spec: LoraSpec) -> ModelShape:
-    from tinker_cookbook.local.engine.model.base_model import blocks_to_keep, native_pass_bytes
-    from tinker_cookbook.local.engine.model.head import head_buffer_bytes
-    from tinker_cookbook.local.engine.model.lora import lora_targets
-    from tinker_cookbook.local.engine.model.transformer import block_activation_bytes
+def _stored_dtype(folder: Path) -> torch.dtype:
+    config = read_config_json(folder)
+    found = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
 
-    rank = spec.rank
 
-    def pass_bytes(num_tokens: int, itemsize: int) -> int:
-        block = block_activation_bytes(arch, num_tokens, rank, itemsize)
-        keep = blocks_to_keep(arch.num_layers, block)
-        taken = native_pass_bytes(arch, num_tokens, 1, block, keep=keep)[1]
-        return taken + head_buffer_bytes(arch.vocab_size, num_tokens)
-
-    embeddings = arch.vocab_size * arch.hidden_size * (1 if arch.tied_embeddings else 2)
-    blocks = _block_parameters(arch) * arch.num_layers
-    return ModelShape(
+def _native_sizes(
+    arch: ArchConfig, spec: LoraSpec, dtype: torch.dtype, *, stored: torch.dtype, compiled: bool
+) -> ModelSizes:
+    room = max(spec.rank, LORA_ROOM)
+    model = describe_native_model(
+        arch, stored_dtype=stored, dtype=dtype, compiled=compiled, lora_room=room
+    )
+    # The compiled kernels keep keys and values in float32, torch in the format of the weights.
+    cached = cache_shape(arch, model.weights, torch.float32 if compiled else dtype)
+    targets = model.lora_targets(spec)
+    return ModelSizes(
         model_type=arch.model_type,
-        arch=arch,
         num_layers=arch.num_layers,
         vocab_size=arch.vocab_size,
-        hidden_size=arch.hidden_size,
         max_positions=arch.max_positions,
-        num_parameters=blocks + embeddings + arch.hidden_size,
-        spare_parameters=_spare_parameters(arch, rank) * arch.num_layers,
-        adapter_parts=_count_parts(lora_targets(arch, spec), rank),
-        cached_numbers=arch.num_layers * 2 * arch.kv_size,
-        pass_bytes=pass_bytes,
+        num_parameters=model.weights.num_parameters,
+        weights=_weight_parts(model, packed=compiled and dtype == torch.float32),
+        adapter_parts=_count_parts(targets, spec.rank),
+        adapter_bytes=_adapter_bytes(targets, spec.rank),
+        bytes_per_cached_token=cached.bytes_per_token,
+        pass_bytes=lambda tokens: model.batch_bytes(tokens, 1, spec.rank, backward=True),
+        native=_native_speeds(model),
     )
 
 
-def _block_parameters(arch: ArchConfig) -> int:
-    from tinker_cookbook.local.engine.model.weights import module_shapes
+def _weight_parts(model: NativeModel, *, packed: bool) -> dict[str, int]:
+    weights = model.weights
+    if packed:
+        return {"weights, packed for training and sampling": weights.num_bytes()}
+    parts = {"weights": weights.num_bytes()}
+    if weights.twin is not None:
+        parts["packed copy for sampling"] = weights.twin.num_bytes(shared_with=weights)
+    return parts
 
-    norms = 2 * arch.hidden_size + (2 * arch.head_dim if arch.qk_norm else 0)
-    bias = arch.q_size + 2 * arch.kv_size if arch.qkv_bias else 0
-    return sum(rows * columns for rows, columns in module_shapes(arch).values()) + norms + bias
+
+def _native_speeds(model: NativeModel) -> NativeSpeeds:
+    blocks, head = model.weights.block_parameters, model.weights.head
+    head_parameters = head.out_features * head.in_features
+    sampled = (model.weights.twin or model.weights).head
+    read_bytes = (blocks + head_parameters) * sampled.bytes_per_number
+    return NativeSpeeds(blocks, head_parameters, read_bytes)
 
 
-def _spare_parameters(arch: ArchConfig, rank: int) -> int:
-    """In one block; a loaded model has room for some rank from the start."""
-    from tinker_cookbook.local.engine.model.matrices import spare_columns
-    from tinker_cookbook.local.engine.model.weights import FUSED, LORA_ROOM, module_shapes
-
-    shapes = module_shapes(arch)
-    return sum(
-        spare_columns(max(rank, LORA_ROOM), len(modules)) * sum(shapes[m][0] for m in modules)
-        for modules in FUSED.values()
-    )
+def _adapter_bytes(targets: Iterable[LoraTarget], rank: int) -> int:
+    return AdapterLayout(tuple(targets), rank).num_bytes
 
 
 def _count_parts(targets: Iterable[LoraTarget], rank: int) -> dict[str, int]:
     parts: Counter[str] = Counter()
     for target in targets:
-        parts[target.part] += rank * (target.in_features + target.out_features)
+        parts[target.part] += target.num_parameters(rank)
     return dict(parts)
 
 
-def _transformers_shape(folder: Path, spec: LoraSpec) -> ModelShape:
+def _transformers_sizes(folder: Path, spec: LoraSpec, dtype: torch.dtype) -> ModelSizes:
     from tinker_cookbook.local.engine.model.hf_model import (
         find_linears,
+        hf_cache_bytes,
         hf_pass_bytes,
         max_positions,
         wanted_targets,
@@ -138,28 +152,22 @@ def _transformers_shape(folder: Path, spec: LoraSpec) -> ModelShape:
 
     model = model_on_meta(folder)
     config, text = model.config, model.config.get_text_config()
-    vocab_size, hidden_size = model.get_output_embeddings().weight.shape
-    targets = find_linears(model, reads_images=has_vision(read_config_json(folder)))
-    return ModelShape(
+    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    linears = find_linears(model, reads_images=has_vision(read_config_json(folder)))
+    targets = wanted_targets(linears, spec)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSizes(
         model_type=config.model_type,
-        arch=None,
         num_layers=int(getattr(text, "num_hidden_layers", 1)),
-        vocab_size=int(vocab_size),
-        hidden_size=int(hidden_size),
+        vocab_size=vocab_size,
         max_positions=max_positions(config),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        spare_parameters=0,
-        adapter_parts=_count_parts(wanted_targets(targets, spec), spec.rank),
-        cached_numbers=_cached_numbers(text),
-        pass_bytes=lambda num_tokens, itemsize: hf_pass_bytes(
-            config, num_tokens, vocab_size=int(vocab_size), backward=True
+        num_parameters=num_parameters,
+        weights={"weights": num_parameters * dtype.itemsize},
+        adapter_parts=_count_parts(targets, spec.rank),
+        adapter_bytes=_adapter_bytes(targets, spec.rank),
+        bytes_per_cached_token=hf_cache_bytes(config, dtype),
+        pass_bytes=lambda tokens: hf_pass_bytes(
+            config, tokens, vocab_size=vocab_size, backward=True
         ),
+        native=None,
     )
-
-
-def _cached_numbers(config: Any) -> int:
-    """At most, as some layers may keep the last tokens only."""
-    heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers * 2 * kv_heads * head_dim

@@ -1,4 +1,4 @@
-"""How often the policy's completion is preferred to a given one."""
+"""The win rate of the policy's completions against given ones."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class ComparisonEvaluator(SamplingClientEvaluator):
         """Keep the comparisons.
 
         Args:
-            preference_model_builder: Makes the judge.
-            comparisons: Prompts, with the completions to be compared with as A.
+            preference_model_builder: Builds the judge.
+            comparisons: Prompts; completion A is the one that the policy is compared with.
             renderer_name: Chat format of the policy.
             model_name_for_tokenizer: The policy's base model.
-            both_ways: Ask twice, with the places exchanged, so that a judge that prefers a place
-                does not count.
-            max_tokens: Limit of a completion.
-            content_preprocessor: Changes the policy's text before it is judged.
+            both_ways: Whether to ask twice, with A and B exchanged, so that a judge's preference
+                for a place cancels out.
+            max_tokens: Maximum tokens per completion.
+            content_preprocessor: Function applied to the policy's text before it is judged.
         """
         if not comparisons:
             raise ConfigurationError("comparisons is empty; give at least one.")
@@ -58,7 +58,7 @@ class ComparisonEvaluator(SamplingClientEvaluator):
         self.content_preprocessor = content_preprocessor or (lambda text: text)
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
-        """`win_rate` from 0 to 1, ties half, and `win_rate/stderr`."""
+        """Return `win_rate` from 0 to 1 (a tie counts half) and `win_rate/stderr`."""
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name_for_tokenizer)

@@ -1,4 +1,4 @@
-"""Data sets of comparisons, and the training of judges on them."""
+"""Data sets of comparisons, and supervised data that trains judges on them."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ class ComparisonDatasetBuilder:
     """Rows of a Hugging Face data set as labelled comparisons."""
 
     swap: bool = False
-    """Each comparison also the other way round, for judges that must not prefer a place."""
+    """Add each comparison with A and B exchanged too, so that judges learn no place bias."""
 
     def get_train_and_test_datasets(self) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-        """The rows to train on, and held-out ones."""
+        """Return the training rows, and the held-out rows or None."""
         raise NotImplementedError
 
     def example_to_labeled_comparison(self, example: dict) -> LabeledComparison | None:
-        """The comparison of a row; None leaves the row out."""
+        """Return the comparison of a row; None to skip the row."""
         raise NotImplementedError
 
     def get_labeled_comparisons(
         self,
     ) -> tuple[list[LabeledComparison], list[LabeledComparison] | None]:
-        """All comparisons to train on, and held-out ones.
+        """Return all training comparisons, and the held-out ones or None.
 
         Raises:
-            DataFormatError: if no row makes a comparison.
+            DataFormatError: if no row gives a comparison.
         """
         train, test = self.get_train_and_test_datasets()
         trained = self._convert(train)
         if not trained:
             raise DataFormatError(
                 f"{type(self).__name__} has no comparison in {len(train)} rows; "
-                "example_to_labeled_comparison left all of them out."
+                "example_to_labeled_comparison skipped all of them."
             )
         return trained, None if test is None else self._convert(test)
 
@@ -77,15 +77,15 @@ class ChatDatasetBuilderFromComparisons(ChatDatasetBuilder):
 
     comparison_builder: ComparisonDatasetBuilder
     swap: bool = False
-    """Both orders of every training comparison; else one of them, drawn."""
+    """Train on both orders of each comparison; False: on one order, chosen at random."""
 
     @property
     def comparison_renderer(self) -> ComparisonRenderer:
-        """Writes the comparisons."""
+        """The renderer of the comparisons."""
         return ComparisonRendererFromChatRenderer(self.renderer)
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        """Training and held-out data."""
+        """Return the training and the held-out data."""
         trained, held_out = self.comparison_builder.get_labeled_comparisons()
         rng = random.Random(0)
         ordered = [
@@ -102,7 +102,7 @@ class ChatDatasetBuilderFromComparisons(ChatDatasetBuilder):
         return _ComparisonDataset(comparisons, self)
 
     def datum(self, comparison: LabeledComparison) -> tinker.Datum:
-        """One comparison as a training record."""
+        """Return a comparison as a datum."""
         from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
         model_input, weights = self.comparison_renderer.to_model_input_weights(comparison)
@@ -110,7 +110,7 @@ class ChatDatasetBuilderFromComparisons(ChatDatasetBuilder):
 
 
 class _ComparisonDataset(SupervisedDataset):
-    """Comparisons in batches, in an order of its own each epoch; the rest is left out."""
+    """Batches of comparisons, shuffled each epoch; an incomplete last batch is dropped."""
 
     def __init__(
         self, comparisons: list[LabeledComparison], builder: ChatDatasetBuilderFromComparisons

@@ -1,4 +1,4 @@
-"""Comparisons, how they are written as a chat, and who judges them."""
+"""Comparisons of two completions, their rendering as a chat, and the models that judge them."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ JUDGE_TOKENS = 4
 
 @dataclass
 class Comparison:
-    """A conversation with two ways to go on."""
+    """A conversation and two completions of it."""
 
     prompt_conversation: list[Message]
     completion_A: list[Message]
     completion_B: list[Message]
 
     def swap(self) -> Comparison:
-        """A and B exchanged."""
+        """Return the comparison with A and B exchanged."""
         return Comparison(self.prompt_conversation, self.completion_B, self.completion_A)
 
 
 @dataclass
 class LabeledComparison:
-    """A comparison and which completion is better."""
+    """A comparison and the label of the better completion."""
 
     comparison: Comparison
     label: Label
@@ -67,37 +67,37 @@ class LabeledComparison:
             raise DataFormatError(f"label={self.label!r} is unknown; use A, B or Tie.")
 
     def swap(self) -> LabeledComparison:
-        """A and B exchanged, and the label with them."""
+        """Return the comparison with A and B exchanged, and the label adapted."""
         return LabeledComparison(self.comparison.swap(), SWAPPED[self.label], self.source)
 
 
 class ComparisonRenderer:
-    """Writes comparisons as tokens."""
+    """Renders comparisons as tokens."""
 
     def build_generation_prompt(self, comparison: Comparison) -> tinker.ModelInput:
-        """The prompt after which a judge says which is better."""
+        """Return the prompt that a judge completes with its label."""
         raise NotImplementedError
 
     def to_model_input_weights(
         self, labeled_comparison: LabeledComparison
     ) -> tuple[tinker.ModelInput, np.ndarray]:
-        """Tokens, and float32 loss weights that train the label."""
+        """Return the tokens, and float32 loss weights that train the label."""
         raise NotImplementedError
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the tokens."""
+        """The tokenizer of the model."""
         raise NotImplementedError
 
 
 class ComparisonRendererFromChatRenderer(ComparisonRenderer):
-    """The conversation, then both completions under headings, then the label as a reply."""
+    """Renders the conversation, both completions under headings, and the label as a reply."""
 
     def __init__(self, convo_renderer: Renderer) -> None:
         self.convo_renderer = convo_renderer
 
     def messages(self, comparison: Comparison) -> list[Message]:
-        """The chat that a judge answers with A, B or Tie."""
+        """Return the chat that a judge answers with A, B or Tie."""
         return [
             *comparison.prompt_conversation,
             _heading("Completion A"),
@@ -108,13 +108,13 @@ class ComparisonRendererFromChatRenderer(ComparisonRenderer):
         ]
 
     def build_generation_prompt(self, comparison: Comparison) -> tinker.ModelInput:
-        """The chat, and the start of the judge's reply."""
+        """Return the chat and the start of the judge's reply."""
         return self.convo_renderer.build_generation_prompt(self.messages(comparison))
 
     def to_model_input_weights(
         self, labeled_comparison: LabeledComparison
     ) -> tuple[tinker.ModelInput, np.ndarray]:
-        """The chat with the label as its last reply, which alone is trained."""
+        """Return the chat with the label as its last reply; only the label is trained."""
         label: Message = {"role": "assistant", "content": labeled_comparison.label}
         return self.convo_renderer.build_supervised_example(
             [*self.messages(labeled_comparison.comparison), label],
@@ -123,7 +123,7 @@ class ComparisonRendererFromChatRenderer(ComparisonRenderer):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The chat renderer's."""
+        """The tokenizer of the chat renderer."""
         return self.convo_renderer.tokenizer
 
 
@@ -131,20 +131,20 @@ class PreferenceModel:
     """Judges a comparison."""
 
     async def __call__(self, comparison: Comparison) -> float:
-        """-1 if A is better, 1 if B is, 0 for a tie, or anything between."""
+        """Return -1 if A is better, 1 if B is better, 0 for a tie, or a value in between."""
         raise NotImplementedError
 
 
 class PreferenceModelBuilder:
-    """Makes a judge where it is needed; builders pickle, judges need not."""
+    """Builds a judge in the process that uses it; builders can be pickled, judges cannot always."""
 
     def __call__(self) -> PreferenceModel:
-        """A judge."""
+        """Return a judge."""
         raise NotImplementedError
 
 
 class PreferenceModelFromChatRenderer(PreferenceModel):
-    """A model trained on `ComparisonRendererFromChatRenderer`; its greedy word is the verdict."""
+    """A judge trained on `ComparisonRendererFromChatRenderer`, sampled greedily."""
 
     def __init__(self, convo_renderer: Renderer, sampling_client: tinker.SamplingClient) -> None:
         self.comparison_renderer = ComparisonRendererFromChatRenderer(convo_renderer)
@@ -154,25 +154,25 @@ class PreferenceModelFromChatRenderer(PreferenceModel):
         )
 
     async def __call__(self, comparison: Comparison) -> float:
-        """-1, 0 or 1; a word that is no label counts as a tie."""
+        """Return -1, 0 or 1; a reply without a label counts as a tie."""
         return await _ask(self._completer, self.comparison_renderer.messages(comparison))
 
 
 class PreferenceModelFromCompleter(PreferenceModel):
-    """Any chat model as the judge, asked in words; for models that were not trained to judge."""
+    """A judge that was not trained to judge: any chat model, with an instruction."""
 
     def __init__(self, completer: MessageCompleter, question: str) -> None:
         """Keep the judge.
 
         Args:
             completer: A model of the service, or of any OpenAI-compatible endpoint.
-            question: What better means, e.g. `Which completion is more polite?`.
+            question: The criterion, e.g. `Which completion is more polite?`.
         """
         self._completer = completer
         self._question = question
 
     async def __call__(self, comparison: Comparison) -> float:
-        """-1, 0 or 1; a reply that is no label counts as a tie."""
+        """Return -1, 0 or 1; a reply without a label counts as a tie."""
         parts = [
             ("Conversation", comparison.prompt_conversation),
             ("Completion A", comparison.completion_A),
@@ -185,7 +185,7 @@ class PreferenceModelFromCompleter(PreferenceModel):
 
 @chz.chz
 class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
-    """A judge from saved weights."""
+    """Builds a judge from saved weights."""
 
     renderer_name: str
     model_name: str
@@ -193,7 +193,7 @@ class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
     base_url: str | None = None
 
     def __call__(self) -> PreferenceModel:
-        """The judge on `base_url`, or on the service that the run uses."""
+        """Return the judge, on `base_url` or on the service that the run uses."""
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name)

@@ -140,7 +140,8 @@ class Renderer(Format):
     # ---- rendering ----
 
     def render(self, messages: Sequence[Message]) -> Rendering:
-        """Render a whole conversation, equal to the model's own template without a new prompt."""
+        """Render a whole conversation, like the model's own template without a generation
+        prompt."""
         return self.render_batch([messages])[0]
 
     def render_batch(self, conversations: Sequence[Sequence[Message]]) -> list[Rendering]:
@@ -168,8 +169,8 @@ class Renderer(Format):
         Args:
             messages: the conversation so far; may be empty.
             role: who speaks next.
-            prefill: text the reply starts with. It is the caller's own, not a message, so control
-                tokens written in it count as such (for example `<think>`).
+            prefill: text that the reply starts with. It is not a message, so control tokens written
+                in it (for example `<think>`) become control tokens.
         """
         self._check_messages(messages)
         self._check_role(role, len(messages))
@@ -193,8 +194,8 @@ class Renderer(Format):
         """Return the conversation's input and its weights, float32 [length].
 
         Raises:
-            RendererError: if a trained reply, or what stands before it, is written otherwise than
-                when it is sampled. `build_supervised_examples` splits such conversations.
+            RendererError: if a trained reply, or its prompt, is written differently than when it is
+                sampled. `build_supervised_examples` splits such conversations.
         """
         self._check_messages(messages)
         trained = find_trained(self, messages, train_on_what)
@@ -212,11 +213,11 @@ class Renderer(Format):
         messages: list[Message],
         train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[Example]:
-        """Return one example, or several where the format rewrites what it wrote before.
+        """Return one example, or several if the format rewrites earlier messages.
 
-        Formats that strip old thinking get one example per trained assistant message, cut after
-        it, so every trained token follows the very prompt it would be sampled from. Trained
-        messages of other roles go with the next trained reply.
+        Formats that drop old thinking get one example per trained reply, cut after it, so every
+        trained token follows the prompt that it would be sampled from. Trained messages of other
+        roles are in the example of the next trained reply.
         """
         return self.build_supervised_batch([messages], train_on_what)[0]
 
@@ -225,7 +226,7 @@ class Renderer(Format):
         conversations: Sequence[Sequence[Message]],
         train_on_what: TrainOnWhat = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[list[Example]]:
-        """Return `build_supervised_examples` of each conversation, some encoded at once."""
+        """Return `build_supervised_examples` of each conversation; several are encoded at once."""
         starts = range(0, len(conversations), _CONVERSATIONS_AT_ONCE)
         return [
             [(rendering.model_input(), weights) for rendering, weights in examples]
@@ -238,7 +239,8 @@ class Renderer(Format):
     def render_examples(
         self, conversations: Sequence[Sequence[Message]], train_on_what: TrainOnWhat
     ) -> list[list[tuple[Rendering, np.ndarray]]]:
-        """Return `build_supervised_examples` as segments with their origin, before the service."""
+        """Return `build_supervised_examples` as segments with their origin, not yet as model
+        inputs."""
         for messages in conversations:
             self._check_messages(messages)
         planned = [plan_examples(self, messages, train_on_what) for messages in conversations]
@@ -277,7 +279,7 @@ class Renderer(Format):
     # ---- parsing ----
 
     def parse_response(self, response: Sequence[int]) -> tuple[Message, ParseTermination]:
-        """Parse the tokens of a sampled reply; accepts any tokens and never raises."""
+        """Parse the tokens of a sampled reply. Any tokens are accepted; this never raises."""
         parser = self.response_parser()
         for _ in parser.feed(response):
             pass
@@ -298,10 +300,10 @@ class Renderer(Format):
         yield parser.result()[0]
 
     def to_openai_message(self, message: Message) -> OpenAIMessage:
-        """Return the message as the model's chat template takes it.
+        """Return the message in the form that the model's chat template takes.
 
-        Arguments of calls are JSON text, as in the OpenAI API, where the template takes that;
-        others (Qwen2.5, 3.5 and later, Nemotron, GLM, Gemma 4, Llama, Mistral, gpt-oss) raise on
+        Arguments of calls are JSON text, as in the OpenAI API, if the template accepts it. Other
+        templates (Qwen2.5, 3.5 and later, Nemotron, GLM, Gemma 4, Llama, Mistral, gpt-oss) raise on
         text, or would quote it again, and get objects.
         """
         reasoning, text = split_reasoning(message)

@@ -1,6 +1,6 @@
 """ChatML: `<|im_start|>role`, newline, text, `<|im_end|>`, newline.
 
-Adds nothing of its own by default. What models put on top is an option:
+By default it adds nothing. What a model family adds is an option:
 
 | renderer     | model family          | default_system    | tools |
 |--------------|-----------------------|-------------------|-------|
@@ -10,16 +10,15 @@ Adds nothing of its own by default. What models put on top is an option:
 | `qwen3_instruct` | Qwen3 Instruct 2507 | none            | yes   |
 | `qwen3_vl_instruct` | Qwen3-VL Instruct | none           | yes, and images |
 
-Differences from the models' templates, all on purpose:
+Deliberate differences from the models' templates:
  1. Typed control tokens stay text; the template turns them into control tokens.
- 2. The assistant's text is encoded apart from the header before it, because sampling starts there.
-    The template merges a newline at the start of that text with the header's, into a token that
-    sampling cannot produce.
- 3. Arguments given as JSON text are written as they are. Qwen2.5's template would quote them a
-    second time.
+ 2. The assistant's text is encoded separately from the header before it, because sampling starts
+    there. The template merges a newline at the start of that text with the header's, into a token
+    that sampling cannot produce.
+ 3. Arguments given as JSON text are not changed. Qwen2.5's template would quote them a second time.
  4. A tool name that JSON must escape is escaped.
  5. Unknown roles are refused; Qwen's templates drop them silently.
- 6. A prompt without any message has the default system message, as the same prompt has later on.
+ 6. A prompt without any message has the default system message, as all later prompts have.
  7. A system message after the first is written as in Qwen3; Qwen3-VL's template drops it.
 """
 
@@ -67,10 +66,10 @@ _MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"
 
 
 class ChatMLRenderer(Renderer):
-    """ChatML with options for what a model family adds."""
+    """ChatML, with options for what a model family adds."""
 
     newlines_before_call = 1
-    """Between a reply's text and its first call."""
+    """Newlines between a reply's text and its first call."""
 
     def __init__(
         self,
@@ -86,13 +85,13 @@ class ChatMLRenderer(Renderer):
             tokenizer: must have `<|im_start|>` and `<|im_end|>`.
             default_system: system text written when the first message is not a system message.
             tools: write and parse tool calls as Qwen does (`<tool_call>` around JSON).
-            image_processor: of the model, if users and tools may give images.
+            image_processor: the model's image processor, if users and tools may send images.
         """
         super().__init__(tokenizer)
         self.default_system = default_system
         self.writes_tools = tools
         if default_system is not None:
-            self.takes_text_arguments = False  # Qwen2.5's template would quote text again
+            self.takes_text_arguments = False  # Qwen2.5's template would quote JSON text again
         self._start = self.control_token("<|im_start|>")
         self._end = self.control_token("<|im_end|>")
         self._end_ids = (self._end,)
@@ -195,7 +194,7 @@ class ChatMLRenderer(Renderer):
         self._lay_out_markup(layout, _TOOLS_AFTER, index)
 
     def _lay_out_markup(self, layout: Layout, text: str, index: int) -> None:
-        """Append a text of the format itself, in which markers are tokens."""
+        """Append a text that the format supplies; markers in it become tokens."""
         for piece in _CALL_MARKER.split(text):
             if piece in _MARKERS:
                 self._marker(layout, piece, index)
@@ -235,12 +234,12 @@ class ChatMLRenderer(Renderer):
             self._marker(layout, _MARKERS[1], index, sampled=sampled)
 
     def _call_text(self, call: CallLike) -> str:
-        """Return what stands between the markers of a call, on lines of its own."""
+        """Return the text between the markers of a call, without the line breaks around it."""
         name, arguments = call_name_and_arguments(call)
         return f'{{"name": {json_text(name)}, "arguments": {arguments}}}'
 
     def _lay_out_tool_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append a result; neighbouring results share one user message."""
+        """Append a tool result; consecutive results share one user message."""
         shows_images = self._shows_images(messages[index])
         text = "" if shows_images else self._read(messages[index])[1]
         if index == 0 or messages[index - 1]["role"] != "tool":
@@ -295,7 +294,7 @@ RENDERERS = [
         "chatml",
         lambda tokenizer, _: ChatMLRenderer(tokenizer),
         "any tokenizer with `<|im_start|>`",
-        "adds nothing of its own",
+        "adds no text",
     ),
     NamedRenderer(
         "smollm2",

@@ -1,4 +1,4 @@
-"""Reading and converting message content: text, thinking parts, JSON-able copies."""
+"""Reading and converting message content: text, thinking parts, copies for JSON."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 def ensure_text(content: Content) -> str:
-    """Return the text of a content that is text only.
+    """Return the text of content that is text only.
 
     Raises:
-        RendererError: if there are other parts than one text part.
+        RendererError: if there is anything other than one text part.
     """
     if isinstance(content, str):
         return content
@@ -82,7 +82,7 @@ def remove_thinking(parts: list[ContentPart]) -> list[ContentPart]:
 
 
 def get_text_content(message: Message) -> str:
-    """Return the message's text parts joined, without thinking, images and sounds."""
+    """Return the message's text parts joined, without thinking, images and audio."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -107,11 +107,11 @@ def _part_as_string(part: ContentPart) -> str:
 def split_reasoning(message: Message) -> tuple[str, str]:
     """Return (reasoning, text) of a message whose content is text and thinking.
 
-    Text in a string is never searched for `<think>`: what someone typed stays text.
-    Convert such strings on purpose with `parse_think_blocks`.
+    A string is not searched for `<think>`: typed text stays text. Convert such strings with
+    `parse_think_blocks`.
 
     Raises:
-        RendererError: on images and sounds, which a text format cannot hold.
+        RendererError: if there are images or audio clips, which a text format cannot write.
     """
     content = message.get("content")
     reasoning = message.get("reasoning_content") or ""
@@ -142,16 +142,16 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def refuse_trained_thinking(reasoning: str, index: int) -> None:
-    """Raise RendererError if there is reasoning: for formats whose prompt leaves no place for it.
+    """Raise RendererError if there is reasoning, for formats whose prompt excludes it.
 
     Args:
-        reasoning: of a reply that is to be trained.
-        index: of its message.
+        reasoning: the reasoning of a reply that will be trained.
+        index: the index of its message.
     """
     if reasoning:
         raise RendererError(
             f"messages[{index}]: a reply with thinking cannot be trained with thinking disabled, "
-            "since its prompt leaves no place for it; remove the thinking, or use a renderer of "
+            "because its prompt excludes it; remove the thinking, or use a renderer of "
             "this model that thinks."
         )
 
@@ -166,7 +166,7 @@ def _absent_content(message: Message) -> str:
 
 
 def content_to_jsonable(content: Content) -> str | list[JsonObject]:
-    """Return a copy that `json.dumps` accepts; images and sounds in memory become their kind."""
+    """Return a copy that `json.dumps` accepts; images and audio in memory become None."""
     if isinstance(content, str):
         return content
     return [
@@ -194,9 +194,9 @@ def message_to_jsonable(message: Message) -> JsonObject:
 
 
 def parse_think_blocks(content: str) -> list[ContentPart] | None:
-    """Split text with `<think>...</think>` into parts; None if there is no complete block.
+    """Split text with `<think>...</think>` into parts; None without a complete block.
 
-    Text is kept to the letter; empty blocks and empty text are left out.
+    Text is not changed; empty blocks and empty text are omitted.
     """
     if not _THINK.search(content):
         return None
@@ -214,11 +214,11 @@ def parse_content_blocks(
 ) -> tuple[list[ContentPart], list[ToolCall | UnparsedToolCall]] | None:
     """Split text with `<think>` and `<tool_call>` blocks into parts and calls.
 
-    For text from elsewhere, such as a dataset. `Renderer.parse_response` works on tokens instead
-    and so tells markers from typed text.
+    For text from datasets. `Renderer.parse_response` works on tokens instead, so it distinguishes
+    markers from typed text.
 
     Returns:
-        None if there is no complete block.
+        None without a complete block.
     """
     if not _BLOCK.search(content):
         return None
@@ -245,7 +245,7 @@ def _append_text(parts: list[ContentPart], text: str) -> None:
 def detect_unterminated_tool_block(
     content: str, open_marker: str, close_marker: str
 ) -> UnparsedToolCall | None:
-    """Return the block at the end of `content` that was opened and not closed, if any."""
+    """Return the unclosed block at the end of `content`, if there is one."""
     start = content.rfind(open_marker)
     if start < 0 or close_marker in content[start:]:
         return None
@@ -255,7 +255,7 @@ def detect_unterminated_tool_block(
 def classify_parse_failure(
     message: Message, termination: ParseTermination
 ) -> tuple[ParseFailureKind, str] | None:
-    """Say what is wrong with a parsed response and show its text; None if nothing is.
+    """Return the kind of failure of a parsed response and its text; None if it is valid.
 
     Returns:
         The kind, and a detail of at most `PARSE_FAILURE_DETAIL_MAX_CHARS` characters.

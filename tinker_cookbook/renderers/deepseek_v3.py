@@ -8,26 +8,26 @@
 | `deepseek_r1`              | R1          | `<｜Assistant｜><think>`, `\\n` | sampled first |
 | `deepseek_r1_0528`         | R1-0528     | `<｜Assistant｜>`               | sampled first |
 
-`deepseekv3_disable_thinking` is another name of `deepseekv3`. R1-0528 writes `<think>` itself.
+`deepseekv3_disable_thinking` is another name for `deepseekv3`. R1-0528 writes `<think>` itself.
 
-Text follows its marker at once. System messages stand first, without a marker. A reply to a tool
-result has no marker of its own, in V3.1 only a reply to a user has one. Between two results V3
-writes a line break, the others write nothing. Old reasoning is dropped, so thinking formats do not
-extend and train one example per reply.
+Text follows its marker directly. System messages come first, without a marker. A reply to a tool
+result has no marker; in V3.1 only a reply to a user has one. Between two results V3 writes a line
+break, the other models nothing. Old reasoning is dropped, so prompts of thinking formats do not
+extend each other, and each reply trains in one example.
 
-Differences from the templates, all on purpose:
- 1. Typed control tokens stay text, `</think>` among them, where templates cut the text.
- 2. Tools are declared in the words of V3.1's model card (V3 and R1: the same frame around their own
-    way to call); the templates leave tools out.
- 3. A trained reply's reasoning is written as it is sampled; the templates drop it everywhere.
+Deliberate differences from the templates:
+ 1. Typed control tokens stay text, including `</think>`, at which the templates cut the text.
+ 2. Tools are declared in the words of V3.1's model card (V3 and R1: the same text around their own
+    call notation); the templates omit tools.
+ 3. The reasoning of a trained reply is written as it is sampled; the templates drop all reasoning.
  4. A system message after another role is refused: the templates move it to the front of the
     conversation, which rewrites prompts that were already answered.
  5. V3 and R1: every turn of calls and every run of results is opened and closed. The templates do
-    so once in a conversation, and close results only before a text. V3's closes a turn of calls at
-    its second call, so never one of a single call, and leaves out text beside calls.
- 6. V3.1: a reply right after system text is encoded apart from it, as it is sampled.
- 7. Where a prompt opens the think block, no reply is sampled after tool results: the templates open
-    nothing there. V3.1 calls tools without thinking, says its model card.
+    so once per conversation, and close results only before a text. V3's template closes a turn of
+    calls at its second call, so never a turn with one call, and omits text next to calls.
+ 6. V3.1: a reply right after system text is encoded separately, as it is sampled.
+ 7. Formats whose prompt opens the think block cannot sample a reply after tool results, because the
+    templates open nothing there. V3.1's model card says that it calls tools without thinking.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ Thinking = Literal["none", "opened", "written"]
 
 
 class _DeepSeekRenderer(Renderer):
-    """What all generations share."""
+    """What all generations of the format have in common."""
 
     example_call: ClassVar[str]
-    """The call in the words that declare tools."""
+    """The example of a call in the text that declares tools."""
     marks_outputs: ClassVar[bool] = False
-    """Results stand between markers of their own, and replies end with such a run."""
+    """Text around the results of one turn."""
     between_results: ClassVar[str] = ""
     has_think_markers: ClassVar[bool] = True
-    """Whether the tokenizer has `<think>`: V3's has placeholders in these places."""
+    """Whether the tokenizer has `<think>`: V3's has placeholders instead."""
 
     writes_tools = True
 
@@ -124,7 +124,7 @@ class _DeepSeekRenderer(Renderer):
         return [_HISTORY] * len(messages)
 
     def _can_think(self, messages: Sequence[Message], index: int) -> bool:
-        """Whether a reply that stands at the index has a think block when it is sampled."""
+        """Whether a reply at this index has a think block when it is sampled."""
         before = messages[index - 1]["role"] if index else None
         return self.thinking != "opened" or self._has_marker(before)
 
@@ -167,12 +167,12 @@ class _DeepSeekRenderer(Renderer):
     def _open_reply(
         self, layout: Layout, messages: Sequence[Message], index: int, marker: tuple[int, ...]
     ) -> None:
-        """Append what stands before a reply."""
+        """Append what precedes a reply."""
         if self._has_marker(messages[index - 1]["role"] if index else None):
             layout.ids(marker, SegmentKind.FRAME, index)
 
     def _has_marker(self, before: Role | None) -> bool:
-        """Whether a reply has a marker after a message of the role."""
+        """Whether a reply after a message of this role has a marker."""
         raise NotImplementedError
 
     def _text(self, message: Message, index: int) -> str:
@@ -189,7 +189,7 @@ class _DeepSeekRenderer(Renderer):
     ) -> None:
         if not is_first:
             raise RendererError(
-                f"messages[{index}]: a system message must stand before all others in this format, "
+                f"messages[{index}]: a system message must come before all others in this format, "
                 "which writes it at the very start; move it there, or into a user message."
             )
         if index:
@@ -204,7 +204,7 @@ class _DeepSeekRenderer(Renderer):
             self._markup(layout, _TOOLS_AFTER.replace("{call}", self.example_call), index)
 
     def _markup(self, layout: Layout, text: str, index: int) -> None:
-        """Append words of the format that hold markers."""
+        """Append a text that the format supplies; markers in it become tokens."""
         for piece in _MARKER.split(text):
             token = self.encoder.control_id(piece) if _MARKER.fullmatch(piece) else None
             if token is None:
@@ -271,7 +271,7 @@ class _DeepSeekRenderer(Renderer):
     _between_calls: ClassVar[str] = ""
 
     def _call_parts(self, call: ToolCall) -> list[str]:
-        """Return the texts of a call, between which the separator stands."""
+        """Return the texts of a call, to be joined by the separator token."""
         raise NotImplementedError
 
     def _parse_call(self, parts: Sequence[str | int], raw_text: str) -> list[ParsedCall]:
@@ -301,7 +301,8 @@ class _DeepSeekRenderer(Renderer):
 
 
 class _V31Renderer(_DeepSeekRenderer):
-    """V3.1: names and arguments of calls stand bare; the marker tells whether the model thinks."""
+    """V3.1: calls have a bare name and bare arguments; the reply's marker says whether the model
+    thinks."""
 
     example_call = (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments"
@@ -376,7 +377,7 @@ _FENCED = re.compile(r"(?P<name>[^\n]*)\n```json\n(?P<arguments>.*)\n```\n?", re
 
 
 class DeepSeekV3ChatRenderer(_V3Renderer):
-    """V3 and V3-0324, which do not think."""
+    """V3 and V3-0324, without thinking."""
 
     between_results = "\n"
     has_think_markers = False
@@ -386,7 +387,8 @@ class DeepSeekV3ChatRenderer(_V3Renderer):
 
 
 class DeepSeekR1Renderer(_V3Renderer):
-    """R1, which thinks in `<think>`, newline, reasoning, newline, `</think>`, blank line."""
+    """R1, which writes reasoning as `<think>`, newline, reasoning, newline, `</think>`, blank
+    line."""
 
     _think_newlines = (1, 1, 2)
 
@@ -418,8 +420,9 @@ class DeepSeekR1Renderer(_V3Renderer):
 
 def _no_thought_error(index: int) -> RendererError:
     return RendererError(
-        f"messages[{index}]: this format opens no think block for a reply that stands here (V3.1 "
-        "does so after a user message, R1 never after a tool result). Use the renderer deepseekv3 "
+        f"messages[{index}]: this format does not open a think block for a reply in this place "
+        "(V3.1 does so after a user message, R1 never after a tool result). Use the renderer "
+        "deepseekv3 "
         "or deepseek_r1_0528 for tools."
     )
 

@@ -7,17 +7,17 @@
 | `deepseekv4_high_reasoning`, `_max_`  | same, the effort first   | same                     |
 | `deepseekv4_preserve_thinking`        | same                     | kept                     |
 
-System messages stand first, without a marker; the tools are declared behind them. Messages of
-users, developers and tools in a row share one marker, with a blank line between them; a result
-stands in `<tool_result>`. Calls are written as in dsml_calls.py. Where tools are declared or a
-result stands in a conversation its reasoning is kept, so such conversations train in one example.
+System messages come first, without a marker, followed by the tool declarations. Consecutive
+messages of users, developers and tools share one marker, with a blank line between them; a result
+is inside `<tool_result>`. Calls are written as in notations/dsml.py. A conversation with tools or
+results keeps its reasoning, so it trains in one example.
 
-Compared with the community's template (the model itself ships an encoder in Python). Differences,
-all on purpose:
+The reference is the community's template, because the model ships an encoder in Python instead.
+Deliberate differences from it:
  1. Typed control tokens stay text; `｜DSML｜` is one of them, so no text can forge a call.
  2. A system message after another role is refused: the template moves it to the front of the
     conversation, which rewrites prompts that were already answered.
- 3. Numbers, lists and objects in arguments given as JSON text are written to the letter.
+ 3. Numbers, lists and objects in arguments given as JSON text are not changed.
  4. Reasoning in a trained reply without thinking is refused; the template drops it.
 """
 
@@ -109,7 +109,7 @@ class DeepSeekV4Renderer(Renderer):
             strip_thinking_from_history: drop the reasoning of replies before the last question, in
                 conversations without tools. False keeps it, so that prompts extend.
             thinking: whether the prompt opens the think block or closes it.
-            effort: what is written before everything else, where thinking is on.
+            effort: reasoning effort, written before everything else if thinking is on.
         """
         super().__init__(tokenizer)
         if effort is not None and effort not in _EFFORTS:
@@ -162,7 +162,7 @@ class DeepSeekV4Renderer(Renderer):
             message = messages[index]
             if message["role"] == "system":
                 raise RendererError(
-                    f"messages[{index}]: a system message must stand before all others in this "
+                    f"messages[{index}]: a system message must come before all others in this "
                     "format, which writes it at the very start; move it there, or into a user "
                     "message."
                 )
@@ -191,7 +191,7 @@ class DeepSeekV4Renderer(Renderer):
     def _markup(
         self, layout: Layout, pieces: Sequence[str], index: int, *, sampled: bool = False
     ) -> None:
-        """Append words of the format, with markers among them."""
+        """Append a text that the format supplies; markers in it become tokens."""
         for piece in pieces:
             token = self._markers.get(piece)
             if token is None:
@@ -200,7 +200,7 @@ class DeepSeekV4Renderer(Renderer):
                 layout.ids(token, SegmentKind.TOOL, index, sampled=sampled)
 
     def _open_question(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append what stands before a message to the model."""
+        """Append what precedes a message to the model."""
         if index and messages[index - 1]["role"] in _ASKING:
             layout.text("\n\n", SegmentKind.FRAME, index)
         else:

@@ -32,7 +32,7 @@ def find_trained(
     """Return the indices of the messages to train.
 
     Raises:
-        RendererError: if there are no messages, or sampling could not produce one of these replies.
+        RendererError: if `messages` is empty, or sampling could not produce one of these replies.
     """
     if not messages:
         raise RendererError("messages=[] has nothing to train on; give at least one message.")

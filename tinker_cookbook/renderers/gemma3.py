@@ -1,12 +1,12 @@
 """Gemma 3: `<start_of_turn>role`, newline, trimmed text, `<end_of_turn>`, newline.
 
-There is no system turn: a system message opens the user message after it, with a blank line
-between. There are no tools and no thinking.
+The format has no system turn: a system message is the beginning of the user message after it, with
+a blank line between. It has no tools and no thinking.
 
-Differences from the template, all on purpose:
- 1. Typed control tokens stay text. HTML tags and runs of white space, which the vocabulary lists
-    among its added tokens, are text and encoded as the tokenizer does.
- 2. Roles need not alternate; the template raises. A system message stands at the start, before a
+Deliberate differences from the template:
+ 1. Typed control tokens stay text. HTML tags and runs of white space are text, although they are
+    added tokens of the vocabulary; they are encoded as the tokenizer encodes them.
+ 2. Roles do not have to alternate; the template raises. A system message must come first, before a
     user message.
 """
 
@@ -63,12 +63,12 @@ class Gemma3Renderer(Renderer):
         if messages and messages[-1]["role"] == "system" and role != "user":
             raise self._system_error(len(messages) - 1)
         if role == "system":
-            return  # it opens the user message
+            return  # it is the beginning of the user message
         layout.frame(self._frames[role], len(messages))
         self._lay_out_system(layout, messages, len(messages))
 
     def _lay_out_system(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append the system message that the user message number `index` opens with, if any."""
+        """Append the system message with which user message number `index` begins, if any."""
         if index == 1 and messages[0]["role"] == "system":
             layout.text(self._text(messages[0], 0) + "\n\n", SegmentKind.CONTENT, 0)
 
@@ -80,7 +80,7 @@ class Gemma3Renderer(Renderer):
     @staticmethod
     def _system_error(index: int) -> RendererError:
         return RendererError(
-            f"messages[{index}]: a system message stands at the start and before a user message "
+            f"messages[{index}]: a system message must be the first, before a user message, "
             "in this format, which writes it into that message; move it there."
         )
 

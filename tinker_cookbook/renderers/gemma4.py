@@ -7,20 +7,21 @@
 | `gemma4_preserve_thinking` | and `preserve_thinking`| kept where a reply calls tools       |
 
 With thinking, the system turn starts with `<|think|>`. Reasoning is `<|channel>thought`, newline,
-text, newline, `<channel|>`. A reply that calls tools ends with `<|tool_response>`, and the results,
-and the reply to them, follow in the same turn; the prompt then opens the reasoning by itself. Tools
-are declared and called in a notation of their own, see gemma4_notation.py.
+text, newline, `<channel|>`. A reply that calls tools ends with `<|tool_response>`. The results and
+the reply to them follow in the same turn, and the prompt of that reply opens the reasoning. Tools
+are declared and called in a separate notation, see notations/gemma4.py.
 
-Differences from the template, all on purpose:
+Deliberate differences from the template:
  1. Typed control tokens stay text, and so do thinking channels typed in a string.
  2. A reply to a tool's result without reasoning closes the channel that its prompt opens. The
     template leaves out both.
- 3. Text beside a call stands before it, as it is sampled. The template moves it behind the results.
- 4. Two replies in a row are two turns, as they are sampled. The template joins their texts.
- 5. A result without an id is that of the call in its place. Results after no call are refused; the
-    template drops them.
+ 3. Text next to a call is written before it, as it is sampled. The template moves it after the
+    results.
+ 4. Two consecutive replies are two turns, as they are sampled. The template joins their texts.
+ 5. A result without an id belongs to the call in the same place. Results without a call before them
+    are refused; the template drops them.
  6. Without thinking, reasoning in history is dropped and a trained reply with reasoning is refused.
- 7. Numbers in arguments given as JSON text are written to the letter.
+ 7. Numbers in arguments given as JSON text are not changed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Gemma4Renderer(Renderer):
         Args:
             tokenizer: must have Gemma 4's control tokens.
             thinking: whether replies have reasoning.
-            preserves_calls: keep the reasoning of replies that call tools when the user goes on.
+            preserves_calls: keep the reasoning of replies that call tools after the next user
+                message.
         """
         super().__init__(tokenizer)
         self.disables_thinking = thinking == "disabled"
@@ -115,7 +117,7 @@ class Gemma4Renderer(Renderer):
 
     @staticmethod
     def _is_in_turn(messages: Sequence[Message], index: int) -> bool:
-        """Whether the model's turn is still open where message number `index` starts."""
+        """Whether the model's turn is still open before message number `index`."""
         before = messages[index - 1] if index else None
         return before is not None and (before["role"] == "tool" or _has_calls(before))
 
@@ -151,7 +153,8 @@ class Gemma4Renderer(Renderer):
         layout.ids(self._newline, SegmentKind.FRAME, index)
 
     def _open(self, layout: Layout, messages: Sequence[Message], index: int, role: Role) -> None:
-        """Append the opening of a turn, and the end of the model's if results were the last."""
+        """Append the opening of a turn, after the end of the model's turn if the last message is a
+        result."""
         if self._answers_results(messages, index):
             self._end_turn(layout, index, SegmentKind.FRAME)
         layout.frame(self._frames[role], index)
@@ -182,7 +185,7 @@ class Gemma4Renderer(Renderer):
     def _lay_out_notation(
         self, layout: Layout, pieces: Iterable[Piece], index: int, *, sampled: bool = False
     ) -> None:
-        """Append notation; what no `<|"|>` parts is encoded together."""
+        """Append notation; texts without a `<|"|>` between them are encoded together."""
         text = ""
         for piece in pieces:
             if piece is not None:
@@ -194,7 +197,7 @@ class Gemma4Renderer(Renderer):
         layout.text(text, SegmentKind.TOOL, index, sampled=sampled)
 
     def _lay_out_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append a result; the reply has ended with the opening of the first one."""
+        """Append a tool result; the reply has ended with the opening of the first result."""
         first = index
         while first and messages[first - 1]["role"] == "tool":
             first -= 1
@@ -237,7 +240,7 @@ class Gemma4Renderer(Renderer):
     def _lay_out_thinking(
         self, layout: Layout, reasoning: str, index: int, *, is_opened: bool
     ) -> None:
-        """Append the thinking channel; what the generation prompt has of it is frame."""
+        """Append the thinking channel; the part that the generation prompt writes is FRAME."""
         kind = SegmentKind.THINK
         written = f"{reasoning}\n" if reasoning else ""
         if is_opened:

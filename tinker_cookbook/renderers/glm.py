@@ -10,19 +10,19 @@
 
 GLM has no token that ends a turn: a reply ends with the token that opens the next one, `<|user|>`,
 or `<|observation|>` after tool calls. That token is trained with the reply. 4.5 writes line breaks
-between the parts of a message, 4.7 none. Replies and reasoning are trimmed.
+between the parts of a message, 4.7 does not. White space around replies and reasoning is dropped.
 
-Differences from the templates, all on purpose:
- 1. Typed control tokens stay text, `/nothink` included.
- 2. A conversation that ends in a reply goes on to the token that ends the reply.
- 3. So a reply that is followed by none of the two (by another reply, say) is followed by that token
-    first; the templates write nothing there.
+Deliberate differences from the templates:
+ 1. Typed control tokens stay text, including `/nothink`.
+ 2. A conversation that ends in a reply includes the token that ends the reply.
+ 3. If neither of the two follows a reply (another reply does, say), that token is written first;
+    the templates write nothing there.
  4. GLM-4.7: a reply without reasoning after the last user message is `<think></think>` and text,
-    as it is sampled after the prompt's `<think>`. The template leaves `<think>` out.
+    as it is sampled after the prompt's `<think>`. The template omits `<think>`.
  5. With thinking disabled, reasoning in history is dropped and a trained reply with reasoning is
     refused. The templates keep it within a run of tool calls.
- 6. Arguments given as JSON text are written as they are: numbers, lists and objects to the letter.
- 7. Reasoning is given apart; the templates also cut strings at `</think>`.
+ 6. Numbers, lists and objects in arguments given as JSON text are not changed.
+ 7. Reasoning must be a thinking part; the templates also cut strings at `</think>`.
  8. With tools, an empty system message counts as none.
 """
 
@@ -120,7 +120,7 @@ class GlmRenderer(Renderer):
         ]
 
     def _shows_block(self, message: Message) -> bool:
-        """Whether the reply reads differently without its reasoning."""
+        """Whether dropping the reasoning changes how the reply is written."""
         if self.disables_thinking:
             return False
         return self._opens_think or bool(split_reasoning(message)[0].strip())
@@ -143,20 +143,20 @@ class GlmRenderer(Renderer):
                 self._lay_out_plain(layout, messages, index)
 
     def _open(self, layout: Layout, messages: Sequence[Message], index: int, role: Role) -> None:
-        """Append the opening of a message, but for a token that the reply before ended with."""
+        """Append the opening of a message, without a token that the previous reply ended with."""
         if not self._is_open(messages, index, role):
             layout.frame(self._frames[role], index)
         elif self._gap:
             layout.frame(self._tails[role], index)
 
     def _is_open(self, messages: Sequence[Message], index: int, role: Role) -> bool:
-        """Whether the reply before has ended with the token that opens this message."""
+        """Whether the previous reply ended with the token that opens this message."""
         if not index or messages[index - 1]["role"] != "assistant":
             return False
         return self._end_of(messages[index - 1]) == self._openings[role]
 
     def _end_of(self, message: Message) -> int:
-        """Return the token that ends this reply."""
+        """Return the token that ends this reply: the one that opens the next message."""
         has_calls = message.get("tool_calls") or message.get("unparsed_tool_calls")
         return self._openings["tool" if has_calls else "user"]
 
@@ -191,7 +191,7 @@ class GlmRenderer(Renderer):
         self._lay_out_call(layout, "{function-name}", [*example, ["..." + self._gap]], index)
 
     def _lay_out_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append a result; neighbouring results share one opening."""
+        """Append a tool result; consecutive results share one opening."""
         text = split_reasoning(messages[index])[1]
         is_first = index == 0 or messages[index - 1]["role"] != "tool"
         if is_first and not self._is_open(messages, index, "tool"):
@@ -223,7 +223,7 @@ class GlmRenderer(Renderer):
     def _lay_out_thinking(
         self, layout: Layout, reasoning: str, index: int, shows_block: bool
     ) -> None:
-        """Append the think block; what the generation prompt has of it is frame."""
+        """Append the think block; the part that the generation prompt writes is FRAME."""
         if self.disables_thinking:
             layout.ids(self._prompt_tail(), SegmentKind.FRAME, index)
             return
@@ -237,7 +237,7 @@ class GlmRenderer(Renderer):
         layout.ids((self._think_end,), SegmentKind.THINK, index, sampled=True)
 
     def _prompt_tail(self) -> tuple[int, ...]:
-        """Return what the generation prompt writes of the think block."""
+        """Return the part of the think block that the generation prompt writes."""
         if self._opens_think:
             return (self._think_end,) if self.disables_thinking else (self._think,)
         return (*self._newline, self._think, self._think_end) if self.disables_thinking else ()
@@ -294,7 +294,7 @@ class GlmRenderer(Renderer):
     def _parse_call(
         self, parts: Sequence[str | int], raw_text: str
     ) -> Sequence[ToolCall | UnparsedToolCall]:
-        """Parse one call; marks are told from text by their ids."""
+        """Parse one call; its marks are token ids."""
         return [as_tool_call(read_pair_call(parts, raw_text, list(self._marks.values())))]
 
 

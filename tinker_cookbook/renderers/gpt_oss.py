@@ -6,22 +6,23 @@
 | `gpt_oss_no_sysprompt`                          | none                                   |
 
 A reply reasons in the channel `analysis`, answers in `final` and calls tools in `commentary`, one
-message each. The model ends its turn with `<|return|>` or `<|call|>`; in history an answer ends
-with `<|end|>`, and reasoning is kept only before calls that no answer has followed yet. So replies
-read differently later on, and training makes one example per reply.
+message each. The model ends its turn with `<|return|>` or `<|call|>`. In history an answer ends
+with `<|end|>`, and reasoning is kept only before calls that no answer has followed yet. Replies are
+therefore written differently in later prompts, and training makes one example per reply.
 
-Differences from the template, all on purpose:
- 1. Typed control tokens stay text; the template raises on some and obeys the others.
+Deliberate differences from the template:
+ 1. Typed control tokens stay text; the template raises on some of them and writes the others as
+    control tokens.
  2. The date is 2025-08-05, the day of the release; the template writes the day of the call, which
     would make every day's training data different. `current_date` sets another one.
- 3. Text beside a call is a preamble in the channel `commentary`, as the format's documentation has
-    it, and stays in history. The template writes it as reasoning, and raises if there is both.
+ 3. Text next to a call is a preamble in the channel `commentary`, as in the format's documentation,
+    and stays in history. The template writes it as reasoning, and raises if there are both.
  4. System messages after the first become developer messages; the template drops them.
  5. Several calls in one reply are refused: `<|call|>` ends the turn, and the template drops all but
-    the first. Give each call a message of its own, followed by its result.
- 6. Arguments given as JSON text are written as they are; the template would quote them again.
+    the first. Give each call a separate message, followed by its result.
+ 6. Arguments given as JSON text are not changed; the template would quote them again.
  7. Empty reasoning counts as none; the template writes an empty analysis message.
- 8. A result is written under its own `name` if it has one, else under that of the last call.
+ 8. A result is written with its `name` if it has one, else with the name of the last call.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class GptOssRenderer(Renderer):
 
         Args:
             tokenizer: gpt-oss's.
-            use_system_prompt: begin with the system block.
+            use_system_prompt: write the system block at the start.
             reasoning_effort: low, medium (default) or high; needs the system block.
-            current_date: what the system block says, as YYYY-MM-DD.
+            current_date: date in the system block, as YYYY-MM-DD.
         """
         super().__init__(tokenizer)
         effort = reasoning_effort or "medium"
@@ -199,7 +200,7 @@ class GptOssRenderer(Renderer):
         if not name:
             raise RendererError(
                 f"messages[{index}]: a tool result needs a call before it, or a name, since this "
-                "format writes whose result it is."
+                "format writes the name of the tool."
             )
         tokens = self._tokens
         layout.ids((tokens.start,), SegmentKind.FRAME, index)
@@ -226,7 +227,7 @@ class GptOssRenderer(Renderer):
         layout.ids((self._tokens.call,), SegmentKind.STOP, index, sampled=True)
 
     def _lay_out_part(self, layout: Layout, channel: str, text: str, index: int) -> None:
-        """Append a message that the rest of the turn follows."""
+        """Append a message that does not end the turn."""
         kind = SegmentKind.THINK if channel == "analysis" else SegmentKind.CONTENT
         layout.ids(self._channels[channel], kind, index, sampled=True)
         layout.text(text, kind, index, sampled=True)
@@ -238,7 +239,7 @@ class GptOssRenderer(Renderer):
         if len(calls) + len(unparsed) > 1:
             raise RendererError(
                 f"messages[{index}]: this format ends the turn with each call; give every call a "
-                "message of its own, followed by its result."
+                "separate message, followed by its result."
             )
         if calls:
             name, arguments = call_name_and_arguments(calls[0])
@@ -255,7 +256,7 @@ class GptOssRenderer(Renderer):
         layout.text(body, SegmentKind.TOOL, index, sampled=True)
 
     def _lay_out_channel(self, layout: Layout, channel: str, index: int) -> None:
-        """Append the channel of a call, whose words may hold `<|constrain|>`."""
+        """Append the channel of a call; its text may contain `<|constrain|>`."""
         tokens = self._tokens
         layout.ids((tokens.channel,), SegmentKind.TOOL, index, sampled=True)
         for place, words in enumerate(channel.split("<|constrain|>")):

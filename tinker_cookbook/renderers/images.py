@@ -36,7 +36,7 @@ __all__ = [
     "text_and_images",
 ]
 
-# What the service takes as it is; everything else is sent as PNG, which loses nothing.
+# Formats that are sent unchanged; everything else is sent as PNG, which is lossless.
 _SENT_AS_IS = {"PNG": "png", "JPEG": "jpeg"}
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
@@ -44,14 +44,15 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 def image_to_chunk(
     image: str | Image.Image | bytes, image_processor: ImageProcessorProtocol
 ) -> types.ImageChunk:
-    """Return an image as the service takes it.
+    """Return an image as the service accepts it.
 
-    PNG and JPEG files are passed on byte for byte; other formats, images in memory, and photos that
-    only a tag turns upright become PNG, so that every reader sees the same width and height.
+    PNG and JPEG files are sent unchanged. Other formats, images in memory, and photos with an
+    orientation tag become PNG, so that every reader sees the same width and height.
 
     Args:
         image: a path, `data:` URI, encoded bytes, or a Pillow image. URLs are not fetched.
-        image_processor: of the model; `image_processing_utils.get_image_processor` loads it.
+        image_processor: the model's image processor; `image_processing_utils.get_image_processor`
+            loads it.
 
     Returns:
         The chunk; `expected_tokens` is the number of positions it takes.
@@ -90,7 +91,7 @@ def _read_image(image: str | Image.Image | bytes) -> tuple[bytes, int, int, str]
             return _as_png(ImageOps.exif_transpose(opened))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise RendererError(
-            f"image of {len(data)} bytes cannot be read ({error}); give a sound PNG, JPEG, GIF, "
+            f"image of {len(data)} bytes cannot be read ({error}); give a valid PNG, JPEG, GIF, "
             "BMP or WebP file."
         ) from error
 
@@ -128,15 +129,15 @@ def has_images(message: Message) -> bool:
 
 
 def text_and_images(message: Message, index: int) -> list[str | ImagePart]:
-    """Return the content of a message with images, neighbouring texts joined."""
+    """Return the content of a message with images; consecutive texts are joined."""
     pieces: list[str | ImagePart] = []
     content: Any = message["content"]
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else part
         if kind not in ("text", "image"):
             raise RendererError(
-                f"messages[{index}]: content part {kind!r} cannot stand beside images; use text "
-                "and image parts."
+                f"messages[{index}]: content part {kind!r} cannot be combined with images; use "
+                "text and image parts."
             )
         if part["type"] == "image":
             pieces.append(part)  # pyright: ignore[reportArgumentType]
@@ -171,7 +172,7 @@ class ImageWriter:
         """Keep the markers.
 
         Args:
-            image_processor: of the model.
+            image_processor: the model's image processor.
             before: tokens before each image.
             after: tokens after each image.
             gap: text after those.
@@ -183,7 +184,7 @@ class ImageWriter:
 
     @classmethod
     def of_qwen(cls, renderer: Format, image_processor: ImageProcessorProtocol) -> ImageWriter:
-        """The writer between Qwen's markers."""
+        """Return the writer with Qwen's markers."""
         before, after = (renderer.control_token(f"<|vision_{end}|>") for end in ("start", "end"))
         return cls(image_processor, before=[before], after=[after])
 

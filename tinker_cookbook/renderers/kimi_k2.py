@@ -10,20 +10,20 @@
 | `kimi_k26_preserve_thinking` | K2.6        | `<think>`         | kept          | as given    |
 
 Every reply of the thinking models has a think block, empty or not. Reasoning is dropped up to the
-last reply without calls, so it stays while calls and results go on. Calls have ids
-`functions.NAME:N`, which results name. K2.5 and K2.6 declare tools in TypeScript, the others in
-JSON. Users and tools of K2.5 and K2.6 may give images.
+last reply without calls, so it is kept during a series of calls and results. Calls have ids
+`functions.NAME:N`, which results repeat. K2.5 and K2.6 declare tools in TypeScript, the others in
+JSON. Users and tools of K2.5 and K2.6 may send images.
 
-Differences from the templates, all on purpose:
+Deliberate differences from the templates:
  1. Typed control tokens stay text.
  2. A trained reply's reasoning is written as it is sampled; the templates drop the last one's.
- 3. An id of another shape is replaced by the next one in order, in the call and in its result.
+ 3. An id of another shape is replaced by the next id in order, in the call and in its result.
     K2-Thinking's template writes any id; K2-Instruct's numbers the calls of each reply from 0.
- 4. A result without an id takes that of the call in its place.
- 5. K2-Instruct: a line break stands after the id of a result, as in the later models; the template
-    of July 2025 writes a backslash and an n.
+ 4. A result without an id takes the id of the call in the same place.
+ 5. K2-Instruct: a line break follows the id of a result, as in the later models; the template of
+    July 2025 writes a backslash and an n.
  6. With thinking disabled, all reasoning is dropped, and refused in a trained reply.
- 7. Arguments given as JSON text are written as they are.
+ 7. Arguments given as JSON text are not changed.
 """
 
 from __future__ import annotations
@@ -90,12 +90,14 @@ class KimiRenderer(Renderer):
 
         Args:
             tokenizer: Kimi's.
-            strip_thinking_from_history: drop the reasoning of replies that are done with.
-            thinking: who writes the think block. "none": there is none. "written": the model,
-                whole. "opened": the prompt opens it. "disabled": the prompt has it, empty.
-            default_system: system text where the first message is not a system message.
+            strip_thinking_from_history: drop the reasoning of finished turns.
+            thinking: who writes the think block. "none": nobody does. "written": the model
+                writes all of it. "opened": the prompt opens it. "disabled": the prompt contains an
+                empty block.
+            default_system: system text if the first message is not a system message.
             typescript: declare tools in TypeScript, not in JSON.
-            image_processor: of the model, if users and tools may give images (K2.5 and later).
+            image_processor: the model's image processor, if users and tools may send images (K2.5
+                and later).
         """
         super().__init__(tokenizer)
         self.thinking: Thinking = thinking
@@ -103,7 +105,7 @@ class KimiRenderer(Renderer):
         self.disables_thinking = thinking in ("none", "disabled")
         self.default_system = default_system
         if thinking == "none":
-            self.takes_text_arguments = False  # its template would quote text again
+            self.takes_text_arguments = False  # its template would quote JSON text again
         self.typescript = typescript
         self._end_ids = (self.control_token("<|im_end|>"),)
         self._middle = self.control_token("<|im_middle|>")
@@ -253,7 +255,7 @@ class KimiRenderer(Renderer):
         layout.ids((self._middle,), SegmentKind.FRAME, index)
 
     def _lay_out_thinking(self, layout: Layout, reasoning: str, index: int, form: Hashable) -> None:
-        """Append the think block; what the generation prompt has of it is frame."""
+        """Append the think block; the part that the generation prompt writes is FRAME."""
         if form == _DROPPED:
             layout.ids((*self._think, *self._think_end), SegmentKind.FRAME, index)
             return
@@ -317,7 +319,7 @@ class KimiK2Renderer(KimiRenderer):
 
 
 class _CallIds:
-    """Numbers the calls of a conversation and finds the ids of their results."""
+    """Numbers the calls of a conversation and assigns ids to their results."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -325,7 +327,7 @@ class _CallIds:
         self._waiting: list[str] = []
 
     def start_reply(self, *, restart: bool) -> None:
-        """Forget the calls of the reply before."""
+        """Forget the calls of the previous reply."""
         self._waiting = []
         if restart:
             self._next = 0
@@ -343,7 +345,7 @@ class _CallIds:
         return call_id
 
     def of_result(self, given: str | None, name: str | None) -> str:
-        """Return the id that a result names: its own, or that of the call in its place."""
+        """Return the id that a result repeats: its own, or the id of the call in the same place."""
         if given:
             call_id = self._written.get(given, given)
             if call_id in self._waiting:

@@ -1,6 +1,6 @@
 """Kimi K2.5: K2's format with an opened think block, tools in TypeScript, and images.
 
-What is written and how it differs from the template stands in kimi_k2.py.
+kimi_k2.py describes the format and its differences from the template.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["RENDERERS", "KimiK25DisableThinkingRenderer", "KimiK25Renderer"]
 
 
 class KimiK25Renderer(KimiK2Renderer):
-    """`kimi_k25`, and `kimi_k26`, which is written alike."""
+    """`kimi_k25`, and `kimi_k26`, which has the same format."""
 
     _thinking: Literal["opened", "disabled"] = "opened"
 
@@ -26,7 +26,7 @@ class KimiK25Renderer(KimiK2Renderer):
         image_processor: ImageProcessorProtocol | None = None,
         strip_thinking_from_history: bool = True,
     ) -> None:
-        # Not by way of K2's, whose default system message K2.5 does not have.
+        # Skip K2's constructor: K2.5 does not have its default system message.
         KimiRenderer.__init__(
             self,
             tokenizer,

@@ -1,4 +1,4 @@
-"""Kimi K2.6: written as K2.5; one variant keeps old reasoning."""
+"""Kimi K2.6: the format of K2.5; one variant keeps old reasoning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How a chat format writes a conversation: it appends pieces to a `Layout`, in order.
 
-A piece is text, token ids or an image. Each knows its message, what it is for (`SegmentKind`) and
+A piece is text, token ids or an image. Each knows its message, its purpose (`SegmentKind`) and
 whether the model samples it. Loss weights, prompts, example splits and pictures of tokens all
 follow from that, so a format writes a conversation in one place only. `rendering.py` turns layouts
 into tokens.

@@ -6,24 +6,25 @@
 | `llama3_1` | Llama 3.1, 3.2, 3.3 Instruct | yes                 | yes   |
 
 The templates of 3.1 and later always open with a system block that names a knowledge cut-off and
-today's date, even if there is no system message. `llama3_1` writes it, since the models were
+today's date, even without a system message. `llama3_1` writes it, since the models were
 trained with it; `llama3` leaves it out for every model, as checkpoints trained with that name
 expect.
 
-Differences from the templates, all on purpose:
+Deliberate differences from the templates:
  1. Typed control tokens stay text.
  2. The date is 26 Jul 2024, as 3.1 and 3.3 write; 3.2 writes the day of the call, which would make
     every day's training data different. `date_string` sets another one.
- 3. Arguments given as JSON text are written as they are. The template would quote them again.
+ 3. Arguments given as JSON text are not changed. The template would quote them again.
  4. A tool name that JSON must escape is escaped.
  5. A reply with both text and a call is refused: the template drops the text. Several calls are
-    written as the models write them, `; ` between them; the template raises.
- 6. Unknown roles are refused; the template writes any.
+    written as the models write them, with `; ` between them; the template raises.
+ 6. Unknown roles are refused; the template writes any role.
  7. Built-in tools (`<|python_tag|>`) are not written.
 
-A reply is read as calls if it is exactly what these calls are written as, so that it is written
-again by the same tokens: an answer in JSON on several lines is text. `<|python_tag|>` may stand
-before it. `fit_tool_calls` knows the tools: where none is declared, a reply is text again.
+A reply is read as calls if it is exactly what these calls would be written as, so that the message
+renders to the same tokens again; an answer in JSON on several lines is text. `<|python_tag|>` may
+precede it. `fit_tool_calls` knows the declared tools: without any, it turns the calls back into
+text.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class SystemBlock:
     date_string: str = "26 Jul 2024"
 
     def text(self, *, has_tools: bool) -> str:
-        """Return the block; with tools it also names the environment."""
+        """Return the text of the block; with tools it also names the environment."""
         environment = "Environment: ipython\n" if has_tools else ""
         return (
             f"{environment}Cutting Knowledge Date: {self.knowledge_cutoff}\n"
@@ -168,8 +169,8 @@ class Llama3Renderer(Renderer):
             )
         if text or (unparsed and len(calls) + len(unparsed) > 1):
             raise RendererError(
-                f"messages[{index}]: this format writes tool calls and nothing else in a reply; "
-                "move the text into a message of its own."
+                f"messages[{index}]: this format writes only tool calls in such a reply; "
+                "move the text into a separate message."
             )
         if unparsed:
             return unparsed[0].raw_text, SegmentKind.TOOL
@@ -202,7 +203,7 @@ class Llama3Renderer(Renderer):
         )
 
     def _whole_calls(self) -> WholeCalls:
-        """Return how a reply that is nothing but calls is told from one that is JSON."""
+        """Return how to recognize a reply that consists of calls."""
         return WholeCalls(
             parse=partial(read_whole_reply, is_exact=True),
             mark=self.encoder.control_id("<|python_tag|>"),

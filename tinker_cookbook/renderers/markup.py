@@ -1,17 +1,18 @@
-"""Reasoning and tool calls that stand as markup in the text of a reply, made parts of the message.
+"""Converting reasoning and tool calls in the text of a reply into parts of the message.
 
 Most public data writes a reply as one text: `<think>`, the reasoning, `</think>`, the answer, and
-calls between `<tool_call>` and `</tool_call>`. A renderer takes text as text: it would write an
-empty block of its own and train the tags as letters. So whoever reads data from elsewhere converts
-it first, here:
+calls between `<tool_call>` and `</tool_call>`. A renderer takes text literally: it would write an
+empty think block and train the tags as letters. So code that reads data from elsewhere converts it
+first:
 
     message, count = structure_reply_markup({"role": "assistant", "content": "<think>add</think>4"})
 
 What is converted:
- - `<think>...</think>` at the start of a text, or on lines of its own further down;
- - reasoning whose opening tag is missing (the prompt had it): a `</think>` alone on its line, in a
+ - `<think>...</think>` at the start of a text, or on separate lines further down;
+ - reasoning without an opening tag (it was in the prompt): a `</think>` alone on its line, in a
    text without `<think>`;
- - calls at the end of a text. Text behind a call would change places with it, so such a call stays.
+ - calls at the end of a text. A call followed by text stays, because the text would be moved before
+   it.
 Tags of reasoning may be in capitals or have attributes. Tags in code (between backticks or fences),
 tags in the middle of a sentence, blocks that are not closed, `<thinking>` (which may mean anything)
 and calls that cannot be read stay text; `remaining_markup` finds those outside code.
@@ -62,20 +63,20 @@ _BLANK_LINES = re.compile(r"(?:[ \t]*\n)+|[ \t]+")
 
 
 def structure_reply_markup(message: Message, tools: Sequence[ToolSpec] = ()) -> tuple[Message, int]:
-    """Return a reply with its markup made thinking parts and tool calls, and how many blocks.
+    """Return a reply with its markup converted to thinking parts and tool calls, and the number of
+    blocks.
 
     Blank lines around reasoning, and those between it and the answer, belong to the markup. The
     order of reasoning and text is kept; a block without reasoning leaves nothing behind.
 
     Args:
-        message: of any role; only the assistant's are changed. A message that has reasoning or
-            calls besides its text keeps other ones in the text as they are; the same ones, written
-            twice, are taken out of it.
-        tools: declarations. Where a notation writes arguments without types, they have those that
-            their tool declares.
+        message: of any role; only the assistant's are changed. If a message already has reasoning
+            or calls next to its text, equal ones in the text are removed from it, and different
+            ones stay text.
+        tools: declarations. They give arguments their types in notations without types.
 
     Returns:
-        The message itself and 0 where there is nothing to convert, else a copy: its content a
+        The message itself and 0 if there is nothing to convert, else a copy. Its content is a
         string, or a list of parts if there is reasoning.
     """
     content: Any = message.get("content")
@@ -99,10 +100,10 @@ def structure_reply_markup(message: Message, tools: Sequence[ToolSpec] = ()) -> 
 
 
 def remaining_markup(message: Message) -> list[str]:
-    """Return the tags of reasoning and calls that stand in a message's text, outside code.
+    """Return the tags of reasoning and calls in a message's text, outside code.
 
-    After `structure_reply_markup`: what a renderer would train as letters. Mostly a reply that was
-    cut off, or a call that cannot be read.
+    After `structure_reply_markup`, these are the tags that a renderer would train as letters:
+    usually a reply that was cut off, or a call that cannot be read.
     """
     content: Any = message.get("content")
     parts = [content] if isinstance(content, str) else content or []
@@ -113,7 +114,8 @@ def remaining_markup(message: Message) -> list[str]:
 def _structure_thinking(
     message: Message, parts: Sequence[ContentPart]
 ) -> tuple[list[ContentPart], int]:
-    """Return the parts with the blocks of their texts made thinking parts, and how many."""
+    """Return the parts with the blocks in their texts as thinking parts, and the number of
+    blocks."""
     had = message.get("reasoning_content") or ""
     had += "".join(map(_thought, parts))
     found: list[ContentPart] = []
@@ -126,7 +128,7 @@ def _structure_thinking(
         pieces, count = _split_thinking(cast(TextPart, part)["text"])
         num_blocks += count
         thoughts += [piece for piece in pieces if _thought(piece)]
-        if had.strip():  # it stands there twice, if it is the same
+        if had.strip():  # equal reasoning is given twice
             pieces = [piece for piece in pieces if not _thought(piece)]
         found += pieces if count else [part]
     if had.strip() and thoughts and "".join(map(_thought, thoughts)) != had.strip():
@@ -135,7 +137,7 @@ def _structure_thinking(
 
 
 def _split_thinking(text: str) -> tuple[list[ContentPart], int]:
-    """Return texts and reasoning in their order, and how many blocks of reasoning there were."""
+    """Return texts and reasoning in order, and the number of blocks of reasoning."""
     pieces: list[ContentPart] = []
     position = num_blocks = 0
     for start, body_start, body_end, end in _think_blocks(text):
@@ -173,7 +175,7 @@ def _think_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _mark(match: re.Match[str]) -> str:
-    """Return the mark that a tag stands for, whatever its capitals and attributes."""
+    """Return the mark of a tag, ignoring case and attributes."""
     if match["name"] is None:
         return MISTRAL_CALLS
     return f"<{match['slash']}{match['name'].lower()}>"
@@ -190,7 +192,8 @@ def _next_opening(text: str, position: int) -> tuple[int, int] | None:
 
 
 def _find_close(text: str, position: int) -> tuple[int, int] | None:
-    """Return where the first `</think>` outside code is; of those in code the first, if all are."""
+    """Return the place of the first `</think>` outside code, or of the first one if all are in
+    code."""
     for match in _outside_code(text[position:]):
         if _mark(match) == END_THINK:
             return position + match.start(), position + match.end()
@@ -199,13 +202,13 @@ def _find_close(text: str, position: int) -> tuple[int, int] | None:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether what stands there is a line of its own."""
+    """Whether the tag is alone on its line."""
     line_start = text.rfind("\n", 0, start) + 1
     return not text[line_start:start].strip() and not text[end:].partition("\n")[0].strip()
 
 
 def _without_blank_start(text: str) -> str:
-    """Return the text without blank lines at its start, or without spaces where it has none."""
+    """Return the text without blank lines at its start, or without spaces if there are none."""
     blank = _BLANK_LINES.match(text)
     return text[blank.end() :] if blank else text
 
@@ -218,7 +221,7 @@ def _outside_code(text: str) -> list[re.Match[str]]:
 
 
 def _code_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where code starts and ends: fenced blocks, the last maybe open, and backticks."""
+    """Yield where code starts and ends: fenced blocks (the last one may be open) and backticks."""
     start, fence, position = 0, "", 0
     for match in _FENCE.finditer(text):
         mark = match.group(1)
@@ -237,7 +240,8 @@ def _code_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _split_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[str, list[ToolCall]]:
-    """Return the text before the calls that end it, and these; all of it if there are none."""
+    """Return the text before the calls at its end, and these calls; the whole text if there are
+    none."""
     for match in _outside_code(text):
         if match.group() in _CALL_STARTS:
             calls = _read_calls(text[match.start() :], tools)
@@ -247,7 +251,7 @@ def _split_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[str, list[ToolCa
 
 
 def _read_calls(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
-    """Return the calls of a text that is nothing but calls, none if it is anything else."""
+    """Return the calls of a text that consists of calls, else none."""
 
     def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
         return read_calls("".join(map(str, parts)), raw_text, tools)
@@ -266,13 +270,14 @@ def _read_calls(text: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
 
 
 def _may_add_calls(message: Message, calls: Sequence[ToolCall]) -> bool:
-    """Whether the message has no calls besides its text, or the same ones."""
+    """Whether the message has no calls next to its text, or the same calls."""
     had: Sequence[Any] = message.get("tool_calls") or ()
     return not had or [_meaning(call) for call in had] == [_meaning(call) for call in calls]
 
 
 def _meaning(call: CallLike) -> object:
-    """Return what a call asks for, however it is written; of what is no call, itself."""
+    """Return name and arguments of a call as values that can be compared; other values
+    unchanged."""
     try:
         name, arguments = call_name_and_arguments(call)
     except (RendererError, AttributeError):

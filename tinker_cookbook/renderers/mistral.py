@@ -6,25 +6,25 @@
 | `mistral_small` | at the start; with a default               | name, id and JSON, one by one  |
 
 A prompt ends in `[/INST]` or `[/TOOL_RESULTS]`: replies have no header. Tools are declared before
-the last user message. So earlier messages read differently once a new one comes (always with a
-system message in Nemo, with tools in both): these formats do not extend. A conversation in which
-nothing is rewritten trains in one example all the same.
+the last user message, and so is Nemo's system message. A new user message therefore changes how
+earlier messages are written, and prompts do not extend each other. A conversation in which nothing
+is rewritten still trains in one example.
 
-Differences from the templates (those that llama.cpp carries), all on purpose:
+Deliberate differences from the templates (those in llama.cpp):
  1. Typed control tokens stay text.
  2. A conversation that ends in a reply is written as the prompt of that reply, then the reply.
-    Nemo's template leaves the system message out as soon as there is a reply.
- 3. Small's default system message names a fixed date, 20 June 2025, when the model came out; the
-    template writes the day of the call. `date_string` sets another one.
+    Nemo's template omits the system message as soon as there is a reply.
+ 3. Small's default system message names a fixed date, 20 June 2025, the day of the model's release;
+    the template writes the current day. `date_string` sets another one.
  4. Ids of calls are nine letters or digits. Other ids, and missing ones, become the number of the
     call in the conversation, in nine digits; the templates raise.
  5. A reply with both text and calls is refused: the templates drop the text.
- 6. Roles need not alternate; a system message stands at the start only, with tools an empty one
-    counts as none.
- 7. Tools are declared once. The templates declare them again before every user message that reads
-    exactly like the last one.
- 8. Arguments given as JSON text are written as they are, and declarations in valid JSON. Nemo's
-    template writes the texts of a declaration without escapes.
+ 6. Roles do not have to alternate. A system message must be the first message; with tools, an empty
+    one counts as none.
+ 7. Tools are declared once. The templates declare them again before every user message that is
+    equal to the last one.
+ 8. Arguments given as JSON text are not changed, and declarations are valid JSON. Nemo's template
+    writes the texts of a declaration without escapes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class MistralRenderer(Renderer):
         Args:
             tokenizer: must have Mistral's control tokens.
             is_small: write as Mistral Small 3.2.
-            date_string: today, in Small's default system message.
+            date_string: current date in Small's default system message.
         """
         super().__init__(tokenizer)
         self.is_small = is_small
@@ -164,8 +164,8 @@ class MistralRenderer(Renderer):
                 self._lay_out_user(layout, messages, index, forms[index])
             elif index:
                 raise RendererError(
-                    f"messages[{index}]: a system message stands at the start only in this format; "
-                    "join it with the first message, or make it a user message."
+                    f"messages[{index}]: a system message must be the first message in this "
+                    "format; join it with the first message, or make it a user message."
                 )
 
     def _mark(self, layout: Layout, mark: str, index: int, *, sampled: bool = False) -> None:
@@ -209,7 +209,7 @@ class MistralRenderer(Renderer):
         if text and (calls or unparsed):
             raise RendererError(
                 f"messages[{index}]: a reply holds text or tool_calls in this format, not both; "
-                "move the text into a message of its own."
+                "move the text into a separate message."
             )
         layout.text(text, SegmentKind.CONTENT, index, sampled=True)
         if calls and not self.is_small:
@@ -287,7 +287,7 @@ class MistralRenderer(Renderer):
             if isinstance(part, str):
                 texts[mark] += part
             elif part in texts:
-                return [UnparsedToolCall(raw_text=raw_text, error="a mark stands twice")]
+                return [UnparsedToolCall(raw_text=raw_text, error="a mark is given twice")]
             else:
                 mark = part
                 texts[mark] = ""
@@ -306,7 +306,7 @@ def _nemo_call(call: CallLike, call_id: str) -> str:
 
 
 def _parse_nemo_calls(parts: Sequence[str | int], raw_text: str) -> Sequence[ParsedCall]:
-    """Parse a list of calls; one that is wrong makes them all unparsed, in one text."""
+    """Parse a list of calls. If one is wrong, all of them are one unparsed call."""
     body = "".join(map(str, parts))
     calls = read_json_calls(body, raw_text)
     if body.lstrip().startswith("{"):
@@ -315,7 +315,8 @@ def _parse_nemo_calls(parts: Sequence[str | int], raw_text: str) -> Sequence[Par
 
 
 def _call_ids(messages: Sequence[Message]) -> list[list[str]]:
-    """Return the ids that each message writes: of its calls, or of the call it answers."""
+    """Return the ids that each message writes: the ids of its calls, or the id of the call it
+    answers."""
     number = 0
     written: list[list[str]] = []
     by_given: dict[str, str] = {}

@@ -8,16 +8,17 @@
 | `nemotron3_preserve_thinking` | Nano, Super | `<think>\\n`      | kept          | as given     |
 
 `nemotron3_ultra`, `..._ultra_medium_thinking` (effort: efficient), `..._ultra_disable_thinking` and
-`..._ultra_preserve_thinking` are those of Ultra, which writes no line breaks around `</think>`.
+`..._ultra_preserve_thinking` are the same for Ultra, which writes no line breaks around `</think>`.
 
-Reasoning stands after the last user message and is dropped before it. Space at the end of a reply
-is dropped.
+Reasoning is kept after the last user message and dropped before it. White space at the end of a
+reply is dropped.
 
-Differences from the templates, besides those of chatml.py:
+Differences from the templates, in addition to those in chatml.py:
  1. `<think>` typed in a string is text.
- 2. A last reply without reasoning in a thinking format has an empty think block as the prompt opens
-    it; the template writes `<think></think>`, which no sampled reply has.
- 3. Where reasoning is kept, so has every reply without (`..._preserve_thinking`): prompts extend.
+ 2. In a thinking format, a last reply without reasoning has an empty think block in the form that
+    the prompt opens; the template writes `<think></think>`, which cannot be sampled.
+ 3. With `..._preserve_thinking`, every reply without reasoning has such a block, so that prompts
+    extend each other.
  4. With thinking disabled, all reasoning is dropped, and refused in a trained reply; text before a
     call is the same in history as when it is sampled (the template trims it later).
  5. Numbers in arguments are written as in their JSON text; the template writes them as Python does.
@@ -75,7 +76,7 @@ class _Form(Enum):
     KEPT = auto()
     """A reply after the last user message."""
     DROPPED = auto()
-    """A reply before it, without its reasoning."""
+    """A reply before the last user message, without its reasoning."""
 
 
 class Nemotron3Renderer(ChatMLRenderer):
@@ -97,11 +98,11 @@ class Nemotron3Renderer(ChatMLRenderer):
 
         Args:
             tokenizer: Nemotron's.
-            image_processor: None; the models read no images.
+            image_processor: must be None; the models do not read images.
             strip_thinking_from_history: drop the reasoning before the last user message.
-            thinking: whether the prompt opens the think block, or has it, empty.
+            thinking: whether the prompt opens the think block or contains an empty one.
             is_ultra: no line breaks around `</think>`.
-            effort: what the last user message says of it; None for nothing.
+            effort: reasoning effort named in the last user message; None for nothing.
         """
         super().__init__(tokenizer, tools=True, image_processor=image_processor)
         self.thinking = thinking
@@ -226,7 +227,7 @@ class Nemotron3Renderer(ChatMLRenderer):
         self._end_turn(layout, index, sampled=True)
 
     def _lay_out_block(self, layout: Layout, block: str | None, index: int) -> None:
-        """Append the think block; what the generation prompt has of it is frame."""
+        """Append the think block; the part that the generation prompt writes is FRAME."""
         if block is None:
             layout.ids(self._empty_block, SegmentKind.FRAME, index)
             return
@@ -251,7 +252,7 @@ class Nemotron3Renderer(ChatMLRenderer):
         return xml_call_text(call, PYTHON_WORDS)
 
     def _lay_out_tool_result(self, layout: Layout, messages: Sequence[Message], index: int) -> None:
-        """Append a result; neighbouring results share one user message."""
+        """Append a tool result; consecutive results share one user message."""
         if index == 0 or messages[index - 1]["role"] != "tool":
             layout.frame(self._frames["user"], index)
         self._marker(layout, "<tool_response>", index)
@@ -374,7 +375,7 @@ def _schema(schema: JsonSchema) -> list[str]:
 
 
 def _others(mapping: JsonSchema, known: Sequence[str]) -> list[str]:
-    """Return the members that have no place of their own."""
+    """Return the other members, as tags."""
     return [
         f"<{key}>{json_text(value) if isinstance(value, dict | list | tuple) else value}</{key}>"
         for key, value in mapping.items()

@@ -1,9 +1,9 @@
 """Reading a sampled reply: tokens in, deltas and a message out.
 
-The parser works on token ids, so a marker that the model typed as ordinary text (inside an argument
-of a tool call, say) is text. What tokens and text mean is for `tinker_cookbook.replies` to say, the
-reader that the local service uses too. The streaming parse is the only one: a whole reply is fed in
-one go, which makes both results equal by construction.
+The parser works on token ids, so a marker that the model typed as ordinary text (for example inside
+an argument of a tool call) is text. `tinker_cookbook.replies`, which the local service uses too,
+defines what tokens and text mean. There is one parser only: a whole reply is fed to it at once, so
+streaming gives the same result by construction.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ ParsedCall = ToolCall | UnparsedToolCall
 
 
 class ReplyParser(Protocol):
-    """What every format's parser can do."""
+    """Interface of every format's parser."""
 
     def feed(self, tokens: Iterable[int]) -> Iterator[MessageDelta]:
-        """Take more tokens and yield what they complete. Run the iterator to its end."""
+        """Take more tokens and yield the deltas that they complete. Always exhaust the iterator."""
         ...
 
     def finish(self) -> Iterator[MessageDelta]:
@@ -80,7 +80,7 @@ class MessageBuilder:
             yield StreamingThinkingDelta(text, self._append(StreamingThinkingDelta, text))
 
     def add(self, pieces: Iterable[object]) -> Iterator[MessageDelta]:
-        """Add what a reader yields, yielding its deltas."""
+        """Add the pieces that a reader yields, yielding their deltas."""
         for piece in pieces:
             if isinstance(piece, TextPiece):
                 yield from self.text(piece.text)
@@ -106,7 +106,7 @@ class MessageBuilder:
         return len(self._parts) - 1
 
     def message(self) -> Message:
-        """Return the message: a string content if there is no reasoning, else parts."""
+        """Return the message. Its content is a string, or a list of parts if there is reasoning."""
         if all(kind is StreamingTextDelta for kind, _ in self._parts):
             text = "".join(piece for _, pieces in self._parts for piece in pieces)
             message = Message(role="assistant", content=text)
@@ -127,9 +127,9 @@ def _part(kind: type, pieces: list[str]) -> ContentPart:
 
 
 class TokenParser(ABC):
-    """Parses one reply, token by token or in any larger bites, with the same result.
+    """Parses one reply, fed in chunks of any size, with the same result.
 
-    A format says what its control tokens do and what text is; text comes in whole characters.
+    Subclasses define what control tokens and text mean. Text is passed in whole characters.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class TokenParser(ABC):
         """Prepare for a reply.
 
         Args:
-            encoder: of the renderer.
+            encoder: the renderer's encoder.
             control: tokens that structure a reply, and those that end it.
-            ends: of these, what may stand after the end of a reply without being text.
+            ends: control tokens that may follow the end of a reply without being text.
         """
         self._encoder = encoder
         self._decoder = Utf8TokenDecoder(encoder)
@@ -152,7 +152,7 @@ class TokenParser(ABC):
         self._termination = ParseTermination.MALFORMED
 
     def feed(self, tokens: Iterable[int]) -> Iterator[MessageDelta]:
-        """Take more tokens and yield what they complete. Run the iterator to its end."""
+        """Take more tokens and yield the deltas that they complete. Always exhaust the iterator."""
         run: list[int] = []
         for token in tokens:
             if self._is_done:
@@ -182,7 +182,7 @@ class TokenParser(ABC):
         return message, ParseTermination.MALFORMED
 
     def _end(self, *, is_eos: bool) -> None:
-        """Note that the reply has ended; what follows is trailing."""
+        """Record that the reply has ended; what follows is trailing text."""
         self._termination = ParseTermination.EOS if is_eos else ParseTermination.STOP_SEQUENCE
         self._is_done = True
 
@@ -192,11 +192,11 @@ class TokenParser(ABC):
 
     @abstractmethod
     def _control_token(self, token: int) -> Iterator[MessageDelta]:
-        """Take a control token; all text before it has been given."""
+        """Take a control token; the text before it has been passed already."""
 
     @abstractmethod
     def _cut(self) -> Iterator[MessageDelta]:
-        """Take the end of a reply that nothing ended."""
+        """Take the end of a reply that was cut off."""
 
 
 class ResponseParser(TokenParser):
@@ -208,7 +208,7 @@ class ResponseParser(TokenParser):
         """Prepare for a reply.
 
         Args:
-            encoder: of the renderer.
+            encoder: the renderer's encoder.
             grammar: names the tokens that structure a reply.
             reader: takes text and marks; by default, one that obeys the grammar.
         """

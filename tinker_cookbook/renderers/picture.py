@@ -1,6 +1,6 @@
-"""Pictures of what is trained: every token of a rendering with its weight.
+"""Showing what is trained: every token of a rendering with its weight.
 
-For a terminal (colours, or «marks» where there are none), as a table, or as an HTML page.
+For a terminal (colours, or «» around trained text without colours), as a table, or as an HTML page.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class TokenView(NamedTuple):
 
     position: int
     token: int | None
-    """None for an image or a sound, which takes many positions."""
+    """None for an image or audio clip, which takes many positions."""
     text: str
     """Bytes of an unfinished character as `\\xNN`."""
     shown: str
-    """As `text`, but a character of several tokens stands in the last of them."""
+    """Like `text`, but a character that spans several tokens is shown at the last one."""
     weight: float
     kind: str
     message: int
@@ -64,7 +64,7 @@ def _token_text(token: int, encoder: TextEncoder) -> str:
 
 # ---- terminal ----
 
-# Neighbouring tokens alternate between two shades, so that each can be told from the next.
+# Neighbouring tokens alternate between two shades, so that they can be distinguished.
 _TRAINED = ("\x1b[32m", "\x1b[92;4m")
 _CONTEXT = ("\x1b[33m", "\x1b[2;33m")
 _NEGATIVE = ("\x1b[31m", "\x1b[91;4m")
@@ -81,7 +81,7 @@ def _colored(views: Sequence[TokenView]) -> str:
     pieces = []
     for view in views:
         shades = _TRAINED if view.weight > 0 else _NEGATIVE if view.weight < 0 else _CONTEXT
-        # Colours end before a line does: pagers drop them there.
+        # Reset colours before the end of a line: pagers drop them there.
         lines = printable(view.shown).split("\n")
         start = shades[view.position % 2] + (_CONTROL if view.is_control else "")
         pieces.append("\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines))
@@ -97,7 +97,7 @@ def _marked(views: Sequence[TokenView]) -> str:
     return "".join(pieces)
 
 
-_SHOWN = "\n\t\u200d"  # newline, tab, and what joins emoji
+_SHOWN = "\n\t\u200d"  # newline, tab, and the joiner of emoji
 
 
 def printable(text: str) -> str:
@@ -163,7 +163,7 @@ point at a token for its id, weight and origin.</p>
 def html_page(
     title: str, sections: Sequence[tuple[str, Sequence[TokenView], Sequence[str]]]
 ) -> str:
-    """Return a page that needs no other file.
+    """Return a self-contained page.
 
     Args:
         title: heading of the page.

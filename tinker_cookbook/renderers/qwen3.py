@@ -9,16 +9,16 @@
 | `qwen3_instruct`         | `assistant\\n`                       | the text (see chatml.py) |
 
 As in the template, reasoning before the last user message is dropped, and after it only a reply
-with reasoning, or the last one, has a think block. A reply sampled in turn 1 therefore reads
-differently in turn 2: these formats do not extend, and training makes one example per reply.
+with reasoning, or the last one, has a think block. A reply sampled in turn 1 is therefore written
+differently in turn 2: prompts do not extend each other, and training makes one example per reply.
 
-Differences from the template, besides those of chatml.py:
+Differences from the template, in addition to those in chatml.py:
  1. `<think>` typed in a string is text. The template cuts strings at `</think>`; use thinking parts
     (or `parse_think_blocks`) for reasoning.
- 2. Where the prompt opens or closes the think block, what follows is encoded apart from it, as it
-    is sampled (`<think>`, `\\n` + `\\n`, `</think>` where the template merges to `\\n\\n`).
- 3. Where no user message precedes, replies are written as if one did. The template leaves out all
-    their reasoning, even of the reply being trained.
+ 2. Where the prompt opens or closes the think block, what follows is encoded separately, as when
+    sampling (`<think>`, `\\n` + `\\n`, `</think>` where the template merges to `\\n\\n`).
+ 3. Without a user message before them, replies are written as if there were one. The template omits
+    all their reasoning, even that of the reply being trained.
  4. With thinking disabled, a trained reply with reasoning is refused: no prompt of this format
     can precede it.
 """
@@ -66,11 +66,12 @@ class Qwen3Renderer(ChatMLRenderer):
 
         Args:
             tokenizer: a Qwen3 tokenizer, or one with its control tokens.
-            strip_thinking_from_history: as the template does. False keeps a think block on every
-                reply, so that prompts extend and whole conversations train in one example.
-            thinking: who writes the think block. "sampled": the model, whole. "opened": the prompt
-                opens it. "disabled": the prompt has it, empty.
-            image_processor: of the model, if users and tools may give images.
+            strip_thinking_from_history: drop old reasoning, as the template does. False keeps a
+                think block in every reply, so that prompts extend each other and whole
+                conversations train in one example.
+            thinking: who writes the think block. "sampled": the model writes all of it. "opened":
+                the prompt opens it. "disabled": the prompt contains an empty block.
+            image_processor: the model's image processor, if users and tools may send images.
         """
         super().__init__(tokenizer, tools=True, image_processor=image_processor)
         self.strip_thinking_from_history = strip_thinking_from_history
@@ -125,7 +126,7 @@ class Qwen3Renderer(ChatMLRenderer):
         self._end_turn(layout, index, sampled=sampled)
 
     def _lay_out_thinking(self, layout: Layout, reasoning: str, index: int) -> None:
-        """Append the think block; what the generation prompt has of it is frame."""
+        """Append the think block; the part that the generation prompt writes is FRAME."""
         if self.thinking == "disabled" and not reasoning:
             layout.ids(self._prompt_ids, SegmentKind.FRAME, index)
             return
@@ -174,7 +175,7 @@ class Qwen3VLRenderer(Qwen3Renderer):
 
 
 class Qwen3InstructRenderer(ChatMLRenderer):
-    """`qwen3_instruct`: no thinking, hence no `Qwen3Renderer`."""
+    """`qwen3_instruct`: without thinking, so it is based on ChatML directly."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer, tools=True)
@@ -193,13 +194,14 @@ class _Form(Enum):
     """How a reply is written."""
 
     THINK = auto()
-    """With a think block."""
+    """The reply has a think block."""
     HISTORY = auto()
-    """Without one, since later messages follow."""
+    """The reply has no think block, because later messages follow."""
 
 
 def _last_query_index(messages: Sequence[Message]) -> int:
-    """Return the last user message that is no tool result in disguise, -1 without one."""
+    """Return the index of the last user message that is not a tool result in disguise, -1 if
+    none."""
     for index in range(len(messages) - 1, -1, -1):
         if messages[index]["role"] == "user":
             text = "" if has_images(messages[index]) else split_reasoning(messages[index])[1]

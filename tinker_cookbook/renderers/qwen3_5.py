@@ -9,21 +9,24 @@
 | `qwen3_8_xhigh_reasoning`, `_medium_`, `_low_` | `<think>\\n` | kept          |
 | `qwen3_8_disable_thinking`   | `<think>\\n\\n</think>\\n\\n`  | kept          |
 
-Content and reasoning are trimmed. A reply after the last user message has a think block, empty or
-not; before it, only where old reasoning is kept. Formats that keep it extend: all of Qwen3.8.
+White space around content and reasoning is dropped. A reply after the last user message has a think
+block, empty or not; an earlier one only if old reasoning is kept. Prompts of formats that keep it
+extend each other: all formats of Qwen3.8.
 Qwen3.8 writes its effort at the start of the system message. Qwen3.5 writes truth values and null
 in arguments as Python does, the later ones as JSON does.
 
-Differences from the templates, besides those of chatml.py:
+Differences from the templates, in addition to those in chatml.py:
  1. `<think>` typed in a string is text. The templates of 3.5 and 3.6 cut strings at `</think>`.
- 2. What the prompt writes of the think block is encoded apart from what follows, as it is sampled:
-    `<think>`, `\\n` + `\\n`, `</think>` where the template merges to `\\n\\n`.
- 3. Where no user message precedes, replies are written as after one; the template raises.
+ 2. The part of the think block that the prompt writes is encoded separately from what follows, as
+    it is sampled: `<think>`, `\\n` + `\\n`, `</think>` where the template merges to `\\n\\n`.
+ 3. Without a user message before them, replies are written as if there were one; the template
+    raises.
  4. A system message after the first is refused, as the template does.
  5. With thinking disabled, a trained reply with reasoning is refused.
- 6. Arguments given as JSON text are written as they are: numbers, lists and objects to the letter.
-    The template takes no text.
- 7. `qwen3_5_preserve_thinking` does what the later templates do; Qwen3.5's has no such option.
+ 6. Numbers, lists and objects in arguments given as JSON text are not changed. The template does
+    not accept text.
+ 7. `qwen3_5_preserve_thinking` does what the later templates do; Qwen3.5's template has no such
+    option.
 """
 
 from __future__ import annotations
@@ -108,10 +111,10 @@ class Qwen3_5Renderer(ChatMLRenderer):
 
         Args:
             tokenizer: must have Qwen's control tokens.
-            image_processor: of the model, if users and tools may give images.
-            thinking: whether the prompt opens the think block, or has it, empty.
+            image_processor: the model's image processor, if users and tools may send images.
+            thinking: whether the prompt opens the think block or contains an empty one.
             strip_thinking_from_history: drop the think blocks before the last user message.
-            reasoning_effort: of `REASONING_EFFORT_INSTRUCTIONS`, for Qwen3.8; written where
+            reasoning_effort: a key of `REASONING_EFFORT_INSTRUCTIONS`, for Qwen3.8; written if
                 thinking is on. None for earlier models.
             python_words: write `True`, `False` and `None` in arguments, as Qwen3.5 does; later
                 models write them as JSON does.
@@ -147,7 +150,8 @@ class Qwen3_5Renderer(ChatMLRenderer):
         return [m["role"] == "assistant" and i > query for i, m in enumerate(messages)]
 
     def _last_query_index(self, messages: Sequence[Message]) -> int:
-        """Return the last user message that is no tool result in disguise, -1 without one."""
+        """Return the index of the last user message that is not a tool result in disguise, -1 if
+        none."""
         for index in range(len(messages) - 1, -1, -1):
             message = messages[index]
             if message["role"] == "user":
@@ -182,7 +186,7 @@ class Qwen3_5Renderer(ChatMLRenderer):
             return
         if index:
             raise RendererError(
-                f"messages[{index}]: a system message stands at the start only in this format; "
+                f"messages[{index}]: a system message must be the first message in this format; "
                 "join it with the first message, or make it a user message."
             )
         if has_images(message):
@@ -223,7 +227,7 @@ class Qwen3_5Renderer(ChatMLRenderer):
         self._end_turn(layout, index, sampled=sampled)
 
     def _lay_out_thinking(self, layout: Layout, reasoning: str, index: int) -> None:
-        """Append the think block; what the generation prompt has of it is frame."""
+        """Append the think block; the part that the generation prompt writes is FRAME."""
         if self.disables_thinking and not reasoning:
             layout.ids(self._empty_block, SegmentKind.FRAME, index)
             return

@@ -1,6 +1,6 @@
 """Qwen3.8: Qwen3.5's format with an effort in the system message; old reasoning is kept.
 
-What is written and how it differs from the template stands in qwen3_5.py.
+qwen3_5.py describes the format and its differences from the template.
 """
 
 from __future__ import annotations

@@ -30,17 +30,18 @@ _lock = threading.Lock()
 
 
 def _built_in() -> dict[str, RendererFactory]:
-    """Every format's module, imported when one is asked for: `--help` needs none of them."""
+    """Return the built-in renderers; this imports all formats, so it is done only when one is
+    needed."""
     from tinker_cookbook.renderers.built_in import BUILT_IN
 
     return {name: renderer.make for name, renderer in BUILT_IN.items()}
 
 
 def register_renderer(name: str, factory: RendererFactory) -> None:
-    """Add a renderer of your own, or replace one.
+    """Register a renderer, or replace one.
 
     Args:
-        name: what `get_renderer` is asked for; a built-in of that name is hidden.
+        name: the name for `get_renderer`; it hides a built-in renderer with the same name.
         factory: called with (tokenizer, image processor or None). Other processes that unpickle
             the renderer must have registered the same name.
     """
@@ -51,7 +52,7 @@ def register_renderer(name: str, factory: RendererFactory) -> None:
 
 
 def unregister_renderer(name: str) -> bool:
-    """Remove a renderer that was registered; False if there was none."""
+    """Remove a registered renderer; return False if there was none."""
     with _lock:
         return _registered.pop(name, None) is not None
 
@@ -82,11 +83,12 @@ def get_renderer(
     """Make a renderer by name.
 
     Args:
-        name: a registered name, or one of the built-in ones below.
+        name: a registered name, or a built-in one: `get_renderer_names` lists all,
+            docs/renderers.md describes them.
         tokenizer: the model's tokenizer, from `tokenizer_utils.get_tokenizer`.
-        image_processor: for formats with images.
-        model_name: from which another process loads the tokenizer again, when the renderer is
-            pickled; default: the tokenizer's own name.
+        image_processor: the model's image processor, for formats with images.
+        model_name: the model whose tokenizer another process loads if the renderer is pickled;
+            default: the tokenizer's own name.
 
     Raises:
         RendererError: if the name is unknown, or the tokenizer lacks the format's control tokens.
@@ -101,7 +103,7 @@ def get_renderer(
 
 
 def check_renderer_name(name: str) -> None:
-    """Refuse a name that `get_renderer` would not know, without any tokenizer.
+    """Refuse a name that `get_renderer` does not know; no tokenizer is needed.
 
     Raises:
         RendererError: with the nearest name.
@@ -118,7 +120,8 @@ def _find_factory(name: str) -> RendererFactory:
 
 
 def load_renderer(name: str, model_name: str) -> Renderer:
-    """Make a renderer by name for a model, with its tokenizer and, if it sees, its images.
+    """Make a renderer by name for a model, with its tokenizer and, for a vision model, image
+    processor.
 
     Args:
         name: as for `get_renderer`.
@@ -137,17 +140,17 @@ def load_renderer(name: str, model_name: str) -> Renderer:
 
 
 def find_image_renderer_names(model_name: str) -> list[str]:
-    """Return the renderers that write images for a model, those of its own chat template first.
+    """Return the renderers that write images for a model, those that fit its chat template first.
 
     Args:
-        model_name: a model folder or hub id. A model without images has none.
+        model_name: a model folder or hub id. For a model without images, the list is empty.
     """
     from tinker_cookbook.image_processing_utils import deferred_image_processor
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     images = deferred_image_processor(model_name)
     if images is None or getattr(images, "merge_size", None) is None:
-        return []  # a text model, or one whose images take positions in another way
+        return []  # a text model, or one that counts image positions differently
     tokenizer = get_tokenizer(model_name)
     fitting: list[str] = []
     others: list[str] = []
@@ -182,7 +185,7 @@ def _unknown_name_error(name: str) -> RendererError:
 
 
 def _rebuild_renderer(name: str, model_name: str, has_image_processor: bool) -> Renderer:
-    """Make a pickled renderer again in this process."""
+    """Rebuild a pickled renderer in this process."""
     from tinker_cookbook.image_processing_utils import DeferredImageProcessor
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 

@@ -54,7 +54,7 @@ class Rendering:
         return tokens
 
     def sampled_start(self, message: int) -> int | None:
-        """Position of the first token the model samples in this message; None if there is none."""
+        """Return the position of the first sampled token of this message; None if there is none."""
         position = 0
         for segment in self.segments:
             if segment.message == message and segment.sampled:
@@ -65,7 +65,7 @@ class Rendering:
     def weights(self, trained: Iterable[int]) -> np.ndarray:
         """Return float32 [length]: 1 for the bodies of the trained messages, else 0.
 
-        Frames are never trained, nor anything the generation prompt supplies.
+        Frames, and everything that the generation prompt writes, have weight 0.
         """
         chosen, frame = frozenset(trained), SegmentKind.FRAME
         runs: list[tuple[int, int]] = []
@@ -81,10 +81,10 @@ class Rendering:
         return weights
 
     def model_input(self) -> tinker.ModelInput:
-        """Return the input for the service: one text chunk between media, none of them empty."""
+        """Return the input for the service: media, and one non-empty text chunk between them."""
         import tinker
 
-        # These are ids for sure; checking each of them takes a twentieth of all the time.
+        # These are valid ids. Checking each of them again takes a twentieth of the total time.
         text_chunk = tinker.EncodedTextChunk.model_construct
         chunks: list[tinker.ModelInputChunk] = []
         run: list[int] = []
@@ -115,7 +115,7 @@ _Run = Segment | Piece | list[Piece]
 
 
 def _plan(pieces: list[Piece | Segment], newline_is_boundary: bool) -> list[_Run]:
-    """Put texts that must be encoded together into lists; nearly all stand alone."""
+    """Group the texts that must be encoded together; nearly all are encoded alone."""
     runs: list[_Run] = []
     for piece in pieces:
         if piece.__class__ is Segment:
@@ -133,7 +133,7 @@ def _plan(pieces: list[Piece | Segment], newline_is_boundary: bool) -> list[_Run
 
 
 def _meet_at_newline(left: Piece | list[Piece], right: Piece) -> bool:
-    """Whether one newline, and no other space, stands between two texts."""
+    """Whether exactly one newline, and no other white space, is between two texts."""
     last = left[-1] if isinstance(left, list) else left
     end = last.text[-2:]
     is_newline = len(end) == 2 and end[1] == "\n" and not end[0].isspace()
@@ -161,7 +161,7 @@ def _segments(
 
 
 def _placed_segments(plan: list[_Run], encoder: TextEncoder) -> list[Segment]:
-    """As `_segments`, for tokenizers that write a text by what stands before it."""
+    """Encode like `_segments`, for tokenizers that encode a text by what precedes it."""
     segments: list[Segment] = []
     place = TextPlace.START
     for run in plan:

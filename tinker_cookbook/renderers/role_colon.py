@@ -1,7 +1,8 @@
 """Plain text for base models: `User: ...`, blank line, `Assistant: ...`, blank line.
 
-There is no template to follow. A reply ends where the next `User:` starts, so that text is the stop
-sequence, and it is trained after every trained reply that a user message (or nothing) follows.
+No template defines this format. A reply ends where the next `User:` starts, so that text is the
+stop sequence. It is trained after every trained reply that is followed by a user message or by
+nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _STOP = _GAP + _USER
 
 
 class RoleColonRenderer(Renderer):
-    """`Role: text` with blank lines between; for models without a chat format."""
+    """`Role: text` with blank lines between, for models without a chat format."""
 
     roles = ("system", "user", "assistant")
 
@@ -33,8 +34,8 @@ class RoleColonRenderer(Renderer):
         super().__init__(tokenizer)
         bos = getattr(tokenizer, "bos_token_id", None)
         eos = getattr(tokenizer, "eos_token_id", None)
-        # Some tokenizers name as begin-of-sequence what no text starts with: the end of a document
-        # (Qwen), or the opening of a ChatML message (SmolLM2).
+        # Some tokenizers declare a begin-of-sequence token that no text starts with: the end of a
+        # document (Qwen), or the opening of a ChatML message (SmolLM2).
         starts_texts = bos not in (None, eos, self.encoder.control_id("<|im_start|>"))
         self.bos_ids = (bos,) if starts_texts else ()
         self._eos = frozenset() if eos is None else frozenset([eos])
@@ -66,7 +67,7 @@ class RoleColonRenderer(Renderer):
     def open_turn(self, layout: Layout, messages: Sequence[Message], role: Role) -> None:
         if messages and messages[-1]["role"] == "assistant":
             if role == "user":
-                return  # the stop sequence just written is this header
+                return  # the stop sequence just written is the beginning of this header
             del layout.pieces[-2:]  # its "User:" and the cut after it
         self._lay_out_header(layout, role, len(messages))
 
@@ -81,7 +82,7 @@ class RoleColonRenderer(Renderer):
         reasoning, text = split_reasoning(message)
         if reasoning or message.get("tool_calls") or message.get("tools"):
             raise RendererError(
-                f"messages[{index}]: role_colon holds plain text only; remove thinking, tools and "
+                f"messages[{index}]: role_colon writes plain text only; remove thinking, tools and "
                 "tool_calls, or use the renderer of a chat model."
             )
         return text
@@ -96,9 +97,9 @@ class RoleColonRenderer(Renderer):
 
 
 class _RoleColonParser:
-    """Splits a reply at the stop text; one space before the reply is the format's, not the reply's.
+    """Splits a reply at the stop text; one space before the reply belongs to the format.
 
-    Base models go on and write the user's next message if nothing stops them: text after the stop
+    Base models continue with the user's next message if nothing stops them. Text after the stop
     sequence is kept as `trailing_text`, and the reply itself counts as properly ended.
     """
 
@@ -171,7 +172,7 @@ class _RoleColonParser:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that `stop` starts with."""
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

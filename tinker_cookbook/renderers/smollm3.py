@@ -5,17 +5,17 @@
 | `smollm3`                  | `/think`           | `assistant\\n`                           |
 | `smollm3_disable_thinking` | `/no_think`        | `assistant\\n<think>\\n\\n</think>\\n`   |
 
-The header is always written: a cut-off date, the mode, and the system message or SmolLM3's own.
-Replies lose newlines at their start. A reply with reasoning is `<think>`, newline, reasoning,
-newline, `</think>`, newline, text, in every turn, so both formats extend.
+The header is always written: a cut-off date, the mode, and the system message or SmolLM3's default
+text. Replies lose newlines at their start. A reply with reasoning is `<think>`, newline, reasoning,
+newline, `</think>`, newline, text, in every turn, so prompts of both formats extend each other.
 
-Differences from the template (the one that llama.cpp carries, without tools and dates):
- 1. Typed control tokens stay text, `<think>` included; reasoning is given apart. The template takes
-    no reasoning but what is typed.
+Differences from the template (the one in llama.cpp, without tools and dates):
+ 1. Typed control tokens stay text, including `<think>`; reasoning must be a thinking part. The
+    template reads reasoning only from typed text.
  2. The renderer decides the mode. The template also looks for `/think` and `/no_think` in the
     system message and removes them; here they are text.
  3. With thinking disabled, reasoning in history is dropped, and a trained reply with it refused.
- 4. A reply is encoded apart from what the prompt writes before it.
+ 4. A reply is encoded separately from what the prompt writes before it.
  5. System messages after the first are refused; the template drops them.
  6. Tools are not written.
 """
@@ -88,14 +88,14 @@ class SmolLM3Renderer(ChatMLRenderer):
             super()._lay_out_plain(layout, message, index)
         elif index or message.get("tools"):
             raise RendererError(
-                f"messages[{index}]: this format holds one system message, at the start, and no "
+                f"messages[{index}]: this format has one system message, at the start, and no "
                 "tools; join it with the first message, and remove the tools."
             )
         else:
             self._lay_out_header(layout, split_reasoning(message)[1].rstrip(), 0)
 
     def _lay_out_header(self, layout: Layout, instructions: str, index: int) -> None:
-        """Append the system message: metadata, then what it says or SmolLM3's own words."""
+        """Append the system message: metadata, then its text or SmolLM3's default text."""
         mode = "/no_think" if self.disables_thinking else "/think"
         layout.frame(self._frames["system"], index)
         layout.text(_HEADER.format(mode=mode), SegmentKind.FRAME, index)

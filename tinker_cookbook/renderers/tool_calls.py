@@ -1,4 +1,4 @@
-"""Tool declarations and tool calls as JSON text, out and back."""
+"""Writing and reading tool declarations and tool calls as JSON text."""
 
 from __future__ import annotations
 
@@ -114,26 +114,26 @@ def arguments_text(arguments: object, name: str) -> str:
 def parse_call_json(
     body: str, raw_text: str, *, arguments_key: str = "arguments"
 ) -> ToolCall | UnparsedToolCall:
-    """Parse `{"name": ..., "arguments": {...}}`; anything else comes back with the reason.
+    """Parse `{"name": ..., "arguments": {...}}`; anything else is returned with the reason.
 
     Args:
         body: the JSON text.
         raw_text: body with its markers, kept if the call is invalid.
-        arguments_key: the key of the arguments; Llama 3 says `parameters`.
+        arguments_key: the key of the arguments; Llama 3 writes `parameters`.
 
     Returns:
-        A ToolCall whose `arguments` is the very text of the reply, or an UnparsedToolCall.
+        A ToolCall whose `arguments` is the exact text of the reply, or an UnparsedToolCall.
     """
     return as_tool_call(read_json_call(body, raw_text, keys=(arguments_key,)))
 
 
 def bare_calls_as_text(message: Message, tools: Sequence[ToolSpec], key: str) -> Message:
-    """Return a reply whose calls had no markers as the text it is, if no tool was declared.
+    """Turn calls without markers back into text if no tool was declared.
 
     Args:
-        message: as it was parsed.
-        tools: declarations.
-        key: what the format calls the arguments.
+        message: the parsed reply.
+        tools: the declared tools.
+        key: the format's name for the arguments.
     """
     calls = message.get("tool_calls")
     if tools or not calls or message["content"]:

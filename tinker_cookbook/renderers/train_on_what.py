@@ -11,7 +11,7 @@ __all__ = ["last_user_index", "trained_messages"]
 
 
 def last_user_index(messages: Sequence[Message]) -> int:
-    """Return the index of the last user message, -1 if there is none."""
+    """Return the index of the last user message, -1 if none."""
     for index in range(len(messages) - 1, -1, -1):
         if messages[index]["role"] == "user":
             return index

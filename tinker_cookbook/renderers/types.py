@@ -1,6 +1,6 @@
 """Data types shared by all renderers: messages, tool calls, training modes, parse results.
 
-A message is a plain dict (`Message`), so conversations read from JSON need no conversion.
+A message is a plain dict (`Message`), so conversations read from JSON can be used directly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ToolCall(StrictBase):
     """One call of a tool, in the shape of the OpenAI API."""
 
     class FunctionBody(pydantic.BaseModel):
-        """What is called: the tool's name and its arguments as JSON text."""
+        """The called tool's name, and its arguments as JSON text."""
 
         name: str
         arguments: str
@@ -42,7 +42,7 @@ class ToolCall(StrictBase):
 
 
 class UnparsedToolCall(StrictBase):
-    """Text that looks like a tool call and is not a valid one."""
+    """Text that looks like a tool call but is not a valid one."""
 
     raw_text: str
     """The whole call with its markers, so that no sampled text is lost."""
@@ -79,7 +79,7 @@ class ImagePart(TypedDict):
 
 
 class AudioPart(TypedDict):
-    """A sound: a path or URL, or encoded bytes."""
+    """An audio clip: a path or URL, or encoded bytes."""
 
     type: Literal["audio"]
     audio: str | bytes
@@ -100,7 +100,7 @@ Content = str | list[ContentPart]
 
 
 class OpenAIFunction(TypedDict):
-    """What a call in the OpenAI API calls."""
+    """The called function of a call in the OpenAI API."""
 
     name: str
     arguments: str | JsonObject
@@ -116,7 +116,7 @@ class OpenAIToolCall(TypedDict):
 
 
 CallLike = ToolCall | OpenAIToolCall | Mapping[str, object]
-"""A call in a message: datasets hold dicts."""
+"""A call in a message; datasets have dicts."""
 
 
 class OpenAIMessage(TypedDict):
@@ -160,7 +160,7 @@ class TrainOnWhat(StrEnum):
     ALL_MESSAGES = "all_messages"
     """Bodies and end-of-turn tokens of all roles; no headers."""
     ALL_TOKENS = "all_tokens"
-    """Everything, headers too, except a begin-of-sequence token."""
+    """All tokens including headers, except a begin-of-sequence token."""
     ALL_USER_AND_SYSTEM_MESSAGES = "all_user_and_system_messages"
     CUSTOMIZED = "customized"
     """Messages with `trainable: True`; every message must say True or False."""
@@ -205,7 +205,7 @@ class StreamingMessageHeader:
 
 @dataclass(frozen=True)
 class StreamingTextDelta:
-    """More text of the content part number `content_index`."""
+    """More text of content part `content_index`."""
 
     text: str
     content_index: int = 0
@@ -213,7 +213,7 @@ class StreamingTextDelta:
 
 @dataclass(frozen=True)
 class StreamingThinkingDelta:
-    """More reasoning of the content part number `content_index`."""
+    """More reasoning of content part `content_index`."""
 
     thinking: str
     content_index: int = 0
@@ -224,14 +224,14 @@ MessageDelta = StreamingMessageHeader | StreamingTextDelta | StreamingThinkingDe
 
 @dataclass(frozen=True)
 class RenderContext:
-    """Where a message stands in its conversation."""
+    """The place of a message in its conversation."""
 
     idx: int
     is_last: bool
     prev_message: Message | None = None
     next_message: Message | None = None
     last_user_index: int = -1
-    """-1 if there is no user message."""
+    """-1 without a user message."""
     in_last_assistant_turn: bool = False
 
 

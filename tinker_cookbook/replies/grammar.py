@@ -11,7 +11,7 @@ __all__ = ["CallParser", "Grammar", "TextMark", "Tolerance", "WholeCalls", "pars
 
 
 class TextMark(str):
-    """A mark that stands in the text, letter by letter; other marks are token ids."""
+    """A mark that is written as ordinary text; other marks are token ids."""
 
     __slots__ = ()
 
@@ -19,8 +19,8 @@ class TextMark(str):
 Mark = int | TextMark
 
 CallParser = Callable[[Sequence[str | int], str], Sequence[object]]
-"""Takes what stood between the marks of a call, texts and the marks of `Grammar.call_marks`, and
-the whole call as text; returns calls, or one bad call."""
+"""Takes the parts between the marks of a call (texts and the marks of `Grammar.call_marks`) and the
+whole call as text; returns calls, or one bad call."""
 
 
 def parse_json_call(parts: Sequence[str | int], raw_text: str) -> Sequence[object]:
@@ -30,61 +30,62 @@ def parse_json_call(parts: Sequence[str | int], raw_text: str) -> Sequence[objec
 
 @dataclass(frozen=True)
 class WholeCalls:
-    """Calls without marks: a reply that is nothing else."""
+    """How to read a reply that consists of calls without marks."""
 
     parse: Callable[[str], Sequence[object] | None]
-    """Takes the whole reply; None if it is text."""
+    """Takes the whole reply; returns None if it is text."""
     starts: tuple[str, ...] = ('{"name":',)
-    """What such a reply starts with, white space aside."""
+    """Possible beginnings of such a reply, apart from white space."""
     mark: Mark | None = None
-    """May stand before it and says nothing more."""
+    """A mark that may precede the calls and has no further meaning."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a reader accepts where a reply need not be written again by the same tokens."""
+    """What a reader accepts if the message does not have to render to the same tokens again."""
 
     thinks_first: bool = False
-    """The opening of reasoning counts at the start of a reply only; elsewhere it is text."""
+    """The opening mark of reasoning counts only at the start of a reply; elsewhere it is text."""
     bad_calls_are_text: bool = False
-    """A call that cannot be read is text, to the letter."""
+    """A call that cannot be read is kept as text."""
     other_calls: tuple[tuple[Mark, Mark | None], ...] = ()
-    """Further pairs around calls, as `Grammar.call` is one."""
+    """More pairs of marks around calls, in addition to `Grammar.call`."""
     unclosed_calls_count: bool = False
     """The end of a reply closes a call."""
     call_is_open: Callable[[str], bool] | None = None
-    """Tells of a call's beginning whether it ends within a value. A closing mark there belongs to
-    the value, if a later one makes it a call. For marks that stand in the text."""
+    """Whether an unfinished call ends inside a value. A closing mark there belongs to the value if
+    a later one completes the call. Only for marks that are text."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The marks that structure a reply. A format without thinking or tools leaves them None."""
+    """The marks that structure a reply. Fields that a format does not use stay None."""
 
     stop: frozenset[int] = frozenset()
     eos: frozenset[int] = frozenset()
     """Other tokens that end generation, such as end-of-document."""
     think: tuple[Mark, Mark] | None = None
-    """Opening and closing of reasoning."""
+    """Opening and closing mark of reasoning."""
     starts_in_thinking: bool = False
     """The prompt has already opened the reasoning."""
     call: tuple[Mark, Mark | None] | None = None
-    """Opening and closing of a tool call; without a closing one it goes on to the next call or to
-    the end."""
+    """Opening and closing mark of a tool call. Without a closing mark, a call continues to the next
+    call or to the end."""
     parse_call: CallParser = parse_json_call
     call_marks: frozenset[int] = frozenset()
-    """Tokens that structure a call from within."""
+    """Tokens that structure the inside of a call."""
     call_section: tuple[Mark, Mark] | None = None
-    """Opening and closing around a run of calls."""
+    """Opening and closing mark around consecutive calls."""
     think_newlines: tuple[int, int, int] = (1, 1, 2)
-    """Newlines of the format after the opening of reasoning, before its end and after that."""
+    """Newlines that the format writes after the opening of reasoning, before its end and after its
+    end."""
     newlines_before_call: int = 1
-    """What the format writes between text and a call."""
+    """Newlines that the format writes between text and a call."""
     calls_on_lines: bool = False
-    """Those newlines stand before a call even where no text does."""
+    """Whether those newlines precede a call even without text."""
     newlines_after_call: int = 0
     newlines_at_start: int = 0
-    """What the format writes before a reply."""
+    """Newlines that the format writes before a reply."""
     whole_calls: WholeCalls | None = None
-    """Set if a reply may be calls without marks."""
+    """Set if a reply may consist of calls without marks."""
     tolerance: Tolerance = Tolerance()

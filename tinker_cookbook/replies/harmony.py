@@ -1,4 +1,4 @@
-"""The reader of gpt-oss's replies: several messages, each with a header that says where it goes."""
+"""The reader of gpt-oss's replies: several messages, each with a header that names its channel."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class _State(Enum):
     THINK = auto()
     CALL = auto()
     BETWEEN = auto()
-    """A message ended and the turn goes on."""
+    """`<|end|>`: the message ends and the turn continues."""
 
 
 class HarmonyReader:
     """Reads a reply of several messages.
 
     Text of the channels `final` and `commentary` is text, `analysis` is reasoning, and a message to
-    `functions.NAME` is a call. A header that is not understood is text, as is what follows it.
+    `functions.NAME` is a call. A header that is not understood is text, and so is what follows it.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class HarmonyReader:
 
         Args:
             tokens: the marks of the format.
-            mark_text: gives a mark as text.
-            keeps_call: where given, a call that it refuses is text, and the end of a reply closes a
-                call.
+            mark_text: returns a mark as text.
+            keeps_call: decides which calls count; the others are text. If given, the end of a reply
+                also closes a call.
         """
         self._tokens = tokens
         self._mark_text = mark_text
@@ -147,14 +147,14 @@ class HarmonyReader:
             self._header = self._marked = ""
 
     def _release_header(self) -> Iterator[object]:
-        """Take what was held as a header for the text it is."""
+        """Yield the pending header as text."""
         if self._state is _State.HEADER:
             header, self._header, self._marked = self._header, "", ""
             self._state = _State.TEXT
             yield from self.text(header)
 
     def _end_message(self, call_error: str | None) -> Iterator[object]:
-        """End the message that is open; a call is given up if there is an error."""
+        """End the open message; with an error, an open call becomes a bad call."""
         if self._state is _State.HEADER:
             yield from self._release_header()
         elif self._state is _State.CALL:

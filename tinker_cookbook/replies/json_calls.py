@@ -1,4 +1,4 @@
-"""Tool calls in JSON: one object, a list of them, or a whole reply that is nothing else."""
+"""Tool calls in JSON: one object, a list of objects, or a whole reply that consists of calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def build_call(name: str, arguments: str, raw_text: str, *, call_id: str | None = None) -> ReadCall:
-    """Return the call, its arguments to the letter, or the raw text with the reason."""
+    """Return the call with its arguments unchanged, or the raw text with the reason."""
     if not name:
         return BadCall(raw_text, "the name is missing")
     try:
@@ -33,24 +33,24 @@ def build_call(name: str, arguments: str, raw_text: str, *, call_id: str | None 
     except ValueError:
         is_object = False
     if not is_object:
-        return BadCall(raw_text, "the arguments are no JSON object")
+        return BadCall(raw_text, "the arguments are not a JSON object")
     return Call(name, arguments, call_id)
 
 
 def read_json_call(
     body: str, raw_text: str, *, keys: Sequence[str] = ("arguments",), may_hold_more: bool = False
 ) -> ReadCall:
-    """Read `{"name": ..., "arguments": {...}}`; anything else comes back with the reason.
+    """Read `{"name": ..., "arguments": {...}}`; anything else is returned with the reason.
 
     Args:
         body: the JSON text.
         raw_text: body with its marks, kept if the call cannot be read.
-        keys: what the arguments may be called; Llama 3 says `parameters`.
-        may_hold_more: whether other members are passed over (Llama 3.2 adds a type), and arguments
-            may be JSON text of an object, or null for none.
+        keys: possible names of the arguments' member; Llama 3 writes `parameters`.
+        may_hold_more: whether to ignore other members (Llama 3.2 adds a type), and to accept
+            arguments given as JSON text or null.
 
     Returns:
-        A call whose arguments are the very text of the reply.
+        A call whose arguments are the exact text of the reply.
     """
     try:
         value = load_json(body)
@@ -71,7 +71,7 @@ def read_json_call(
 
 
 def _unwrapped(arguments: object) -> str | None:
-    """Return the object that arguments hold as JSON text; None if they are none such."""
+    """Return arguments that are JSON text, or nothing, as the text of an object; else None."""
     if arguments is None:
         return "{}"
     if not isinstance(arguments, str):
@@ -98,7 +98,7 @@ def _problem(call: JsonObject, key: str, *, may_hold_more: bool) -> str | None:
 def read_json_calls(
     body: str, raw_text: str, *, keys: Sequence[str] = ("arguments",), may_hold_more: bool = False
 ) -> Sequence[ReadCall]:
-    """Read one call or a list of them; one that is wrong makes them all one bad call."""
+    """Read one call or a list of calls. If one is wrong, return all of them as one bad call."""
     texts = [body]
     if body.lstrip().startswith("["):
         try:
@@ -121,17 +121,17 @@ def read_whole_reply(
     may_hold_more: bool = False,
     is_exact: bool = False,
 ) -> list[Call] | None:
-    """Read a reply that is nothing but calls, as Llama 3 writes them, several joined by `; `.
+    """Read a reply that consists of calls, as Llama 3 writes them: several are joined by `; `.
 
-    Each must give its arguments: an answer in JSON may well have a name. None if it is anything
-    else than calls.
+    Each call must have arguments, because an answer in JSON may have a name. Return None for
+    anything else.
 
     Args:
         text: the whole reply.
-        keys: what the arguments may be called.
+        keys: possible names of the arguments' member.
         may_hold_more: as in `read_json_call`.
-        is_exact: whether the reply must be just what `write_whole_reply` would write, so that it is
-            written again by the same tokens.
+        is_exact: accept only what `write_whole_reply` writes, so that the message renders to the
+            same tokens again.
     """
     texts = _joined_values(text)
     if not texts:
@@ -147,12 +147,12 @@ def read_whole_reply(
 
 
 def write_whole_reply(calls: Sequence[tuple[str, str]], key: str) -> str:
-    """Return a reply that is nothing but calls, given names and arguments as JSON text."""
+    """Return a reply that consists of calls, given their names and arguments as JSON text."""
     return "; ".join(f'{{"name": {json_text(name)}, "{key}": {args}}}' for name, args in calls)
 
 
 def _joined_values(text: str) -> list[str]:
-    """Return the JSON objects that a text consists of, semicolons between them; else none."""
+    """Return the JSON objects of a text that consists of them, separated by semicolons; else []."""
     found: list[str] = []
     separator = _SPACE.match(text)
     while separator is not None and separator.end() < len(text):

@@ -1,4 +1,4 @@
-"""JSON to the letter: strict loading, and the source text of what an object or a list holds."""
+"""Exact JSON: strict loading, and the source text of the members of an object or a list."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def object_text(members: list[tuple[str, str]]) -> str:
 def member_texts(text: str) -> list[tuple[str, str]]:
     """Return the name and the source text of each member of a valid JSON object.
 
-    Of members with one name the last counts, in the place of the first, as when it is parsed.
+    If a name occurs twice, the last value counts, at the place of the first, as in `json.loads`.
     """
     found: dict[str, str] = {}
     position = _skip_space(text, _skip_space(text, 0) + 1)
@@ -101,9 +101,9 @@ def element_texts(text: str) -> list[str]:
 
 
 def ends_in_string(text: str) -> bool:
-    """Whether a beginning of JSON ends within a string, so that what follows still belongs to it.
+    """Whether unfinished JSON ends inside a string, so that what follows still belongs to it.
 
-    A string cannot hold a line break, so a quote left open does not swallow what follows its line.
+    A JSON string cannot contain a line break, so an open quote does not affect later lines.
     """
     position = 0
     while (start := text.find('"', position)) >= 0:

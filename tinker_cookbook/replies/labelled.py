@@ -13,10 +13,10 @@ THOUGHT_LABEL = "thought\n"
 
 
 class LabelledReader(ReplyReader):
-    """Leaves out the label of the thinking channel, and tells whether the prompt had opened it.
+    """Removes the label of the thinking channel, and detects whether the prompt opened it.
 
-    A reply to a tool's result starts within the channel, one to a user does not. Which it is shows
-    at the first mark only, so with thinking the text before that mark is held back.
+    A reply to a tool result starts inside the channel, a reply to a user does not. Only the first
+    mark shows which case it is, so the text before that mark is held back.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class LabelledReader(ReplyReader):
 
         Args:
             grammar: of the format.
-            mark_text: gives a mark as text.
+            mark_text: returns a mark as text.
             may_be_open: whether a prompt may have opened the reasoning.
-            label: what stands between the opening of reasoning and the reasoning.
+            label: the text between the opening mark of reasoning and the reasoning.
         """
         super().__init__(grammar, mark_text)
         self._full_label = label
@@ -66,7 +66,7 @@ class LabelledReader(ReplyReader):
         yield from super()._take_text(text)
 
     def _release(self) -> Iterator[object]:
-        """Take what was held back for what it is: the reply's start, or an unfinished label."""
+        """Yield what was held back: the start of the reply, or an unfinished label."""
         label = "" if self._label == self._full_label.rstrip() else self._label
         held = (self._start or "") + (label or "")
         self._start = self._label = None

@@ -1,8 +1,8 @@
-"""Replies of any open model: all marks in use, and what stands between them in any notation.
+"""Reading replies of any open model: all marks in use, with calls in any notation.
 
-For readers that do not know the format, or need not write the reply again by the same tokens: the
-local service's endpoint, and text from elsewhere. Line breaks around marks do not count, and calls
-that cannot be read are text.
+For readers that do not know the format, or do not have to render the reply to the same tokens
+again: the local service's endpoint, and text from datasets. Line breaks around marks do not count,
+and calls that cannot be read are text.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ CALL, END_CALL = TextMark("<tool_call>"), TextMark("</tool_call>")
 MISTRAL_CALLS = TextMark("[TOOL_CALLS]")
 PYTHON_TAG = TextMark("<|python_tag|>")
 MARKS = (THINK, END_THINK, CALL, END_CALL, MISTRAL_CALLS, PYTHON_TAG)
-"""What structures a reply, by token or by text."""
+"""Texts that structure a reply; vocabularies have tokens for some of them."""
 _MISTRAL_ID, _MISTRAL_ARGUMENTS = "[CALL_ID]", "[ARGS]"
 INNER_MARKS = (_MISTRAL_ID, _MISTRAL_ARGUMENTS, *PAIR_MARKS)
-"""What structures a call from within; read from its text."""
+"""Marks inside a call; they are read from its text."""
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _ANY_NUMBER = 2**31
@@ -61,8 +61,9 @@ def loose_grammar(
 
     Args:
         starts_in_thinking: the prompt has opened the reasoning.
-        parse_call: reads what stands between marks of calls; without it they are text.
-        parse_whole: reads a reply that may be calls without marks; without it that is text.
+        parse_call: reads the text between the marks of a call; without it, calls are text.
+        parse_whole: reads a reply that may consist of calls without marks; without it, that is
+            text.
     """
     reads_calls = parse_call is not None
     any_if_calls = _ANY_NUMBER if reads_calls else 0
@@ -88,12 +89,12 @@ def loose_grammar(
 
 
 def read_calls(body: str, raw_text: str, tools: Sequence[JsonSchema] = ()) -> Sequence[ReadCall]:
-    """Read what stands between marks, in whatever notation it is; all of it or nothing.
+    """Read the text between the marks of a call, in any notation: all of it or nothing.
 
     Args:
-        body: what stands between the marks.
+        body: the text between the marks.
         raw_text: the whole, with its marks.
-        tools: declarations; in notations without types they give arguments theirs.
+        tools: declarations; they give the arguments their types in notations without types.
     """
     start = body.lstrip()
     if raw_text.startswith(MISTRAL_CALLS):
@@ -110,12 +111,12 @@ def read_calls(body: str, raw_text: str, tools: Sequence[JsonSchema] = ()) -> Se
 
 
 def read_whole(text: str) -> list[Call] | None:
-    """Read a reply that is nothing but calls in JSON."""
+    """Read a reply that consists of calls in JSON."""
     return read_whole_reply(text, keys=_ARGUMENT_KEYS, may_hold_more=True)
 
 
 def call_is_open(body: str) -> bool:
-    """Whether the beginning of a call ends within a value, in any notation."""
+    """Whether an unfinished call ends inside a value, in any notation."""
     if body.lstrip().startswith("<function="):
         return tags_are_open(body)
     last_value, last_end = (body.rfind(mark) for mark in PAIR_MARKS[2:])
@@ -126,7 +127,7 @@ def _typed(call: ReadCall, tools: Sequence[JsonSchema], words: Mapping[str, str]
     """Return a call in a notation without types, with the types that its tool declares.
 
     Args:
-        words: those by which the notation's reader knows truth values and null.
+        words: how the notation writes truth values and null.
     """
     if isinstance(call, BadCall):
         return call
@@ -140,7 +141,7 @@ def _read_json(body: str, raw_text: str) -> Sequence[ReadCall]:
 
 
 def _read_mistral(body: str, raw_text: str) -> Sequence[ReadCall]:
-    """Read a list of calls in JSON, or a name, maybe an id, and arguments."""
+    """Read a list of calls in JSON, or a name, an optional id, and arguments."""
     name, found, arguments = body.partition(_MISTRAL_ARGUMENTS)
     if not found:
         return _read_json(body, raw_text)

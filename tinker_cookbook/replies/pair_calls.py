@@ -19,7 +19,10 @@ _PAIR = re.compile(
 
 
 def read_pair_text(body: str, raw_text: str) -> ReadCall:
-    """Read one call whose marks are text; a value ends where the next key or the end follows."""
+    """Read one call whose marks are text.
+
+    A value ends where the next key or the end of the call follows.
+    """
     name, found, _ = body.partition(PAIR_MARKS[0])
     position = len(name)
     parts: list[str | int] = [name]
@@ -35,9 +38,9 @@ def read_pair_call(parts: Sequence[str | int], raw_text: str, marks: Sequence[in
     """Read one call; anything that is not exactly one comes back with the reason.
 
     Args:
-        parts: what stood between the marks of the call.
+        parts: the texts and marks between the marks of the call.
         raw_text: the whole call.
-        marks: how parts show the four of `PAIR_MARKS`.
+        marks: the representation of the four `PAIR_MARKS` in parts.
     """
     start = next((i for i, part in enumerate(parts) if not isinstance(part, str)), len(parts))
     name = "".join(str(part) for part in parts[:start]).strip()
@@ -57,13 +60,13 @@ def read_pair_call(parts: Sequence[str | int], raw_text: str, marks: Sequence[in
             if not rest or rest.pop() != after:
                 return BadCall(raw_text, "an argument is not closed")
         if taken[0] in members:
-            return BadCall(raw_text, f"argument {taken[0]!r} stands twice")
+            return BadCall(raw_text, f"argument {taken[0]!r} is given twice")
         members[taken[0]] = taken[1]
     return Call(name, object_text([(key, json_source(v, {})) for key, v in members.items()]))
 
 
 def _without_gaps(parts: Sequence[str | int], marks: Sequence[int]) -> list[str | int]:
-    """Return the parts without white space behind a closing mark."""
+    """Return the parts without white space after a closing mark."""
     closing = (marks[1], marks[3])
     gaps = {
         i

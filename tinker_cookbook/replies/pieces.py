@@ -1,4 +1,4 @@
-"""What a reply consists of."""
+"""The pieces that a reply is read into."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Call:
 
     name: str
     arguments: str
-    """A JSON object; values that were written in JSON stand here to the letter."""
+    """A JSON object as text. Values that the model wrote in JSON are not changed."""
     call_id: str | None = None
 
 
 @dataclass(frozen=True)
 class BadCall:
-    """What looks like a tool call and cannot be read as one."""
+    """Text that looks like a tool call but cannot be read as one."""
 
     raw_text: str
-    """The whole of it with its marks, so that nothing is lost."""
+    """The whole call with its marks, so that nothing is lost."""
     error: str
 
 

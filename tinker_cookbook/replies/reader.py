@@ -18,11 +18,11 @@ __all__ = ["ReadState", "ReplyReader"]
 
 
 _MAX_PUT_OFF = 8
-"""Marks that a value may hold: each costs a look at the whole call, in vain if it stays open."""
+"""Maximum number of closing marks inside one value: each one reads the whole call again."""
 
 
 class ReadState(Enum):
-    """Where a reader stands."""
+    """State of a reader."""
 
     TEXT = auto()
     THINK = auto()
@@ -30,10 +30,10 @@ class ReadState(Enum):
 
 
 class ReplyReader:
-    """Takes the text and the marks of one reply, in any bites, and yields its pieces.
+    """Takes the text and the marks of one reply, in chunks of any size, and yields its pieces.
 
-    Newlines that the format writes around reasoning and calls are not part of them, as many as the
-    grammar says. A mark where the grammar has no place for it is text.
+    Newlines that the format writes around reasoning and calls (the grammar says how many) are not
+    part of them. A mark in a place where the grammar does not allow it is text.
     """
 
     def __init__(self, grammar: Grammar, mark_text: Callable[[Mark], str] = str) -> None:
@@ -41,7 +41,7 @@ class ReplyReader:
 
         Args:
             grammar: of the format.
-            mark_text: gives a mark as text, for where it is none.
+            mark_text: returns a mark as text, for places where it has no meaning.
         """
         self._grammar = grammar
         self._tolerance = grammar.tolerance
@@ -58,34 +58,35 @@ class ReplyReader:
         self._held_newlines = ""
         self._dropped_newlines = ""
         self._gap = ""
-        """Newlines between text and calls, which part that text from what follows the calls."""
+        """Newlines between text and calls; they also separate that text from what follows the
+        calls."""
         self._has_text = self._has_calls = False
         may_think = self._tolerance.thinks_first and not grammar.starts_in_thinking
         self._lead: str | None = "" if may_think else None
-        """White space at the start of a reply, which belongs to an opening that follows."""
+        """White space at the start of a reply; it belongs to an opening mark that follows."""
         self._whole: str | None = "" if grammar.whole_calls else None
-        """All of a reply, as long as it may be calls without marks."""
+        """The whole reply so far, while it may still consist of calls without marks."""
         self._whole_mark = ""
         self._whole_is_begun = False
         self._call_parts: list[str | Mark] = []
         self._first_close: int | None = None
-        """Which of the parts is the first closing mark that may belong to a value."""
+        """Index of the first part that is a closing mark and may belong to a value."""
         self._num_put_off = 0
 
     # ---- what comes in ----
 
     def text(self, text: str) -> Iterator[object]:
-        """Take more text and yield the pieces that it completes. Run the iterator to its end."""
+        """Take more text and yield the pieces that it completes. Always exhaust the iterator."""
         self._queue.append(text)
         yield from self._drain()
 
     def mark(self, mark: Mark) -> Iterator[object]:
-        """Take a mark; all text before it has been given."""
+        """Take a mark; the text before it has been passed already."""
         self._queue.append(mark)
         yield from self._drain()
 
     def end(self, *, is_cut: bool) -> Iterator[object]:
-        """Take the end of the reply, which the model wrote or the token limit made."""
+        """Take the end of the reply: the model ended it, or (`is_cut`) the token limit did."""
         while self._state is ReadState.CALL and self._first_close is not None:
             yield from self._roll_back()
             yield from self._drain()
@@ -172,7 +173,7 @@ class ReplyReader:
     # ---- calls ----
 
     def _puts_off(self) -> bool:
-        """Whether a mark that would end the call may belong to a value of it."""
+        """Whether a mark that would end the call may belong to one of its values."""
         is_open = self._tolerance.call_is_open
         if is_open is None or self._num_put_off >= _MAX_PUT_OFF:
             return False
@@ -222,7 +223,7 @@ class ReplyReader:
         return not any(isinstance(call, BadCall) for call in calls)
 
     def _roll_back(self) -> Iterator[object]:
-        """End the call at its first closing mark, and take what came after it anew."""
+        """End the call at its first closing mark, and read again what came after it."""
         assert self._first_close is not None, "a closing mark was put off"
         at = self._first_close
         closing, rest = _as_mark(self._call_parts[at]), self._call_parts[at + 1 :]
@@ -231,7 +232,7 @@ class ReplyReader:
         yield from self._end_call(closing=closing)
 
     def _end_open_call(self, *, is_cut: bool) -> Iterator[object]:
-        """Yield a call that the end of the reply ends, properly or not."""
+        """Yield the call that is open at the end of the reply, complete or not."""
         counts = self._tolerance.unclosed_calls_count
         if counts or (self._call_close is None and not is_cut):
             yield from self._end_call()
@@ -240,7 +241,7 @@ class ReplyReader:
         yield from self._give_calls([BadCall(raw_text, UNTERMINATED_CALL_ERROR)], raw_text)
 
     def _parsed_parts(self) -> list[str | int]:
-        """The parts of a call, marks without a meaning there as text."""
+        """Return the parts of a call; marks without a meaning inside a call become text."""
         found: list[str | int] = []
         text = ""
         for part in self._call_parts:
@@ -257,12 +258,12 @@ class ReplyReader:
         return "".join(p if isinstance(p, str) else self._mark_text(p) for p in parts)
 
     def _raw_text(self) -> str:
-        """Return the call so far, with its opening."""
+        """Return the text of the call so far, with its opening mark."""
         assert self._call_open is not None, "a call was opened"
         return self._mark_text(self._call_open) + self._call_text()
 
     def _add_to_call(self, text: str) -> None:
-        """Texts between marks are kept whole, however they came in."""
+        """Add text to the call; consecutive texts become one part."""
         parts = self._call_parts
         last = parts[-1] if parts else None
         if isinstance(last, str) and not isinstance(last, TextMark):
@@ -291,7 +292,7 @@ class ReplyReader:
         yield from self._take_settled(text)
 
     def _take_settled(self, text: str) -> Iterator[object]:
-        """Take text that is no call; newlines that may belong to what follows are held back."""
+        """Take text outside calls; hold back newlines that may belong to what follows."""
         if not text:
             return
         is_thinking = self._state is ReadState.THINK
@@ -321,7 +322,7 @@ class ReplyReader:
         return self._emit(newlines)
 
     def _release_lead(self) -> Iterator[object]:
-        """Take white space at the start for text, since no reasoning follows it."""
+        """Yield white space at the start as text, since no reasoning follows it."""
         lead, self._lead = self._lead, None
         if lead:
             yield from self._take_settled(lead)
@@ -329,7 +330,7 @@ class ReplyReader:
     # ---- calls without marks ----
 
     def _hold_whole(self, text: str) -> str:
-        """Keep the reply back while it may still be calls; return what is surely text."""
+        """Hold the reply back while it may still consist of calls; return certain text."""
         whole = self._grammar.whole_calls
         assert whole is not None, "asked before"
         assert self._whole is not None, "asked before"
@@ -344,7 +345,7 @@ class ReplyReader:
         return held
 
     def _end_whole(self) -> Iterator[object]:
-        """Take the held reply as calls if it is nothing else, else as the text it is."""
+        """Yield the held reply as calls if it consists of calls, else as text."""
         whole = self._grammar.whole_calls
         assert whole is not None, "asked before"
         assert self._whole is not None, "asked before"
@@ -359,5 +360,5 @@ class ReplyReader:
 
 
 def _as_mark(item: str | Mark) -> Mark | None:
-    """Return a mark, None for text."""
+    """Return the part if it is a mark, None if it is text."""
     return None if isinstance(item, str) and not isinstance(item, TextMark) else item

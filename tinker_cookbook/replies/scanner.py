@@ -1,4 +1,4 @@
-"""Marks that stand in the text: found, and handed on as marks, however the text comes in."""
+"""Finding marks that are ordinary text, however the text is split into chunks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ __all__ = ["MarkScanner", "PieceReader"]
 
 
 class PieceReader(Protocol):
-    """Takes text and marks, and yields pieces. Run each iterator to its end."""
+    """Takes text and marks, and yields pieces. Always exhaust the returned iterators."""
 
     def text(self, text: str) -> Iterator[object]:
         """Take more text."""
         ...
 
     def mark(self, mark: Mark) -> Iterator[object]:
-        """Take a mark; all text before it has been given."""
+        """Take a mark; the text before it has been passed already."""
         ...
 
     def end(self, *, is_cut: bool) -> Iterator[object]:
-        """Take the end of the reply, which the model wrote or the token limit made."""
+        """Take the end of the reply: the model ended it, or (`is_cut`) the token limit did."""
         ...
 
 
 class MarkScanner:
-    """Stands before a reader; text that may be the beginning of a mark is held back."""
+    """Finds marks in text for another reader; holds back text that may be the beginning of a
+    mark."""
 
     def __init__(self, reader: PieceReader, marks: Iterable[str]) -> None:
         self._reader = reader
@@ -37,7 +38,7 @@ class MarkScanner:
         self._held = ""
 
     def text(self, text: str) -> Iterator[object]:
-        """Take more text and pass on what is settled."""
+        """Take more text and pass on what cannot be part of a mark."""
         text = self._held + text
         position = 0
         for found in self._pattern.finditer(text):
@@ -51,7 +52,7 @@ class MarkScanner:
             yield from self._reader.text(text[position:end])
 
     def mark(self, mark: Mark) -> Iterator[object]:
-        """Pass a mark on; what was held back stood before it."""
+        """Pass on what was held back, then the mark."""
         yield from self._release()
         yield from self._reader.mark(mark)
 
@@ -66,7 +67,7 @@ class MarkScanner:
             yield from self._reader.text(held)
 
     def _length_to_hold(self, text: str) -> int:
-        """How many characters at the end of a text begin a mark."""
+        """Return how many characters at the end of a text may begin a mark."""
         longest = max(map(len, self._marks), default=0) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(mark.startswith(text[-length:]) for mark in self._marks):

@@ -1,4 +1,4 @@
-"""The types that a tool declares, given to the arguments of formats that write them without."""
+"""Giving arguments the types that a tool declares, for formats that write them without types."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 def parameters_of(tools: Sequence[JsonSchema], name: str) -> JsonSchema:
-    """Return the schema of a tool's arguments; empty if it is not declared, or has none."""
+    """Return the schema of a tool's arguments; empty if there is none."""
     for tool in tools:
         function = tool.get("function", tool)
         if isinstance(function, Mapping) and function.get("name") == name:
@@ -38,15 +38,15 @@ def parameters_of(tools: Sequence[JsonSchema], name: str) -> JsonSchema:
 
 
 def fit_arguments(arguments: str, parameters: JsonSchema, words: Mapping[str, str]) -> str:
-    """Return arguments with a text wherever the schema takes a text and not what was read.
+    """Return arguments with a string wherever the schema takes a string and not the value read.
 
-    A zip code read as a number becomes the text again, to the letter. Arguments that are not
-    declared, or may be of either type, stay as they are.
+    A zip code that was read as a number becomes exactly the text that was written. Arguments that
+    are not declared, or may have either type, are not changed.
 
     Args:
         arguments: a JSON object as text.
         parameters: the schema that the tool declares for it.
-        words: how truth values and null were written, where not as in JSON.
+        words: how truth values and null were written, if not as in JSON.
     """
 
     def fit(source: str, types: set[str] | None) -> str:
@@ -58,15 +58,16 @@ def fit_arguments(arguments: str, parameters: JsonSchema, words: Mapping[str, st
 
 
 def read_texts(arguments: str, parameters: JsonSchema, words: Mapping[str, str]) -> str:
-    """Return arguments with the value that a text spells out, wherever the schema takes no text.
+    """Return arguments with the value that a string spells, wherever the schema does not take a
+    string.
 
-    JSON's words for truth values and null count where nothing is declared. Only for calls that need
-    not be written again by the same tokens.
+    Where no type is declared, JSON's words for truth values and null count. Only for calls that do
+    not have to render to the same tokens again.
 
     Args:
         arguments: a JSON object as text.
         parameters: the schema that the tool declares for it.
-        words: how truth values and null may be written, besides as in JSON.
+        words: other ways to write truth values and null, in addition to JSON's.
     """
 
     def read(source: str, types: set[str] | None) -> str:
@@ -83,7 +84,7 @@ def read_texts(arguments: str, parameters: JsonSchema, words: Mapping[str, str])
 def _each_member(
     arguments: str, parameters: JsonSchema, change: Callable[[str, set[str] | None], str]
 ) -> str:
-    """Return arguments with what a function makes of each, given its JSON text and its types."""
+    """Return arguments changed by a function of each one's JSON text and declared types."""
     properties = parameters.get("properties")
     properties = properties if isinstance(properties, Mapping) else {}
     return object_text(
@@ -95,7 +96,7 @@ def _each_member(
 
 
 def _read_as(source: str, types: set[str], words: Mapping[str, str]) -> str:
-    """Return the JSON text of a value that a text spells out, if it has one of the types."""
+    """Return the JSON text of the value that a string spells, if it has one of the types."""
     text = load_json(source).strip()
     inner = next((json_word for json_word, word in words.items() if word == text), text)
     try:
@@ -116,9 +117,9 @@ def _json_types(schema: object, root: JsonSchema, depth: int = 0) -> set[str] | 
     """Return the types that a schema takes, None if it does not say.
 
     Args:
-        schema: of one argument.
+        schema: schema of one argument.
         root: the tool's whole schema, for references into its definitions.
-        depth: references followed so far; a circle of them says nothing.
+        depth: references followed so far; a circle of references ends without types.
     """
     if not isinstance(schema, Mapping) or depth > _MAX_REFERENCES:
         return None
@@ -145,7 +146,7 @@ def _json_types(schema: object, root: JsonSchema, depth: int = 0) -> set[str] | 
 
 
 def _definition(reference: str, root: JsonSchema) -> object:
-    """Return the schema that a reference into the tool's own definitions names."""
+    """Return the schema that a reference to the tool's definitions names."""
     place, _, name = reference.removeprefix("#/").partition("/")
     definitions = root.get(place) if place in _DEFINITIONS else None
     return definitions.get(name) if isinstance(definitions, Mapping) else None

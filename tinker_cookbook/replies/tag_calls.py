@@ -6,9 +6,9 @@
     </parameter>
     </function>
 
-A value may hold anything, tags included, so it ends only where the format goes on: at a
-`</parameter>` that another parameter or the end of the function follows. Where a tag is missing,
-two readings would do, and neither is taken.
+A value may contain anything, tags included. So it ends only where the format continues: at a
+`</parameter>` followed by another parameter or the end of the function. If a tag is missing, there
+are two possible readings, and the text is not read as a call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinker_cookbook.replies.pieces import BadCall, Call, ReadCall
 __all__ = ["PYTHON_WORDS", "json_source", "read_tag_calls", "tags_are_open"]
 
 PYTHON_WORDS: Mapping[str, str] = {"true": "True", "false": "False", "null": "None"}
-"""How Qwen3.5 and Nemotron 3 write these three; later models write JSON."""
+"""How Qwen3.5 and Nemotron 3 write these three values; later models write them as in JSON."""
 
 _NOT_CLOSED = "a parameter is not closed"
 _FUNCTION_START = re.compile(r"\s*<function=([^\n]*?)>\n")
@@ -45,7 +45,7 @@ _INNER_FUNCTION = re.compile(
 
 @dataclass(frozen=True)
 class _Lines:
-    """Where tags stand: on lines of their own, or anywhere."""
+    """Where tags may be: on separate lines, or anywhere."""
 
     function: re.Pattern[str]
     parameter: re.Pattern[str]
@@ -66,11 +66,11 @@ def read_tag_calls(
     """Read all calls of a block; anything that is not exactly calls comes back with the reason.
 
     Args:
-        body: what stood between the marks of the block.
+        body: the text between the marks of the block.
         raw_text: the whole block.
-        words: how truth values and null are written, where not as in JSON.
-        is_strict: every tag stands on a line of its own, so that a call is written again as it was
-            read.
+        words: how truth values and null are written, if not as in JSON.
+        is_strict: every tag must be on a separate line, so that the call renders to the same tokens
+            again.
     """
     try:
         functions = _read(body, _STRICT if is_strict else _LOOSE)
@@ -83,7 +83,7 @@ def read_tag_calls(
 
 
 def tags_are_open(body: str) -> bool:
-    """Whether a beginning of calls ends within a parameter, so that what follows belongs to it."""
+    """Whether unfinished calls end inside a parameter, so that what follows belongs to it."""
     try:
         _read(body, _LOOSE)
     except _TagError as error:
@@ -92,7 +92,7 @@ def tags_are_open(body: str) -> bool:
 
 
 def _read(body: str, lines: _Lines) -> list[tuple[str, dict[str, str]]]:
-    """Return name and texts of the arguments of each function."""
+    """Return the name and the arguments' texts of each function."""
     functions: list[tuple[str, dict[str, str]]] = []
     position = 0
     while position < len(body) or not functions:
@@ -107,7 +107,7 @@ def _read(body: str, lines: _Lines) -> list[tuple[str, dict[str, str]]]:
 
 
 def _read_members(body: str, position: int, lines: _Lines) -> tuple[dict[str, str], int]:
-    """Return the arguments from a position on, and where the function ends."""
+    """Return the arguments that start at a position, and where the function ends."""
     members: dict[str, str] = {}
     while (start := lines.parameter.match(body, position)) is not None:
         end = lines.value_end.search(body, start.end())
@@ -119,7 +119,7 @@ def _read_members(body: str, position: int, lines: _Lines) -> tuple[dict[str, st
         if _INNER_FUNCTION.search(value):
             raise _TagError(f"parameter {key!r} holds another function")
         if key in members:
-            raise _TagError(f"parameter {key!r} stands twice")
+            raise _TagError(f"parameter {key!r} is given twice")
         members[key] = value
         position = end.end()
     function_end = _FUNCTION_END.match(body, position)
@@ -132,18 +132,18 @@ def _read_members(body: str, position: int, lines: _Lines) -> tuple[dict[str, st
 
 
 def json_source(value: str, words: Mapping[str, str]) -> str:
-    """Return a value as JSON text: its own if it is JSON other than a string, else a string.
+    """Return a value as JSON text: unchanged if it is JSON other than a string, else a string.
 
     Args:
-        value: as it stood between its tags.
-        words: as for `read_tag_calls`; JSON's words are texts where the format has others for them.
+        value: the text between its tags.
+        words: as for `read_tag_calls`; if given, JSON's own words are strings.
     """
     for source, word in words.items():
         if value == word:
             return source
         if value == source:
-            return json_text(value)  # the format writes the other word for it
-    if value == value.strip():  # JSON allows space around a value; a text keeps its own
+            return json_text(value)  # the format writes another word for this value
+    if value == value.strip():  # JSON allows space around a value; a string keeps its space
         try:
             parsed = load_json(value)
         except ValueError:

@@ -1,4 +1,8 @@
-"""Reinforcement learning: environments, rollouts, and what becomes of them."""
+"""Reinforcement learning: environments, rollouts, advantages and losses, and training loops.
+
+To write an environment, start with `problems`; to change the algorithm, with `algorithms`; to
+follow a training step, with `sync_training` and `loop`.
+"""
 
 from tinker_cookbook.rl.dataset_utils import (
     EpochCycledRLDataset,

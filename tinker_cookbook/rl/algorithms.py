@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -79,7 +79,7 @@ CLIP_SETTINGS = ("clip_low_threshold", "clip_high_threshold")
 """Bounds of the ratio itself: a clip range of 0.2 is 0.8 and 1.2."""
 
 LOSSES: dict[RLLoss, Loss] = {
-    # Unbiased for samples of slightly older weights; equal to REINFORCE for those of the same.
+    # Corrects, token by token, for samples of other weights; equals REINFORCE where p = q.
     "importance_sampling": Loss("-r A"),
     # No gradient for a token that has already moved out of the clip range. arXiv:1707.06347
     "ppo": Loss("-min(r A, clip(r) A)", CLIP_SETTINGS),
@@ -116,7 +116,7 @@ class Algorithm:
     differs: str = ""
     """What the published algorithm has and these settings do not give."""
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Return the fields as keyword arguments of `rl.train.Config`."""
         names = (
             "advantage_estimator",
@@ -155,7 +155,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         {"clip_low_threshold": 0.8, "clip_high_threshold": 1.28},
         remove_constant_reward_groups=True,
         source="arXiv:2503.14476",
-        differs="new groups in place of those with equal rewards; a length penalty in the reward",
+        differs="new groups to replace those with equal rewards; a length penalty in the reward",
     ),
     "cispo": Algorithm(
         "group_std",
@@ -198,10 +198,10 @@ def center_rewards(rewards_G: np.ndarray) -> np.ndarray:
         rewards_G: float [G].
 
     Returns:
-        float32 [G], summing to 0. Equal rewards, and a group of one, give 0: no gradient.
+        float32 [G] with sum 0. Equal rewards and a group of one give 0, hence no gradient.
 
-    Source: arXiv:2402.03300 (GRPO); arXiv:2503.20783 on not dividing by the standard deviation,
-    which would weigh nearly solved and nearly hopeless tasks more.
+    Source: arXiv:2402.03300 (GRPO). arXiv:2503.20783 explains why not to divide by the standard
+    deviation: that gives tasks more weight if they are nearly solved or nearly hopeless.
     """
     rewards_G = np.asarray(rewards_G, dtype=np.float64)
     return (rewards_G - rewards_G.mean()).astype(np.float32)
@@ -218,9 +218,9 @@ def standardize_rewards(rewards_G: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out(rewards_G: np.ndarray) -> np.ndarray:
-    """Subtract the mean of the other members' rewards, an unbiased baseline.
+    """Subtract the mean reward of the other members, which is an unbiased baseline.
 
-    Equals `center_rewards` times G / (G - 1). A group of one gives 0.
+    The result is `center_rewards` times G / (G - 1). A group of one gives 0.
 
     Source: arXiv:2402.14740 (RLOO); Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for
     Free!".
@@ -269,15 +269,15 @@ def compute_group_advantages(
 def compute_length_scale(
     num_action_tokens: Sequence[int], normalization: LengthNormalization
 ) -> np.ndarray:
-    """The factor on each trajectory's advantage, given the sampled tokens of all trajectories.
+    """Return the factor on each trajectory's advantage.
 
-    The losses sum over tokens. `none` keeps that: every token counts the same, whatever the length
-    of its reply. `trajectory` divides by the trajectory's own number of tokens, so that every reply
-    counts the same and long ones are moved less per token. `batch` divides by the batch's mean
-    number of tokens per trajectory: `none`, on a scale that does not depend on the lengths.
+    The losses sum over tokens. With `none`, every token has the same weight, whatever the length of
+    its reply. `trajectory` divides by the number of tokens of the trajectory: every reply has the
+    same weight, and a token of a long reply less. `batch` divides by the mean number of tokens per
+    trajectory: every token has the same weight, on a scale that does not depend on the lengths.
 
     Args:
-        num_action_tokens: Sampled tokens of each trajectory of the batch.
+        num_action_tokens: Number of sampled tokens of each trajectory of the batch.
         normalization: `none`, `trajectory` or `batch`.
 
     Returns:
@@ -286,8 +286,8 @@ def compute_length_scale(
     Raises:
         ConfigurationError: if the normalization is unknown.
 
-    Source: `trajectory` is that of arXiv:2402.03300; `none` arXiv:2503.20783 (Dr. GRPO); `batch`
-    arXiv:2503.14476 (DAPO's token-level loss), up to the number of trajectories.
+    Source: `trajectory` arXiv:2402.03300 (GRPO); `none` arXiv:2503.20783 (Dr. GRPO); `batch`
+    arXiv:2503.14476 (the token-level loss of DAPO, up to the number of trajectories).
     """
     lengths = np.maximum(np.asarray(num_action_tokens, dtype=np.float64), 1.0)
     if normalization == "none":

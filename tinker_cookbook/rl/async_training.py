@@ -1,8 +1,8 @@
-"""The asynchronous loop: rollouts go on while the trainer trains.
+"""The asynchronous loop: rollouts continue while the trainer trains.
 
-Groups are trained on in the order they were started. At most `groups_per_batch * (m + 1)` groups
-are started and not yet trained on, m = `max_steps_off_policy`; so m batches at most stand before a
-new group, and it is trained on at most m steps after the weights it was started with.
+Groups are trained on in the order in which they were started. With m = `max_steps_off_policy`, at
+most `groups_per_batch * (m + 1)` groups are started and not yet trained on. So a new group has at
+most m batches before it, and is trained on at most m steps after the weights it was started with.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_LOST_IN_A_ROW = 64
 
 
 async def do_async_training(loop: Loop, start_step: int) -> tinker.SamplingClient:
-    """Do the steps from `start_step` on.
+    """Do all steps from `start_step` on.
 
-    A resumed run takes up the data where the last checkpoint was; the groups that were under way
-    are sampled anew.
+    A resumed run continues with the data after its last checkpoint; groups that were in progress
+    are sampled again.
 
     Returns:
         A sampling client of the final weights.
@@ -38,7 +38,7 @@ async def do_async_training(loop: Loop, start_step: int) -> tinker.SamplingClien
     config = loop.config.async_config
     assert config is not None, "this loop runs with an async_config"
     sampling_client = await loop.snapshot()
-    groups = _GroupsUnderWay(loop, start_step, sampling_client)
+    groups = _GroupsInProgress(loop, start_step, sampling_client)
     try:
         groups.fill()
         for step in range(start_step, loop.total_steps):
@@ -61,19 +61,19 @@ async def do_async_training(loop: Loop, start_step: int) -> tinker.SamplingClien
     return sampling_client
 
 
-class _GroupsUnderWay:
-    """Groups in the order they were started."""
+class _GroupsInProgress:
+    """Groups that are being sampled, in the order in which they were started."""
 
     def __init__(self, loop: Loop, start_step: int, sampling_client: tinker.SamplingClient) -> None:
         config = loop.config.async_config
         assert config is not None, "this loop runs with an async_config"
         self._loop = loop
         self._groups_per_batch = config.groups_per_batch
-        self._max_under_way = config.groups_per_batch * (config.max_steps_off_policy + 1)
+        self._max_in_progress = config.groups_per_batch * (config.max_steps_off_policy + 1)
         self._builders = _stream(loop, start_step * config.groups_per_batch)
         self._tasks: deque[asyncio.Task[SampledGroup]] = deque()
         self._num_waiting = 0
-        """Groups taken for a step that is not done yet; they still hold their slots."""
+        """Number of groups taken for an unfinished step; they still occupy their slots."""
         self.advance(start_step, sampling_client, fill=False)
 
     def advance(
@@ -87,8 +87,8 @@ class _GroupsUnderWay:
             self.fill()
 
     def fill(self) -> None:
-        """Start groups until all slots are taken or the data is used up."""
-        while len(self._tasks) + self._num_waiting < self._max_under_way:
+        """Start groups until all slots are occupied or the data is used up."""
+        while len(self._tasks) + self._num_waiting < self._max_in_progress:
             following = next(self._builders, None)
             if following is None:
                 return
@@ -97,7 +97,7 @@ class _GroupsUnderWay:
             self._tasks.append(asyncio.ensure_future(sampling))
 
     async def take_batch(self) -> list[SampledGroup]:
-        """The oldest groups; each lost one is replaced by the next."""
+        """Return the oldest groups of one batch; a failed group is replaced by the next one."""
         taken: list[SampledGroup] = []
         num_lost = 0
         while len(taken) - num_lost < self._groups_per_batch and self._tasks:
@@ -117,14 +117,14 @@ class _GroupsUnderWay:
         return taken
 
     async def cancel(self) -> None:
-        """Stop what is under way."""
+        """Cancel the groups in progress."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _stream(loop: Loop, first_group: int) -> Iterator[tuple[int, EnvGroupBuilder]]:
-    """The groups of all batches, numbered through, from `first_group` on."""
+    """Yield the groups of all batches from `first_group` on, with their running numbers."""
     number = 0
     for batch in range(len(loop.dataset)):
         for builder in loop.dataset.get_batch(batch):

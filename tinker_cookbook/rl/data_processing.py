@@ -1,7 +1,21 @@
-"""Trajectories to datums.
+"""From trajectories to datums: advantages, the merging of turns, and the inputs of the loss.
 
-Turns whose prompt extends, token for token, everything before it share one datum; any other prompt
-starts a new one. Sampled tokens are used as they were sampled, never tokenised again.
+Turns share one datum if each prompt begins, token for token, with everything before it. Any other
+prompt starts a new datum. Sampled tokens are used as they were sampled and never tokenized again.
+
+For example, two turns with the prompts `1 2` and `1 2 5 9 3` and the replies `5 9` and `6` give
+
+    flat        1  2  5  9  3  6       prompt and reply tokens of all turns in order
+    mask        0  0  1  1  0  1       1: sampled, hence trained on
+
+and, shifted by one so that position i predicts token i + 1, the datum
+
+    input       1  2  5  9  3
+    target      2  5  9  3  6
+    mask        0  1  1  0  1
+
+If the second prompt were `1 2 5 8 3`, because the chat format writes the reply differently from how
+it was sampled, there would be two datums, and the prompt would be processed twice.
 """
 
 from __future__ import annotations
@@ -40,11 +54,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FlatObElem: TypeAlias = Union[int, "tinker.ModelInputChunk"]
-"""A token, or a chunk that is no text."""
+"""A token, or a chunk that is not text, such as an image."""
 FlatOb: TypeAlias = list[FlatObElem]
 
 CLIENT_INPUTS = ("mask",)
-"""Loss inputs that the service does not know."""
+"""Arrays of a datum that are used only here; the service would refuse them."""
 
 
 def compute_advantages(
@@ -56,7 +70,7 @@ def compute_advantages(
     """Compare each trajectory's total reward with its group.
 
     Returns:
-        Per group, float32 [G].
+        float32 [G] for each group.
     """
     advantages_P = [
         compute_group_advantages(group.get_total_rewards(), estimator)
@@ -78,7 +92,7 @@ def compute_advantages(
 
 
 def count_action_tokens(trajectory: Trajectory) -> int:
-    """Sampled tokens of all turns."""
+    """Return the number of sampled tokens of all turns."""
     return sum(len(transition.ac.tokens) for transition in trajectory.transitions)
 
 
@@ -89,11 +103,13 @@ def trajectory_to_data(
 
     Args:
         traj: The trajectory.
-        traj_advantage: Given to every sampled token, except those of masked turns.
-        include_provenance: Record which tokens the service sampled itself, where it named them.
+        traj_advantage: The advantage of every sampled token, except those of masked turns.
+        include_provenance: Whether to record which tokens the service sampled, if it named its
+            samples.
 
     Returns:
-        One datum per run of turns whose prompts extend each other; none without sampled tokens.
+        One datum for each series of turns whose prompts extend each other. Series without
+        sampled tokens are left out.
     """
     data = []
     current = _Sequence()
@@ -103,6 +119,7 @@ def trajectory_to_data(
             data += current.datums(include_provenance)
             current = _Sequence()
         current.add_prompt(observation)
+        # A masked turn stays in the context of later turns, but is not trained on.
         masked = transition.metrics.get(PARSE_ERROR_MASKED_METRIC_KEY, 0) >= 1
         if transition.ac.tokens:
             current.add_action(
@@ -123,7 +140,7 @@ def assemble_training_data(
     """Turn groups into datums.
 
     Returns:
-        All datums, and for each the `group_idx` and `traj_idx` it comes from.
+        All datums, and for each the `group_idx` and `traj_idx` of its trajectory.
     """
     data_D: list[tinker.Datum] = []
     metadata_D: list[dict[str, int]] = []
@@ -142,7 +159,7 @@ def assemble_training_data(
 def remove_constant_reward_groups(
     trajectory_groups_P: list[TrajectoryGroup],
 ) -> list[TrajectoryGroup]:
-    """Leave out groups whose rewards are all equal; if all are, keep the first, with a warning."""
+    """Leave out groups with equal rewards; if all groups are such, keep the first and warn."""
     mixed = [group for group in trajectory_groups_P if not all_same(group.get_total_rewards())]
     if not mixed and trajectory_groups_P:
         logger.warning(
@@ -179,7 +196,7 @@ def drop_client_inputs(data_D: Sequence[tinker.Datum], loss_fn: str) -> list[tin
 
 
 def flatten_chunks(chunks: Sequence[tinker.ModelInputChunk]) -> FlatOb:
-    """Tokens of text chunks one by one; other chunks as they are."""
+    """Return the tokens of text chunks as single elements, and other chunks unchanged."""
     flat: FlatOb = []
     for chunk in chunks:
         tokens = getattr(chunk, "tokens", None)
@@ -189,19 +206,21 @@ def flatten_chunks(chunks: Sequence[tinker.ModelInputChunk]) -> FlatOb:
 
 @dataclass
 class _Sequence:
-    """One datum being put together; the lists have one entry per element of `flat`."""
+    """A datum under construction; all lists but `samples` have one entry per element of `flat`."""
 
     flat: FlatOb = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
     mask: list[float] = field(default_factory=list)
     samples: list[tuple[int, int, str | None]] = field(default_factory=list)
-    """Start, length and service's name of each sampled run."""
+    """Start in `flat`, length, and the service's name of each reply."""
 
     def is_prefix_of(self, observation: FlatOb) -> bool:
+        """Return whether a prompt begins with everything so far; true of an empty sequence."""
         return len(self.flat) <= len(observation) and observation[: len(self.flat)] == self.flat
 
     def add_prompt(self, observation: FlatOb) -> None:
+        """Append the part of the prompt that is new; it is context, with advantage and mask 0."""
         new = observation[len(self.flat) :]
         self._add(new, [0.0] * len(new), 0.0, 0.0)
 
@@ -226,13 +245,16 @@ class _Sequence:
         self.mask += [mask] * len(elements)
 
     def datums(self, include_provenance: bool) -> list[tinker.Datum]:
-        """The datum, or nothing if no token of it was sampled to be trained."""
+        """Return the datum in a list, or an empty list if it has no trained token."""
         import tinker
 
         if not any(self.mask):
             return []
+        # Cut what follows the last trained token: it would cost time and change nothing.
         last = max(index for index, kept in enumerate(self.mask) if kept)
         flat = self.flat[: last + 1]
+        # Position i predicts element i + 1. A chunk such as an image cannot be a target; its mask
+        # is 0, so any token will do.
         targets = [element if isinstance(element, int) else 0 for element in flat[1:]]
         per_position = {
             "logprobs": self.logprobs,
@@ -252,7 +274,7 @@ class _Sequence:
         return [datum]
 
     def _has_provenance(self, flat: FlatOb) -> bool:
-        """Whether the service named every sample, and the SDK can say where tokens come from."""
+        """Return whether every sample has a name and the SDK can record where tokens come from."""
         import tinker
 
         known = hasattr(tinker, "SampledProvenanceSpan") and bool(self.samples)
@@ -261,7 +283,12 @@ class _Sequence:
     def _spans(
         self, start: int, end: int
     ) -> list[tinker.PromptProvenanceSpan | tinker.SampledProvenanceSpan]:
-        """Where the elements [start, end) come from: the prompt of the next sample, or a sample."""
+        """Return the origins of the elements [start, end).
+
+        An element is part of a sample, or of the prompt before the next sample. Offsets of prompt
+        spans count from the start of the sequence, those of sample spans from the sample's first
+        token.
+        """
         import tinker
 
         spans: list[tinker.PromptProvenanceSpan | tinker.SampledProvenanceSpan] = []
@@ -293,7 +320,7 @@ def _has_other_chunks(flat: FlatOb) -> bool:
 
 
 def unflatten_chunks(flat: FlatOb) -> tinker.ModelInput:
-    """The opposite of `flatten_chunks`; neighbouring tokens become one chunk."""
+    """Undo `flatten_chunks`; neighbouring tokens become one chunk."""
     import tinker
 
     chunks: list[tinker.ModelInputChunk] = []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EpochCycledRLDataset",
+    "GroupsDataset",
     "NumberedDataset",
     "RenderedDatasetBuilder",
     "cycle_permutation",
@@ -61,6 +62,21 @@ class EpochCycledRLDataset(RLDataset):
     def __len__(self) -> int:
         """Return the number of batches of all epochs."""
         return len(self.inner) * self.num_epochs
+
+
+class GroupsDataset(RLDataset):
+    """A list of groups in batches; a last batch that is not full is left out."""
+
+    def __init__(self, groups: Sequence[EnvGroupBuilder], groups_per_batch: int) -> None:
+        self._groups = groups
+        self._size = groups_per_batch
+
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
+        """Return the groups of one step."""
+        return self._groups[index * self._size : (index + 1) * self._size]
+
+    def __len__(self) -> int:
+        return len(self._groups) // self._size
 
 
 class NumberedDataset(RLDataset):

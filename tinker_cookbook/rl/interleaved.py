@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.dataset_utils import epoch_batch_index
+from tinker_cookbook.rl.dataset_utils import GroupsDataset, epoch_batch_index
 from tinker_cookbook.rl.metric_util import dataset_to_env_group_builders
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
 
@@ -39,7 +39,8 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
             )
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ConfigurationError(
-                f"weights={self.weights} cannot be used; give numbers of 0 or more, at least one above 0."
+                f"weights={self.weights} cannot be used; give numbers of 0 or more, with at least "
+                "one above 0."
             )
         if self.groups_per_batch < 1:
             raise ConfigurationError(
@@ -60,7 +61,7 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
         if total is None:
             total = sum(map(len, groups)) // self.groups_per_batch
         mix = _Interleaved(groups, self.weights, self.groups_per_batch, total, self.seed)
-        return mix, _OneBatch(held_out) if held_out else None
+        return mix, GroupsDataset(held_out, len(held_out)) if held_out else None
 
 
 class _Interleaved(RLDataset):
@@ -93,14 +94,3 @@ class _Interleaved(RLDataset):
 
     def __len__(self) -> int:
         return len(self._picks) // self._groups_per_batch
-
-
-class _OneBatch(RLDataset):
-    def __init__(self, builders: Sequence[EnvGroupBuilder]) -> None:
-        self._builders = builders
-
-    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        return self._builders
-
-    def __len__(self) -> int:
-        return 1

@@ -1,6 +1,6 @@
-"""What all RL loops are made of: sample a group, evaluate, update, save, write a step's row.
+"""The parts that all RL loops share: sample a group, evaluate, update, save, write a step's row.
 
-P groups of a batch, D datums.
+In names of arrays, P is the number of groups in a batch and D the number of datums.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ SHOWN = (
     ("kl", "optim/kl_sample_train_v2", ".1e"),
 )
 DIVERGENCE_LIMIT = 1e-3
-"""Least `optim/kl_sample_train_v2` that is an alarm: about 0.03 nats a token."""
+"""Lowest `optim/kl_sample_train_v2` that gives a warning: about 0.03 nats per token."""
 DIVERGENCE_FACTOR = 5
-"""It must also be so many times the floor that the run's first step measured."""
+"""The warning also requires this multiple of the value measured in the run's first step."""
 LONG_SAMPLING_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """A finished group, and the weights it was sampled from."""
+    """A finished group, and the step whose weights it was sampled from."""
 
     builder: EnvGroupBuilder
     group: TrajectoryGroup
@@ -75,25 +75,25 @@ class SampledGroup:
 
     @property
     def has_trajectories(self) -> bool:
-        """False for a group that was lost."""
+        """False if every rollout of the group failed."""
         return bool(self.group.trajectories_G)
 
 
 @dataclass
 class TrainingStep:
-    """One step on its way: what was sampled, and the update submitted for it."""
+    """A step in progress: the sampled groups, and the update submitted for them."""
 
     step: int
     update: PendingUpdate
     window: trace.IterationWindow
     sampled_P: list[SampledGroup] = field(default_factory=list)
-    """All groups: lost ones and those of equal rewards too."""
+    """All groups, including failed ones and those with equal rewards."""
     metrics: dict[str, Any] = field(default_factory=dict)
     saving: FinishSave | None = None
 
 
 class Loop:
-    """The parts of a run between its first and last step; the loops say in which order."""
+    """The parts of a run between its first and last step; each kind of loop orders them."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Loop:
         self._floor: SamplingGap | None = None
 
     def add_held_out(self, test_dataset: RLDataset | None) -> None:
-        """Roll out held-out tasks too."""
+        """Evaluate on held-out tasks too."""
         if test_dataset is None or len(test_dataset) == 0 or not self.config.eval_every:
             return
         held_out = RLTestSetEvaluator(
@@ -143,14 +143,14 @@ class Loop:
     # ---- sampling ----
 
     async def snapshot(self) -> tinker.SamplingClient:
-        """A sampling client of the weights after everything submitted so far."""
+        """Return a sampling client of the weights after all requests submitted so far."""
         recorded = self.config.records_stability_info()
         options = {"record_stability_info": True} if recorded else {}
         async with trace.scope_span("save_weights"):
             return await snapshot_weights(self._run.training_client, **options)
 
     def policy(self, sampling_client: tinker.SamplingClient, step: int) -> TokenCompleter:
-        """What the rollouts of a step are sampled with; the draws are those of this step."""
+        """Return the policy for the rollouts of a step, seeded by the step."""
         return TinkerTokenCompleter(
             sampling_client,
             self.config.max_tokens,
@@ -188,7 +188,7 @@ class Loop:
     # ---- training ----
 
     def begin_step(self, step: int, window: trace.IterationWindow) -> TrainingStep:
-        """An empty step, with its learning rate."""
+        """Return an empty step with its learning rate."""
         config = self.config
         update = PendingUpdate(
             self._run.training_client,
@@ -207,7 +207,7 @@ class Loop:
     async def build_data(
         self, sampled_P: Sequence[SampledGroup]
     ) -> tuple[list[tinker.Datum], dict[str, float]]:
-        """Datums of some groups, with advantages and KL penalty, and metrics about them."""
+        """Return the datums of groups, with advantages and KL penalty, and their metrics."""
         groups_P = [sampled.group for sampled in sampled_P if sampled.has_trajectories]
         if self.config.remove_constant_reward_groups:
             groups_P = remove_constant_reward_groups(groups_P)
@@ -279,7 +279,7 @@ class Loop:
         }
 
     def _measure_floor(self, step: TrainingStep) -> None:
-        """Once, from the first data that were scored with the weights they were sampled from."""
+        """Measure once the gap between sampler and trainer when both use the same weights."""
         same_weights = all(
             sampled.sampling_client_step == step.step
             for sampled in step.sampled_P
@@ -296,7 +296,7 @@ class Loop:
             raise TrainingError(
                 f"the log probabilities of step {step.step} are not finite: the run has diverged; "
                 f"lower learning_rate={self.config.learning_rate} or set grad_clip_norm, and start "
-                "anew."
+                "over."
             )
         on_policy = self.config.async_config is None and self.config.num_substeps == 1
         floor = 0.0 if self._floor is None else self._floor.half_mean_square
@@ -342,7 +342,7 @@ class Loop:
     # ---- evaluation ----
 
     async def evaluate(self, step: int, sampling_client: tinker.SamplingClient) -> dict[str, float]:
-        """The metrics of the evaluators that are due before `step`; a new best is saved."""
+        """Run the evaluators that are due before `step`, and save the weights if they are best."""
         every = self.config.eval_every
         if not every or not self._evaluators:
             return {}
@@ -371,7 +371,7 @@ class Loop:
         return RolloutSummaryExportConfig(split, step, base_name, step, folder, self._tokenizer)
 
     async def _save_if_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Save the weights that did best on held-out tasks; at step 0 they are the base model's."""
+        """Save the weights with the best held-out value; the base model (step 0) is not saved."""
         value = metrics.get(self.config.best_metric)
         if value is None or value <= self._best:
             return
@@ -399,18 +399,18 @@ class Loop:
 
 
 def check_batch(sampled_P: Sequence[SampledGroup], config: Config) -> None:
-    """Refuse a batch that cannot teach anything.
+    """Refuse a batch whose gradient would be 0.
 
     Raises:
-        AllTrajectoriesFailedError: if every group was lost.
-        ConfigurationError: if every group has one member, and there is no other reward.
+        AllTrajectoriesFailedError: if every group failed.
+        ConfigurationError: if every group has one member and the KL penalty is off.
     """
     filled = [sampled.group for sampled in sampled_P if sampled.has_trajectories]
     if not filled:
         errors = [e.error_message for sampled in sampled_P for e in sampled.group.rollout_errors]
         raise AllTrajectoriesFailedError(
             f"all {len(sampled_P)} groups of the batch failed; last error: "
-            f"{errors[-1] if errors else 'the data set gave no group'}. "
+            f"{errors[-1] if errors else 'the data set returned no groups'}. "
             "rollout_error_tolerance=False shows the whole traceback."
         )
     alone = all(len(group.trajectories_G) == 1 and not group.rollout_errors for group in filled)
@@ -419,12 +419,12 @@ def check_batch(sampled_P: Sequence[SampledGroup], config: Config) -> None:
 
 
 def update_has_data(step: TrainingStep) -> bool:
-    """Whether anything was sent to the trainer."""
+    """Return whether anything was sent to the trainer."""
     return bool(step.update.data_D)
 
 
 class _SamplingWatch:
-    """Says how far a long sampling phase is."""
+    """Prints the progress of a long sampling phase."""
 
     def __init__(self, progress: ProgressReporter, num_groups: int) -> None:
         self._progress = progress

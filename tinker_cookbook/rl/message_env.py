@@ -13,11 +13,7 @@ from tinker_cookbook.renderers.tool_calls import declared_tools
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl import types
 from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, RolloutLimits
-from tinker_cookbook.rl.types import (
-    PARSE_ERROR_MASKED_METRIC_KEY,
-    STOP_METRIC_PREFIX,
-    StopReason,
-)
+from tinker_cookbook.rl.types import PARSE_ERROR_MASKED_METRIC_KEY, StopReason, stop_metric
 
 if TYPE_CHECKING:
     import tinker
@@ -189,7 +185,7 @@ class EnvFromMessageEnv(types.Env):
             return self._end(result.reward, found, result.logs)
         observation = await self._render(result.next_messages)
         if self._too_long(observation):
-            overflow = {"context_overflow": 1, _stop(StopReason.CONTEXT_OVERFLOW): 1}
+            overflow = {"context_overflow": 1, stop_metric(StopReason.CONTEXT_OVERFLOW): 1}
             return self._end(
                 result.reward + self.context_overflow_reward, found | overflow, result.logs
             )
@@ -208,9 +204,9 @@ class EnvFromMessageEnv(types.Env):
         if not self.terminate_on_length:
             known = await self.message_env.observe_truncated_response(message)
         if known is None:
-            metrics[_stop(StopReason.MAX_TOKENS)] = 1
+            metrics[stop_metric(StopReason.MAX_TOKENS)] = 1
             return self._end(self.context_overflow_reward, metrics, {})
-        return await self._continue(known, 0.0, metrics)
+        return await self._answer(MessageStepResult(0.0, False, known), metrics)
 
     async def _on_parse_error(self, message: Message, details: str) -> types.StepResult:
         policy = self._policy
@@ -222,13 +218,13 @@ class EnvFromMessageEnv(types.Env):
                 result = result or await self.message_env.step(message)
                 result.logs = {**logs, **result.logs}
                 return await self._answer(result, metrics)
-            metrics[_stop(StopReason.PARSE_ERROR)] = 1
+            metrics[stop_metric(StopReason.PARSE_ERROR)] = 1
             return self._end(self.failed_parse_reward, metrics, logs)
         self._errors_in_a_row += 1
         if policy.mask_error_turns:
             metrics[PARSE_ERROR_MASKED_METRIC_KEY] = 1
         if self._errors_in_a_row > policy.max_consecutive:
-            metrics[_stop(StopReason.PARSE_ERROR)] = 1
+            metrics[stop_metric(StopReason.PARSE_ERROR)] = 1
             reward = policy.terminal_reward - policy.penalty_per_error
             return self._end(reward, metrics, logs)
         request = policy.retry_message_template.replace("{details}", details[:MAX_SHOWN_DETAIL])
@@ -239,19 +235,10 @@ class EnvFromMessageEnv(types.Env):
         }
         retry: Message = {"role": "user", "content": request}
         known = await self.message_env.add_messages([shown, retry])
-        return await self._continue(
-            known or [*self._messages, shown, retry], -policy.penalty_per_error, metrics
+        messages = known or [*self._messages, shown, retry]
+        return await self._answer(
+            MessageStepResult(-policy.penalty_per_error, False, messages), metrics
         )
-
-    async def _continue(
-        self, messages: list[Message], reward: float, metrics: types.Metrics
-    ) -> types.StepResult:
-        observation = await self._render(messages)
-        if self._too_long(observation):
-            metrics |= {"context_overflow": 1, _stop(StopReason.CONTEXT_OVERFLOW): 1}
-            return self._end(reward + self.context_overflow_reward, metrics, {})
-        stop = self.renderer.get_stop_sequences()
-        return types.StepResult(reward, False, observation, stop, metrics)
 
     def _end(self, reward: float, metrics: types.Metrics, logs: types.Logs) -> types.StepResult:
         import tinker
@@ -269,7 +256,3 @@ class EnvFromMessageEnv(types.Env):
             return False
         room = self.max_trajectory_tokens - (self.max_generation_tokens or 0)
         return observation.length > room
-
-
-def _stop(reason: StopReason) -> str:
-    return f"{STOP_METRIC_PREFIX}{reason}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ import numpy as np
 from tinker_cookbook.completers import TinkerTokenCompleter, TokenCompleter
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
-from tinker_cookbook.rl.data_processing import flatten_chunks
 from tinker_cookbook.rl.rollout_limits import RolloutConfig
-from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
+from tinker_cookbook.rl.rollout_logging import (
+    RolloutSummaryExportConfig,
+    RolloutSummaryGroup,
+    extends,
+)
 from tinker_cookbook.rl.rollout_strategy import RetryOnFailure, RolloutStrategy, gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, RolloutSettings, rollout_group
 from tinker_cookbook.rl.types import (
@@ -249,11 +253,9 @@ def _count_tokens(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 def _count_prefix_breaks(trajectory: Trajectory) -> int:
     """Count turns whose prompt does not extend what came before; each is a separate datum."""
-    breaks = 0
-    for before, after in zip(trajectory.transitions, trajectory.transitions[1:], strict=False):
-        known = [*flatten_chunks(before.ob.chunks), *before.ac.tokens]
-        breaks += flatten_chunks(after.ob.chunks)[: len(known)] != known
-    return breaks
+    return sum(
+        not extends(after, before) for before, after in itertools.pairwise(trajectory.transitions)
+    )
 
 
 def _by_group(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:

@@ -28,14 +28,14 @@ class PendingUpdate:
 
     training_client: tinker.TrainingClient
     loss_fn: str
-    loss_fn_config: dict[str, Any] | None
+    loss_fn_config: dict[str, float] | None
     adam_params: tinker.AdamParams
     data_D: list[tinker.Datum] = field(default_factory=list)
     """All datums sent so far, with their `mask`."""
     gap: SamplingGap | None = None
     """The gap on the data before the first optimizer step; set when the update is finished."""
-    _gradients: list[Any] = field(default_factory=list)
-    _steps: list[Any] = field(default_factory=list)
+    _gradients: list[tinker.APIFuture[tinker.ForwardBackwardOutput]] = field(default_factory=list)
+    _steps: list[tinker.APIFuture[tinker.OptimStepResponse]] = field(default_factory=list)
     _has_gradients: bool = False
     _num_before_step: int = 0
 
@@ -44,9 +44,12 @@ class PendingUpdate:
         if not data_D:
             return
         sent = drop_client_inputs(data_D, self.loss_fn)
-        config: Any = self.loss_fn_config
         self._gradients.append(
-            self.training_client.forward_backward(sent, self.loss_fn, loss_fn_config=config)  # pyright: ignore[reportArgumentType]
+            self.training_client.forward_backward(
+                sent,
+                self.loss_fn,  # pyright: ignore[reportArgumentType]
+                loss_fn_config=self.loss_fn_config,
+            )
         )
         self.data_D += data_D
         self._has_gradients = True
@@ -101,7 +104,7 @@ async def train_step(
     learning_rate: float,
     num_substeps: int,
     loss_fn: str,
-    loss_fn_config: dict[str, Any] | None = None,
+    loss_fn_config: dict[str, float] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> list[np.ndarray]:
     """Train on a batch in `num_substeps` optimizer steps, each on a consecutive part of it.

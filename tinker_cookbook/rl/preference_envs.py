@@ -1,4 +1,4 @@
-"""Groups whose members are compared with each other: the reward is how many they beat."""
+"""Groups whose members a judge compares two by two; the reward is the mean verdict."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class PreferenceEnv(Env):
-    """One reply to a conversation; what it is worth, its group says."""
+    """One reply to a conversation; its reward comes from the comparisons in its group."""
 
     def __init__(self, convo_prefix: list[Message], policy_renderer: Renderer) -> None:
         self.convo_prefix = convo_prefix
@@ -53,32 +53,32 @@ class PreferenceEnv(Env):
 
     @property
     def stop_condition(self) -> StopCondition:
-        """What ends the reply."""
+        """Return what ends the reply."""
         return self.policy_renderer.get_stop_sequences()
 
     async def initial_observation(self) -> tuple[Observation, StopCondition]:
-        """The conversation."""
+        """Return the conversation as a prompt."""
         prompt = self.policy_renderer.build_generation_prompt(self.convo_prefix)
         return prompt, self.stop_condition
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        """The end, without a reward."""
+        """End the episode without a reward."""
         import tinker
 
         return StepResult(0.0, True, tinker.ModelInput.empty(), self.stop_condition)
 
 
 class TournamentPattern(StrEnum):
-    """Who meets whom."""
+    """Which members are compared."""
 
     ALL_PAIRS_BOTH_WAYS = "all_pairs_both_ways"
-    """Every two, each once as A: a judge that prefers a place favours nobody."""
+    """Every pair in both orders, which cancels a judge's preference for a position."""
     ALL_PAIRS_ONE_WAY = "all_pairs_one_way"
-    """Every two once: half the cost."""
+    """Every pair in one order, at half the cost."""
 
 
 def get_pairs(n: int, pattern: TournamentPattern) -> list[tuple[int, int]]:
-    """All matches between `n` members, as indices of A and B."""
+    """Return all matches between `n` members as indices of A and B."""
     one_way = [(i, j) for i in range(n) for j in range(i + 1, n)]
     if pattern == TournamentPattern.ALL_PAIRS_ONE_WAY:
         return one_way
@@ -86,12 +86,12 @@ def get_pairs(n: int, pattern: TournamentPattern) -> list[tuple[int, int]]:
 
 
 def get_pairs_chunked(n: int, pattern: TournamentPattern, chunk_size: int) -> list[tuple[int, int]]:
-    """Matches within chunks of `chunk_size` members, so that their number grows like `n`.
+    """Return matches within chunks of `chunk_size` members; their number is linear in `n`.
 
-    A chunk of one at the end would never be judged, so it joins the chunk before.
+    A single member at the end would never be judged, so it joins the chunk before it.
     """
     if chunk_size < 2:
-        raise ConfigurationError(f"matchup_group_size={chunk_size} makes no match; use 2 or more.")
+        raise ConfigurationError(f"matchup_group_size={chunk_size} must be 2 or greater.")
     starts = list(range(0, n, chunk_size))
     if len(starts) > 1 and n - starts[-1] == 1:
         starts.pop()
@@ -105,10 +105,10 @@ def get_pairs_chunked(n: int, pattern: TournamentPattern, chunk_size: int) -> li
 
 @dataclass(frozen=True)
 class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
-    """Replies to one conversation; a judge compares them two by two.
+    """Replies to one conversation, which a judge compares two by two.
 
-    The reward of a reply is its mean verdict, from -1 to 1, and 1 less if it is badly formed.
-    With `eval_target_completion_A` every reply meets that completion instead.
+    The reward of a reply is its mean verdict, from -1 to 1, and 1 less if it is badly formed. With
+    `eval_target_completion_A`, every reply is compared with that completion instead.
     """
 
     convo_prefix: list[Message]
@@ -123,17 +123,17 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
     def __post_init__(self) -> None:
         if self.num_envs < 2 and self.eval_target_completion_A is None:
             raise ConfigurationError(
-                f"group_size={self.num_envs} leaves nobody to compare with; use 2 or more."
+                f"group_size={self.num_envs} must be 2 or greater, so that replies can be compared."
             )
 
     async def make_envs(self) -> Sequence[Env]:
-        """One per reply."""
+        """Return one environment per reply."""
         return [
             PreferenceEnv(self.convo_prefix, self.policy_renderer) for _ in range(self.num_envs)
         ]
 
     def get_response_message(self, trajectory: Trajectory) -> tuple[list[Message], bool]:
-        """The reply as the judge sees it, and whether it ended by itself."""
+        """Return the reply as the judge sees it, and whether it ended properly."""
         tokens = trajectory.transitions[0].ac.tokens
         message, termination = self.policy_renderer.parse_response(tokens)
         text = format_content_as_string(message["content"])
@@ -144,13 +144,13 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
     def comparison_reward_for_second_messages(
         self, message_i: list[Message], message_j: list[Message]
     ) -> Comparison:
-        """What the judge is asked: reply i as A, reply j as B."""
+        """Return the question to the judge: reply i as A, reply j as B."""
         return Comparison(self.convo_prefix, message_i, message_j)
 
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
-        """All matches at once; a member that met nobody (the others were lost) gets 0."""
+        """Judge all matches at once; a member without a match, since others were lost, gets 0."""
         found = [self.get_response_message(trajectory) for trajectory in trajectory_group]
         replies_G = [message for message, _ in found]
         if self.eval_target_completion_A is not None:
@@ -166,7 +166,7 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
         ]
 
     def logging_tags(self) -> list[str]:
-        """One name for all."""
+        """Return the tag of all such groups."""
         return ["pair_pref"]
 
     async def _tournament(self, replies_G: list[list[Message]]) -> np.ndarray:
@@ -184,7 +184,7 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
 
     async def _against_target(self, replies_G: list[list[Message]]) -> np.ndarray:
         target = self.eval_target_completion_A
-        assert target is not None, "the caller has looked"
+        assert target is not None, "the caller has checked"
         first, second = await asyncio.gather(
             asyncio.gather(*(self._judge(target, reply) for reply in replies_G)),
             asyncio.gather(*(self._judge(reply, target) for reply in replies_G)),
@@ -192,13 +192,13 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
         return (np.array(first) - np.array(second)) / 2
 
     async def _judge(self, message_i: list[Message], message_j: list[Message]) -> float:
-        """-1 for the first, 1 for the second."""
+        """Return -1 for a verdict for the first message, 1 for the second."""
         comparison = self.comparison_reward_for_second_messages(message_i, message_j)
         return await self.preference_model(comparison)
 
 
 class PairwisePreferenceDataset(RLDataset):
-    """The prompts of comparisons, in batches; their completions are not used."""
+    """The prompts of comparisons in batches; the completions are not used."""
 
     def __init__(
         self,
@@ -214,8 +214,8 @@ class PairwisePreferenceDataset(RLDataset):
         self._prompts = [labeled.comparison.prompt_conversation for labeled in trained]
         if len(self._prompts) < batch_size:
             raise ConfigurationError(
-                f"{len(self._prompts)} comparisons make no batch of batch_size={batch_size}; use "
-                "a smaller one."
+                f"batch_size={batch_size} is more than the {len(self._prompts)} comparisons; use a "
+                "smaller one."
             )
         self._renderer = renderer
         self._batch_size = batch_size
@@ -225,7 +225,7 @@ class PairwisePreferenceDataset(RLDataset):
         self._preprocessor = content_preprocessor
 
     def get_batch(self, index: int) -> list[EnvGroupBuilder]:
-        """The groups of one step."""
+        """Return the groups of one step."""
         start = index * self._batch_size
         return [
             PairwisePreferenceGroupBuilder(
@@ -245,7 +245,7 @@ class PairwisePreferenceDataset(RLDataset):
 
 @chz.chz
 class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
-    """Makes that data set, and the judge."""
+    """Makes a `PairwisePreferenceDataset` and its judge."""
 
     comparison_builder: ComparisonDatasetBuilder
     batch_size: int
@@ -257,7 +257,7 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
     preference_model_builder: Callable[[], PreferenceModel]
 
     async def __call__(self) -> tuple[PairwisePreferenceDataset, None]:
-        """Nothing is held out; measure with `ComparisonEvaluator`."""
+        """Return the data set; nothing is held out, so measure with `ComparisonEvaluator`."""
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.policy_renderer_name, self.policy_model_name)

@@ -26,7 +26,6 @@ from tinker_cookbook.rl.types import (
     Metrics,
     Observation,
     StepResult,
-    Trajectory,
 )
 
 if TYPE_CHECKING:
@@ -201,12 +200,6 @@ class ProblemGroupBuilder(EnvGroupBuilder):
     async def make_envs(self) -> Sequence[Env]:
         """Return one environment per member of the group."""
         return [self.env_thunk() for _ in range(self.num_envs)]
-
-    async def compute_group_rewards(
-        self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
-    ) -> list[tuple[float, Metrics]]:
-        """Add nothing to the rewards of the problem."""
-        return [(0.0, {}) for _ in trajectory_group]
 
     def logging_tags(self) -> list[str]:
         """Return the name of the data set."""

@@ -33,7 +33,7 @@ from tinker_cookbook.completers import StopCondition
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.types import Message
-from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
+from tinker_cookbook.rl.dataset_utils import GroupsDataset, RenderedDatasetBuilder
 from tinker_cookbook.rl.message_env import EnvFromMessageEnv, MessageEnv
 from tinker_cookbook.rl.problem_env import Grade, grade_step, read_reply
 from tinker_cookbook.rl.types import (
@@ -153,11 +153,11 @@ class ProblemDatasetBuilder(RenderedDatasetBuilder):
         random.Random(self.seed).shuffle(trained)
         renderer = self.build_renderer()
         groups = [self.make_group(problem, renderer, self.group_size) for problem in trained]
-        train_data = _ProblemDataset(groups, self.groups_per_batch)
+        train_data = GroupsDataset(groups, self.groups_per_batch)
         if not held_out:
             return train_data, None
         groups = [self.make_group(problem, renderer, self.test_group_size) for problem in held_out]
-        return train_data, _ProblemDataset(groups, len(groups))
+        return train_data, GroupsDataset(groups, len(groups))
 
     def make_group(
         self, problem: ProblemLike, renderer: Renderer, group_size: int
@@ -297,20 +297,6 @@ class _ProblemGroup(EnvGroupBuilder):
 
     def logging_tags(self) -> list[str]:
         return list(getattr(self.problem, "tags", ())) or [self.name]
-
-
-class _ProblemDataset(RLDataset):
-    """Groups in batches; the last partial batch is left out."""
-
-    def __init__(self, groups: Sequence[EnvGroupBuilder], groups_per_batch: int) -> None:
-        self._groups = groups
-        self._size = groups_per_batch
-
-    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        return self._groups[index * self._size : (index + 1) * self._size]
-
-    def __len__(self) -> int:
-        return len(self._groups) // self._size
 
 
 def _warn_of_overlap(trained: Sequence[ProblemLike], held_out: Sequence[ProblemLike]) -> None:

@@ -1,4 +1,4 @@
-"""Rollouts as JSON lines: one object per trajectory."""
+"""Rollouts as JSON lines: one object per trajectory, and one per lost rollout."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tinker_cookbook.rl.data_processing import flatten_chunks
 from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 
 if TYPE_CHECKING:
@@ -28,24 +29,24 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RolloutSummaryExportConfig:
-    """Where the transcripts of one batch go."""
+    """What the transcripts of one batch are about, and where they are written."""
 
     split: str
     """`train`, or the name of an evaluator."""
     iteration: int
     base_name: str
-    """Start of the files' names."""
+    """Start of the file names."""
     sampling_client_step: int | None = None
-    """Optimizer steps that the sampling weights had seen."""
+    """Number of optimizer steps behind the sampling weights."""
     folder: Path | None = None
-    """The step's folder; None: nothing is written."""
+    """The folder of the step; None: nothing is written."""
     tokenizer: Tokenizer | None = None
-    """With it, texts are written beside the numbers."""
+    """Decodes prompts and replies; None: the records have no texts."""
 
 
 @dataclass(frozen=True)
 class RolloutSummaryGroup:
-    """A group and what is known about it."""
+    """A group, its tags, and the age of the weights that sampled it."""
 
     trajectory_group: TrajectoryGroup
     tags: list[str]
@@ -59,8 +60,8 @@ def serialize_rollout_summaries(
     trajectory_groups_P: Sequence[TrajectoryGroup],
     taglist_P: Sequence[list[str]],
     sampling_client_steps_P: Sequence[int | None] | None = None,
-) -> list[dict[str, Any]]:
-    """One record per trajectory, from parallel lists."""
+) -> list[dict[str, object]]:
+    """Return one record per trajectory, from parallel lists."""
     steps_P = sampling_client_steps_P or [None] * len(trajectory_groups_P)
     groups = [
         RolloutSummaryGroup(group, tags, step)
@@ -77,14 +78,14 @@ def serialize_rollout_summaries_from_groups(
     iteration: int,
     groups_P: Sequence[RolloutSummaryGroup],
     tokenizer: Tokenizer | None = None,
-) -> list[dict[str, Any]]:
-    """One record per trajectory, and one per rollout that was lost.
+) -> list[dict[str, object]]:
+    """Return one record per trajectory, and one per lost rollout.
 
     Args:
         split: `train`, or the name of an evaluator.
         iteration: The step.
         groups_P: The groups.
-        tokenizer: With it, each turn has its `prompt` and `reply` as text.
+        tokenizer: Adds the texts `prompt` and `reply` to each turn.
     """
     records = []
     for group_idx, item in enumerate(groups_P):
@@ -123,7 +124,7 @@ def serialize_rollout_summaries_from_groups(
 
 
 def rollout_summaries_jsonl_path(iteration_dir: Path, base_name: str) -> Path:
-    """`<folder>/<base name>_rollout_summaries.jsonl`."""
+    """Return `<folder>/<base name>_rollout_summaries.jsonl`."""
     return iteration_dir / f"{base_name}_rollout_summaries.jsonl"
 
 
@@ -135,7 +136,7 @@ def write_rollout_summaries_jsonl_from_groups(
     groups_P: Sequence[RolloutSummaryGroup],
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write all records of a batch; a file of the same step is replaced."""
+    """Write all records of a batch; an existing file is replaced."""
     records = serialize_rollout_summaries_from_groups(
         split=split, iteration=iteration, groups_P=groups_P, tokenizer=tokenizer
     )
@@ -144,7 +145,7 @@ def write_rollout_summaries_jsonl_from_groups(
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _serialize_steps(trajectory: Trajectory, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _serialize_steps(trajectory: Trajectory, tokenizer: Tokenizer | None) -> dict[str, object]:
     return {
         "steps": [
             {
@@ -173,17 +174,13 @@ def _texts(
 
 
 def extends(turn: Transition, before: Transition) -> bool:
-    """Whether a prompt begins, token for token, with the turn before it."""
-    from tinker_cookbook.rl.data_processing import flatten_chunks
-
+    """Return whether a prompt begins, token for token, with the turn before it."""
     known = [*flatten_chunks(before.ob.chunks), *before.ac.tokens]
     return flatten_chunks(turn.ob.chunks)[: len(known)] == known
 
 
 def new_prompt_text(turn: Transition, before: Transition | None, tokenizer: Tokenizer) -> str:
-    """The prompt's text; where it extends the turn before, only what is new."""
-    from tinker_cookbook.rl.data_processing import flatten_chunks
-
+    """Return the text of the prompt; if it extends the turn before, only the new part."""
     flat = flatten_chunks(turn.ob.chunks)
     if before is not None and extends(turn, before):
         flat = flat[len(flatten_chunks(before.ob.chunks)) + len(before.ac.tokens) :]

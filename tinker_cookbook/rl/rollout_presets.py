@@ -22,12 +22,15 @@ __all__ = [
 
 
 def simple() -> RolloutConfig:
-    """No limits beyond those of the environment: for single-turn tasks."""
+    """Return settings without limits other than those of the environment."""
     return RolloutConfig()
 
 
 def agentic() -> RolloutConfig:
-    """For long tool-using episodes: one retry after an unreadable reply, nothing for a timeout."""
+    """Return settings for long episodes with tools.
+
+    An unreadable reply is retried once. An episode that a limit ended has reward 0.
+    """
     return RolloutConfig(
         limits=RolloutLimits(max_turns=50, rollout_timeout_seconds=3600.0),
         parse_errors=ParseErrorPolicy(max_consecutive=1),
@@ -38,12 +41,12 @@ def agentic() -> RolloutConfig:
 
 
 def default_rollout_config_for_model(model_name: str) -> RolloutConfig:
-    """The settings where none are given; the same for every model."""
+    """Return the default settings; they are the same for every model."""
     del model_name
     return simple()
 
 
 def default_rollout_strategy_for_model(model_name: str) -> RolloutStrategy:
-    """What happens to failing rollouts where nothing is said: lose members, never the batch."""
+    """Return the default strategy: a failed rollout costs a member or a group, never the batch."""
     del model_name
     return MinViableGroup()

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from tinker_cookbook.completers import (
     ContextOverflowError,
@@ -28,6 +28,7 @@ from tinker_cookbook.rl.types import (
     StopReason,
     Trajectory,
     Transition,
+    stop_metric,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RolloutHooks",
     "RolloutState",
     "SamplingTurnTimeoutError",
+    "SupportsInjectedMessages",
     "SupportsParseErrorPolicy",
     "SupportsPolicy",
     "SupportsToolCallLimit",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 CLOCK_SLACK_SECONDS = 0.01
-"""An event loop's timer may ring this much early."""
+"""The timer of an event loop may fire this much too early."""
 TRUNCATION_METRIC_KEY = "num_truncations_max_turn_tokens"
 T = TypeVar("T")
 
@@ -57,65 +59,75 @@ class SupportsToolCallLimit(Protocol):
     """An environment that counts tool calls."""
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
-        """Limit the calls of the episode."""
+        """Limit the number of tool calls of the episode."""
         ...
 
 
 @runtime_checkable
 class SupportsParseErrorPolicy(Protocol):
-    """An environment that reads replies through a renderer."""
+    """An environment that parses replies with a renderer."""
 
     def set_parse_error_policy(self, policy: ParseErrorPolicy) -> None:
-        """Choose what follows an unreadable reply."""
+        """Set what follows a reply that cannot be read."""
         ...
 
 
 @runtime_checkable
 class SupportsPolicy(Protocol):
-    """An environment that samples from the policy itself, as the opponent in self-play does."""
+    """An environment that samples from the policy, such as one with an opponent in self-play."""
 
     def set_policy(self, policy: TokenCompleter) -> None:
-        """Take the weights of the rollout, with draws of its own."""
+        """Take the policy of the rollout, seeded separately from the replies."""
+        ...
+
+
+@runtime_checkable
+class SupportsInjectedMessages(Protocol):
+    """An environment that takes messages from outside."""
+
+    async def inject_messages(self, messages: list[Message]) -> tuple[Observation, StopCondition]:
+        """Append messages and return the new prompt and what ends the next reply."""
         ...
 
 
 @dataclass
 class RolloutState:
-    """How far an episode is."""
+    """The state of an episode."""
 
     turn_index: int = 0
+    """Number of turns that are done."""
     observation_tokens: int = 0
-    """Of the current prompt."""
+    """Number of tokens of the current prompt."""
     sampled_tokens: int = 0
-    """Of all turns so far."""
+    """Number of sampled tokens of all turns so far."""
     num_length_truncations: int = 0
-    """Replies that `max_turn_tokens` cut."""
+    """Number of replies that `max_turn_tokens` cut."""
     elapsed_seconds: float = 0.0
     transitions: list[Transition] = field(default_factory=list)
 
 
 class RolloutHooks(Protocol):
-    """Calls into an experiment during an episode."""
+    """Callbacks of an experiment during an episode."""
 
     async def on_turn_begin(self, state: RolloutState) -> list[Message] | None:
-        """Before each reply; returned messages are put into the conversation."""
+        """Called before each reply; returned messages are appended to the conversation."""
         ...
 
     async def on_stop_reason(self, reason: str, state: RolloutState) -> str | None:
-        """At the end; a returned reason replaces the given one."""
+        """Called at the end; a returned reason replaces the given one."""
         ...
 
     async def on_grade(self, state: RolloutState) -> None:
-        """After the last turn."""
+        """Called after the last turn."""
         ...
 
     async def on_artifacts(self, state: RolloutState) -> None:
-        """Last of all."""
+        """Called after `on_grade`, as the last callback."""
         ...
 
 
 def stop_reason_from_metrics(metrics: Metrics) -> str | None:
-    """The reason that `stop/<reason>` names among a turn's metrics, or None."""
+    """Return the reason that a metric `stop/<reason>` of a turn names, or None."""
     for key, value in metrics.items():
         if key.startswith(STOP_METRIC_PREFIX) and value:
             return key.removeprefix(STOP_METRIC_PREFIX)
@@ -136,10 +148,10 @@ async def run_rollout(
     Args:
         policy: Samples the replies.
         env: A fresh environment.
-        limits: Limits on the episode; at one it ends with the turns it has, even none.
-        hooks: Calls into the experiment.
-        parse_errors: For environments that support it.
-        config: Gives `limits` and `parse_errors` where they are not given.
+        limits: Limits on the episode. At a limit it ends with the turns so far, possibly none.
+        hooks: Callbacks of the experiment.
+        parse_errors: What follows an unreadable reply, for environments that support it.
+        config: The source of `limits` and `parse_errors` if they are not given.
 
     Raises:
         DataValidationError: if the environment returns something that cannot be trained on, or a
@@ -187,12 +199,12 @@ class _Episode:
     async def _first_observation(
         self,
     ) -> tuple[Observation, StopCondition] | InitialObservationOverflow | None:
-        """What the environment begins with; None if time runs out."""
+        """Return the first observation of the environment; None after a timeout."""
         try:
             return await self._in_time(self._env.initial_observation())
         except TimeoutError:
             if not self._out_of_time():
-                raise  # of the environment's own
+                raise  # the environment itself raised it
             return None
 
     async def _begin_turn(
@@ -205,13 +217,12 @@ class _Episode:
         injected = await self._hooks.on_turn_begin(self._state)
         if not injected:
             return observation, stop
-        inject: Any = getattr(self._env, "inject_messages", None)
-        if inject is None:
+        if not isinstance(self._env, SupportsInjectedMessages):
             raise DataValidationError(
-                f"{type(self._env).__name__} has no inject_messages, so on_turn_begin cannot add "
-                "messages; use EnvFromMessageEnv, or return None from the hook."
+                f"{type(self._env).__name__} has no method inject_messages, so on_turn_begin "
+                "cannot add messages; use EnvFromMessageEnv, or return None from the hook."
             )
-        return await inject(injected)
+        return await self._env.inject_messages(injected)
 
     def _limit_before(self, observation: Observation) -> str | None:
         limits, state = self._limits, self._state
@@ -227,16 +238,16 @@ class _Episode:
     async def _turn(
         self, observation: Observation, stop: StopCondition
     ) -> tuple[Observation, StopCondition, str | None]:
-        """Sample and step; the next prompt, and why the episode ends if it does."""
+        """Sample and step; return the next prompt, and why the episode ends if it does."""
         try:
             action = await self._sample(observation, stop)
         except ContextOverflowError:
             if not self._state.transitions:
-                raise  # no limit of the run: such a prompt can never be sampled from
+                raise  # even the first prompt is too long: this episode can never be sampled
             return observation, stop, StopReason.CONTEXT_OVERFLOW
         except TimeoutError:
             if not self._state.transitions and not self._out_of_time():
-                raise  # of the policy's own
+                raise  # the policy itself raised it
             return observation, stop, StopReason.ROLLOUT_TIMEOUT
         _check_action(action, type(self._env).__name__)
         try:
@@ -303,7 +314,7 @@ class _Episode:
         reason = await self._tell_hooks(reason)
         last = self._state.transitions[-1]
         last.episode_done = True
-        last.metrics.setdefault(f"{STOP_METRIC_PREFIX}{reason}", 1)
+        last.metrics.setdefault(stop_metric(reason), 1)
         return Trajectory(self._state.transitions, observation, str(reason))
 
     async def _end_without_turn(
@@ -315,8 +326,8 @@ class _Episode:
     ) -> Trajectory:
         """Record an episode that ended before its first reply.
 
-        Its reward, metrics and logs stand on a transition without tokens, which nothing is trained
-        on; the group's grading sees it like any other.
+        Its reward, metrics and logs are recorded on a transition without tokens, which adds nothing
+        to the training data. The grading of the group sees the episode as any other.
         """
         import tinker
 
@@ -328,7 +339,7 @@ class _Episode:
             ac=TokensWithLogprobs([], [], "length"),
             reward=float(found.reward),
             episode_done=True,
-            metrics={**found.metrics, f"{STOP_METRIC_PREFIX}{reason}": 1},
+            metrics={**found.metrics, stop_metric(reason): 1},
             logs=found.logs,
         )
         return Trajectory([transition], empty if final_ob is None else final_ob, str(reason))
@@ -342,7 +353,7 @@ class _Episode:
         return reason
 
     async def _in_time(self, work: Awaitable[T]) -> T:
-        """Wait no longer than the episode may last."""
+        """Await `work`, at most for the time that the episode has left."""
         left = self._seconds_left()
         return await (work if left is None else asyncio.wait_for(work, max(left, 0.0)))
 
@@ -358,7 +369,7 @@ class _Episode:
 def _cut_off() -> StepResult:
     import tinker
 
-    metrics: Metrics = {f"{STOP_METRIC_PREFIX}{StopReason.ROLLOUT_TIMEOUT}": 1}
+    metrics: Metrics = {stop_metric(StopReason.ROLLOUT_TIMEOUT): 1}
     return StepResult(0.0, True, tinker.ModelInput.empty(), [], metrics)
 
 
@@ -367,11 +378,11 @@ def _check_action(action: TokensWithLogprobs, env_name: str) -> None:
     if logprobs is not None and len(logprobs) != len(action.tokens):
         raise DataValidationError(
             f"the policy of {env_name} returned {len(action.tokens)} tokens with {len(logprobs)} "
-            "logprobs; there must be one per token."
+            "logprobs; give one per token."
         )
 
 
-def _check_step(result: Any, env_name: str, turn: int) -> None:
+def _check_step(result: object, env_name: str, turn: int) -> None:
     if not isinstance(result, StepResult):
         raise DataValidationError(
             f"{env_name}.step returned {type(result).__name__}; return a StepResult."
@@ -382,11 +393,11 @@ def _check_step(result: Any, env_name: str, turn: int) -> None:
         finite = False
     if not finite:
         raise DataValidationError(
-            f"reward={result.reward} of {env_name}.step at turn {turn} is no finite number; one "
+            f"reward={result.reward} of {env_name}.step at turn {turn} is not a finite number; one "
             "such reward would spoil the whole batch. Correct the reward function."
         )
     if not result.episode_done and result.next_observation.length == 0:
         raise DataValidationError(
-            f"{env_name}.step returned an empty next_observation at turn {turn}; give a prompt, or "
-            "set episode_done."
+            f"{env_name}.step returned an empty next_observation at turn {turn}; return a prompt, "
+            "or set episode_done."
         )

@@ -1,4 +1,8 @@
-"""What happens to a group when some of its members fail."""
+"""Strategies: how the members of a group are run, and what happens when some of them fail.
+
+A member is one environment of the group. A failed member is retried in a new environment with new
+draws, and all members of a group share its retries.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tinker_cookbook.completers import TokenCompleter
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError, ConfigurationError
@@ -35,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """The members that made it, and why others did not."""
+    """The members that succeeded, and the errors of those that failed."""
 
     trajectories: list[Trajectory]
     envs: Sequence[Env]
@@ -47,7 +51,7 @@ class RolloutStrategy(ABC):
 
     @property
     def catches_group_errors(self) -> bool:
-        """Whether a group that fails as a whole is left out instead of ending the run."""
+        """Whether a group that fails is left out of the batch; otherwise it ends the run."""
         return False
 
     @abstractmethod
@@ -58,15 +62,16 @@ class RolloutStrategy(ABC):
         *,
         config: RolloutConfig | None = None,
     ) -> RolloutResult:
-        """Make the environments of a group and run them all at once.
+        """Make the environments of a group and run all of them at once.
 
-        `config` holds the limits of the run; an `execute` without it has to set its own.
+        `config` holds the limits of the run. A strategy whose `execute` does not take it has to set
+        limits itself.
         """
 
 
 @dataclass(frozen=True)
 class FailFast(RolloutStrategy):
-    """The first error ends the run. For debugging an environment."""
+    """The first error ends the run; for debugging an environment."""
 
     async def execute(
         self,
@@ -75,7 +80,7 @@ class FailFast(RolloutStrategy):
         *,
         config: RolloutConfig | None = None,
     ) -> RolloutResult:
-        """Run all members; an error of one is raised at once."""
+        """Run all members; the first error is raised at once."""
         envs = await make_envs(env_group_builder)
         trajectories = await gather_or_cancel(
             run_rollout(policy.for_rollout(index, 0), env, config=config)
@@ -86,12 +91,12 @@ class FailFast(RolloutStrategy):
 
 @dataclass(frozen=True)
 class RetryOnFailure(RolloutStrategy):
-    """A failed member is tried again in a new environment; a group is whole or left out."""
+    """A failed member is retried in a new environment; an incomplete group is left out."""
 
     max_retries: int = 3
     """For the whole group."""
     per_rollout_timeout: float = 0
-    """Seconds after which a rollout counts as failed; 0: none."""
+    """Timeout of one rollout, in seconds; 0: none."""
 
     @property
     def catches_group_errors(self) -> bool:
@@ -108,7 +113,7 @@ class RetryOnFailure(RolloutStrategy):
         """Run all members.
 
         Raises:
-            AllTrajectoriesFailedError: if one fails and no retry is left.
+            AllTrajectoriesFailedError: if a member fails after all retries are used.
         """
         attempt = _GroupAttempt(
             env_group_builder, policy, config, self.max_retries, self.per_rollout_timeout or None
@@ -116,7 +121,7 @@ class RetryOnFailure(RolloutStrategy):
         result = await attempt.run()
         if len(result.trajectories) < attempt.group_size:
             raise AllTrajectoriesFailedError(
-                f"a rollout failed and the {self.max_retries} retries of its group are used up; "
+                f"a rollout failed and the {self.max_retries} retries of its group are used; "
                 f"last error: {_show(result.errors)}"
             )
         return result
@@ -124,14 +129,14 @@ class RetryOnFailure(RolloutStrategy):
 
 @dataclass(frozen=True)
 class MinViableGroup(RolloutStrategy):
-    """Failed members are tried again, then left out, while enough remain to compare."""
+    """A failed member is retried, then left out, as long as enough members remain to compare."""
 
     min_successful: int | None = None
-    """None: three quarters of the group, rounded up, and at least 2 of 2 or more."""
+    """Minimum number of successful members; None: three quarters of the group, but at least 2."""
     max_retries: int = 3
     """For the whole group."""
     per_rollout_timeout: float | None = None
-    """Seconds after which a rollout counts as failed; None: no limit."""
+    """Timeout of one rollout, in seconds; None: none."""
 
     @property
     def catches_group_errors(self) -> bool:
@@ -148,7 +153,7 @@ class MinViableGroup(RolloutStrategy):
         """Run all members.
 
         Raises:
-            AllTrajectoriesFailedError: if fewer than `min_successful` made it.
+            AllTrajectoriesFailedError: if fewer than `min_successful` members succeeded.
         """
         attempt = _GroupAttempt(
             env_group_builder, policy, config, self.max_retries, self.per_rollout_timeout
@@ -159,8 +164,8 @@ class MinViableGroup(RolloutStrategy):
         )
         if len(result.trajectories) < needed:
             raise AllTrajectoriesFailedError(
-                f"{len(result.trajectories)} of {attempt.group_size} rollouts of a group worked, "
-                f"{needed} are needed; last error: {_show(result.errors)}"
+                f"{len(result.trajectories)} of {attempt.group_size} rollouts of a group "
+                f"succeeded, {needed} are needed; last error: {_show(result.errors)}"
             )
         return result
 
@@ -168,7 +173,7 @@ class MinViableGroup(RolloutStrategy):
 def rollout_strategy_from_config(
     rollout_error_tolerance: bool | RolloutStrategy,
 ) -> RolloutStrategy:
-    """False: FailFast; True: RetryOnFailure; a strategy: itself."""
+    """Return FailFast for False, RetryOnFailure for True, and a strategy unchanged."""
     if isinstance(rollout_error_tolerance, RolloutStrategy):
         return rollout_error_tolerance
     return RetryOnFailure() if rollout_error_tolerance else FailFast()
@@ -176,7 +181,7 @@ def rollout_strategy_from_config(
 
 @dataclass
 class _GroupAttempt:
-    """The members of one group and the retries they share."""
+    """One run of a group: its members, and the retries that they share."""
 
     builder: EnvGroupBuilder
     policy: TokenCompleter
@@ -196,6 +201,9 @@ class _GroupAttempt:
         )
 
     async def _member(self, index: int, first: Env) -> tuple[Env, Trajectory] | None:
+        """Run one member until it succeeds; None if it fails and the retries are used."""
+        # The attempt's number is part of the seed (`for_rollout`): a retry samples other replies,
+        # and a resumed run that retries in the same way samples the same ones.
         attempt = 0
         env: Env | None = first
         while True:
@@ -216,7 +224,7 @@ class _GroupAttempt:
             env = None
 
     async def _make_again(self, index: int) -> Env:
-        """A new environment for one member."""
+        """Make a new environment for one member."""
         envs = await make_envs(self.builder)
         if index >= len(envs):
             raise ConfigurationError(
@@ -227,10 +235,10 @@ class _GroupAttempt:
 
 
 async def make_envs(builder: EnvGroupBuilder) -> list[Env]:
-    """The environments of a group.
+    """Make the environments of a group.
 
     Raises:
-        ConfigurationError: if there are none.
+        ConfigurationError: if the builder returns none.
     """
     envs = list(await builder.make_envs())
     if not envs:
@@ -242,7 +250,7 @@ async def make_envs(builder: EnvGroupBuilder) -> list[Env]:
 
 
 def describe_error(error: Exception, where: object, timeout: float | None = None) -> RolloutError:
-    """What failed and in which line, without the whole traceback."""
+    """Return the error and the line that raised it, without the whole traceback."""
     name = type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         message = f"{type(where).__name__} took longer than per_rollout_timeout={timeout} seconds"
@@ -252,8 +260,8 @@ def describe_error(error: Exception, where: object, timeout: float | None = None
     return RolloutError(name, f"{type(where).__name__}: {name}{place}: {error}")
 
 
-async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines at once; an error of one cancels the others before it is raised."""
+async def gather_or_cancel(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """Run coroutines concurrently; the first error cancels the others and is raised."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         return list(await asyncio.gather(*tasks))

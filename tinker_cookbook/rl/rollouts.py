@@ -1,4 +1,4 @@
-"""Groups of rollouts: run, grade, clean up; in this process or in an executor."""
+"""Groups of rollouts: run, grade and clean up, in this process or in an executor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.completers import TinkerTokenCompleter, TokenCompleter
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
@@ -36,6 +36,8 @@ from tinker_cookbook.utils import logtree
 from tinker_cookbook.utils.misc_utils import all_same
 
 if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
     import tinker
 
 __all__ = [
@@ -65,20 +67,20 @@ class RolloutSettings:
 
 @dataclass
 class RolloutErrorCounter:
-    """Counts lost rollouts and groups over a run."""
+    """Counts failed rollouts and lost groups over a run."""
 
     errors_by_type: Counter[str] = field(default_factory=Counter)
     num_failed_groups: int = 0
 
     def ingest(self, result: TrajectoryGroup | None) -> None:
-        """Count the errors of a group; None, or a group without trajectories, is a lost group."""
+        """Count the errors of a group. None, or a group without trajectories, is a lost group."""
         if result is None or not result.trajectories_G:
             self.num_failed_groups += 1
         if result is not None:
             self.errors_by_type.update(error.error_type for error in result.rollout_errors)
 
     def get_metrics(self, prefix: str = "rollout_errors") -> dict[str, float]:
-        """Totals since the start of the run; empty while nothing has failed."""
+        """Return totals since the start of the run; empty if nothing has failed."""
         total = sum(self.errors_by_type.values())
         if not total and not self.num_failed_groups:
             return {}
@@ -105,12 +107,12 @@ async def do_group_rollout(
     Args:
         env_group_builder: The group.
         policy: Samples the replies.
-        strategy: What happens when members fail; None: the first error is raised.
-        termination: Rewards at a limit, and time for grading; None: those of `config`.
+        strategy: What happens when members fail; None: `FailFast`.
+        termination: Rewards at a limit and time for grading; None: those of `config`.
         config: Limits of each episode.
 
     Raises:
-        DataValidationError: if the group's rewards are not finite or not one per trajectory.
+        DataValidationError: if the group rewards are not finite, or not one per trajectory.
     """
     termination = termination or (config.termination if config else None)
     work = _run_group(
@@ -120,7 +122,7 @@ async def do_group_rollout(
         termination or TerminationRewardPolicy(),
         config,
     )
-    if logtree.current_trace() is not None:  # of a loop of one's own
+    if logtree.current_trace() is not None:  # the caller collects the report itself
         with logtree.scope_header("Group Rollout"):
             return await work
     with logtree.init_trace("Group Rollout") as report, logtree.scope_header("Group Rollout"):
@@ -155,8 +157,8 @@ async def rollout_group(
 ) -> TrajectoryGroup:
     """Run and grade one group; a tolerated failure gives a group without trajectories.
 
-    If an executor is set, the group runs there, in an event loop of its own, so that an
-    environment that blocks holds up nobody else.
+    If an executor is set, the group runs there in a separate event loop, so that an environment
+    that blocks does not delay the others.
     """
     executor = get_rollout_executor()
     try:
@@ -169,7 +171,7 @@ async def rollout_group(
         return await asyncio.wait_for(work, _executor_timeout(settings))
     except ConfigurationError:
         raise
-    except Exception as error:  # a group that cannot be built or graded costs that group only
+    except Exception as error:  # a failure to build or grade costs only this group
         if not settings.strategy.catches_group_errors:
             raise
         described = describe_error(error, builder, _executor_timeout(settings))
@@ -187,10 +189,11 @@ async def do_group_rollout_and_filter_constant_reward(
     strategy: RolloutStrategy | None = None,
     termination: TerminationRewardPolicy | None = None,
 ) -> TrajectoryGroup | None:
-    """Run one group with the weights of a sampling client, for loops of one's own.
+    """Run one group with the weights of a sampling client; for training loops of programs.
 
     Returns:
-        None for a group that was lost, or whose rewards are all equal if those are not wanted.
+        The group; None if it was lost, or if `do_remove_constant_reward_groups` is set and all of
+        its rewards are equal.
     """
     policy = TinkerTokenCompleter(sampling_client, max_tokens, temperature)
     config = RolloutConfig(termination=termination)
@@ -204,29 +207,28 @@ async def do_group_rollout_and_filter_constant_reward(
 
 
 def set_rollout_executor(executor: Executor | None) -> None:
-    """Run groups in `executor` from here on; None: in this event loop.
+    """Run groups in `executor` from now on; None: in this event loop.
 
     Raises:
         ConfigurationError: for a process pool that forks, which deadlocks with the SDK's threads.
     """
     if isinstance(executor, ProcessPoolExecutor):
-        context: Any = getattr(executor, "_mp_context", None)
-        method = context.get_start_method() if context is not None else None
-        if method == "fork":
+        context: BaseContext | None = getattr(executor, "_mp_context", None)
+        if context is not None and context.get_start_method() == "fork":
             raise ConfigurationError(
-                "rollout_executor forks, which deadlocks beside the SDK's threads; use "
+                "rollout_executor forks, which deadlocks with the threads of the SDK; use "
                 "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))."
             )
     _executor.set(executor)
 
 
 def get_rollout_executor() -> Executor | None:
-    """The executor set for this context, or None."""
+    """Return the executor of this context, or None."""
     return _executor.get()
 
 
 def _takes_config(strategy: RolloutStrategy) -> bool:
-    """Programs may have strategies of their own with `execute(env_group_builder, policy)` only."""
+    """Return whether `execute` takes `config`; a strategy of a program may lack that parameter."""
     parameters = inspect.signature(strategy.execute).parameters.values()
     return any(p.name == "config" or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -234,7 +236,7 @@ def _takes_config(strategy: RolloutStrategy) -> bool:
 async def _grade(
     builder: EnvGroupBuilder, result: RolloutResult, termination: TerminationRewardPolicy
 ) -> list[tuple[float, Metrics]]:
-    """A group reward and metrics per trajectory, in the order of the result."""
+    """Return a group reward and metrics per trajectory, in the order of the result."""
     graded = [
         index
         for index, trajectory in enumerate(result.trajectories)
@@ -272,8 +274,8 @@ def _check_group_rewards(
     for index, (reward, _) in enumerate(rewards):
         if not math.isfinite(reward):
             raise DataValidationError(
-                f"reward={reward} of {name}.compute_group_rewards for trajectory {index} is no "
-                "finite number. Correct the reward function."
+                f"reward={reward} of {name}.compute_group_rewards for trajectory {index} is not "
+                "a finite number. Correct the reward function."
             )
 
 
@@ -292,10 +294,10 @@ def _end_reward(trajectory: Trajectory, termination: TerminationRewardPolicy) ->
 
 
 async def _clean_up(builder: EnvGroupBuilder) -> None:
-    """What is left open must not cost the rollouts that are done."""
+    """Clean up; an error here is logged, so that finished rollouts are kept."""
     try:
         await asyncio.wait_for(builder.cleanup(), CLEANUP_TIMEOUT_SECONDS)
-    except Exception as error:  # the user's code again
+    except Exception as error:  # cleanup is code of the user
         logger.warning("cleanup failed: %s", describe_error(error, builder).error_message)
 
 
@@ -305,7 +307,7 @@ def _pickle_group(
     for name, part in (("env group builder", builder), ("policy", policy)):
         try:
             pickle.dumps(part)
-        except Exception as error:  # pickling runs the objects' own code
+        except Exception as error:  # pickling runs code of the objects
             raise ConfigurationError(
                 f"{name} {type(part).__name__} cannot be pickled ({error}), which a rollout "
                 "executor needs; keep plain data in it (no lambdas, clients or open files) and "
@@ -321,6 +323,6 @@ def _run_pickled(payload: bytes) -> TrajectoryGroup:
 
 
 def _executor_timeout(settings: RolloutSettings) -> float | None:
-    """A blocked worker cannot stop itself; it is given twice the time of a rollout."""
+    """Return the timeout of a group; a blocked worker cannot stop itself, so it is doubled."""
     seconds = settings.config.limits.rollout_timeout_seconds
     return None if seconds is None else 2 * seconds

@@ -1,8 +1,8 @@
 """The streaming loop: gradients of groups are computed while other groups are still sampled.
 
-On-policy like the synchronous loop. Which groups share a gradient request depends on which finish
-first, so a resumed run equals an unbroken one only up to the order of summation; with several
-substeps also in which groups an optimizer step saw.
+It is on-policy like the synchronous loop. The groups that finish first share a gradient request,
+so a resumed run equals an uninterrupted one only up to the order of summation. With several
+substeps, the groups of each optimizer step may differ too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["do_sync_training_with_stream_minibatch"]
 async def do_sync_training_with_stream_minibatch(
     loop: Loop, start_step: int
 ) -> tinker.SamplingClient:
-    """Do the steps from `start_step` on.
+    """Do all steps from `start_step` on.
 
     Returns:
         A sampling client of the final weights.
 
     Raises:
-        ConfigurationError: if a batch of the data has another number of groups than configured.
+        ConfigurationError: if a batch of the data does not have the configured number of groups.
     """
     stream = loop.config.stream_minibatch_config
     assert stream is not None, "this loop runs with a stream_minibatch_config"
@@ -58,7 +58,7 @@ async def _sample_and_submit(
     builders_P: Sequence[EnvGroupBuilder],
     policy: TokenCompleter,
 ) -> None:
-    """Submit a gradient request per minibatch as soon as its groups are there."""
+    """Submit the gradient request of each minibatch as soon as its groups are sampled."""
     stream = loop.config.stream_minibatch_config
     assert stream is not None, "this loop runs with a stream_minibatch_config"
     per_minibatch = len(builders_P) // (loop.config.num_substeps * stream.num_minibatches)

@@ -1,6 +1,6 @@
 """The synchronous loop: sample a batch, train on it, sample the next with the new weights.
 
-Everything is a function of the seed and the step, so a resumed run repeats an unbroken one.
+Everything depends only on the seed and the step, so a resumed run repeats an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["do_sync_training"]
 
 
 async def do_sync_training(loop: Loop, start_step: int) -> tinker.SamplingClient:
-    """Do the steps from `start_step` on.
+    """Do all steps from `start_step` on.
 
     Returns:
         A sampling client of the final weights.
@@ -35,7 +35,7 @@ async def do_sync_training(loop: Loop, start_step: int) -> tinker.SamplingClient
             data_D, data_metrics = await loop.build_data(current.sampled_P)
             current.metrics |= evaluated | data_metrics
             submit_substeps(current.update, data_D, loop.config.num_substeps)
-            # Directly behind the optimizer step, so that it holds exactly the steps up to here.
+            # Directly after the optimizer step, so that it contains exactly the steps up to here.
             loop.submit_checkpoint(current)
             sampling_client = await loop.snapshot()
         await loop.finish_step(current, sampling_client)

@@ -1,8 +1,8 @@
 """Games of the package `textarena` as environments: `pip install 'tinker-cookbook[textarena]'`.
 
-The model plays one seat. The other seats are played by the model itself (with the weights of the
-same step), or by another model. What a player sees of the game becomes the user's messages, its
-moves are the replies, so all turns of a game make one datum.
+The model plays one seat. The other seats are played by the model itself, with the weights of the
+same step, or by another model. What a player sees of the game becomes user messages and its moves
+are the replies, so that all turns of a game make one datum.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _random_lock = threading.Lock()
 
 
 class TextArenaEnv(MessageEnv):
-    """One game from one player's seat; the reward is what the game gives that player, -1 to 1."""
+    """One game from the seat of one player; the reward is that player's result, -1 to 1."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class TextArenaEnv(MessageEnv):
         """Set up the game.
 
         Args:
-            game: As textarena names it, e.g. `TicTacToe-v0`.
-            num_players: Seats.
-            seat: That of the model.
-            seed: Of the game's own draws; equal seeds and moves give equal games.
-            opponent: Plays the other seats; None: the policy, which a rollout brings.
+            game: Name of the game in textarena, such as `TicTacToe-v0`.
+            num_players: Number of seats.
+            seat: Seat of the model, from 0.
+            seed: Seed of the game's random draws; equal seeds and moves give equal games.
+            opponent: Plays the other seats; None: the policy of the rollout.
 
         Raises:
             ConfigurationError: without the package, or for an unknown game or seat.
@@ -74,16 +74,16 @@ class TextArenaEnv(MessageEnv):
             ) from error
 
     def set_policy(self, policy: MessageCompleter) -> None:
-        """Let the policy play the other seats where nobody else does."""
+        """Let the policy play the other seats, unless an opponent was given."""
         self._opponent = self._opponent or policy
 
     async def initial_observation(self) -> list[Message]:
-        """The game as it stands when the model is first to move."""
+        """Return the game at the first move of the model."""
         await self._play_others()
         return self._look()
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Make a move, and those of the others until it is the model's turn again."""
+        """Make a move, then those of the other seats until it is the model's turn."""
         done = self._move(self._seat, message) or await self._play_others()
         self._num_moves += 1
         if not done:
@@ -101,12 +101,12 @@ class TextArenaEnv(MessageEnv):
         return MessageStepResult(reward, True, self._conversations[self._seat], metrics, logs)
 
     async def _play_others(self) -> bool:
-        """Until it is the model's turn (False) or the game is over (True)."""
+        """Play until it is the model's turn (returns False) or the game is over (True)."""
         while (player := self._to_move()) != self._seat:
             if self._opponent is None:
                 raise ConfigurationError(
-                    f"nobody plays seat {player}; give an opponent, or run the game through "
-                    "run_rollout, which brings the policy."
+                    f"seat {player} has no player; give an opponent, or run the game through "
+                    "run_rollout, which provides the policy."
                 )
             reply = await self._opponent(self._look())
             if self._move(player, reply):
@@ -117,12 +117,12 @@ class TextArenaEnv(MessageEnv):
         return self._game.state.current_player_id
 
     def _look(self) -> list[Message]:
-        """The conversation of the player to move, with what is new as the user's message."""
+        """Return the conversation of the player to move; new text is the last user message."""
         with self._own_random():
             player, shown = self._game.get_observation()
         known = self._seen[player]
         self._seen[player] = shown
-        # Most games repeat all that has been said; then only what is new is told again.
+        # Most games repeat the whole text so far; then only the new part is added.
         text = shown.removeprefix(known).strip() or "Your move."
         message: Message = {"role": "user", "content": text}
         self._conversations[player] = [*self._conversations[player], message]
@@ -136,7 +136,7 @@ class TextArenaEnv(MessageEnv):
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
-        """The games draw from Python's global generator; each gets its own state there."""
+        """Give this game a separate state of the global random generator, from which games draw."""
         with _random_lock:
             others = random.getstate()
             random.setstate(self._random_state)
@@ -149,19 +149,19 @@ class TextArenaEnv(MessageEnv):
 
 @dataclass(frozen=True)
 class TextArenaGroup(EnvGroupBuilder):
-    """The same game several times; its number chooses the seed and the model's seat."""
+    """One game, several times; its number chooses the seed and the seat of the model."""
 
     data: TextArenaDatasetBuilder
     number: int
 
     async def make_envs(self) -> Sequence[Env]:
-        """New games."""
+        """Return new games."""
         renderer = self.data.build_renderer()
         games = [await asyncio.to_thread(self._make) for _ in range(self.data.group_size)]
         return [EnvFromMessageEnv(renderer, game) for game in games]
 
     def logging_tags(self) -> list[str]:
-        """The game's name, without its version."""
+        """Return the name of the game without its version."""
         return [self.data.game.partition("-")[0].lower()]
 
     def _make(self) -> TextArenaEnv:
@@ -175,7 +175,7 @@ class TextArenaGroup(EnvGroupBuilder):
 
 @chz.chz
 class TextArenaDatasetBuilder(RenderedDatasetBuilder):
-    """Games against itself to train on; others are held out."""
+    """Games of the model against itself, and held-out games."""
 
     game: str
     num_players: int = 2
@@ -183,8 +183,8 @@ class TextArenaDatasetBuilder(RenderedDatasetBuilder):
     test_games: int = 0
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Numbered games."""
-        await asyncio.to_thread(_make_game, self.game)  # an unknown game is said at once
+        """Return the games of training and the held-out games."""
+        await asyncio.to_thread(_make_game, self.game)  # refuse an unknown game at once
         make = partial(TextArenaGroup, self)
         first = self.seed * 10_000_000
         trained = NumberedDataset(
@@ -213,5 +213,5 @@ def _make_game(game: str) -> Any:
         return textarena.make(game)
     except ValueError as error:
         raise ConfigurationError(
-            f"game={game} is unknown to textarena ({error}); its names look like TicTacToe-v0."
+            f"game={game} is not a game of textarena ({error}); use a name such as TicTacToe-v0."
         ) from error

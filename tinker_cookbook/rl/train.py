@@ -1,4 +1,4 @@
-"""Reinforcement learning: open a run, choose the loop, save at the end."""
+"""Reinforcement learning: open a run and choose its loop."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
 
     Args:
         config: Everything about the run.
-        rollout_executor: Where groups are rolled out; None: in this process' event loop.
+        rollout_executor: Executor of the rollouts; None: this process's event loop.
 
     Returns:
         Where the weights are.
 
     Raises:
         ConfigurationError: if a setting, the service or the old run directory forbids the run.
-        TrainingError: if the run cannot go on; it can be resumed from its last checkpoint.
+        TrainingError: if the run cannot continue; it can be resumed from its last checkpoint.
     """
     set_rollout_executor(rollout_executor)
     async with open_run(config, config.recipe_name) as run:
@@ -100,7 +100,7 @@ def _choose_loop(config: Config) -> Callable[[Loop, int], Awaitable[tinker.Sampl
 
 
 async def gather_with_progress(coroutines: Iterable[Coroutine[Any, Any, T]], desc: str) -> list[T]:
-    """Run coroutines at once with a progress bar; an error of one cancels the others."""
+    """Run coroutines concurrently with a progress bar; an error in one cancels the others."""
     from tqdm import tqdm
 
     waiting = list(coroutines)
@@ -131,17 +131,19 @@ async def save_checkpoint_and_get_sampling_client(
     start_batch: int = 0,
     record_stability_info: bool = False,
 ) -> tuple[tinker.SamplingClient, dict[str, Any]]:
-    """Save what is due after `i_batch` steps, and return the weights to sample from: for own loops.
+    """Save the checkpoint that is due after `i_batch` steps, and snapshot the weights.
+
+    For programs with a loop that is not based on `open_run`.
 
     Args:
-        training_client: The run.
+        training_client: The training client of the run.
         checkpoint_mgr: Decides what is due, and writes the record with `i_batch` as next batch.
-        i_batch: Steps done.
-        start_batch: Where this process began; at that step nothing is saved again.
-        record_stability_info: Ask the service to name what it sampled, for losses that need it.
+        i_batch: Number of steps done.
+        start_batch: First step of this process; nothing is saved again at that step.
+        record_stability_info: Ask the service to record its samples, for losses that need it.
 
     Returns:
-        The client, and the seconds that saving took as a metric.
+        The sampling client, and a metric with the seconds that saving took.
     """
     metrics: dict[str, Any] = {}
     with timed("save_checkpoint", metrics):
@@ -153,7 +155,7 @@ async def save_checkpoint_and_get_sampling_client(
 
 
 def _check_loss(config: Config, connection: service.Connection) -> None:
-    """The service would refuse it too, but only after a batch has been sampled."""
+    """Refuse a loss that the service lacks; the service would do so only after sampling a batch."""
     loss_fn = config.training_loss_fn()
     if connection.kind == "local" and not LOSSES[loss_fn].on_local_service:
         offered = ", ".join(name for name, loss in LOSSES.items() if loss.on_local_service)
@@ -170,7 +172,7 @@ def _count_steps(config: Config, dataset: RLDataset) -> int:
         num_batches = num_groups // config.async_config.groups_per_batch
     if num_batches == 0:
         raise ConfigurationError(
-            "the data makes no whole batch; use more data, or fewer groups per batch."
+            "the data has too few tasks for one batch; use more data, or fewer groups per batch."
         )
     return num_batches if config.max_steps is None else min(num_batches, config.max_steps)
 

@@ -37,6 +37,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryGroup",
     "Transition",
+    "stop_metric",
 ]
 
 Action: TypeAlias = list[int]
@@ -65,13 +66,20 @@ class StopReason(StrEnum):
 
 STOP_METRIC_PREFIX = "stop/"
 """`stop/<reason>` = 1 among a turn's metrics tells why the episode ended."""
+
+
+def stop_metric(reason: str) -> str:
+    """Return the metric that names the reason why an episode ended."""
+    return f"{STOP_METRIC_PREFIX}{reason}"
+
+
 PARSE_ERROR_MASKED_METRIC_KEY = "parse_error_masked"
 """A turn with this metric at 1 or more is kept as context and not trained."""
 
 
 @dataclass(frozen=True)
 class InitialObservationOverflow:
-    """An episode without turns: returned in place of a first prompt that is too long."""
+    """An episode without turns: returned instead of a first prompt that is too long."""
 
     reward: float
     metrics: Metrics = field(default_factory=dict)

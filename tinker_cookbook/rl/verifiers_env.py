@@ -1,8 +1,8 @@
 """Environments of the package `verifiers` (0.1): `pip install 'tinker-cookbook[verifiers]'`.
 
-Such an environment asks a client for replies, where ours are stepped. Each episode therefore runs
-as a task whose client waits for the reply that is sampled here; so tokens, their log probabilities
-and the merging of turns are the same as everywhere.
+An environment of verifiers asks a client for replies, while the environments here are given replies
+step by step. Each episode therefore runs as a task whose client waits for the reply that is sampled
+here. So tokens, log probabilities and the merging of turns are the same as in other environments.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import chz
 
@@ -28,49 +28,79 @@ from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
 __all__ = ["VerifiersDatasetBuilder", "VerifiersEnv", "VerifiersGroup"]
 
 DeclareTools = Callable[[list[Message], list[ToolSpec]], list[Message]]
+Record = dict[str, Any]
+"""A JSON object: a row of data, a message, the output of an episode."""
+
+
+class VerifiersTool(Protocol):
+    """A tool declaration of verifiers."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+
+
+class VerifiersTask(Protocol):
+    """The part of a `verifiers.Environment` that is used here."""
+
+    def run_rollout(
+        self, input: Record, client: object, model: str, sampling_args: Record
+    ) -> Coroutine[object, object, Record]:
+        """Run one episode and return its output: `reward`, `metrics`, and `error` if it failed."""
+        ...
+
+    def get_dataset(self) -> Sequence[Record]:
+        """Return the rows to train on."""
+        ...
+
+    def get_eval_dataset(self) -> Sequence[Record]:
+        """Return the held-out rows."""
+        ...
 
 
 class VerifiersEnv(MessageEnv):
-    """One episode on one row of the environment's data; scored by its rubric, row by row."""
+    """One episode on one row of the environment's data, scored by the environment's rubric."""
 
-    def __init__(self, environment: Any, row: dict[str, Any], declare_tools: DeclareTools) -> None:
-        """Keep the row; the episode starts with the first prompt.
+    def __init__(
+        self, environment: VerifiersTask, row: Record, declare_tools: DeclareTools
+    ) -> None:
+        """Set the row; the episode starts when the first prompt is asked for.
 
         Args:
             environment: A `verifiers.Environment`.
-            row: Of its data set: `prompt`, `example_id`, and what its rubric needs.
-            declare_tools: Puts tool declarations into a conversation, as the renderer does.
+            row: A row of its data set: `prompt`, `example_id`, and what its rubric needs.
+            declare_tools: Adds tool declarations to a conversation, as `Renderer.declare_tools`.
         """
         self._environment = environment
         self._row = row
         self._declare_tools = declare_tools
         self._requests: asyncio.Queue[list[Message]] = asyncio.Queue()
         self._replies: asyncio.Queue[Message] = asyncio.Queue()
-        self._said: list[tuple[Any, Message]] = []
-        """Replies as verifiers has them and as they were parsed, to write the very same again."""
-        self._episode: asyncio.Task[Any] | None = None
+        self._said: list[tuple[tuple[str, str], Message]] = []
+        """Replies by their identity in verifiers, so that each is rendered as it was sampled."""
+        self._episode: asyncio.Task[Record] | None = None
 
     async def initial_observation(self) -> list[Message]:
-        """The first request of the episode."""
+        """Start the episode and return its first request."""
         client = _client_class()(self._answer)
         episode = self._environment.run_rollout(dict(self._row), client, "policy", {})
         self._episode = started = asyncio.ensure_future(episode)
         messages = await self._next_request(started)
         if messages is None:
             raise TrainingError(
-                f"the episode of example {self._row.get('example_id')} ended before it asked for a "
-                f"reply: {_problem(started)}"
+                f"the episode of example {self._row.get('example_id')} ended before its first "
+                f"request: {_problem(started)}"
             )
         return messages
 
     async def step(self, message: Message) -> MessageStepResult:
-        """Hand over the reply, and wait for the next request or the end.
+        """Pass on the reply, and wait for the next request or the end.
 
         Raises:
             TrainingError: if the environment failed.
         """
         episode = self._episode
-        assert episode is not None, "the first prompt starts the episode"
+        assert episode is not None, "initial_observation starts the episode"
         await self._replies.put(message)
         messages = await self._next_request(episode)
         if messages is not None:
@@ -83,12 +113,12 @@ class VerifiersEnv(MessageEnv):
         return MessageStepResult(float(output["reward"]), True, [], metrics)
 
     def cancel(self) -> None:
-        """End an episode that nobody will go on with."""
+        """Cancel an episode that will not be continued."""
         if self._episode is not None:
             self._episode.cancel()
 
-    async def _next_request(self, episode: asyncio.Task[Any]) -> list[Message] | None:
-        """The next conversation to continue; None once the episode has ended."""
+    async def _next_request(self, episode: asyncio.Task[Record]) -> list[Message] | None:
+        """Return the next conversation to continue; None if the episode has ended."""
         waiting = asyncio.ensure_future(self._requests.get())
         await asyncio.wait({waiting, episode}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -96,8 +126,10 @@ class VerifiersEnv(MessageEnv):
         waiting.cancel()
         return None
 
-    async def _answer(self, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
-        """Called from the episode: a reply to its prompt."""
+    async def _answer(
+        self, prompt: Sequence[object], tools: Sequence[VerifiersTool] | None
+    ) -> object:
+        """Return a reply to a prompt; called by the episode."""
         messages = [self._to_message(message) for message in prompt]
         specs: list[ToolSpec] = [
             {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}
@@ -105,12 +137,12 @@ class VerifiersEnv(MessageEnv):
         ]
         await self._requests.put(self._declare_tools(messages, specs))
         reply = await self._replies.get()
-        response = _to_response(reply)
-        self._said.append((_identity(response.message), reply))
-        return response
+        message = _to_response_message(reply)
+        self._said.append((_identity(message), reply))
+        return _to_response(message)
 
-    def _to_message(self, given: Any) -> Message:
-        record = given if isinstance(given, dict) else given.model_dump(exclude_none=True)
+    def _to_message(self, given: object) -> Message:
+        record = _record_of(given)
         identity = _identity(given)
         for known, reply in self._said:
             if record["role"] == "assistant" and known == identity:
@@ -126,7 +158,7 @@ class VerifiersEnv(MessageEnv):
 
 @dataclass
 class VerifiersGroup(EnvGroupBuilder):
-    """One row several times. It pickles: the environment is loaded where it is needed."""
+    """One row, several times. It can be pickled: the environment is loaded where it is used."""
 
     data: VerifiersDatasetBuilder
     held_out: bool
@@ -134,7 +166,7 @@ class VerifiersGroup(EnvGroupBuilder):
     made: list[VerifiersEnv] = field(default_factory=list)
 
     async def make_envs(self) -> Sequence[Env]:
-        """New episodes of the row."""
+        """Return new episodes of the row."""
         environment = await asyncio.to_thread(self.data.load)
         rows = environment.get_eval_dataset() if self.held_out else environment.get_dataset()
         row = rows[self.number % len(rows)]
@@ -147,27 +179,27 @@ class VerifiersGroup(EnvGroupBuilder):
         return [EnvFromMessageEnv(renderer, env, failed_parse_reward=0.0) for env in new]
 
     async def cleanup(self) -> None:
-        """End what was cut off."""
+        """Cancel unfinished episodes."""
         while self.made:
             self.made.pop().cancel()
 
     def logging_tags(self) -> list[str]:
-        """The environment's name."""
+        """Return the name of the environment."""
         return [self.data.env_id]
 
 
 @chz.chz
 class VerifiersDatasetBuilder(RenderedDatasetBuilder):
-    """The rows of an installed environment, in their order; its evaluation rows are held out."""
+    """The rows of an installed environment in order; its evaluation rows are held out."""
 
     env_id: str
     env_args: str = "{}"
-    """Arguments of its `load_environment`, as a JSON object."""
+    """Arguments of its `load_environment` as a JSON object."""
     num_batches: int
     test_problems: int = 0
 
-    def load(self) -> Any:
-        """The environment, loaded once per process.
+    def load(self) -> VerifiersTask:
+        """Return the environment, which is loaded once per process.
 
         Raises:
             ConfigurationError: without the package, or if the environment cannot be loaded.
@@ -175,7 +207,7 @@ class VerifiersDatasetBuilder(RenderedDatasetBuilder):
         return _load(self.env_id, self.env_args)
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        """Training and held-out rows."""
+        """Return training and held-out rows."""
         await asyncio.to_thread(self.load)
         first = self.seed * self.num_batches * self.groups_per_batch
         trained = NumberedDataset(
@@ -195,7 +227,7 @@ class VerifiersDatasetBuilder(RenderedDatasetBuilder):
 
 
 @functools.lru_cache(maxsize=4)
-def _load(env_id: str, env_args: str) -> Any:
+def _load(env_id: str, env_args: str) -> VerifiersTask:
     try:
         import verifiers  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -205,7 +237,7 @@ def _load(env_id: str, env_args: str) -> Any:
         ) from error
     try:
         return verifiers.load_environment(env_id, **json.loads(env_args))
-    except Exception as error:  # loading runs the environment's own code
+    except Exception as error:  # loading runs code of the environment
         raise ConfigurationError(
             f"env_id={env_id} with env_args={env_args} cannot be loaded "
             f"({type(error).__name__}: {error}); install the environment, and check its arguments."
@@ -214,7 +246,10 @@ def _load(env_id: str, env_args: str) -> Any:
 
 @functools.cache
 def _client_class() -> type:
-    """A verifiers client whose replies come from a function; made late: the package is big."""
+    """Return a client class of verifiers whose replies come from a function.
+
+    It is defined here because its base class is in a package that takes long to import.
+    """
     from verifiers.clients import Client  # pyright: ignore[reportMissingImports]
 
     class WaitingClient(Client):
@@ -224,7 +259,7 @@ def _client_class() -> type:
             return await self.client(prompt, tools)
 
         async def _unused(self, *args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError("get_response does not go this way")
+            raise NotImplementedError("get_response does not use this method")
 
         to_native_tool = to_native_prompt = get_native_response = _unused
         raise_from_native_response = from_native_response = _unused
@@ -238,28 +273,42 @@ def _client_class() -> type:
     return WaitingClient
 
 
-def _to_response(reply: Message) -> Any:
-    from verifiers.types import (  # pyright: ignore[reportMissingImports]
-        Response,
-        ResponseMessage,
-    )
+def _to_response_message(reply: Message) -> object:
+    """Return a reply as a message of verifiers."""
+    from verifiers.types import ResponseMessage  # pyright: ignore[reportMissingImports]
     from verifiers.types import ToolCall as Call  # pyright: ignore[reportMissingImports]
 
     calls = [
         Call(id=call.id or f"call_{i}", name=call.function.name, arguments=call.function.arguments)
         for i, call in enumerate(reply.get("tool_calls") or ())
     ]
-    message = ResponseMessage(
+    return ResponseMessage(
         content=get_text_content(reply),
         tool_calls=calls or None,
         finish_reason="tool_calls" if calls else "stop",
         is_truncated=False,
     )
+
+
+def _to_response(message: object) -> object:
+    """Return the whole response that a client of verifiers gives."""
+    from verifiers.types import Response  # pyright: ignore[reportMissingImports]
+
     return Response(id="", created=int(time.time()), model="policy", message=message)
 
 
-def _identity(message: Any) -> tuple[str, str]:
-    record = message if isinstance(message, dict) else message.model_dump(exclude_none=True)
+def _record_of(message: object) -> Record:
+    """Return a message as a JSON object; verifiers has dicts and pydantic models."""
+    dump = getattr(message, "model_dump", None)
+    if dump is not None:
+        return dump(exclude_none=True)
+    assert isinstance(message, dict), "a message is a dict or a pydantic model"
+    return message
+
+
+def _identity(message: object) -> tuple[str, str]:
+    """Return text and tool calls, by which a reply is recognized in later prompts."""
+    record = _record_of(message)
     calls = [
         {key: call.get(key) for key in ("name", "arguments")}
         for call in record.get("tool_calls") or ()
@@ -267,19 +316,19 @@ def _identity(message: Any) -> tuple[str, str]:
     return _text(record.get("content")), json.dumps(calls)
 
 
-def _to_tool_call(call: dict[str, Any]) -> ToolCall:
+def _to_tool_call(call: Record) -> ToolCall:
     body = call.get("function", call)
     function = ToolCall.FunctionBody(name=body["name"], arguments=body["arguments"])
     return ToolCall(id=call.get("id"), function=function)
 
 
-def _text(content: Any) -> str:
+def _text(content: str | list[Record] | None) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)
     return content or ""
 
 
-def _problem(episode: asyncio.Task[Any]) -> str:
+def _problem(episode: asyncio.Task[Record]) -> str:
     if episode.cancelled():
         return "it was cancelled"
     error = episode.exception()

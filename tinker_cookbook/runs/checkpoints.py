@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tinker_cookbook.exceptions import CheckpointError
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.jsonl_log import append_row, change_rows, read_rows
+from tinker_cookbook.utils.jsonl_log import Row, append_row, change_rows, read_rows
 
 if TYPE_CHECKING:
     import tinker
@@ -55,16 +55,16 @@ class CheckpointRecord:
     final: bool | None = None
     state_path: str | None = None
     sampler_path: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Row = field(default_factory=dict)
     """Other keys of the line, written by the loop."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Row:
         """Return the line as an object, without fields that are None."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {key: value for key, value in known.items() if value is not None} | self.extra
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> CheckpointRecord:
+    def from_dict(cls, d: Row) -> CheckpointRecord:
         """Read a line; unknown keys go to `extra`."""
         if "name" not in d:
             raise CheckpointError(
@@ -110,7 +110,7 @@ def get_last_checkpoint(log_dir: str, required_key: str = "state_path") -> Check
 def forget_path(log_path: str | Path, path: str) -> None:
     """Remove a `tinker://` path from the records, before it is deleted on the service."""
 
-    def without(row: dict[str, Any]) -> dict[str, Any]:
+    def without(row: Row) -> Row:
         return {key: value for key, value in row.items() if value != path}
 
     change_rows(Path(log_path).expanduser() / CHECKPOINTS_BASE_NAME, without)

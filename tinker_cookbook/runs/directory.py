@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: its default place, and what happens if it is there already."""
+"""The run directory: its default path, and what happens if it already holds a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.runs import lock
 from tinker_cookbook.runs.options import LogdirBehavior
 from tinker_cookbook.utils.disk_errors import optional_file
-from tinker_cookbook.utils.jsonl_log import keep_rows, read_rows
+from tinker_cookbook.utils.jsonl_log import Row, keep_rows, read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
@@ -40,7 +40,8 @@ DEFAULT_RUNS_DIR = "~/tinker-runs"
 CHECKPOINTS_FILE = "checkpoints.jsonl"
 SHOWN_DIFFERENCES = 12
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, CHECKPOINTS_FILE)
-# What a deletion takes away. The record of checkpoints goes first: without it nothing is resumed.
+# The files that a deletion removes. The record of checkpoints comes first: if the deletion is
+# interrupted, nothing is resumed from a part of a run.
 RUN_PATTERNS = (
     CHECKPOINTS_FILE,
     f"{METRICS_FILE}*",
@@ -55,7 +56,7 @@ RUN_PATTERNS = (
     "transcripts.html",
 )
 
-# A run may go on with other values of these: they do not change what is computed.
+# A run may be resumed with other values of these fields: they do not change what is computed.
 FREE_FIELDS = frozenset(
     {
         RECIPE_SETTINGS,
@@ -81,18 +82,18 @@ FREE_FIELDS = frozenset(
 
 
 def runs_path(*parts: str) -> str:
-    """Join `parts` under the folder of all runs: $TINKER_COOKBOOK_RUNS_DIR or ~/tinker-runs."""
+    """Return a path below the folder of all runs: $TINKER_COOKBOOK_RUNS_DIR or ~/tinker-runs."""
     root = os.environ.get(RUNS_DIR_ENV_VAR) or DEFAULT_RUNS_DIR
     return str(Path(root).expanduser().joinpath(*parts))
 
 
-def default_log_path(recipe_name: str, *parts: str, config: Any) -> str:
-    """Name a run directory after its settings, so that the same command finds it again.
+def default_log_path(recipe_name: str, *parts: str, config: object) -> str:
+    """Return a run directory named after the settings, so that the same command finds it again.
 
     Args:
-        recipe_name: Folder below the folder of all runs.
-        parts: Words for the reader: data set, model, ...
-        config: All settings; eight digits of their hash keep different runs apart.
+        recipe_name: Name of the folder below the folder of all runs.
+        parts: Readable parts of the name: data set, model, ...
+        config: All settings; eight digits of their hash distinguish different runs.
     """
     relevant = _relevant(dump_config(config))
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
@@ -100,16 +101,16 @@ def default_log_path(recipe_name: str, *parts: str, config: Any) -> str:
 
 
 def holds_a_run(log_dir: str | Path) -> bool:
-    """Whether a folder has any of the files of a run."""
+    """Return whether a folder contains any of the files of a run."""
     return any((Path(log_dir) / name).exists() for name in RUN_FILES)
 
 
-def config_differences(log_dir: str | Path, config: Any) -> list[str]:
-    """Compare a config with the one that a run directory was made with.
+def config_differences(log_dir: str | Path, config: object) -> list[str]:
+    """Compare a config with the one that a run directory was created with.
 
     Returns:
-        One line `key: old -> new` per difference that changes what is computed, settings that both
-        have first; empty if there is none, or no config.json.
+        One line `key: old -> new` per difference that changes what is computed; settings that both
+        configs have come first. Empty without differences, or without a config.json.
     """
     path = Path(log_dir) / CONFIG_FILE
     if not path.exists():
@@ -126,11 +127,11 @@ def config_differences(log_dir: str | Path, config: Any) -> list[str]:
 
 @contextlib.contextmanager
 def open_log_dir(
-    log_dir: str | Path, behavior: LogdirBehavior, config: Any = None
+    log_dir: str | Path, behavior: LogdirBehavior, config: object = None
 ) -> Iterator[Path]:
-    """Have a run directory to oneself for the length of a block.
+    """Open a run directory for the length of a block and lock it against other runs.
 
-    A run that fails before its first step leaves nothing behind.
+    If the run fails before its first step, the files it has written are removed.
 
     Args:
         log_dir: The run directory.
@@ -138,7 +139,7 @@ def open_log_dir(
         config: The settings of the run that is about to start.
 
     Yields:
-        The folder, which exists.
+        The folder, created if it was missing.
 
     Raises:
         ConfigurationError: if another process uses the folder, or the run is refused.
@@ -166,20 +167,20 @@ class _OpenFolder:
         global _last_opened
         self.folder = folder
         self.is_new = False
-        """Whether there was no run before."""
+        """True if the folder held no run when it was opened."""
         self._made = _make_folder(folder)
         _last_opened = folder
 
     def forget_failed_start(self) -> None:
-        """Remove what a run has written that came to no result."""
+        """Remove the files of a new run that has produced no result."""
         results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
         if self.is_new and not any(list(self.folder.glob(pattern)) for pattern in results):
             delete_run(self.folder)
 
     def remove_if_empty(self) -> None:
-        """Remove the folders that were made for this run, if it has left nothing in them."""
+        """Remove the folders that were created for this run, if they are empty."""
         for folder in self._made:
-            with contextlib.suppress(OSError):  # of one that is gone, or not empty
+            with contextlib.suppress(OSError):  # the folder is gone, or not empty
                 folder.rmdir()
 
 
@@ -188,7 +189,7 @@ _last_opened: Path | None = None
 
 
 def forget_failed_starts() -> None:
-    """Leave the open run directories as their blocks would; for a process that is ended now."""
+    """Clean up the open run directories as their blocks would; for a process that ends now."""
     for opened in _opened:
         (opened.folder / lock.LOCK_FILE).unlink(missing_ok=True)
         opened.forget_failed_start()
@@ -196,7 +197,7 @@ def forget_failed_starts() -> None:
 
 
 def describe_next_start() -> str:
-    """What the same command would do now."""
+    """Return a sentence part that says what the same command would do now."""
     if _last_opened is None:
         return "the same command starts it"
     try:
@@ -212,25 +213,26 @@ def describe_next_start() -> str:
 
 
 def describe_interruption() -> str:
-    """The line after Ctrl-C."""
+    """Return the line that is printed after Ctrl-C."""
     begun = "interrupted" if _last_opened else "interrupted before the run began"
     return f"{begun}; {describe_next_start()}"
 
 
-def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any = None) -> None:
-    """Decide what happens to a folder that may hold a run, and make it if it is missing.
+def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: object = None) -> None:
+    """Decide what happens to a folder that may hold a run, and create it if it is missing.
 
-    The folder is not kept from other processes afterwards: `open_log_dir` does that too.
+    The folder is not locked afterwards; `open_log_dir` locks it as well.
 
     Args:
         log_dir: The run directory.
-        behavior: `resume` goes on; `delete` removes the old run; `raise` refuses any old run;
-            `ask` goes on if `config` and the recipe's code are those of the old run, else asks on
-            a terminal and refuses elsewhere.
+        behavior: `resume` keeps the old run; `delete` removes it; `raise` refuses any old run;
+            `ask` resumes if `config` and the recipe's code are those of the old run, and otherwise
+            asks on a terminal and refuses elsewhere.
         config: The settings of the run that is about to start, for `ask`.
 
     Raises:
-        ConfigurationError: if the run is refused, with the differences, or the folder is in use.
+        ConfigurationError: if the run is refused (the differences are listed) or the folder is in
+            use.
     """
     folder = Path(log_dir).expanduser()
     lock.refuse_if_held(folder)
@@ -238,7 +240,7 @@ def prepare_log_dir(log_dir: str | Path, behavior: LogdirBehavior, config: Any =
     _make_folder(folder)
 
 
-def _prepare(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
+def _prepare(folder: Path, behavior: LogdirBehavior, config: object) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
     if holds_a_run(folder):
@@ -246,18 +248,18 @@ def _prepare(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder; returned is what did not exist before, the innermost first."""
+    """Create a folder, and return the folders that were created, the innermost first."""
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"log_path={folder} is a file; name a folder.")
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"log_path={folder} cannot be made: {error}.") from error
+        raise ConfigurationError(f"log_path={folder} cannot be created: {error}.") from error
     return missing
 
 
-def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
+def _decide(folder: Path, behavior: LogdirBehavior, config: object) -> None:
     if behavior == "delete":
         delete_run(folder)
         return
@@ -274,15 +276,15 @@ def _decide(folder: Path, behavior: LogdirBehavior, config: Any) -> None:
         if not differences:
             return
     if len(differences) > SHOWN_DIFFERENCES:
-        rest = f"... and {len(differences) - SHOWN_DIFFERENCES} more: it is a run of another kind"
+        rest = f"... and {len(differences) - SHOWN_DIFFERENCES} more: it is a different kind of run"
         differences = [*differences[:SHOWN_DIFFERENCES], rest]
     shown = "".join(f"\n  {line}" for line in differences)
-    told = f", and since it was begun{shown}\n" if differences else "; "
+    told = f", and these have changed since its start:{shown}\n" if differences else "; "
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            f"log_path={folder} already holds a run{told}Start anew "
-            "(behavior_if_log_dir_exists=delete, or another log_path), restore what it was begun "
-            "with, or go on from its weights anyway (behavior_if_log_dir_exists=resume)."
+            f"log_path={folder} already holds a run{told}Start over "
+            "(behavior_if_log_dir_exists=delete, or another log_path), restore the old settings "
+            "and code, or resume from its weights anyway (behavior_if_log_dir_exists=resume)."
         )
     _ask(folder, told)
 
@@ -298,7 +300,7 @@ def _ask(folder: Path, told: str) -> None:
     if answer == "delete":
         delete_run(folder)
     elif answer == "exit":
-        raise ConfigurationError(f"log_path={folder} is left as it is, on your word.")
+        raise ConfigurationError(f"log_path={folder} is kept, as you asked.")
 
 
 def delete_run(log_dir: str | Path) -> None:
@@ -312,16 +314,16 @@ def delete_run(log_dir: str | Path) -> None:
 
 
 def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
-    """Drop the metric and timing rows of steps that a resumed run will do again.
+    """Drop the metric and timing rows of steps that a resumed run will repeat.
 
-    The old metrics file is kept as `metrics.jsonl.pre_resume_NNNNNN` if any row is dropped.
+    If any row is dropped, the old metrics file is kept as `metrics.jsonl.pre_resume_NNNNNN`.
 
     Returns:
         The number of dropped metric rows.
     """
     folder = Path(log_dir)
 
-    def is_kept(row: dict[str, Any]) -> bool:
+    def is_kept(row: Row) -> bool:
         return isinstance(row.get("step"), int) and row["step"] < next_step
 
     backup = folder / f"{METRICS_FILE}.pre_resume_{next_step:06d}"
@@ -330,12 +332,12 @@ def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
     return keep_rows(folder / METRICS_FILE, is_kept, backup=backup)
 
 
-def _relevant(config: Any) -> Any:
+def _relevant(config: Row) -> Row:
     return {key: value for key, value in config.items() if key not in FREE_FIELDS}
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"a": [{"b": 1}]}` as `{"a.0.b": 1}`; what changes no number is left out."""
+    """Return `{"a": [{"b": 1}]}` as `{"a.0.b": 1}`, without keys that change no number."""
     if isinstance(value, list):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, dict):

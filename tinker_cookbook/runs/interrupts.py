@@ -1,8 +1,8 @@
 """Ctrl-C ends a program at once: no traceback, exit status 130.
 
-Python's KeyboardInterrupt reaches only the main thread, and only between two of its instructions;
-an event loop then still waits for its threads, which may be importing a large package. A thread
-that hears of the signal itself ends the process when that takes too long.
+Python raises KeyboardInterrupt only in the main thread, and only between two of its instructions.
+An event loop then still waits for its threads, which may be importing a large package. Therefore a
+separate thread is told of each signal as well, and ends the process when that takes too long.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _kill: set[Callable[[], None]] = set()
 
 
 def hide_import_traceback() -> None:
-    """Make Ctrl-C while a program is still importing modules end it with one line."""
+    """Make Ctrl-C end the program with one line while it is still importing modules."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _report_uncaught
     if sys.unraisablehook is sys.__unraisablehook__:
@@ -46,23 +46,26 @@ def hide_import_traceback() -> None:
 
 
 def mark_begun() -> None:
-    """There is something to finish now: the first Ctrl-C may take its time, the second may not."""
+    """Record that the run has begun: from here on the first Ctrl-C waits for a clean end."""
     if _guard is not None:
         _guard.has_begun = True
 
 
 def kill_with_process(kill: Callable[[], None]) -> Callable[[], None]:
-    """Have a child process killed where this one is ended at once.
+    """Register a child process, which is killed if this process is ended at once.
+
+    Args:
+        kill: Kills the child process.
 
     Returns:
-        What to call when the child has ended by itself.
+        A function to call when the child has ended by itself.
     """
     _kill.add(kill)
     return lambda: _kill.discard(kill)
 
 
 def announce_interrupt() -> None:
-    """The next SIGINT is sent by this process itself, and is no Ctrl-C."""
+    """Announce that this process itself sends the next SIGINT: it does not count as Ctrl-C."""
     _announced.append(None)
 
 
@@ -80,20 +83,20 @@ def _kill_children() -> None:
 
 
 def leave_to_program() -> None:
-    """From here on Ctrl-C means something to the program, and ends nothing by itself."""
+    """Leave Ctrl-C to the program from here on: nothing in this module ends the process."""
     if _guard is not None:
         _guard.is_off = True
 
 
 @contextlib.contextmanager
 def end_on_interrupt(tell: Callable[[], str], clean_up: Callable[[], None]) -> Iterator[None]:
-    """See that Ctrl-C in the block ends the process soon; a second one ends it at once.
+    """Make Ctrl-C in the block end the process soon, and a second Ctrl-C end it at once.
 
-    KeyboardInterrupt is raised in the block as ever. Only in the main thread, once at a time;
-    elsewhere nothing happens.
+    KeyboardInterrupt is raised in the block as usual. In other threads, and inside another such
+    block, this has no effect.
 
     Args:
-        tell: The line to print where the block cannot end by itself.
+        tell: Returns the line to print if the block does not end by itself.
         clean_up: Called before the process is ended from outside the block.
     """
     global _guard
@@ -110,7 +113,7 @@ def end_on_interrupt(tell: Callable[[], str], clean_up: Callable[[], None]) -> I
 
 
 class _Guard:
-    """A thread that hears of every SIGINT."""
+    """A thread that is told of every SIGINT."""
 
     def __init__(self, tell: Callable[[], str], clean_up: Callable[[], None]) -> None:
         self.has_begun = False
@@ -126,7 +129,7 @@ class _Guard:
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening. After a Ctrl-C the process has a moment left to end by itself."""
+        """Stop listening. After a Ctrl-C the process has `GRACE_SECONDS` to end by itself."""
         if self._num_heard:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._leave_later()
@@ -145,7 +148,7 @@ class _Guard:
             if self._num_heard > 1:
                 self.leave()
             elif not self.has_begun:
-                _kill_children()  # whoever waits for it to start is told so
+                _kill_children()  # ends the main thread's wait for their start
                 self._leave_later()
 
     def _leave_later(self) -> None:
@@ -154,19 +157,19 @@ class _Guard:
         timer.start()
 
     def leave(self) -> None:
-        """End the process now. What was saved is safe at any moment."""
-        with self._leaving:  # never given back: one thread leaves
+        """End the process now. Files and checkpoints are safe at any moment."""
+        with self._leaving:  # never released: only one thread does this
             _kill_children()
             with contextlib.suppress(Exception):
                 self._clean_up()
             if not self.has_told:
-                with contextlib.suppress(OSError):  # not through sys.stderr, which may be locked
+                with contextlib.suppress(OSError):  # sys.stderr may be locked by another thread
                     os.write(2, f"\n{self._tell()}\n".encode())
             os._exit(EXIT_INTERRUPTED)
 
 
 def tell(text: str) -> None:
-    """Print the line about an interruption, unless it has been printed."""
+    """Print the line about an interruption, unless it was printed before."""
     if _guard is not None:
         if _guard.has_told:
             return
@@ -186,9 +189,10 @@ def _report_uncaught(
 
 
 def _report_ignored(ignored: sys.UnraisableHookArgs) -> None:
-    """Python drops an exception that is raised where nothing can catch it, such as in a finalizer.
+    """Repeat a KeyboardInterrupt that Python has dropped.
 
-    If that is KeyboardInterrupt, the program would go on as if nobody had pressed Ctrl-C.
+    Python drops exceptions that nothing can catch, such as those in a finalizer. Without this the
+    program would continue as if nobody had pressed Ctrl-C.
     """
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         if _guard is not None:
@@ -204,7 +208,7 @@ def _report_ignored(ignored: sys.UnraisableHookArgs) -> None:
 def _interrupt_again() -> None:
     announce_interrupt()
     main = threading.main_thread().ident
-    assert main is not None, "it runs"
+    assert main is not None, "the main thread has been started"
     signal.pthread_kill(main, signal.SIGINT)  # a real signal: it also ends a sleep
 
 
@@ -214,7 +218,7 @@ def _leave_before_the_run() -> None:
 
 
 def _is_importing(traceback: TracebackType | None) -> bool:
-    """Whether modules were being executed, and no function of the program or this toolkit."""
+    """Return whether only modules were being executed, no function of the program or toolkit."""
     program = getattr(sys.modules.get("__main__"), "__file__", None)
     while traceback is not None:
         code = traceback.tb_frame.f_code
@@ -227,7 +231,7 @@ def _is_importing(traceback: TracebackType | None) -> bool:
 
 
 def _forget_in_child() -> None:
-    """A forked child must not report its signals to the parent's thread."""
+    """Stop a forked child from reporting its signals to the parent's thread."""
     if _guard is not None:
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)

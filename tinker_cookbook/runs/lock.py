@@ -1,8 +1,8 @@
-"""One process at a time writes in a run directory.
+"""The lock of a run directory: one process at a time writes there.
 
-The holder has an advisory lock on a small file there, which also says who it is. The system drops
-the lock when the process ends, however that happens; on file systems without such locks what the
-file says decides alone.
+The process holds an advisory lock on a small file in the directory, and the file says which process
+that is. The system releases the lock when the process ends, even after `kill -9`. On file systems
+without such locks only the content of the file counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.processes import is_running
@@ -23,17 +22,19 @@ __all__ = ["LOCK_FILE", "hold", "refuse_if_held"]
 
 LOCK_FILE = ".in_use.json"
 ATTEMPTS = 20
+Note = dict[str, object]
+"""The content of the lock file."""
 _MINE: set[tuple[int, int]] = set()
 """Device and inode of the lock files that this process holds."""
 
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes, and other runs of this one, out of a run directory that exists.
+    """Hold the lock of an existing run directory, against other processes and other runs here.
 
     Raises:
-        ConfigurationError: if it is in use, saying by which process and since when, or if it
-            cannot be written.
+        ConfigurationError: if the directory is in use (the message names the process and its start
+            time) or cannot be written.
     """
     path = folder / LOCK_FILE
     descriptor = _acquire(path)
@@ -42,7 +43,7 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while the lock is held: whoever waits for it then finds that it has no name.
+        # Removed while locked: a process that opened it meanwhile sees that the path is gone.
         with contextlib.suppress(OSError):
             path.unlink()
         _MINE.discard(identity)
@@ -50,10 +51,10 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def refuse_if_held(folder: Path) -> None:
-    """Refuse a run directory that is in use.
+    """Raise an error if a run directory is in use.
 
     Raises:
-        ConfigurationError: saying by which process and since when.
+        ConfigurationError: if it is in use; the message names the process and its start time.
     """
     path = folder / LOCK_FILE
     try:
@@ -86,7 +87,7 @@ def _acquire(path: Path) -> int:
 
 
 def _is_held(descriptor: int, path: Path) -> bool:
-    """Try to lock; a lock that only children of a dead process still have is put aside."""
+    """Try to lock; a lock that only children of a dead process still hold is discarded."""
     locked = _try_lock(descriptor)
     if locked:
         return False
@@ -103,7 +104,7 @@ def _is_held(descriptor: int, path: Path) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Whether this process has the lock now; None where the file system knows no locks."""
+    """Return whether this process now has the lock; None if the file system has no locks."""
     try:
         import fcntl
 
@@ -116,7 +117,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _names(path: Path, descriptor: int) -> bool:
-    """Whether the path still leads to the opened file, and not to nothing or a newer one."""
+    """Return whether the path still names the opened file, instead of nothing or a newer file."""
     try:
         return _identity(path.stat()) == _identity(os.fstat(descriptor))
     except FileNotFoundError:
@@ -133,12 +134,12 @@ def _write_note(descriptor: int) -> None:
         "host": socket.gethostname(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with contextlib.suppress(OSError):  # the lock holds on a full disk too
+    with contextlib.suppress(OSError):  # the lock also works on a full disk
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(note).encode(), 0)
 
 
-def _read_note(path: Path) -> dict[str, Any]:
+def _read_note(path: Path) -> Note:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -146,7 +147,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-def _is_dead(note: dict[str, Any]) -> bool:
+def _is_dead(note: Note) -> bool:
     pid, here = note.get("pid"), note.get("host") == socket.gethostname()
     return here and isinstance(pid, int) and not is_running(pid)
 
@@ -168,9 +169,9 @@ def _in_use(path: Path) -> ConfigurationError:
     )
 
 
-def _since(note: dict[str, Any]) -> str:
+def _since(note: Note) -> str:
     try:
-        started = datetime.fromisoformat(note["started_at"])
+        started = datetime.fromisoformat(str(note["started_at"]))
     except (KeyError, TypeError, ValueError):
         return ""
     minutes = (datetime.now(UTC) - started).total_seconds() / 60

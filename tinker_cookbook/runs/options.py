@@ -14,6 +14,7 @@ from typing import Any, Literal
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
 LogdirBehavior = Literal["delete", "resume", "ask", "raise"]
 
 
-def expand_path(_: Any, path: str | None) -> str | None:
+def expand_path(_: object, path: str | None) -> str | None:
     """A chz munger: `~` becomes the home folder."""
     return None if path is None else str(Path(path).expanduser())
 
@@ -174,7 +175,7 @@ class SharedOptions(TrackingOptions, CheckpointOptions, OptimizerOptions, ModelO
     """The settings that every train loop has."""
 
 
-# What must hold of a field, and what to do otherwise.
+# Per field: what must be true of its value, the problem otherwise, and the advice.
 _POSITIVE = (lambda value: value > 0, "is not above 0", "use a positive number")
 _AT_LEAST_1 = (lambda value: value >= 1, "is less than 1", "use 1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "is negative", "use 0 or more")
@@ -190,7 +191,11 @@ _RULES = {
         "is not between 0 and 1",
         "LoRA usually wants 1e-5 to 2e-3",
     ),
-    "lora_rank": (lambda value: 1 <= value <= 1024, "is out of range", "use 1 to 1024"),
+    "lora_rank": (
+        lambda value: 1 <= value <= MAX_LORA_RANK,
+        "is out of range",
+        f"use 1 to {MAX_LORA_RANK}",
+    ),
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "grad_clip_norm": _NOT_NEGATIVE,
@@ -226,13 +231,13 @@ _RULES = {
     "infrequent_eval_every": _NOT_NEGATIVE,
     "span_chart_every": _NOT_NEGATIVE,
     "test_size": _NOT_NEGATIVE,
-    "max_length": (lambda value: value >= 2, "leaves no token to train", "use 2 or more"),
+    "max_length": (lambda value: value >= 2, "is too short to train a token", "use 2 or more"),
     "ttl_seconds": _TTL,
     "rolling_ttl_seconds": _TTL,
 }
 
 
-def check_options(config: Any) -> None:
+def check_options(config: object) -> None:
     """Refuse values that cannot work, before anything is started.
 
     A config calls this from its `chz.validate` method; fields that it does not have are skipped.
@@ -249,6 +254,6 @@ def check_options(config: Any) -> None:
 
 
 def shared_options(config: Any, target: type) -> dict[str, Any]:
-    """The fields that a recipe's config and `target` (a chz class) have in common, by name."""
+    """Return the fields, by name, that a recipe's config and `target` (a chz class) share."""
     names = set(chz.chz_fields(config)) & set(chz.chz_fields(target))
     return {name: getattr(config, name) for name in names}

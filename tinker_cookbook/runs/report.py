@@ -1,4 +1,4 @@
-"""What a finished run tells its user: what changed, where things are, how to go on."""
+"""The report at the end of a run: what changed, where the weights are, and how to use them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook import service
 from tinker_cookbook.model_files import DEFAULT_MODEL
 from tinker_cookbook.runs.checkpoints import load_checkpoints_file
 from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
-from tinker_cookbook.utils.jsonl_log import read_rows
+from tinker_cookbook.utils.byte_sizes import format_bytes
+from tinker_cookbook.utils.jsonl_log import Row, read_rows
 from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
 from tinker_cookbook.utils.recipe_code import code_differences
 from tinker_cookbook.utils.sdk_compat import rest_client_of
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe_change",
-    "format_bytes",
     "read_held_out_samples",
     "report_complete",
     "report_run",
@@ -42,21 +42,21 @@ HELD_OUT = (
     ("held-out margin", "test/margin"),
     ("held-out reward", "test/reward"),
 )
-"""Names and keys of what is measured before the first step and after the last."""
+"""Names and keys of the metrics that are measured before the first step and after the last."""
 
 
 def describe_change(log_path: str | Path, key: str) -> tuple[float, float] | None:
-    """The first and the last value of a metric; None if it was not measured twice."""
+    """Return the first and the last value of a metric; None if it was not measured twice."""
     values = [row[key] for row in read_rows(Path(log_path) / METRICS_FILE) if key in row]
     return (values[0], values[-1]) if len(values) > 1 else None
 
 
 def report_complete(log_path: str | Path) -> None:
-    """Say that a run has nothing left to do."""
+    """Print that a run was already complete."""
     changed = "".join(f"\n  {line}" for line in code_differences(Path(log_path)))
-    told = f" Since then{changed}\nThe weights are those of the old code." if changed else ""
+    told = f" Since then:{changed}\nThe weights are those of the old code." if changed else ""
     print(
-        f"Training was already complete; nothing to do.{told} To train anew: "
+        f"Training was already complete; nothing to do.{told} To train again: "
         "behavior_if_log_dir_exists=delete, or another log_path."
     )
 
@@ -83,24 +83,15 @@ async def report_saved(service_client: tinker.ServiceClient, log_path: str) -> N
     )
 
 
-def format_bytes(num_bytes: float) -> str:
-    """`1.2 GB`, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError("the last unit takes any size")
-
-
 def sample_command(
     sampler_path: str, *, model_name: str | None = None, base_url: str | None = None
 ) -> str:
-    """The command that samples from a checkpoint.
+    """Return the command that samples from a checkpoint.
 
     Args:
         sampler_path: `tinker://` path of the weights.
-        model_name: Its base model, where the local service must be told.
-        base_url: The service, where it was given explicitly.
+        model_name: The base model; None for the default model of the local service.
+        base_url: The service; None if the environment chooses it.
     """
     words = ["tinker-cookbook", "sample", sampler_path]
     if model_name is not None and model_name != DEFAULT_MODEL:
@@ -110,16 +101,15 @@ def sample_command(
     return shlex.join(words)
 
 
-def report_run(
-    log_path: str, sampler_path: str, samples: list[dict[str, Any]], command: str
-) -> None:
+def report_run(log_path: str, sampler_path: str, samples: list[Row], command: str) -> None:
     """Print the summary of a run.
 
     Args:
         log_path: The run directory.
         sampler_path: The trained weights on the service.
-        samples: Rows `{"prompt", "answer"}`, oldest first; shown are the first and last of each.
-        command: How to sample from the weights.
+        samples: Rows `{"prompt", "answer"}`, oldest first; the first and last answer of each
+            prompt are shown.
+        command: The command that samples from the weights.
     """
     changes = [(n, describe_change(log_path, k)) for n, k in _held_out_metrics(Path(log_path))]
     measured = [f"{name}  {c[0]:.4f} -> {c[1]:.4f}" for name, c in changes if c is not None]
@@ -140,7 +130,7 @@ def _held_out_metrics(log_path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def _report_saved(log_path: Path, sampler_path: str) -> None:
-    """The other checkpoints, each with what it is for."""
+    """Print the other checkpoints, each with its use."""
     records = read_rows(log_path / CHECKPOINTS_FILE)
     state_path = next((r["state_path"] for r in reversed(records) if r.get("state_path")), None)
     best = max(
@@ -152,18 +142,18 @@ def _report_saved(log_path: Path, sampler_path: str) -> None:
         value = f"{best.get('best_metric')}={best['best_value']:.4f}"
         print(f"best     {best['sampler_path']}  (to sample from; {value})")
     if state_path is not None:
-        print(f"state    {state_path}  (to train on from: load_checkpoint_path=...)")
+        print(f"state    {state_path}  (to continue training: load_checkpoint_path=...)")
         local = service.choose_service(_read_config(log_path).get("base_url")).kind == "local"
         note = "  (while `tinker-cookbook serve` runs)" if local else ""
         print(f"download {shlex.join(['tinker', 'checkpoint', 'download', state_path])}{note}")
 
 
-def read_held_out_samples(log_path: str | Path) -> list[dict[str, Any]]:
-    """A held-out task of an RL run and its replies, as far as they were written.
+def read_held_out_samples(log_path: str | Path) -> list[Row]:
+    """Return a held-out task of an RL run with its replies before and after training.
 
     Returns:
         Rows `{"prompt", "answer"}` for `report_run`, oldest first: the first turn of the first
-        task, before the first and after the last step.
+        task, before the first step and after the last. Empty if no transcripts were written.
     """
     paths = sorted(Path(log_path).glob("iteration_*/eval_*_rollout_summaries.jsonl"))
     same = [path for path in paths if path.name == paths[0].name]
@@ -176,7 +166,7 @@ def read_held_out_samples(log_path: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def _first_turn(path: Path) -> dict[str, Any]:
+def _first_turn(path: Path) -> Row:
     for row in read_rows(path):
         for turn in row.get("steps", [])[:1]:
             if "prompt" in turn and "reply" in turn:
@@ -189,7 +179,7 @@ def _clip(text: str) -> str:
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ..."
 
 
-def _read_config(log_path: Path) -> dict[str, Any]:
+def _read_config(log_path: Path) -> Row:
     try:
         config = json.loads((log_path / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Settings of a recipe from a file: JSON, YAML, or the config.json that a run has left."""
+"""Settings of a recipe from a file: JSON, YAML, or the config.json of an earlier run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ __all__ = ["read_settings"]
 
 YAML_ENDINGS = (".yaml", ".yml")
 NOT_REPEATED = ("behavior_if_log_dir_exists",)
-"""Settings of a past run that were meant for that start alone."""
+"""Settings of a past run that applied only to that start."""
 
 
 def read_settings(path: str) -> dict[str, str]:
-    """The settings of a file, as the command line would give them.
+    """Return the settings in a file, as text values like those of the command line.
 
     Args:
-        path: Ends in .yaml or .yml, or else is JSON; an object of settings. Of a run's config.json
-            the part is taken that was typed for its recipe. A folder stands for its config.json.
+        path: A YAML file (.yaml or .yml) or a JSON file with an object of settings. From a run's
+            config.json, only the settings given to its recipe are read. A folder means its
+            config.json.
 
     Returns:
-        Values by key; those of nested objects have dots in their keys.
+        Values by key; keys of nested objects are joined by dots.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds something else.
+        ConfigurationError: if the file cannot be read or does not hold settings.
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -80,10 +81,10 @@ def _flatten(value: dict[Any, Any], path: str, prefix: str = "") -> Iterator[tup
         elif isinstance(item, list):
             if not all(isinstance(part, str | int | float) for part in item):
                 raise ConfigurationError(
-                    f"config={path}: {name} is a list of other things than texts and numbers; "
-                    "give it in the recipe."
+                    f"config={path}: {name} is a list with values other than text and numbers; "
+                    "set it in the recipe's code."
                 )
-            if item:  # an empty list is what is there without the key
+            if item:  # leaving the key out also gives an empty list
                 yield name, ",".join(map(str, item))
         else:
             yield name, str(item)

@@ -105,7 +105,9 @@ async def _create_new(
     )
 
 
-async def _create(create: Callable[..., Any], source: str, **options: Any) -> tinker.TrainingClient:
+async def _create(
+    create: Callable[..., Any], source: str, **options: object
+) -> tinker.TrainingClient:
     import tinker
 
     try:

@@ -105,7 +105,7 @@ def resolve_model(base_url: str | None = None, model_name: str | None = None) ->
         model_name: As the user wrote it; None means `default_model`.
 
     Raises:
-        ConfigurationError: if the service cannot be reached, or offers no such model.
+        ConfigurationError: if the service cannot be reached, or does not offer the model.
     """
     from tinker_cookbook.model_files import DEFAULT_MODEL
 
@@ -122,7 +122,7 @@ def find_served_tokenizer(model_name: str) -> Path | None:
     that `TINKER_BASE_URL` names.
 
     Returns:
-        None if there is no such service, or if none of them offers the model from a folder here.
+        None if no service is known, or if none of them offers the model from a folder here.
     """
     try:
         connections = open_connections() or _connections_of_environment()

@@ -68,7 +68,7 @@ def find_api_key() -> str | None:
     """Return the key that the SDK would send: `TINKER_API_KEY`, else the stored default key.
 
     Returns:
-        None if there is no key, or if `TINKER_CREDENTIAL_CMD` provides one per request.
+        None without a key, or if `TINKER_CREDENTIAL_CMD` provides one per request.
 
     Raises:
         ConfigurationError: if the key is malformed, or the file of stored keys is damaged.

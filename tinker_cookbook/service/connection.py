@@ -152,7 +152,7 @@ class Connection:
         """Return the base model of a checkpoint.
 
         Raises:
-            ConfigurationError: if there is no such checkpoint, or the service cannot tell.
+            ConfigurationError: if the service does not have the checkpoint or its model.
         """
         import tinker
 

@@ -1,4 +1,4 @@
-"""A local service as a child process: start it, wait until it answers, stop it with its parent."""
+"""A local service as a child process: start it, wait until it answers, stop it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 LOG_TAIL_LINES = 20
 FOLDER_PREFIX = "tinker-cookbook-service-"
-"""Of temporary folders; the number of the process that made them follows."""
+"""Start of the names of temporary folders; the id of the process that made them follows."""
 
 
 class EmbeddedService:
@@ -52,7 +52,7 @@ class EmbeddedService:
 
     @classmethod
     def start(cls, model: str) -> EmbeddedService:
-        """Start a service for one model; `wait_until_ready` tells when it can be used.
+        """Start a service for one model, without waiting until it can be used.
 
         Raises:
             ConfigurationError: if the extra `local` is not installed, or the model is unknown.
@@ -76,7 +76,7 @@ class EmbeddedService:
 
     @property
     def log_path(self) -> Path:
-        """Where the service writes what it has to say; removed when it is stopped."""
+        """The log of the service; removed when the service is stopped."""
         return self._folder / "service.log"
 
     @property
@@ -85,14 +85,14 @@ class EmbeddedService:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id of the service."""
         return self._process.pid
 
     def wait_until_ready(self) -> str:
         """Wait until the service accepts connections, and return its address.
 
         Raises:
-            TrainingError: if it stops or stays silent; the message ends with its log.
+            TrainingError: if it stops or does not answer; the message ends with its log.
         """
         started = last_note = time.monotonic()
         while not self._ready_file.exists():
@@ -117,20 +117,21 @@ class EmbeddedService:
         return self._ready["base_url"]
 
     def dashboard_link(self) -> str:
-        """The address of the dashboard; it signs in once, within an hour."""
+        """Return an address of the dashboard that signs in once, within an hour."""
         base_url = self.wait_until_ready()
         return f"{base_url}/#ticket={self._ready['ticket']}"
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Ask the service to stop, insist after a while, and remove its temporary files.
+        """Ask the service to stop, kill it after a timeout, and remove its temporary files.
 
         Args:
-            at_once: Nobody wants what is in flight any more; what was saved stays in any case.
+            at_once: Stop without finishing the requests in progress. Saved checkpoints are kept
+                in any case.
         """
         self._stopping = True
         atexit.unregister(self.stop)
         if at_once and not self._ready_file.exists():
-            self._process.kill()  # it would finish its imports first, and has nothing to save
+            self._process.kill()  # it has nothing to save, and would finish its imports first
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT if at_once else signal.SIGTERM)
             try:
@@ -141,7 +142,7 @@ class EmbeddedService:
         self._forget()
 
     def kill(self) -> None:
-        """End the service without a word to it; what it has acknowledged as saved stays."""
+        """Kill the service; checkpoints that it has acknowledged are safe."""
         self._stopping = True
         self._process.kill()
         self._forget()
@@ -151,23 +152,23 @@ class EmbeddedService:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def crash_report(self) -> str | None:
-        """What happened, if the service stopped on its own; None while it runs."""
+        """Return what happened if the service stopped by itself; None while it runs."""
         if self._stopping or self._process.poll() is None:
             return None
         return f"the local service stopped ({_exit_text(self._process.returncode)}).{self._tail()}"
 
     def interrupt_main_thread_on_crash(self) -> None:
-        """Raise KeyboardInterrupt in the main thread if the service stops on its own.
+        """Raise KeyboardInterrupt in the main thread if the service stops by itself.
 
-        The SDK repeats a failed request for minutes; `Connection.__exit__` turns the interrupt
-        into an error that shows the service's log.
+        Otherwise the SDK would repeat failed requests for minutes. `Connection.__exit__` turns the
+        interrupt into an error that shows the service's log.
         """
         if threading.current_thread() is threading.main_thread():
             self._interrupt.set()
 
     def _watch(self) -> None:
         self._process.wait()
-        # A real signal: it also wakes a main thread that waits on a lock.
+        # A real signal also wakes a main thread that waits for a lock.
         if self.crash_report() is not None and self._interrupt.is_set():
             interrupts.announce_interrupt()
             signal.pthread_kill(_main_thread_id(), signal.SIGINT)
@@ -182,10 +183,13 @@ class EmbeddedService:
 
 
 def find_saved_model(checkpoint: str) -> str | None:
-    """The model of a checkpoint in the state folder of this machine; None if that cannot be told.
+    """Return the base model of a checkpoint that is saved on this machine.
+
+    Returns:
+        None if the index of the saved checkpoints cannot be read.
 
     Raises:
-        ConfigurationError: nothing of that name is saved there.
+        ConfigurationError: if no checkpoint of that name is saved here.
     """
     import sqlite3
 
@@ -202,18 +206,18 @@ def find_saved_model(checkpoint: str) -> str | None:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as index:
                 found = index.execute(query, (checkpoint,)).fetchone()
         except sqlite3.Error:
-            return None  # the service says what is wrong with its index
+            return None  # the service reports the problem with its index
     if found is None:
         raise ConfigurationError(
             f"{checkpoint} does not exist; nothing of that name is saved in {path.parent}. "
-            "`tinker-cookbook status` lists what is; another service is named by its base_url "
-            "(--base-url)."
+            "`tinker-cookbook status` lists the saved checkpoints. For a checkpoint on another "
+            "service give its base_url (--base-url)."
         )
     return found[0]
 
 
 def _remove_orphans() -> None:
-    """Remove the temporary folders of processes that were killed before they could do it."""
+    """Remove the temporary folders of processes that were killed before their cleanup."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
         if pid.isdecimal() and not is_running(int(pid)):
@@ -221,7 +225,7 @@ def _remove_orphans() -> None:
 
 
 def check_local_extra() -> None:
-    """Refuse to go on where the packages of the extra `local` are missing."""
+    """Raise an error if packages of the extra `local` are missing."""
     missing = [name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
@@ -251,7 +255,7 @@ def _launch(model: str, state: Path, folder: Path, api_key: str) -> subprocess.P
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"TINKER_API_KEY": api_key},
-            # Ctrl-C in a terminal is for the recipe, which still wants to use the service.
+            # Ctrl-C in a terminal then reaches only the recipe, which still needs the service.
             process_group=0,
         )
 

@@ -1,9 +1,9 @@
 """Render rows in background processes, ahead of the loop that needs them.
 
-Each process is a plain child interpreter that talks over pipes: no fork (safe beside threads), and
-no re-import of the caller's main module (so scripts without a `__main__` guard and notebooks work).
-A process that cannot do the work - it does not start, cannot unpickle the renderer, or renders the
-first row differently from this process - is not used; the work is then done here.
+Each process is a plain child interpreter that communicates over pipes: no fork (safe with threads),
+and no re-import of the caller's main module (so scripts without a `__main__` guard and notebooks
+work). A process that does not start, cannot unpickle the renderer, or renders the first row
+differently from this process is not used; this process then does the work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HEADER = struct.Struct("<Q")
 
 
 def available_cpus() -> int:
-    """CPUs this process may use."""
+    """Return the number of CPUs this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not every platform has it
@@ -47,7 +47,7 @@ def available_cpus() -> int:
 
 
 def write_frame(stream: BinaryIO, value: object) -> None:
-    """Write one pickled value with its length in front."""
+    """Write the length of a pickled value, then the value."""
     data = pickle.dumps(value, protocol=5)
     stream.write(_HEADER.pack(len(data)))
     stream.write(data)
@@ -55,7 +55,7 @@ def write_frame(stream: BinaryIO, value: object) -> None:
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """Read what `write_frame` wrote; EOFError where the stream ends."""
+    """Read a value that `write_frame` wrote; raise EOFError at the end of the stream."""
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         raise EOFError
@@ -67,7 +67,8 @@ def read_frame(stream: BinaryIO) -> Any:
 
 
 class _Part:
-    """Some rows of a task. Whoever claims it first, a process or the waiting caller, renders it."""
+    """Some rows of a task. A process or the waiting caller renders it, whichever claims it
+    first."""
 
     def __init__(self, rows: Sequence[SourceRow]) -> None:
         self.rows = rows
@@ -83,14 +84,14 @@ class _Part:
             return True
 
     def finish(self, results: list[Any] | None) -> None:
-        """Store results, or with None give the claim back."""
+        """Store results, or with None release the claim."""
         with self.condition:
             self.results = results
             self.claimed = results is not None
             self.condition.notify_all()
 
     def claim_or_wait(self) -> bool:
-        """True: the caller must render it. False: the results are there."""
+        """Return True if the caller must render the part, False if the results are available."""
         with self.condition:
             while self.claimed and self.results is None:
                 self.condition.wait()
@@ -113,7 +114,7 @@ class Task:
         ]
 
     def cancel(self) -> None:
-        """Parts that nobody has started are not rendered any more."""
+        """Cancel the parts that nobody has started."""
         for part in self.parts:
             part.claim()
 
@@ -141,7 +142,7 @@ class _Process:
         self.render = render
 
     def start(self) -> None:
-        """Hand over the render function. Raises _Refusal if the process cannot use it."""
+        """Send the render function. Raises _Refusal if the process cannot use it."""
         self._ask(self.render)
 
     def run(self, rows: Sequence[SourceRow]) -> list[Any]:
@@ -158,7 +159,7 @@ class _Process:
         return value
 
     def stop(self) -> None:
-        # The child holds no state, so it need not be asked.
+        # The child has no state, so it does not have to be asked.
         self.popen.kill()
         self.popen.wait()
         for stream in (self.popen.stdin, self.popen.stdout):
@@ -185,7 +186,8 @@ class _Refusal(Exception):
 
 
 class _Shared:
-    """What the threads hold; not the renderer itself, so that it can be garbage collected."""
+    """State shared with the threads; it excludes the renderer, so that the renderer can be garbage
+    collected."""
 
     def __init__(self, render: Render, probe: SourceRow) -> None:
         self.render = render
@@ -194,7 +196,7 @@ class _Shared:
         self.processes: list[_Process] = []
         self.closed = False
         self.render_lock = threading.Lock()
-        """Tokenizers are not promised to be thread-safe."""
+        """Tokenizers do not have to be thread-safe."""
         self.ready: set[_Process] = set()
         self.warned = threading.Event()
 
@@ -208,8 +210,8 @@ class BackgroundRenderer:
 
     Args:
         render: picklable; one result for each row, the same in any process.
-        num_workers: processes; with 0 everything runs here.
-        probe: a row that every process renders first, to be compared with what this process gets.
+        num_workers: number of processes; with 0 this process does everything.
+        probe: a row that every process renders first; its result must equal this process's result.
     """
 
     def __init__(self, render: Render, *, num_workers: int, probe: SourceRow) -> None:
@@ -227,23 +229,24 @@ class BackgroundRenderer:
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers that run."""
+        """Return the process ids of the running workers."""
         return [p.popen.pid for p in self._shared.processes if p.popen.poll() is None]
 
     @property
     def num_ready(self) -> int:
-        """Workers that passed the probe and serve."""
+        """Return the number of workers that passed the probe."""
         return len(self._shared.ready)
 
     def submit(self, rows: Sequence[SourceRow], rows_per_part: int = 64) -> Task:
-        """Queue rows; parts of a task are rendered side by side."""
+        """Queue rows; parts of a task are rendered in parallel."""
         task = Task(rows, rows_per_part)
         for part in task.parts if self.num_workers else []:
             self._shared.parts.put(part)
         return task
 
     def results(self, task: Task) -> list[Any]:
-        """Results in the order of the rows. Parts that no process has begun are rendered here."""
+        """Return the results in the order of the rows. Parts that no process has started are
+        rendered here."""
         for part in task.parts:
             if part.claim():
                 self._render_part(part)
@@ -296,7 +299,7 @@ def _serve(shared: _Shared, process: _Process) -> None:
 
 
 def _refusal(shared: _Shared, process: _Process) -> str | None:
-    """Why a process that just started cannot be used."""
+    """Return why a process that just started cannot be used."""
     try:
         process.start()
         answer = process.run([shared.probe])
@@ -310,12 +313,13 @@ def _refusal(shared: _Shared, process: _Process) -> str | None:
 
 
 def _serve_part(shared: _Shared, process: _Process, part: _Part) -> bool:
-    """False if the process is dead. Whatever happens, nobody waits for the part in vain."""
+    """Render a part; return False if the process is dead. In every case the part is completed or
+    released."""
     results = None
     try:
         results = process.run(part.rows)
     except _Refusal as error:
-        # Rendered again here, the same error is raised to the caller with its own type.
+        # The caller renders the part again, so it gets the same error with its own type.
         logger.debug("worker process, %s: %s", part, error)
     except (EOFError, OSError):
         if not shared.closed:
@@ -337,7 +341,7 @@ def _warn_once(shared: _Shared, reason: str) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """Nested tuples with the content of `value`, for an exact comparison."""
+    """Return nested tuples with the content of `value`, for an exact comparison."""
     if isinstance(value, np.ndarray):
         return (str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, list | tuple):

@@ -18,12 +18,12 @@ _PARENT_CHECK_SECONDS = 5.0
 def main(parent_pid: int) -> None:
     """Answer requests from stdin on stdout until stdin ends or process `parent_pid` is gone.
 
-    The first request is the pickled render function, all others are lists of rows. An answer is
+    The first request is the pickled render function; the others are lists of rows. An answer is
     (True, results) or (False, text of the error).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     requests, answers = _own_pipes()
-    # The SDK imports torch wherever it is installed: 2 s and 200 MB that rendering has no use for.
+    # The SDK imports torch if it is installed: 2 s and 200 MB that rendering does not need.
     sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
     os.environ["USE_TORCH"] = "0"
     from tinker_cookbook.supervised.background import read_frame, write_frame
@@ -38,16 +38,16 @@ def main(parent_pid: int) -> None:
                     answer = (True, None)
                 else:
                     answer = (True, render(request))
-            except Exception:  # everything goes back to the parent, which renders the rows itself
+            except Exception:  # the parent gets every error and renders the rows itself
                 answer = (False, traceback.format_exc(limit=-3))
             write_frame(answers, answer)
     except (EOFError, BrokenPipeError):
         pass
-    os._exit(0)  # nothing to flush, and the parent waits for no clean-up
+    os._exit(0)  # nothing to flush, and the parent does not wait for clean-up
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take stdin and stdout away from everybody else: a print would corrupt the answers."""
+    """Reserve stdin and stdout for the protocol: a print would corrupt the answers."""
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -57,7 +57,7 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 class _Exact:
-    """Reads exactly as much as asked for, unbuffered, so that `select` sees what is left."""
+    """Reads exactly the requested bytes, unbuffered, so that `select` sees the rest."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -73,9 +73,9 @@ class _Exact:
 
 
 def _wait_for_request(requests: BinaryIO, parent_pid: int) -> bool:
-    """False once the parent is gone, even if a fork of it keeps the pipe open."""
+    """Return False once the parent is gone, even if a fork of it keeps the pipe open."""
     if sys.platform == "win32":
-        return True  # select takes no pipes there
+        return True  # select does not accept pipes on Windows
     while os.getppid() == parent_pid:
         if select.select([requests], [], [], _PARENT_CHECK_SECONDS)[0]:
             return True

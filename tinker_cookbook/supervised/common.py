@@ -31,7 +31,7 @@ Reduction = Literal["none", "mean"]
 def compute_mean_nll(
     logprobs_list: list[tinker.TensorData], weights_list: list[tinker.TensorData]
 ) -> float:
-    """Weighted mean negative log-likelihood over all tokens of a batch, in nats.
+    """Return the weighted mean negative log-likelihood over all tokens of a batch, in nats.
 
     Args:
         logprobs_list: per datum [N], natural logs.
@@ -54,7 +54,7 @@ def compute_bpb(
     target_tokens_list: list[tinker.TensorData],
     tokenizer: Tokenizer,
 ) -> float:
-    """Bits per UTF-8 byte over the trained target tokens that are not special.
+    """Return bits per UTF-8 byte over the trained target tokens that are not special.
 
     Unlike NLL per token it can be compared between tokenizers. A token counts if its weight is
     above 0; the weight's size plays no role. Neighbouring trained tokens are decoded together, so
@@ -83,7 +83,7 @@ def compute_bpb(
 
 
 def _shifted_within_datums(mask: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """`mask` moved one position to the right; the first position of every datum is False."""
+    """Return `mask` shifted right by one position; the first position of every datum is False."""
     shifted = np.zeros_like(mask)
     shifted[1:] = mask[:-1]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -94,7 +94,8 @@ def _shifted_within_datums(mask: np.ndarray, lengths: Sequence[int]) -> np.ndarr
 def _joined_pair(
     left_list: list[tinker.TensorData], right_list: list[tinker.TensorData], right_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both lists as one float64 array each, after checking that they match datum by datum."""
+    """Return each list as one float64 array, after checking that their lengths match for every
+    datum."""
     left = [np.asarray(data.to_numpy()).reshape(-1) for data in left_list]
     right = [np.asarray(data.to_numpy()).reshape(-1) for data in right_list]
     left_lengths, right_lengths = [len(a) for a in left], [len(a) for a in right]
@@ -136,14 +137,14 @@ def datum_from_model_input_weights(
 
     The sequence is cut to `max_length` tokens on the right before it is shifted, so the datum has
     at most `max_length - 1` positions. An image that does not fit is dropped whole, and so are
-    images left at the end, where no text follows that they could condition.
+    images left at the end, because no text follows them.
 
     Args:
         model_input: T tokens, images counted with their `expected_tokens`.
         weights: float32 [T]; weight t belongs to token t, as a target.
-        max_length: most tokens kept; None keeps all.
+        max_length: maximum number of tokens kept; None keeps all.
         reduction: "mean" divides the weights by their sum, which makes the loss of the datum a
-            mean over its trained tokens; "none" leaves them. Weights that sum to 0 stay 0.
+            mean over its trained tokens; "none" does not change them. Weights that sum to 0 stay 0.
 
     Returns:
         A datum with `weights` float32 [N] and `target_tokens` int64 [N].
@@ -156,7 +157,7 @@ def datum_from_model_input_weights(
     if reduction not in ("none", "mean"):
         raise ConfigurationError(f"reduction={reduction!r} is unknown; use 'none' or 'mean'.")
     if max_length is not None and max_length < 2:
-        raise ConfigurationError(f"max_length={max_length} leaves no target; use 2 or more.")
+        raise ConfigurationError(f"max_length={max_length} has no target; use 2 or more.")
     weights_T = _checked_weights(model_input.chunks, weights)
     model_input, targets_N = _shift(_truncated(model_input.chunks, max_length))
     weights_N = weights_T[1 : len(targets_N) + 1].copy()
@@ -191,7 +192,7 @@ def _chunk_length(chunk: tinker.ModelInputChunk) -> int:
         return len(chunk.tokens)
     if getattr(chunk, "expected_tokens", 0) is None:
         raise DataValidationError(
-            "expected_tokens=None in an image chunk leaves its length open; set expected_tokens."
+            "expected_tokens=None in an image chunk leaves its length unknown; set expected_tokens."
         )
     return chunk.length
 
@@ -199,7 +200,8 @@ def _chunk_length(chunk: tinker.ModelInputChunk) -> int:
 def _truncated(
     chunks: Sequence[tinker.ModelInputChunk], max_length: int | None
 ) -> list[tinker.ModelInputChunk]:
-    """The longest prefix of at most `max_length` tokens that ends in text; no chunk is empty."""
+    """Return the longest prefix of at most `max_length` tokens that ends in text; no chunk is
+    empty."""
     import tinker
 
     room = float("inf") if max_length is None else max_length
@@ -220,7 +222,8 @@ def _truncated(
 
 
 def _shift(chunks: Sequence[tinker.ModelInputChunk]) -> tuple[tinker.ModelInput, np.ndarray]:
-    """As `create_rightshifted_model_input_and_leftshifted_targets`, with int64 [N] targets."""
+    """Do the same as `create_rightshifted_model_input_and_leftshifted_targets`, with int64 [N]
+    targets."""
     import tinker
 
     num_tokens = sum(_chunk_length(chunk) for chunk in chunks)
@@ -248,8 +251,8 @@ def _shift(chunks: Sequence[tinker.ModelInputChunk]) -> tuple[tinker.ModelInput,
 
 
 def _text_chunk(tokens: Sequence[int]) -> tinker.EncodedTextChunk:
-    # The ids come out of a chunk that was validated once; validating them again would cost more
-    # than everything else done here.
+    # The ids come from a validated chunk; validating them again would take longer than everything
+    # else here.
     import tinker
 
     return tinker.EncodedTextChunk.model_construct(tokens=list(tokens))

@@ -1,13 +1,13 @@
 """A JSONL file whose rows are read when they are needed.
 
 Opening scans the bytes once (no JSON is parsed) and keeps the offset where each line starts: 8
-bytes a line, 4 more where the file has blank lines. A compressed file is unpacked into an unnamed
-temporary file first, since a compressed stream has no random access.
+bytes per line, 4 more if the file has blank lines. A compressed file is first unpacked into an
+unnamed temporary file, because a compressed stream has no random access.
 
-How bad rows are met: `check_rows` parses every row of a file up to `FULL_CHECK_BYTES` (well under
-a second) and, of a larger one, evenly spread rows and those that bytes alone show to be no complete
-object. What is left over in a large file is refused by the batch that reads it, with its line
-number; `tinker-cookbook check` reads all of it beforehand.
+How bad rows are found: `check_rows` parses every row of a file up to `FULL_CHECK_BYTES` (well under
+a second). In a larger file it parses evenly spread rows, and rows whose bytes show that they are
+not complete objects. Other bad rows of a large file are refused by the batch that reads them, with
+their line number; `tinker-cookbook check` reads all rows beforehand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BLANK_BYTES = np.frombuffer(_BLANKS, np.uint8)
 
 
 class ConversationFile(RowFile):
-    """Rows of a JSONL file by index, one a line; blank lines are no rows."""
+    """Rows of a JSONL file by index, one per line; blank lines do not count."""
 
     container = "JSONL"
 
@@ -81,7 +81,7 @@ class ConversationFile(RowFile):
 
 
 class TextLines(ConversationFile):
-    """Rows of plain text, one a line."""
+    """Rows of plain text, one per line."""
 
     container = "text, a row a line"
 
@@ -100,7 +100,7 @@ class TextLines(ConversationFile):
 
 
 class _Scan:
-    """Where the lines of a text start, which are blank, and which cannot be an object."""
+    """Line starts of a text, its blank lines, and the lines that cannot be an object."""
 
     def __init__(self, file: BinaryIO, chunk_bytes: int) -> None:
         file.seek(0)

@@ -1,11 +1,11 @@
-"""One row of training data: from JSON or a table to the messages a renderer takes.
+"""One row of training data: from JSON or a table to the messages that a renderer takes.
 
-`shapes` tells a row apart into messages, tools or plain text; this module reads the messages,
-whatever shape they came in. A message has `role` and `content`, and may have `tool_calls`,
-`tool_call_id`, `name`, `weight`, `trainable` and `reasoning_content`; content is a string or a
-list of parts. Keys of the row that its shape does not read are not used, and reported; unknown keys
-of a message are refused, because they may hold something that was meant to be trained. A key whose
-value is null counts as absent.
+`shapes` splits a row into messages, tools or plain text; this module reads the messages of all
+shapes. A message has `role` and `content`, and may have `tool_calls`, `tool_call_id`, `name`,
+`weight`, `trainable` and `reasoning_content`; content is a string or a list of parts. Keys of the
+row that its shape does not use are ignored and reported. Unknown keys of a message are refused,
+because they may contain something that was meant to be trained. A key whose value is null counts as
+absent.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from tinker_cookbook.renderers import Message, ToolSpec
 from tinker_cookbook.renderers.markup import remaining_markup, structure_reply_markup
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import ConversationError, json_type, shown
 from tinker_cookbook.supervised.shapes import RowParts, fail_unknown_shape, shape_of
 from tinker_cookbook.supervised.tool_fields import ToolReader
@@ -36,7 +37,7 @@ __all__ = [
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"developer": "system", "function": "tool"}
-"""Read as these, and counted."""
+"""Roles of other formats and the roles they are read as; reports count them."""
 _MEANT_ROLES = {
     **dict.fromkeys(("human", "User", "Human"), "user"),
     **dict.fromkeys(("gpt", "model", "ai", "AI", "chatbot", "Assistant", "chatgpt"), "assistant"),
@@ -45,7 +46,7 @@ _MEANT_ROLES = {
 }
 
 MarkupMode = Literal["convert", "refuse", "keep"]
-"""What to do with `<think>` and `<tool_call>` that stand in the text of a reply."""
+"""What to do with `<think>` and `<tool_call>` in the text of a reply."""
 
 NOTE_CONVERTED = "<think> or <tool_call> in a reply's text became reasoning or a call"
 
@@ -77,41 +78,41 @@ _OTHER_PARTS = {
     "refusal": ("text", "refusal"),
     "input_image": ("image_url", "image_url"),
 }
-"""Types of parts of other interfaces: the type they are read as, and the key of their value."""
+"""Part types of other interfaces, with the type they are read as and the key of their value."""
 _PART_EXTRAS = ("cache_control", "annotations", "logprobs", "signature", "detail", "index", "id")
-"""Keys of a part that say nothing to be trained."""
+"""Keys of a part that contain nothing to train."""
 _MARKUP_SIGNS = ("<think", "</think", "<tool_call", "</tool_call", "[tool_calls]")
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as its source holds it, not parsed yet."""
+    """A row as its source contains it, not parsed yet."""
 
     where: str
-    """What errors call it, e.g. `chat.jsonl:12`."""
-    value: bytes | dict[str, Any]
+    """Name of the row in errors, e.g. `chat.jsonl:12`."""
+    value: bytes | JsonObject
     """The JSON text of a row, or the row of a table."""
     folder: str | None = None
-    """Relative image and audio paths start here; None leaves them as they are."""
+    """Base folder of relative image and audio paths; None leaves them unchanged."""
     problem: str | None = None
-    """Why a row of a table is none (too few fields ...); None if it is one."""
+    """Why a row of a table is invalid (too few fields ...); None if it is valid."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row that was found to be sound."""
+    """A valid row."""
 
     messages: list[Message]
     tools: list[ToolSpec] = field(default_factory=list)
     text: str | None = None
-    """Plain text, trained whole; there are no messages then."""
+    """Plain text, trained whole; `messages` is then empty."""
     weightless: frozenset[int] = frozenset()
-    """Messages with `weight: 0`: never trained."""
+    """Indices of messages with `weight: 0`, which are never trained."""
     num_context: int = 0
-    """The first messages are a prompt, whose replies are not trained."""
+    """Number of first messages that are a prompt, whose replies are not trained."""
     shape: str = "messages"
     notes: Counter[str] = field(default_factory=Counter)
-    """What was read as something else than it says, and how often."""
+    """Conversions made while reading the row, with their number."""
     unused: tuple[str, ...] = ()
     """Keys of the row that its shape does not read."""
 
@@ -120,8 +121,8 @@ def parse_row(row: SourceRow, markup: MarkupMode = "convert") -> Conversation:
     """Read one row of any shape.
 
     Args:
-        markup: convert makes markup in the text of replies reasoning and calls; refuse refuses the
-            row; keep leaves it as text, to be trained as letters.
+        markup: convert turns markup in the text of replies into reasoning and calls; refuse refuses
+            the row; keep trains it as text.
 
     Raises:
         ConversationError: naming the row, the field and its value.
@@ -130,7 +131,7 @@ def parse_row(row: SourceRow, markup: MarkupMode = "convert") -> Conversation:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A row of a table without the null members that its columns give to every object."""
+    """Return a row of a table without the null members that its columns add to every object."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -166,7 +167,7 @@ class _RowParser(ToolReader):
             unused=tuple(key for key in value if key not in shape.keys and value[key] is not None),
         )
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> JsonObject:
         if self.row.problem is not None:
             raise ConversationError(f"{self.where}: {self.row.problem}", "not a row")
         value: object = self.row.value
@@ -180,7 +181,7 @@ class _RowParser(ToolReader):
         return value
 
     def weightless(self, parts: RowParts) -> frozenset[int]:
-        """Indices of the messages with `weight: 0`."""
+        """Return the indices of the messages with `weight: 0`."""
         found = []
         for i, (at, message) in enumerate(parts.messages):
             weight = message.get("weight")
@@ -206,7 +207,8 @@ class _RowParser(ToolReader):
         return frozenset(found)
 
     def structured(self, message: Message, at: str, tools: list[ToolSpec]) -> Message:
-        """The message with the markup in its text made reasoning and calls, if that is wanted."""
+        """Return the message with the markup in its text converted to reasoning and calls, if
+        requested."""
         if message["role"] != "assistant" or not _has_markup(message):
             return message
         if self.markup == "refuse":
@@ -225,7 +227,7 @@ class _RowParser(ToolReader):
     def refuse_markup(self, message: Message, at: str) -> None:
         if tags := remaining_markup(message):
             self.fail(
-                f"{tags[0]} stands in the text of a reply",
+                f"{tags[0]} is in the text of a reply",
                 "write reasoning_content or tool_calls, or use markup=convert",
                 kind="markup",
                 at=at,
@@ -245,7 +247,7 @@ class _RowParser(ToolReader):
             problem = error.msg.removesuffix(" starting at")
             self.fail(
                 f"not JSON: {problem} at character {error.pos + 1}, near {near}",
-                "mend the object" if b"\n" in line else "write one JSON object per line",
+                "fix the object" if b"\n" in line else "write one JSON object per line",
                 kind="not JSON",
             )
         except (RecursionError, ValueError) as error:
@@ -274,7 +276,7 @@ class _RowParser(ToolReader):
         role = value.get("role")
         if role not in ROLES:
             self.fail_role(role, at)
-        message: dict[str, Any] = {"role": role, "content": self.content(value, at)}
+        message: JsonObject = {"role": role, "content": self.content(value, at)}
         for key, read in self.optional_fields().items():
             if value.get(key) is not None:
                 message[key] = read(value[key], f"{at}.{key}")
@@ -282,8 +284,8 @@ class _RowParser(ToolReader):
             self.check_not_empty(message, at)
         return message  # pyright: ignore[reportReturnType]
 
-    def without_other_fields(self, value: dict[str, Any], at: str) -> dict[str, Any]:
-        """A message with what other interfaces write read as what it means here."""
+    def without_other_fields(self, value: JsonObject, at: str) -> JsonObject:
+        """Return a message with the fields of other interfaces converted to ours."""
         role = value.get("role")
         if isinstance(role, str) and role in OTHER_ROLES:
             self.notes[f"role {role} is read as {OTHER_ROLES[role]}"] += 1
@@ -323,7 +325,7 @@ class _RowParser(ToolReader):
         accepted = f"use one of {', '.join(ROLES)}{hint}"
         self.fail(problem, accepted, kind="unknown role", at=at)
 
-    def check_not_empty(self, message: dict[str, Any], at: str) -> None:
+    def check_not_empty(self, message: JsonObject, at: str) -> None:
         content = message["content"]
         if isinstance(content, str):
             empty = not content.strip()
@@ -337,7 +339,7 @@ class _RowParser(ToolReader):
                 at=at,
             )
 
-    def content(self, message: dict[str, Any], at: str) -> str | list[dict[str, Any]]:
+    def content(self, message: JsonObject, at: str) -> str | list[JsonObject]:
         content = message.get("content")
         reasoning_key = next((k for k in _REASONING_KEYS if message.get(k) is not None), None)
         if content is None:
@@ -358,14 +360,14 @@ class _RowParser(ToolReader):
         return self.with_reasoning(message, reasoning_key, content, at)
 
     def with_reasoning(
-        self, message: dict[str, Any], key: str, content: str | list[dict[str, Any]], at: str
-    ) -> str | list[dict[str, Any]]:
+        self, message: JsonObject, key: str, content: str | list[JsonObject], at: str
+    ) -> str | list[JsonObject]:
         reasoning = self.string(message[key], f"{at}.{key}")
         if not reasoning:
             return content
         if message["role"] != "assistant":
             self.fail(
-                f"{key} stands in a {message['role']} message",
+                f"{key} is in a {message['role']} message",
                 "only assistant messages have reasoning",
                 kind="unknown key",
                 at=at,
@@ -374,7 +376,7 @@ class _RowParser(ToolReader):
         thinking = {"type": "thinking", "thinking": reasoning}
         return [thinking, *(part for part in text if part.get("text") != "")]
 
-    def part(self, value: object, at: str) -> dict[str, Any]:
+    def part(self, value: object, at: str) -> JsonObject:
         if not isinstance(value, dict):
             self.fail_type(value, "an object with type", at)
         kind, present = self.known_part(value, at)
@@ -388,8 +390,9 @@ class _RowParser(ToolReader):
         extra = {key: present[key] for key in _PART_KEYS[kind][1:] if key in present}
         return {"type": name, name: self.media(item, f"{at}.{kind}"), **extra}
 
-    def known_part(self, value: dict[str, Any], at: str) -> tuple[str, dict[str, Any]]:
-        """The type of a part and its keys, those of other interfaces put into our words."""
+    def known_part(self, value: JsonObject, at: str) -> tuple[str, JsonObject]:
+        """Return the type of a part and its keys, with those of other interfaces converted to
+        ours."""
         kind = value.get("type")
         present = {key: item for key, item in value.items() if item is not None}
         for key in _PART_EXTRAS:
@@ -410,7 +413,7 @@ class _RowParser(ToolReader):
         return kind, present
 
     def media(self, value: object, at: str) -> object:
-        """A path, URL or data URI; rows of a dataset may hold decoded images instead."""
+        """Return a path, URL or data URI; rows of a dataset may contain decoded images instead."""
         if value is None or isinstance(value, bool | int | float | list | dict):
             self.fail_type(value, "a path, a URL or a data URI", at)
         if not isinstance(value, str) or self.row.folder is None:
@@ -420,8 +423,8 @@ class _RowParser(ToolReader):
         return str(Path(self.row.folder) / value)
 
 
-def _is_plain(message: dict[str, Any]) -> bool:
-    """Whether a message is nothing but a known role and text, as nearly all of them are."""
+def _is_plain(message: JsonObject) -> bool:
+    """Whether a message has only a known role and text, as nearly all messages do."""
     content = message.get("content")
     return (
         len(message) == 2
@@ -432,7 +435,8 @@ def _is_plain(message: dict[str, Any]) -> bool:
 
 
 def _has_markup(message: Message) -> bool:
-    """Whether a text of the message may hold markup; cheap, since it is asked of every reply."""
+    """Whether a text of the message may contain markup; a cheap check, because every reply needs
+    it."""
     content: Any = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
     return any(sign in text for text in map(str.lower, texts) for sign in _MARKUP_SIGNS)
@@ -445,9 +449,9 @@ def _thinks_after_text(message: Message) -> bool:
 
 
 def _part_hints(kind: str) -> dict[str, str]:
-    """What to do about keys that other formats give to a part."""
+    """Advice about keys that other formats give to a part."""
     return dict.fromkeys(("value", "content", "data", "url"), f"rename it to {kind!r}")
 
 
-def _text(part: dict[str, Any]) -> str:
+def _text(part: JsonObject) -> str:
     return str(part.get("text") or part.get("thinking") or "").strip()

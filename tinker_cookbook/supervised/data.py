@@ -19,18 +19,18 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.hub_datasets import load_hub_table
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.supervised.conversation_renderer import (
+    ConversationRenderer,
+    RenderedRow,
+    conversation_to_datum,
+    conversation_to_datums,
+)
 from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
 from tinker_cookbook.supervised.lazy_dataset import (
     LazyDataset,
     RowSource,
     last_batch_lines,
     shuffled,
-)
-from tinker_cookbook.supervised.rendering import (
-    ConversationRenderer,
-    RenderedRow,
-    conversation_to_datum,
-    conversation_to_datums,
 )
 from tinker_cookbook.supervised.shapes import shape_of
 from tinker_cookbook.supervised.shapes.sharegpt import LIST_KEYS as SHAREGPT_KEYS
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 GLANCE_ROWS = 200
-"""Rows of datasets that are read before a run, to say what they are read as."""
+"""Number of rows of a dataset that are read before a run, to report their shape."""
 
 MapFn = Callable[[dict], "tinker.Datum"]
 FlatMapFn = Callable[[dict], "list[tinker.Datum]"]
@@ -61,7 +61,7 @@ FlatMapFn = Callable[[dict], "list[tinker.Datum]"]
 
 @dataclass(frozen=True)
 class _MappedRow:
-    """Applies a user's function to a row; a failure names the row."""
+    """Applies a user's function to a row; errors name the row."""
 
     map_fn: MapFn | None
     flatmap_fn: FlatMapFn | None
@@ -110,9 +110,10 @@ class SupervisedDatasetFromHFDataset(LazyDataset):
     """Batches of a Hugging Face dataset; `len` is rows // batch_size.
 
     Args:
-        map_fn: makes the datum of a row.
-        flatmap_fn: makes any number of datums of a row; exactly one of the two is given.
-        num_workers: background processes; needs a picklable function. 0 maps in this process.
+        map_fn: returns the datum of a row.
+        flatmap_fn: returns any number of datums of a row; give exactly one of the two.
+        num_workers: number of background processes; they need a picklable function. 0 maps in this
+            process.
     """
 
     def __init__(
@@ -136,11 +137,12 @@ class SupervisedDatasetFromHFDataset(LazyDataset):
 class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
     """Batches of a Hugging Face IterableDataset, forward only.
 
-    Going on after a resume reads and skips the rows before; going back needs `set_epoch`.
+    After a resume, it reads and skips the earlier rows; going back needs `set_epoch`.
 
     Args:
-        length: rows in an epoch; an IterableDataset does not know it.
-        buffer_size: rows among which the next one is drawn; rows further apart are not mixed.
+        length: number of rows in an epoch, which an IterableDataset does not know.
+        buffer_size: number of rows from which the next one is drawn; rows further apart are not
+            mixed.
     """
 
     def __init__(
@@ -162,13 +164,13 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         self.set_epoch(0)
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Start over, shuffled with `seed`."""
+        """Restart, shuffled with `seed`."""
         shuffled_dataset = self.hf_dataset.shuffle(seed=seed, buffer_size=self.buffer_size)
         self._rows: Iterator[Any] = iter(shuffled_dataset)
         self._next_index = 0
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """The next batch, or a later one.
+        """Return the next batch, or a later one.
 
         Raises:
             DataValidationError: a batch that has passed already, or one beyond the stream's end.
@@ -183,7 +185,7 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         self._next_index = index + 1
         if len(values) < self.batch_size:
             raise DataValidationError(
-                f"index={index} is beyond the end of the stream; length={self.length} promises "
+                f"index={index} is beyond the end of the stream; length={self.length} means "
                 f"{len(self)} batches of {self.batch_size} rows. Give the true number of rows."
             )
         first = index * self.batch_size
@@ -441,7 +443,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     def _interleaved(
         self, orders: list[np.ndarray], probabilities: list[float] | None
     ) -> np.ndarray:
-        # Only row numbers are interleaved: sources need no common columns.
+        # Only row numbers are interleaved: sources may have different columns.
         import datasets
 
         mixed = datasets.interleave_datasets(
@@ -469,7 +471,7 @@ def _load_table(source: HFDatasetSource) -> datasets.Dataset:
     another_shape = field == "messages" and shape_of(dict.fromkeys(columns, "")) is not None
     if field not in columns and not another_shape:
         raise DataFormatError(
-            f"message_field={field!r} is no column of {source.path}; use one of "
+            f"message_field={field!r} is not a column of {source.path}; use one of "
             f"{', '.join(columns)}."
         )
     return table

@@ -11,8 +11,8 @@ import numpy as np
 
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task, available_cpus
+from tinker_cookbook.supervised.conversation_renderer import RenderedRow
 from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.rendering import RenderedRow
 from tinker_cookbook.supervised.sources.several import Mix
 from tinker_cookbook.supervised.types import SupervisedDataset
 
@@ -62,7 +62,7 @@ def shuffled(num_rows: int, seed: int) -> np.ndarray:
 def last_batch_lines(num_rows: int, batch_size: int, drop_last: bool) -> list[str]:
     """A line on the rows of an epoch that do not fill its last batch; none if there are none.
 
-    They are others in every epoch, since every epoch has an order of its own.
+    They differ between epochs, because every epoch has a different order.
     """
     rest = num_rows % batch_size
     if not rest:
@@ -76,7 +76,8 @@ class LazyDataset(SupervisedDataset):
     """Batches of a row source; a batch depends on (seed of the epoch, index) and nothing else.
 
     Rows are read and rendered when their batch is asked for, or a few batches before by background
-    processes. Memory: 4 bytes a row for the order given, 4 for the epoch's, and the batches ahead.
+    processes. Memory per row: 4 bytes for the order given and 4 for the epoch's; and the batches
+    ahead.
     A conversation that needs several datums puts all of them into its batch, so a batch may hold
     more datums than `batch_size`.
 
@@ -86,7 +87,7 @@ class LazyDataset(SupervisedDataset):
         drop_last: leave out the rows of an epoch that do not fill its last batch, instead of making
             a smaller batch of them.
         summary: lines for `summary`, before those about the last batch.
-        num_workers: background processes; None decides by the number of rows.
+        num_workers: number of background processes; None decides by the number of rows.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class LazyDataset(SupervisedDataset):
         return whole + int(rest > 0 and not self._drop_last)
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Shuffle from the original order; the same seed always gives the same order."""
+        """Shuffle the original order; the same seed always gives the same order."""
         self._cancel()
         if self._mix is not None:
             self._order = self._mix(seed)
@@ -148,14 +149,14 @@ class LazyDataset(SupervisedDataset):
             self._epoch_order = shuffled(self.num_rows, seed)
 
     def row_indices(self, index: int) -> np.ndarray:
-        """Indices in the source of the rows of batch `index` of this epoch.
+        """Return the source's row indices of batch `index` of this epoch.
 
         Raises:
-            DataValidationError: the epoch has no such batch.
+            DataValidationError: the epoch does not have this batch.
         """
         if not 0 <= index < len(self):
             raise DataValidationError(
-                f"index={index} is no batch of this epoch; it has {len(self)} batches of "
+                f"index={index} is not a batch of this epoch; it has {len(self)} batches of "
                 f"{self._batch_size} rows."
             )
         start = index * self._batch_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["NLLEvaluator", "SamplerNLLEvaluator", "nll_metrics"]
 
-# Datums of one forward call: enough to fill the machine, few enough to bound a request.
+# Number of datums per forward call: enough for full batches, few enough to limit the request.
 FORWARD_DATUMS = 64
 
 
 def nll_metrics(
-    logprobs: list[Any], data: list[tinker.Datum], tokenizer: Tokenizer | None, *, prefix: str
+    logprobs: list[tinker.TensorData],
+    data: list[tinker.Datum],
+    tokenizer: Tokenizer | None,
+    *,
+    prefix: str,
 ) -> dict[str, float]:
     """Compute `<prefix>nll` and, given a tokenizer, `<prefix>bpb`.
 
     Args:
-        logprobs: Per datum [N], natural logs of the target tokens.
+        logprobs: Per datum, the log probabilities (natural) of the target tokens, [N].
         data: The datums, with `weights` and `target_tokens`.
-        tokenizer: Tells how many bytes the trained tokens are.
-        prefix: Put before the names, e.g. `test/`.
+        tokenizer: Needed for the number of bytes of the trained tokens.
+        prefix: Start of the metrics' names, e.g. `test/`.
     """
     weights = [datum.loss_fn_inputs["weights"] for datum in data]
     metrics = {f"{prefix}nll": compute_mean_nll(logprobs, weights)}
@@ -43,7 +47,7 @@ def nll_metrics(
 
 
 class _HeldOutData:
-    """Datums, and the name that their metrics carry."""
+    """Held-out datums, and the prefix of their metrics."""
 
     def __init__(
         self, data: list[tinker.Datum], name: str = "test", tokenizer: Tokenizer | None = None
@@ -56,15 +60,15 @@ class _HeldOutData:
     def from_dataset(
         cls, dataset: SupervisedDataset, name: str = "test", tokenizer: Tokenizer | None = None
     ) -> Self:
-        """Evaluate every datum of a dataset."""
+        """Create an evaluator of all datums of a dataset."""
         return cls(_all_datums(dataset), name, tokenizer)
 
 
 class NLLEvaluator(_HeldOutData, TrainingClientEvaluator):
-    """Held-out loss by forward passes of the training client.
+    """Held-out loss, computed by forward passes of the training client.
 
-    The passes stand in the run's own queue, between two optimizer steps, and nothing is sampled:
-    the same weights give the same number, also in a resumed run.
+    The passes are in the run's own queue, between two optimizer steps, and nothing is sampled.
+    So the same weights give the same number, also in a resumed run.
     """
 
     async def __call__(self, training_client: tinker.TrainingClient) -> dict[str, float]:
@@ -80,7 +84,7 @@ class NLLEvaluator(_HeldOutData, TrainingClientEvaluator):
 
 
 class SamplerNLLEvaluator(_HeldOutData, SamplingClientEvaluator):
-    """Held-out loss by a sampling client, for services or checkpoints without a training client."""
+    """Held-out loss, computed by a sampling client, if no training client exists."""
 
     async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
         """Return `<name>/nll` and, with a tokenizer, `<name>/bpb`."""
@@ -89,7 +93,7 @@ class SamplerNLLEvaluator(_HeldOutData, SamplingClientEvaluator):
         values = await asyncio.gather(
             *(_prompt_logprobs(sampling_client, _whole_sequence(datum)) for datum in self.data)
         )
-        # A prompt logprob belongs to its own token, the first of which nothing predicts.
+        # Prompt logprobs are aligned with their tokens; the first token has no prediction.
         logprobs = [
             tinker.TensorData(
                 data=np.array([0.0 if x is None else x for x in row[1:]], dtype=np.float32),

@@ -1,12 +1,13 @@
-"""Reading fields of one row of JSON; a failure names the row, the path inside it, and the value."""
+"""Reading fields of one row of JSON; errors name the row, the path inside it, and the value."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["KEY_HINTS", "ConversationError", "FieldReader", "json_type", "shown"]
@@ -17,7 +18,7 @@ KEY_HINTS = {
     "loss": "use 'weight': 0 or 1, or 'trainable' with train_on_what=customized",
     "train": "use 'weight': 0 or 1, or 'trainable' with train_on_what=customized",
 }
-"""What to do about keys of other formats, where no known key is near."""
+"""Advice about keys of other formats, if no known key is similar."""
 
 
 class ConversationError(DataValidationError):
@@ -32,13 +33,13 @@ class ConversationError(DataValidationError):
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """`repr` of a value, cut to `limit` characters."""
+    """Return the `repr` of a value, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the type of a value, with its article."""
+    """Return JSON's name of the type of a value, with an article."""
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "a string"}
@@ -50,13 +51,13 @@ class FieldReader:
     """Checks types of fields and raises located errors.
 
     Args:
-        where: what errors call the row, e.g. `chat.jsonl:12`.
+        where: name of the row in errors, e.g. `chat.jsonl:12`.
     """
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.notes: Counter[str] = Counter()
-        """What was read as something else than it says, and how often in this row."""
+        """Conversions made in this row, with their number."""
 
     def fail(self, problem: str, accepted: str, *, kind: str, at: str = "") -> NoReturn:
         suffix = f" ({at})" if at else ""
@@ -70,7 +71,7 @@ class FieldReader:
 
     def check_keys(
         self,
-        value: dict[str, Any],
+        value: JsonObject,
         known: tuple[str, ...],
         at: str,
         hints: dict[str, str] = KEY_HINTS,
@@ -99,10 +100,10 @@ class FieldReader:
         return value
 
     def from_json_text(self, value: object, at: str) -> object:
-        """What a cell holds: tables keep lists and objects as JSON text. Blank text is None.
+        """Return the value of a cell. Tables store lists and objects as JSON text; blank is None.
 
         Raises:
-            ConversationError: text that is no JSON.
+            ConversationError: text that is not JSON.
         """
         if not isinstance(value, str):
             return value

@@ -1,4 +1,4 @@
-"""Which batches of which epoch make up each optimizer step."""
+"""The schedule of a supervised run: the epoch and the batches of each optimizer step."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinker_cookbook.checkpoint_utils import CheckpointRecord
+    from tinker_cookbook.runs.checkpoints import CheckpointRecord
 
 __all__ = ["Schedule"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a run."""
+    """The optimizer steps of a run."""
 
     batches_per_epoch: int
     num_epochs: int
@@ -22,27 +22,27 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; the last takes what is left of its batches."""
+        """Number of steps in an epoch; the last one may have fewer batches."""
         return -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the run."""
+        """Number of steps in the run."""
         steps = self.steps_per_epoch * self.num_epochs
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch and first batch of a step."""
+        """Return the epoch of a step and the index of its first batch."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_in_epoch * self.accumulation
 
     def batches(self, step: int) -> range:
-        """The batches of a step."""
+        """Return the indices of a step's batches."""
         _, first = self.position(step)
         return range(first, min(first + self.accumulation, self.batches_per_epoch))
 
     def step_of(self, record: CheckpointRecord) -> int:
-        """The first step that a checkpoint does not contain."""
+        """Return the first step that a checkpoint does not contain."""
         if record.final:
             return self.total_steps
         return (record.epoch or 0) * self.steps_per_epoch + (record.batch or 0) // self.accumulation

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from tinker_cookbook.renderers import ToolCall, ToolSpec, UnparsedToolCall
-from tinker_cookbook.replies.json_source import load_json
+from tinker_cookbook.replies.json_source import JsonObject, load_json
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 
 __all__ = ["ToolReader"]
@@ -15,7 +14,7 @@ _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
 class ToolReader(FieldReader):
-    """Reads the tool fields of messages, and the tools declared beside them."""
+    """Reads the tool fields of messages, and the tools declared next to the messages."""
 
     def tool_calls(self, value: object, at: str) -> list[ToolCall]:
         value = self.from_json_text(value, at) if isinstance(value, str) else value
@@ -43,8 +42,8 @@ class ToolReader(FieldReader):
             ),
         )
 
-    def wrapped_call(self, call: dict[str, Any]) -> dict[str, Any]:
-        """A call with its name and arguments in `function`, also where they stand bare."""
+    def wrapped_call(self, call: JsonObject) -> JsonObject:
+        """Return a call with its name and arguments in `function`, even if they are bare."""
         if call.get("function") is not None or call.get("name") is None:
             return call
         bare = {key: call[key] for key in ("name", *_ARGUMENT_KEYS) if call.get(key) is not None}
@@ -55,7 +54,8 @@ class ToolReader(FieldReader):
         return rest | {"function": bare}
 
     def arguments(self, value: object, at: str) -> str:
-        """JSON text of an object; what asks for no argument (null, "", "null") is `{}`."""
+        """Return the JSON text of an object; null, "" and "null", which mean no arguments, become
+        `{}`."""
         if value is None or (isinstance(value, str) and value.strip() in ("", "null")):
             return "{}"
         if isinstance(value, dict):
@@ -76,7 +76,7 @@ class ToolReader(FieldReader):
             )
         return text
 
-    def json_of(self, value: dict[str, Any], at: str) -> str:
+    def json_of(self, value: JsonObject, at: str) -> str:
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ class ToolReader(FieldReader):
         return calls
 
     def tools(self, value: object, at: str = "tools") -> list[ToolSpec]:
-        """Declarations, as a list or as JSON text of one."""
+        """Return declarations, given as a list or as JSON text of a list."""
         value = self.from_json_text(value, at)
         if value is None:
             return []
@@ -111,7 +111,7 @@ class ToolReader(FieldReader):
         return [self.tool(tool, f"{at}[{i}]") for i, tool in enumerate(value)]
 
     def tool(self, value: object, at: str) -> ToolSpec:
-        """A declaration, bare or wrapped as `{"type": "function", "function": {...}}`."""
+        """Return a declaration, given bare or as `{"type": "function", "function": {...}}`."""
         value = self.from_json_text(value, at)
         if isinstance(value, dict) and value.get("function") is not None:
             at = f"{at}.function"

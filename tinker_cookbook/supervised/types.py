@@ -1,4 +1,4 @@
-"""Base classes of supervised datasets and of the builders that make them from a config."""
+"""Base classes of supervised datasets, and of the builders that make them from a config."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class SupervisedDataset:
     """
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """The datums of one optimizer step; the same (seed, index) gives the same datums."""
+        """Return the datums of one optimizer step; the same (seed, index) gives the same datums."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Number of batches in an epoch."""
+        """Return the number of batches in an epoch."""
         raise NotImplementedError
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Shuffle for a new epoch. A dataset that does not implement it keeps its order."""
+        """Shuffle for a new epoch. A dataset that does not define this keeps its order."""
         logger.warning(
             "%s does not implement set_epoch: every epoch has the same order (seed=%d ignored)",
             type(self).__name__,
@@ -50,16 +50,17 @@ class SupervisedDataset:
 
     @property
     def fingerprint(self) -> str | None:
-        """Changes with the data; None if unknown. A resumed run can compare it."""
+        """Return a value that changes with the data, for comparison by a resumed run; None if
+        unknown."""
         return None
 
     @property
     def summary(self) -> list[str]:
-        """What a run says about its data before it begins, a line each; may be empty."""
+        """Return lines that describe the data, printed before a run; may be empty."""
         return []
 
     def close(self) -> None:
-        """Free what the dataset holds (processes, files). Using it afterwards is an error."""
+        """Free processes and files. Using the dataset afterwards is an error."""
 
 
 @chz.chz
@@ -72,7 +73,7 @@ class SupervisedDatasetBuilder:
 
 @chz.chz
 class ChatDatasetBuilderCommonConfig:
-    """What all chat datasets have in common."""
+    """Settings that all chat datasets have in common."""
 
     model_name_for_tokenizer: str = chz.field(doc="Model whose tokenizer is used.")
     renderer_name: str = chz.field(doc="Chat format, e.g. llama3, qwen3, chatml, role_colon.")

@@ -20,7 +20,7 @@ from tinker_cookbook.rl.rollout_limits import (
     ToolExecution,
 )
 from tinker_cookbook.rl.rollout_presets import default_rollout_config_for_model
-from tinker_cookbook.rl.types import STOP_METRIC_PREFIX, StopReason
+from tinker_cookbook.rl.types import StopReason, stop_metric
 from tinker_cookbook.tool_use.tools import error_tool_result, handle_tool_call
 from tinker_cookbook.tool_use.types import Tool, ToolResult
 
@@ -117,7 +117,7 @@ class AgentToolMessageEnv(MessageEnv):
         broken = message.get("unparsed_tool_calls") or []
         metrics = {"num_tool_calls": float(len(calls))}
         if broken and self.terminate_on_parse_error:
-            metrics[f"{STOP_METRIC_PREFIX}{StopReason.PARSE_ERROR}"] = 1.0
+            metrics[stop_metric(StopReason.PARSE_ERROR)] = 1.0
             return MessageStepResult(self.failed_parse_reward, True, self.history, metrics)
         reward = self.failed_parse_reward if broken or problem else 0.0
         if not calls and not broken and not problem:
@@ -178,7 +178,7 @@ class AgentToolMessageEnv(MessageEnv):
     ) -> MessageStepResult:
         """Grade the conversation and add what the last turn earned itself."""
         policy = self.termination_policy or TerminationRewardPolicy()
-        metrics = metrics | {f"{STOP_METRIC_PREFIX}{reason}": 1.0}
+        metrics = metrics | {stop_metric(reason): 1.0}
         if policy.zero_reward_on_limit and reason in policy.limit_stop_reasons:
             return MessageStepResult(0.0, True, self.history, metrics)
         graded = self.history

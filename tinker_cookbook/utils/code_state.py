@@ -1,4 +1,4 @@
-"""The exact code a run used: commit and uncommitted changes of its repositories."""
+"""The exact code of a run: commit and uncommitted changes of its repositories."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def code_state(modules: Sequence[str | ModuleType] = ("tinker_cookbook",)) -> st
     """Describe the git repositories that hold the given modules and the running program.
 
     Returns:
-        One section per repository: folder, HEAD, and `git diff HEAD`. Empty where nothing is
-        under version control (an installed wheel, for example).
+        One section per repository: folder, HEAD, and `git diff HEAD`. Empty if nothing is under
+        version control, as for an installed wheel.
     """
     roots: dict[str, None] = {}
     for folder in [*map(_module_folder, modules), _program_folder()]:

@@ -1,4 +1,4 @@
-"""Files that cannot be written: some end a run with one clear line, others it can do without."""
+"""Files that cannot be written: one line for a full disk, none for optional files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _warned: set[str] = set()
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Let errors of the block name the file, which those of a write and a flush do not."""
+    """Add the name of the file to errors of the block; errors of write and flush lack it."""
     try:
         yield
     except OSError as error:
@@ -29,18 +29,20 @@ def naming_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def optional_file(path: Path | str) -> Iterator[None]:
-    """Go on where the block cannot write a file that a run can do without; logged once a name."""
+    """Log, once per file name, that an optional file cannot be written, and continue."""
     try:
         yield
     except OSError as error:
         name = Path(path).name
         if name not in _warned:
             _warned.add(name)
-            logger.warning("%s cannot be written: %s; the run goes on", path, error.strerror)
+            logger.warning(
+                "%s cannot be written: %s; the run continues without it", path, error.strerror
+            )
 
 
 def describe_disk_error(error: OSError) -> str | None:
-    """`FILE cannot be written: WHY` for a disk that is full or broken; None for other errors."""
+    """Return `FILE cannot be written: REASON` for a full or broken disk; None for other errors."""
     if error.errno not in DISK_ERRORS or error.filename is None:
         return None
     return f"{error.filename} cannot be written: {error.strerror}."

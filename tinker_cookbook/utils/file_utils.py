@@ -1,4 +1,4 @@
-"""Reading small JSONL files whole."""
+"""Read small JSONL files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ __all__ = ["read_jsonl"]
 
 
 def read_jsonl(path: str) -> list[dict]:
-    """All objects of a JSONL file; blank lines are skipped.
+    """Return all objects of a JSONL file that fits into memory; blank lines are skipped.
 
-    For files that fit into memory. Conversations files are read by
-    `supervised.FromConversationFileBuilder`, row by row.
+    `supervised.FromConversationFileBuilder` reads files of conversations row by row instead.
 
     Raises:
-        DataFormatError: a line that is not a JSON object, or a file that cannot be read.
+        DataFormatError: if a line is not a JSON object, or the file cannot be read.
     """
     rows = []
     try:

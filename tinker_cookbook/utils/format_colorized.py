@@ -1,4 +1,4 @@
-"""Text of tokens, coloured by their weights, for a terminal."""
+"""Text of tokens for a terminal, coloured by their weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def format_colorized(
     tokenizer: PreTrainedTokenizerFast,
     draw_newline_arrow: bool = False,
 ) -> str:
-    """Return the text with ANSI colours: green trained, yellow context, red negative weight.
+    """Return the text with ANSI colours: green is trained, yellow context, red negative weight.
 
     Args:
         tokens: token ids.
-        weights: one per token.
-        tokenizer: what the tokens belong to.
-        draw_newline_arrow: show every newline as an arrow before it.
+        weights: loss weight of each token.
+        tokenizer: tokenizer of the tokens.
+        draw_newline_arrow: draw an arrow before every newline.
 
     Raises:
-        ValueError: if there are not as many weights as tokens.
+        ValueError: if the numbers of tokens and weights differ.
     """
     pieces = []
     colors = (_color(float(weight)) for weight in weights)
@@ -37,10 +37,10 @@ def format_colorized(
     for color, group in groupby(pairs, key=lambda pair: pair[1]):
         text = tokenizer.decode([token for token, _ in group])
         assert isinstance(text, str)
-        text = text.replace("\x1b", "␛")  # typed escapes must not recolour the terminal
+        text = text.replace("\x1b", "␛")  # escape codes in the text must not act on the terminal
         if draw_newline_arrow:
             text = text.replace("\n", "↵\n")
-        # Each line is coloured by itself: pagers and logs reset colours at line ends.
+        # Each line is coloured separately, because pagers and logs reset colours at line ends.
         lines = text.split("\n")
         pieces.append("\n".join(f"{color}{line}{_RESET}" if line else "" for line in lines))
     return "".join(pieces)

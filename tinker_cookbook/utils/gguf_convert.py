@@ -1,7 +1,7 @@
-"""Turn a GGUF file of a Llama-architecture model into a Hugging Face model folder.
+"""Convert a GGUF file of a Llama-architecture model to a Hugging Face model folder.
 
 Writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json and
-tokenizer_config.json. Nothing but NumPy is needed.
+tokenizer_config.json. Only NumPy is required.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tinker_cookbook.exceptions import WeightsError
-from tinker_cookbook.utils.gguf_file import GgufFile
+from tinker_cookbook.utils.gguf_file import GgufFile, Metadata
 
 __all__ = ["convert_gguf"]
 
@@ -44,17 +43,17 @@ def convert_gguf(
     """Write the model folder.
 
     Args:
-        on_progress: called with the share of tensors written, 0 to 1.
+        on_progress: called with the share of tensors written, from 0 to 1.
 
     Raises:
-        WeightsError: if the file is damaged or holds another architecture or tokenizer.
+        WeightsError: if the file is damaged or has an unsupported architecture or tokenizer.
     """
     with GgufFile(source) as gguf:
         metadata = gguf.metadata
         if metadata.get("general.architecture") != "llama":
             raise WeightsError(
-                f"{source.name} holds a {metadata.get('general.architecture')!r} model; "
-                "only llama is converted"
+                f"{source.name}: architecture {metadata.get('general.architecture')!r} is not "
+                "supported; use a GGUF file of a llama model"
             )
         config = _model_config(metadata, tied="output.weight" not in gguf.tensors)
         _write_json(folder / "config.json", config)
@@ -64,11 +63,11 @@ def convert_gguf(
         _write_weights(gguf, config, folder / "model.safetensors", on_progress)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _model_config(metadata: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+def _model_config(metadata: Metadata, *, tied: bool) -> dict[str, object]:
     heads = metadata["llama.attention.head_count"]
     hidden = metadata["llama.embedding_length"]
     return {
@@ -97,15 +96,17 @@ def _model_config(metadata: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-    """The decimal number that was stored as float32: 1e-05 instead of 9.99999974e-06."""
+    """Return the shortest decimal of a float32 value: 1e-05 instead of 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
-def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
-    """A byte-level BPE tokenizer; `smollm` splits digits apart before the GPT-2 pattern."""
+def _write_tokenizer(metadata: Metadata, folder: Path) -> None:
+    """Write a byte-level BPE tokenizer; `smollm` splits digits before the GPT-2 pattern applies."""
     kind = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
     if kind != ("gpt2", "smollm"):
-        raise WeightsError(f"the GGUF file has tokenizer {kind}; only ('gpt2', 'smollm') is known")
+        raise WeightsError(
+            f"the GGUF file has tokenizer {kind}; only ('gpt2', 'smollm') is supported"
+        )
     tokens = metadata["tokenizer.ggml.tokens"]
     special = [
         index
@@ -146,15 +147,15 @@ def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(metadata, tokens, special))
 
 
-def _added_token(index: int, content: str) -> dict[str, Any]:
+def _added_token(index: int, content: str) -> dict[str, object]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": content, **flags, "special": True}
 
 
 def _tokenizer_config(
-    metadata: dict[str, Any], tokens: list[str], special: list[int]
-) -> dict[str, Any]:
-    config: dict[str, Any] = {
+    metadata: Metadata, tokens: list[str], special: list[int]
+) -> dict[str, object]:
+    config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": metadata["llama.context_length"],
         "clean_up_tokenization_spaces": False,
@@ -168,13 +169,13 @@ def _tokenizer_config(
 
 def _write_weights(
     gguf: GgufFile,
-    config: dict[str, Any],
+    config: Metadata,
     path: Path,
     on_progress: Callable[[float], None] | None,
 ) -> None:
-    """Write the tensors one by one in the safetensors format, so memory stays small."""
+    """Write the tensors one at a time in the safetensors format, which needs little memory."""
     names = {_hf_name(name): name for name in gguf.tensors}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, gguf_name in names.items():
         shape = gguf.tensors[gguf_name].shape
@@ -205,11 +206,11 @@ def _hf_name(name: str) -> str:
             raise KeyError(name)
         return f"model.layers.{index}.{_BLOCK_NAMES[part]}.weight"
     except (ValueError, KeyError) as error:
-        raise WeightsError(f"GGUF tensor {name} has no place in a Llama model") from error
+        raise WeightsError(f"GGUF tensor {name} is not part of a Llama model") from error
 
 
 def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Undo GGUF's interleaving of the two halves that rotary embedding pairs."""
+    """Undo GGUF's interleaving of the two halves that rotary embedding rotates together."""
     rows, columns = weight.shape
     paired = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
     return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows, columns)

@@ -1,6 +1,6 @@
 """Read a GGUF file: its metadata and its tensors, dequantised to float32.
 
-Only what the default model needs is understood: tensor types F32, F16, Q4_1 and Q8_0.
+Only the tensor types of the default model are supported: F32, F16, Q4_1 and Q8_0.
 
 Source: the GGUF specification, version 3 (github.com/ggml-org/ggml, docs/gguf.md), and the block
 layouts of ggml-common.h.
@@ -19,7 +19,10 @@ import numpy as np
 
 from tinker_cookbook.exceptions import WeightsError
 
-__all__ = ["GgufFile", "GgufTensor"]
+__all__ = ["GgufFile", "GgufTensor", "Metadata"]
+
+Metadata = dict[str, Any]
+"""Values of the file by key: numbers, texts, truth values and lists of them."""
 
 _SCALARS = {
     0: "B",
@@ -39,7 +42,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies in the file."""
+    """Position and shape of a tensor in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,26 +72,26 @@ class GgufFile:
         self._file.close()
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32.
+        """Return a tensor as float32.
 
         Raises:
-            WeightsError: if its quantisation is not one of those named above.
+            WeightsError: if its type is not supported.
         """
         tensor = self.tensors[name]
         if tensor.kind not in _DECODERS:
             raise WeightsError(f"tensor {name} has GGUF type {tensor.kind}, which is not supported")
         decode, block_values, block_bytes = _DECODERS[tensor.kind]
         num_blocks = int(np.prod(tensor.shape)) // block_values
-        # A copy, so that no view of the mapping outlives it.
+        # Slicing copies, so that no view of the memory map outlives it.
         raw = self._bytes[tensor.offset : tensor.offset + num_blocks * block_bytes]
         blocks = np.frombuffer(raw, np.uint8).reshape(num_blocks, block_bytes)
         return decode(blocks).reshape(tensor.shape)
 
-    def _read_header(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    def _read_header(self) -> tuple[Metadata, dict[str, GgufTensor]]:
         magic, version, num_tensors, num_fields = self._unpack("4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise KeyError(f"magic {magic!r}, version {version}")
-        metadata = {}
+        metadata: Metadata = {}
         for _ in range(num_fields):
             key = self._string()
             metadata[key] = self._value(self._unpack("I")[0])
@@ -130,19 +133,19 @@ class GgufFile:
 
 
 def _half(block_bytes: np.ndarray) -> np.ndarray:
-    """Two bytes of each block as one float32 column."""
+    """Return two bytes of each block as one float32 column."""
     return np.ascontiguousarray(block_bytes).view(np.float16).astype(np.float32)
 
 
 def _decode_q4_1(blocks: np.ndarray) -> np.ndarray:
-    """32 values: scale and minimum (half), then 16 bytes of low nibbles before high nibbles."""
+    """Decode blocks of 32 values: scale and minimum (half), then 16 bytes, low nibbles first."""
     scale, minimum, packed = _half(blocks[:, :2]), _half(blocks[:, 2:4]), blocks[:, 4:]
     levels = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)
     return levels * scale + minimum
 
 
 def _decode_q8_0(blocks: np.ndarray) -> np.ndarray:
-    """32 values: scale (half), then signed bytes."""
+    """Decode blocks of 32 values: scale (half), then 32 signed bytes."""
     levels = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
     return levels * _half(blocks[:, :2])
 
@@ -158,4 +161,4 @@ _DECODERS: dict[int, tuple[_Decoder, int, int]] = {
     3: (_decode_q4_1, 32, 20),
     8: (_decode_q8_0, 32, 34),
 }
-"""GGUF type -> decoder, values per block, bytes per block."""
+"""Decoder, values per block and bytes per block of each GGUF type."""

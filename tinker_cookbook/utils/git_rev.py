@@ -1,4 +1,4 @@
-"""Which commit a run was started from."""
+"""The git commit that a run was started from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["git_output", "recipe_user_metadata"]
 
 
 def git_output(*arguments: str, folder: Path) -> str | None:
-    """Output of a git command in `folder`, or None where git or a repository is missing."""
+    """Return the output of a git command in `folder`; None without git or a repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -23,7 +23,7 @@ def git_output(*arguments: str, folder: Path) -> str | None:
 
 
 def recipe_user_metadata(recipe_name: str) -> dict[str, str]:
-    """Metadata attached to a session: the recipe and, where known, the git commit."""
+    """Return the metadata of a session: the recipe and, if known, the git commit."""
     metadata = {"recipe_name": recipe_name}
     revision = git_output("rev-parse", "HEAD", folder=Path.cwd())
     if revision:

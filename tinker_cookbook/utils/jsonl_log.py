@@ -10,16 +10,19 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.disk_errors import naming_file
 from tinker_cookbook.utils.durable_files import write_atomically
 
-__all__ = ["append_row", "change_rows", "keep_rows", "read_rows"]
+__all__ = ["Row", "append_row", "change_rows", "keep_rows", "read_rows"]
+
+Row = dict[str, Any]
+"""A JSON object."""
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: Row) -> None:
     """Append one JSON object as a line and flush it to disk."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
     with naming_file(path), path.open("ab+") as file:
@@ -31,8 +34,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read every complete row; an empty list where there is no file.
+def read_rows(path: Path) -> list[Row]:
+    """Read every complete row; an empty list if the file does not exist.
 
     Raises:
         DataFormatError: if a line other than a torn last one is not a JSON object.
@@ -55,15 +58,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def keep_rows(
-    path: Path, keep: Callable[[dict[str, Any]], bool], *, backup: Path | None = None
-) -> int:
+def keep_rows(path: Path, keep: Callable[[Row], bool], *, backup: Path | None = None) -> int:
     """Rewrite a file with only the rows that `keep` accepts, in one atomic step.
 
     Args:
-        path: The file; nothing happens where it does not exist.
-        keep: Tells whether a row stays.
-        backup: Where the old file goes if any row is dropped.
+        path: The file; nothing happens if it does not exist.
+        keep: Returns whether a row is kept.
+        backup: Where the old file is copied to if any row is dropped.
 
     Returns:
         The number of dropped rows.
@@ -79,16 +80,16 @@ def keep_rows(
     return len(rows) - len(kept)
 
 
-def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def change_rows(path: Path, change: Callable[[Row], Row]) -> None:
     """Rewrite every row of a file that exists, in one atomic step."""
     write_atomically(path, _encode(change(row) for row in read_rows(path)))
 
 
-def _encode(rows: Iterable[dict[str, Any]]) -> bytes:
+def _encode(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
 
 
-def _ends_with_newline(file: Any, size: int) -> bool:
+def _ends_with_newline(file: BinaryIO, size: int) -> bool:
     file.seek(size - 1)
     return file.read(1) == b"\n"
 

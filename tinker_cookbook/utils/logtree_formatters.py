@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 __all__ = ["CONVERSATION_CSS", "ConversationFormatter"]
 
@@ -22,33 +22,42 @@ CONVERSATION_CSS = """
 _MEDIA = ("image", "audio")
 
 
+@runtime_checkable
+class _Model(Protocol):
+    """A pydantic model, such as a tool call."""
+
+    def model_dump(self) -> dict[str, object]:
+        """Return the fields."""
+        ...
+
+
 @dataclass
 class ConversationFormatter:
-    """Messages, one below the other: text, reasoning, calls; images and sounds as a word."""
+    """A conversation: text, reasoning and tool calls; images and sounds as a placeholder."""
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Mapping[str, object]]
 
     def to_html(self) -> str:
-        """The conversation as an element."""
+        """Return the conversation as an element."""
         return f'<div class="lt-conversation">{"".join(map(_message, self.messages))}</div>'
 
-    def to_data(self) -> dict[str, Any]:
-        """`type` conversation, and the messages with what JSON can hold."""
+    def to_data(self) -> dict[str, object]:
+        """Return the messages as JSON; what JSON cannot hold becomes a placeholder."""
         messages = [{str(key): _plain(value) for key, value in m.items()} for m in self.messages]
         return {"type": "conversation", "messages": messages}
 
     def get_css(self) -> str:
-        """The style of all conversations."""
+        """Return the style sheet of conversations."""
         return CONVERSATION_CSS
 
 
-def _message(message: Mapping[str, Any]) -> str:
+def _message(message: Mapping[str, object]) -> str:
     role = str(message.get("role", ""))
     name = message.get("name")
     title = f"{role} ({name})" if name else role
     kind = "".join(letter for letter in role if letter.isalnum())
     pieces = [*_content(message.get("content"))]
-    calls = [*(message.get("tool_calls") or ()), *(message.get("unparsed_tool_calls") or ())]
+    calls = [*_listed(message, "tool_calls"), *_listed(message, "unparsed_tool_calls")]
     pieces += [f"<pre>{html.escape(_call_text(call))}</pre>" for call in calls]
     return (
         f'<div class="lt-message lt-message-{kind}">'
@@ -57,13 +66,18 @@ def _message(message: Mapping[str, Any]) -> str:
     )
 
 
-def _content(content: Any) -> list[str]:
+def _listed(message: Mapping[str, object], key: str) -> Sequence[object]:
+    value = message.get(key)
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _content(content: object) -> list[str]:
     if not isinstance(content, list):
         return [html.escape(str(content or ""))]
     return [_part(part) for part in content]
 
 
-def _part(part: Mapping[str, Any]) -> str:
+def _part(part: Mapping[str, object]) -> str:
     kind = str(part.get("type", ""))
     if kind == "thinking":
         text = html.escape(str(part.get("thinking", "")))
@@ -73,16 +87,16 @@ def _part(part: Mapping[str, Any]) -> str:
     return html.escape(str(part.get("text", part)))
 
 
-def _call_text(call: Any) -> str:
+def _call_text(call: object) -> str:
     function = getattr(call, "function", None)
     if function is not None:
         return f"{function.name}({function.arguments})"
     return str(getattr(call, "raw_text", call))
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON holds it; pictures and bytes are left out."""
-    if hasattr(value, "model_dump"):
+def _plain(value: object) -> object:
+    """Return the value as JSON, with a placeholder for images and bytes."""
+    if isinstance(value, _Model):
         return value.model_dump()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""The tree of a logtree report, and the page it becomes."""
+"""The tree of a logtree report, and its HTML page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 __all__ = ["RAW", "Node", "Theme", "Trace", "build_head", "build_page", "write_text"]
 
@@ -27,7 +26,7 @@ th, td { border: 1px solid #8884; padding: .2rem .6rem; text-align: left; vertic
 .lt-exception { border-left: 4px solid #c0392b; padding-left: .8rem }
 """.strip()
 RAW = "raw"
-"""Tag of a node whose children are HTML already; it has no element of its own."""
+"""Tag of a node whose children are already HTML; the node itself writes no element."""
 
 
 @dataclass
@@ -37,12 +36,12 @@ class Node:
     tag: str
     attrs: dict[str, str] = field(default_factory=dict)
     children: list[Node | str] = field(default_factory=list)
-    """Elements and texts; texts are escaped when they are written."""
-    data: dict[str, Any] | None = field(default=None, repr=False)
-    """What the element shows, for programs that read the JSON."""
+    """Elements and texts; texts are escaped when the page is written."""
+    data: dict[str, object] | None = field(default=None, repr=False)
+    """Content of the element, for programs that read the JSON."""
 
     def to_html(self, indent: int = 0) -> str:
-        """The element and everything in it."""
+        """Return the element and everything in it."""
         if self.tag == RAW:
             return "".join(str(child) for child in self.children)
         attrs = "".join(f' {key}="{html.escape(value)}"' for key, value in self.attrs.items())
@@ -55,8 +54,8 @@ class Node:
         ]
         return "\n".join([start, *lines, "  " * indent + end])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The element as JSON: `tag`, and `attrs`, `children`, `data` where there are any."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the element as JSON: `tag`, and `attrs`, `children` and `data` if not empty."""
         children = [c.to_dict() if isinstance(c, Node) else c for c in self.children]
         optional = {"attrs": self.attrs, "children": children, "data": self.data}
         return {"tag": self.tag, **{key: value for key, value in optional.items() if value}}
@@ -64,17 +63,17 @@ class Node:
 
 @dataclass
 class Theme:
-    """How a page looks."""
+    """Style of a page."""
 
     css_text: str | None = None
-    """Instead of the style that comes with it."""
+    """Style sheet that replaces the default one."""
     css_urls: list[str] = field(default_factory=list)
     css_vars: dict[str, str] = field(default_factory=dict)
-    """Custom properties by name, with or without the leading `--`."""
+    """CSS custom properties by name, with or without the leading `--`."""
 
 
 class Trace:
-    """One report."""
+    """A report."""
 
     def __init__(self, title: str, path: str | os.PathLike | None, write_on_error: bool) -> None:
         self.title = title
@@ -85,16 +84,16 @@ class Trace:
         self._styles: dict[str, None] = {}
 
     def add_style(self, css: str) -> None:
-        """Add a formatter's style, once."""
+        """Add a style sheet unless the report already has it."""
         if css:
             self._styles[css] = None
 
     def add_styles_of(self, other: Trace) -> None:
-        """Add the styles of another report whose elements are shown here."""
+        """Add the style sheets of another report whose elements are shown in this one."""
         self._styles |= other._styles
 
     def body_html(self, wrap_body: bool = True) -> str:
-        """The body; without `wrap_body` only what is in it."""
+        """Return the body element, or only its content if `wrap_body` is false."""
         if wrap_body:
             return self.root.to_html()
         return "\n".join(c.to_html() for c in self.root.children if isinstance(c, Node))
@@ -102,16 +101,16 @@ class Trace:
     def head_html(
         self, theme: Theme | None = None, title: str | None = None, extra_head: str | None = None
     ) -> str:
-        """The head: title, styles, and `extra_head` as it is."""
+        """Return the head: title, styles and, unescaped, `extra_head`."""
         styles = "\n".join(self._styles)
         return build_head(title or self.title, theme, styles, extra_head)
 
     def get_html(self) -> str:
-        """The whole page; it needs no other file."""
+        """Return the whole page, which is self-contained."""
         return build_page(self.head_html(), self.body_html())
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON."""
         return {
             "title": self.title,
             "started_at": self.started_at.isoformat(),
@@ -121,6 +120,7 @@ class Trace:
 
 
 def build_head(title: str, theme: Theme | None, styles: str, extra_head: str | None) -> str:
+    """Return the head of a page."""
     theme = theme or Theme()
     links = [f'<link rel="stylesheet" href="{html.escape(url)}">' for url in theme.css_urls]
     variables = "".join(f"--{k.removeprefix('--')}: {v}; " for k, v in theme.css_vars.items())
@@ -140,12 +140,13 @@ def build_head(title: str, theme: Theme | None, styles: str, extra_head: str | N
 
 
 def build_page(head: str, body: str, lang: str = "en") -> str:
+    """Return a page; `body` is the body element or its content."""
     if not body.lstrip().startswith("<body"):
         body = f"<body>\n{body}\n</body>"
     return f'<!doctype html>\n<html lang="{html.escape(lang)}">{head}\n{body}\n</html>\n'
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """A model's tokens may decode to half a character, which UTF-8 cannot hold."""
+    """Write a page or JSON file, with escapes for halves of characters that models may sample."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -18,11 +18,11 @@ def compute_schedule_lr_multiplier(
     """Compute the factor on the peak learning rate for one optimizer step.
 
     Args:
-        lr_schedule: `linear` and `cosine` fall from 1 towards 0 over the steps after the warmup,
+        lr_schedule: `linear` and `cosine` decay from 1 towards 0 over the steps after the warmup,
             `constant` stays at 1.
-        step: 0-based optimizer step.
-        total_steps: Steps of the whole run, warmup included.
-        warmup_steps: The first steps rise evenly: step i gets (i + 1) / (warmup_steps + 1).
+        step: Index of the optimizer step, from 0.
+        total_steps: Number of steps of the whole run, including the warmup.
+        warmup_steps: Number of steps with a linear rise: step i gets (i + 1) / (warmup_steps + 1).
 
     Returns:
         A factor in (0, 1]; it never reaches 0 within the run, so no step is wasted.

@@ -1,4 +1,4 @@
-"""Small functions that have no better home. Their names are public."""
+"""Small general functions. Their names are public."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +31,7 @@ safezip = cast(type[zip], lambda *iterables: zip(*iterables, strict=True))
 
 
 @contextlib.contextmanager
-def timed(key: str, metrics: dict[str, Any]) -> Iterator[None]:
+def timed(key: str, metrics: MutableMapping[str, float]) -> Iterator[None]:
     """Store the seconds spent inside the block as `metrics["time/<key>"]`."""
     started = time.perf_counter()
     try:
@@ -50,17 +50,17 @@ def dict_mean(list_of_dicts: Sequence[Mapping[str, float | int | None]]) -> dict
     return {key: sum(found) / len(found) for key, found in values.items()}
 
 
-def all_same(xs: Sequence[Any]) -> bool:
-    """Whether every element equals the first; true for an empty sequence."""
+def all_same(xs: Sequence[object]) -> bool:
+    """Return whether every element equals the first; true for an empty sequence."""
     return all(x == xs[0] for x in xs)
 
 
 def lookup_func(path_to_func: str, default_module: str | None = None) -> Any:
-    """Import what `module:name` or `module.name` points at.
+    """Import and return the object named by `module:name` or `module.name`.
 
     Args:
-        path_to_func: A bare name is looked up in `default_module`.
-        default_module: Module of bare names.
+        path_to_func: Path; a name without a module is looked up in `default_module`.
+        default_module: Module for names without one.
 
     Raises:
         ConfigurationError: if the module or the name does not exist.
@@ -70,7 +70,7 @@ def lookup_func(path_to_func: str, default_module: str | None = None) -> Any:
     module_name = module_name or default_module or ""
     if not module_name:
         raise ConfigurationError(
-            f"path_to_func={path_to_func!r} names no module; use module:function."
+            f"path_to_func={path_to_func!r} has no module; use module:function."
         )
     try:
         return getattr(importlib.import_module(module_name), name)
@@ -106,5 +106,5 @@ def not_none(x: T | None) -> T:
 
 
 def iteration_dir(log_path: str | Path | None, step: int) -> Path | None:
-    """Folder of one step's files inside a run directory; None without a run directory."""
+    """Return the folder of a step's files in a run directory; None without a run directory."""
     return None if log_path is None else Path(log_path) / f"iteration_{step:06d}"

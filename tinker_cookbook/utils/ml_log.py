@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: files in its run directory, the terminal, and W&B if asked for."""
+"""Loggers of a run's metrics: files in the run directory, the terminal, and optionally W&B."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ __all__ = [
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
 RECIPE_SETTINGS = "recipe_settings"
-"""Key of config.json with what the recipe was started with, beside what it made of that."""
+"""Key of config.json: the settings that the recipe got, before it filled in the defaults."""
+Metrics = dict[str, Any]
+"""Numbers by name; NumPy scalars are accepted."""
 _LOG_FORMAT = "%(asctime)s %(name)s:%(lineno)d [%(levelname)s] %(message)s"
 
 
-_recipe_config: Any = None
+_recipe_config: object = None
 
 
 @contextlib.contextmanager
-def recording_recipe_config(config: Any) -> Iterator[None]:
+def recording_recipe_config(config: object) -> Iterator[None]:
     """Record a recipe's own settings in every config.json that is written in the block."""
     global _recipe_config
     before, _recipe_config = _recipe_config, config
@@ -58,8 +60,8 @@ def recording_recipe_config(config: Any) -> Iterator[None]:
         _recipe_config = before
 
 
-def dump_config(config: Any) -> Any:
-    """Turn a config into what JSON can hold.
+def dump_config(config: object) -> Any:
+    """Convert a config to values that JSON can represent.
 
     chz objects and dataclasses become objects of their fields; functions and classes become their
     import path; anything else unknown becomes its `repr`.
@@ -89,23 +91,23 @@ def dump_config(config: Any) -> Any:
         return dump_config({"partial": config.func, **call})
     if isinstance(config, Path):
         return str(config)
-    # An address in memory is no setting: it would make every start look like another config.
+    # Without memory addresses, which would make every start look like a different config.
     return re.sub(r" at 0x[0-9a-f]+", "", repr(config))
 
 
 class Logger(ABC):
-    """Takes the configuration once and metrics at every step."""
+    """Records the configuration once and the metrics of every step."""
 
     @abstractmethod
-    def log_hparams(self, config: Any) -> None:
+    def log_hparams(self, config: object) -> None:
         """Record the configuration of the run."""
 
     @abstractmethod
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         """Record the metrics of one step."""
 
-    def log_summary(self, metrics: dict[str, Any]) -> None:
-        """Record numbers that belong to the run as a whole."""
+    def log_summary(self, metrics: Metrics) -> None:
+        """Record metrics of the whole run."""
         self.log_metrics(metrics)
 
     def log_long_text(self, key: str, text: str) -> None:
@@ -113,13 +115,13 @@ class Logger(ABC):
         logging.getLogger(__name__).info("%s:\n%s", key, text)
 
     def sync(self) -> None:  # noqa: B027
-        """Hand over what is buffered."""
+        """Write buffered data."""
 
     def close(self) -> None:  # noqa: B027
-        """Finish; nothing may be logged afterwards."""
+        """Close the logger; nothing may be logged afterwards."""
 
     def get_logger_url(self) -> str | None:
-        """Web page of the run, if the logger has one."""
+        """Return the web page of the run; None if the logger has none."""
         return None
 
 
@@ -130,7 +132,7 @@ class JsonLogger(Logger):
         self.log_dir = Path(log_dir).expanduser()
         self.log_dir.mkdir(parents=True, exist_ok=True)
 
-    def log_hparams(self, config: Any) -> None:
+    def log_hparams(self, config: object) -> None:
         dumped = dump_config(config)
         if _recipe_config is not None and isinstance(dumped, dict):
             dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
@@ -140,7 +142,7 @@ class JsonLogger(Logger):
             write_atomically(self.log_dir / "code.diff", code_state())
         write_code(self.log_dir)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         row = {} if step is None else {"step": step}
         append_row(self.log_dir / METRICS_FILE, row | {k: _plain(v) for k, v in metrics.items()})
 
@@ -148,10 +150,10 @@ class JsonLogger(Logger):
 class PrettyPrintLogger(Logger):
     """Prints the metrics of each step as an aligned table."""
 
-    def log_hparams(self, config: Any) -> None:
+    def log_hparams(self, config: object) -> None:
         print(json.dumps(dump_config(config), indent=2, ensure_ascii=False))
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         shown = {k: v for k, v in sorted(metrics.items()) if not k.endswith((":total", ":count"))}
         width = max(map(len, shown), default=0)
         print("Summary" if step is None else f"Step {step}")
@@ -165,7 +167,7 @@ class WandbLogger(Logger):
     def __init__(
         self,
         project: str | None = None,
-        config: Any | None = None,
+        config: object = None,
         log_dir: str | Path | None = None,
         wandb_name: str | None = None,
     ) -> None:
@@ -183,13 +185,13 @@ class WandbLogger(Logger):
             config=None if config is None else dump_config(config),
         )
 
-    def log_hparams(self, config: Any) -> None:
+    def log_hparams(self, config: object) -> None:
         self._run.config.update(dump_config(config), allow_val_change=True)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         self._run.log({k: _plain(v) for k, v in metrics.items()}, step=step)
 
-    def log_summary(self, metrics: dict[str, Any]) -> None:
+    def log_summary(self, metrics: Metrics) -> None:
         self._run.summary.update(metrics)
 
     def close(self) -> None:
@@ -200,20 +202,20 @@ class WandbLogger(Logger):
 
 
 class MultiplexLogger(Logger):
-    """Passes everything on to several loggers."""
+    """Forwards everything to several loggers."""
 
     def __init__(self, loggers: list[Logger]) -> None:
         self.loggers = loggers
 
-    def log_hparams(self, config: Any) -> None:
+    def log_hparams(self, config: object) -> None:
         for logger in self.loggers:
             logger.log_hparams(config)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
-    def log_summary(self, metrics: dict[str, Any]) -> None:
+    def log_summary(self, metrics: Metrics) -> None:
         for logger in self.loggers:
             logger.log_summary(metrics)
 
@@ -237,7 +239,7 @@ def setup_logging(
     log_dir: str,
     wandb_project: str | None = None,
     wandb_name: str | None = None,
-    config: Any | None = None,
+    config: object = None,
     do_configure_logging_module: bool = True,
     *,
     print_metrics: bool = True,
@@ -245,15 +247,15 @@ def setup_logging(
     """Open the loggers of a run.
 
     Args:
-        log_dir: The run directory; made if missing.
-        wandb_project: Sends the metrics to this W&B project too; None leaves W&B alone.
+        log_dir: The run directory; created if missing.
+        wandb_project: W&B project that also gets the metrics; None: W&B is not used.
         wandb_name: Name of the W&B run.
         config: Written to config.json.
-        do_configure_logging_module: Also send Python's log to logs.log and the terminal.
-        print_metrics: Print each step's metrics as a table.
+        do_configure_logging_module: Whether to write Python's log to logs.log and the terminal.
+        print_metrics: Whether to print each step's metrics as a table.
 
     Raises:
-        ConfigurationError: if W&B is asked for and cannot be used.
+        ConfigurationError: if W&B is requested and not installed.
     """
     folder = Path(log_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,10 +274,10 @@ def setup_logging(
 
 
 def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Logger:
-    """Send Python's log to a file and, from warnings on, to the terminal.
+    """Write Python's log to a file, and warnings and errors to the terminal.
 
-    Called again, it replaces the handlers of the previous call. The first line of each session in
-    the file is the command line.
+    A second call replaces the handlers of the first. The first line of each session in the file is
+    the command line.
     """
     root = logging.getLogger()
     release_logging_module()
@@ -301,7 +303,7 @@ _HANDLER_NAME = "tinker_cookbook"
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a run can do without: on a full disk it says so once, and not with a traceback."""
+    """An optional log file: if it cannot be written, one warning is printed and no traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -313,18 +315,18 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         try:
             super().close()
-        except OSError as error:  # what could not be written is tried again, in vain
+        except OSError as error:  # closing tries to write the rest once more
             self._say_once(error)
 
     def _say_once(self, error: OSError) -> None:
         if not getattr(self, "_has_failed", False):
             self._has_failed = True
-            reason = f"{error.strerror}; the run goes on"
+            reason = f"{error.strerror}; the run continues"
             print(f"WARNING: {self.baseFilename} cannot be written: {reason}", file=sys.stderr)
 
 
 def release_logging_module() -> None:
-    """Take away the handlers that `configure_logging_module` added."""
+    """Remove the handlers that `configure_logging_module` added."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if h.get_name() == _HANDLER_NAME]:
         root.removeHandler(handler)
@@ -332,7 +334,7 @@ def release_logging_module() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value: NumPy scalars become Python ones, what JSON cannot hold becomes null."""
+    """Convert NumPy scalars to Python ones, and numbers that JSON cannot represent to null."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The nearest valid name, for errors about unknown ones."""
+"""Find the nearest valid name, for errors about unknown names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["did_you_mean", "nearest_name"]
 
 
 def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like `name`, whatever the case; None if none is.
+    """Return the known name that is most similar to `name`, ignoring case; None if none is similar.
 
     Args:
-        name: what was given.
-        known: the valid names.
-        cutoff: how alike they must be, from 0 (anything) to 1 (the same).
+        name: name that was given.
+        known: valid names.
+        cutoff: required similarity, from 0 (any name) to 1 (equal).
     """
     by_lower_case = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
@@ -22,6 +22,6 @@ def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return ` Did you mean 'NAME'?` to put behind a sentence, or nothing if none is near."""
+    """Return ` Did you mean 'NAME'?` to append to a sentence, or an empty text if none is near."""
     nearest = nearest_name(name, known, cutoff=cutoff)
     return "" if nearest is None else f" Did you mean {nearest!r}?"

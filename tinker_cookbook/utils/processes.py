@@ -1,4 +1,4 @@
-"""Other processes of this machine."""
+"""Processes of this machine."""
 
 import os
 
@@ -6,7 +6,7 @@ __all__ = ["is_running"]
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists; one of another user counts."""
+    """Return whether a process exists, also if it belongs to another user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

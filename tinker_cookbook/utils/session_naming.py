@@ -1,4 +1,4 @@
-"""Display names of sessions on the service."""
+"""Names of runs and sessions on the service."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = [
 
 LONGEST_NAME = 120
 RUN_NAME_METADATA_KEY = "run_name"
-"""Of the run on the service, beside the session's name: listings of runs show no sessions."""
+"""Metadata key of a run's name; lists of runs do not show the name of the session."""
 
 
 def name_run(recipe_name: str, log_path: str | Path, learning_rate: float | None) -> str:
-    """A run's name, the same for every start of it.
+    """Return the name of a run, which is the same for every start of the run.
 
     Args:
         recipe_name: The recipe.
-        log_path: The run directory, whose name tells data and model where the settings made it.
-        learning_rate: Its peak.
+        log_path: The run directory; its default name contains the data and the model.
+        learning_rate: The peak learning rate.
     """
     words = [recipe_name, Path(log_path).name]
     if learning_rate is not None:
@@ -39,7 +39,7 @@ def name_run(recipe_name: str, log_path: str | Path, learning_rate: float | None
 def describe_session(
     recipe_name: str, log_path: str | Path, learning_rate: float | None
 ) -> dict[str, Any]:
-    """Name and metadata of a run's session, as keyword arguments of `Connection.service_client`."""
+    """Return name and metadata of a run's session, for `Connection.service_client`."""
     return {
         "display_name": name_run(recipe_name, log_path, learning_rate),
         "user_metadata": recipe_user_metadata(recipe_name),
@@ -47,7 +47,7 @@ def describe_session(
 
 
 def resolve_session_display_name(*, session_name: str | None, wandb_name: str | None) -> str | None:
-    """The session's display name: its own if given, else the name of the W&B run."""
+    """Return the session's display name: `session_name` if given, else the W&B run's name."""
     return session_name or wandb_name
 
 
@@ -57,5 +57,5 @@ def slugify(text: str) -> str:
 
 
 def default_cookbook_session_name(*parts: str | None, wandb_name: str | None = None) -> str:
-    """Join the given parts into a name such as `sl-basic-smollm2-135m-instruct`."""
+    """Return `wandb_name`, or the parts as a name such as `sl-basic-smollm2-135m-instruct`."""
     return wandb_name or "-".join(slugify(part) for part in parts if part)

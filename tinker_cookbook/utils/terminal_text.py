@@ -1,4 +1,4 @@
-"""Text of others in logs and on terminals: what forges lines or moves the cursor is spelled out."""
+"""Make untrusted text safe for logs and terminals by escaping control characters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _CONTROLS = re.compile(
 
 
 def escape_controls(text: str) -> str:
-    r"""The text in one line of visible characters: a newline becomes `\n`, ESC `\x1b`.
+    r"""Return the text as one line: a newline becomes `\n`, ESC becomes `\x1b`.
 
-    What is beyond ASCII becomes `\u009b` and the like, which is an escape of JSON too.
+    Control characters beyond ASCII become escapes such as `\u009b`, which are also valid JSON.
     """
     return _CONTROLS.sub(_spell_out, text)
 

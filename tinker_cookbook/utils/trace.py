@@ -1,8 +1,8 @@
-"""How long each part of a step took.
+"""The time that each part of a step takes.
 
 `trace_iteration` opens a window for one step; every `scope`, `scope_span` and `scope_span_sync`
 inside it adds its span. `trace_init` also writes every span to a file that Perfetto
-(https://ui.perfetto.dev) shows. Without either a span costs next to nothing.
+(https://ui.perfetto.dev) can display. Without both, a span has almost no cost.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class IterationWindow:
             self._spans.extend(spans)
 
     def aggregate(self) -> dict[str, float]:
-        """Total seconds by span name."""
+        """Return the total seconds by span name."""
         totals: dict[str, float] = {}
         with self._lock:
             for span in self._spans:
@@ -84,12 +84,12 @@ class IterationWindow:
         return totals
 
     def get_timing_metrics(self) -> dict[str, float]:
-        """`time/<name>` of every span and `time/total` since the window was opened."""
+        """Return `time/<name>` of every span, and `time/total` since the window was opened."""
         metrics = {f"time/{name}": seconds for name, seconds in self.aggregate().items()}
         return metrics | {"time/total": time.perf_counter() - self._started}
 
     def get_span_dicts(self) -> list[dict[str, Any]]:
-        """The spans as JSON objects, in the order they ended."""
+        """Return the spans as JSON objects, in the order in which they ended."""
         with self._lock:
             return [
                 {
@@ -101,13 +101,13 @@ class IterationWindow:
             ]
 
     def write_spans_jsonl(self, path: Path | str, step: int) -> None:
-        """Append `{"step", "spans"}` to a file; one that cannot be written is logged, once."""
+        """Append `{"step", "spans"}` to a file; if that fails, log one warning."""
         with optional_file(path):
             append_row(Path(path), {"step": step, "spans": self.get_span_dicts()})
 
 
 class TraceCollector:
-    """Writes spans as Chrome trace events, one JSON object a line, microseconds."""
+    """Writes spans as Chrome trace events: one JSON object per line, times in microseconds."""
 
     def __init__(
         self, flush_interval_sec: float = 1.0, output_file: str = "trace_events.jsonl"
@@ -122,10 +122,10 @@ class TraceCollector:
         name: str,
         start_time: float,
         end_time: float,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, object] | None = None,
     ) -> None:
-        """Add a span given by two readings of `time.perf_counter`, with what is known of it."""
-        event: dict[str, Any] = {
+        """Add a span given by two readings of `time.perf_counter`, with its attributes."""
+        event: dict[str, object] = {
             "name": name,
             "ph": "X",
             "ts": start_time * 1e6,
@@ -142,7 +142,7 @@ class TraceCollector:
                 self._last_flush = end_time
 
     def shutdown(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining events and close the file."""
         with self._lock, optional_file(self._file.name):
             self._file.close()
 
@@ -167,7 +167,7 @@ def trace_shutdown() -> None:
 
 
 def save_gantt_chart_html(window: IterationWindow, step: int, path: Path | str) -> None:
-    """Draw the spans of a step as bars over time, in an HTML file that needs nothing else."""
+    """Draw the spans of a step as bars over time, in a self-contained HTML file."""
     spans = window.get_span_dicts()
     start = min((span["wall_start"] for span in spans), default=0.0)
     end = max((span["wall_start"] + span["duration_seconds"] for span in spans), default=1.0)
@@ -202,22 +202,22 @@ body{{font:13px sans-serif}}
 
 @dataclass
 class ScopeContext:
-    """What a span carries beside its name: `args` in the trace file."""
+    """Attributes of a span, in addition to its name: `args` in the trace file."""
 
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, object] = field(default_factory=dict)
 
 
 trace_context: ContextVar[ScopeContext | None] = ContextVar("trace_context", default=None)
-"""That of the innermost open span; None where nothing is traced."""
+"""Context of the innermost open span; None if nothing is traced."""
 
 
 def get_scope_context() -> ScopeContext:
-    """The context of the innermost open span; outside of one, an empty one that goes nowhere."""
+    """Return the context of the innermost open span; outside a span, an unused empty one."""
     return trace_context.get() or ScopeContext()
 
 
-def update_scope_context(values: Mapping[str, Any]) -> None:
-    """Attach attributes to the innermost open span; without one this does nothing."""
+def update_scope_context(values: Mapping[str, object]) -> None:
+    """Attach attributes to the innermost open span, if there is one."""
     get_scope_context().attributes.update(values)
 
 
@@ -228,7 +228,7 @@ _window: ContextVar[IterationWindow | None] = ContextVar("iteration_window", def
 def trace_iteration(
     step: int, *, window: IterationWindow | None = None
 ) -> Iterator[IterationWindow]:
-    """Collect the spans of a step. A window may be opened again to add to it."""
+    """Collect the spans of a step; pass a window again to add more spans to it."""
     del step  # part of the public signature; the window itself does not need it
     current = window or IterationWindow()
     token = _window.set(current)
@@ -267,7 +267,7 @@ async def scope_span(name: str) -> AsyncIterator[None]:
 
 
 def scope(func: F) -> F:
-    """Time every call of a function, synchronous or not, under its own name."""
+    """Time every call of a function, synchronous or asynchronous, under the function's name."""
     if inspect.iscoroutinefunction(func):
 
         @functools.wraps(func)

@@ -186,7 +186,7 @@ def test_weights_that_are_bfloat16_numbers_are_kept_in_half_the_memory(tmp_path:
         folder.mkdir()
         base = load(folder, rounded=rounded)
         compiled(base)
-        sizes.append(base.weights.num_bytes())
+        sizes.append(base.weights.matrix_bytes())
     assert 2 * sizes[0] == sizes[1]
 
 

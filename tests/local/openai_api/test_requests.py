@@ -11,13 +11,12 @@ from tinker_cookbook.local.openai_api.requests import (
     decode_chat_request,
     decode_completion_request,
 )
-from tinker_cookbook.local.service.settings import Limits
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def decode(**fields: Any):
-    return decode_chat_request({"model": "m", "messages": HELLO} | fields, Limits())
+    return decode_chat_request({"model": "m", "messages": HELLO} | fields)
 
 
 def decode_reply(**fields: Any) -> dict[str, Any]:
@@ -65,9 +64,7 @@ def test_fields_that_ask_for_something_are_refused_by_name(fields: dict[str, Any
 def test_completions_take_empty_fields_too() -> None:
     given = {"model": "m", "prompt": "x"}
     empty = {"suffix": None, "prediction": None, "ignore_eos": False, "echo": None}
-    assert decode_completion_request(given | empty, Limits()) == decode_completion_request(
-        given, Limits()
-    )
+    assert decode_completion_request(given | empty) == decode_completion_request(given)
 
 
 @pytest.mark.parametrize("arguments", [None, "null", "", " ", "{}", {}])

@@ -37,7 +37,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 def fill(folder: Path, *, leaving: int = 0) -> None:
-    """Leave no more room than so many bytes."""
+    """Fill a disk until only this many bytes are free."""
     path = folder / "filler"
     with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:

@@ -1,4 +1,4 @@
-"""Requests that are small and mean: each is refused by name, and the service goes on for others.
+"""Small hostile requests: each is refused by name, and the service keeps working for others.
 
 The service is this module's own, as some of these could end it.
 """
@@ -136,7 +136,7 @@ def test_bodies_of_many_values_are_not_read(http, kind: str) -> None:
     """A list of two bytes takes 56 in memory, and building it holds up everything else."""
     refused = http.post("/session_heartbeat", content=LARGE[kind])
     assert refused.status_code == 400
-    assert "the request body holds up to" in refused.json()["detail"]
+    assert "the request body has up to" in refused.json()["detail"]
     answers(http)
 
 
@@ -169,7 +169,7 @@ def test_batches_that_compress_well_are_still_read(http, run) -> None:
 
 
 def test_another_program_that_writes_to_the_index_holds_up_no_reading(service, http) -> None:
-    """Not even while more changes wait for it than there are threads."""
+    """The service answers even if more changes wait for the lock than it has threads."""
     other = sqlite3.connect(service.state_dir / "index.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:

@@ -1,4 +1,4 @@
-"""What environments log with logtree: kept with their group, written beside the transcripts."""
+"""What environments log with logtree: kept with their group, written next to the transcripts."""
 
 from __future__ import annotations
 

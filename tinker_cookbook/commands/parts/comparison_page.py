@@ -1,20 +1,18 @@
-"""The differences from a template as a page that needs no other file."""
+"""Differences between a renderer and a chat template, as a self-contained HTML page."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.commands.parts.template_comparison import Comparison
-from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.renderers.battery.differences import Difference
 
-__all__ = ["write_page"]
+__all__ = ["comparison_page"]
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -36,36 +34,22 @@ ins {{ background: #2e9e4f40; }} del {{ background: #c8372d40; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p><ins>ours alone</ins> <del>the template's alone</del>
+<p><ins>only ours</ins> <del>only the template's</del>
 <span class="b">the same text in other tokens</span>
-<span class="m">the same text in other tokens, as is meant</span>; point at it for the tokens.</p>
+<span class="m">the same text in other tokens, as expected</span>; hover for the tokens.</p>
 {sections}
 </body>
 </html>
 """
 
 
-def write_page(
-    path: str, title: str, comparisons: Sequence[Comparison], renderer: Renderer
-) -> None:
-    """Write the page.
-
-    Raises:
-        ConfigurationError: if it cannot be written.
-    """
+def comparison_page(title: str, comparisons: Sequence[Comparison], renderer: Renderer) -> str:
+    """Return the page."""
     sections = "\n".join(
         f"<h2>{html.escape(one.heading)}</h2>\n<pre>{''.join(_pieces(one, renderer))}</pre>"
         for one in comparisons
     )
-    page = _PAGE.format(title=html.escape(title), sections=sections)
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"--html={path} cannot be written ({error.strerror}); give a file in a folder that "
-            "exists."
-        ) from error
-    print(f"wrote {len(comparisons)} comparisons to {path}")
+    return _PAGE.format(title=html.escape(title), sections=sections)
 
 
 def _pieces(comparison: Comparison, renderer: Renderer) -> Iterator[str]:

@@ -87,7 +87,7 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        ConfigurationError: if there is no such recipe; with the nearest name and the list.
+        ConfigurationError: for an unknown name, with the nearest one and the list.
     """
     recipes = find_recipes()
     wanted = name.removesuffix(".py").removeprefix("recipes.")

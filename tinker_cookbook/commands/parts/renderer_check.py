@@ -1,4 +1,4 @@
-"""`tinker-cookbook render --verify`: which renderer fits a model."""
+"""`tinker-cookbook render --verify`: check every renderer against a model's chat template."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _CHECKS = ("trained = sampled", "parses back", "injection")
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print how every renderer does; exit status 0 if one fits, else 1."""
+    """Print the results of every renderer; return 0 if one fits, else 1."""
     from tinker_cookbook.renderers import get_renderer
     from tinker_cookbook.renderers.battery.verify import verify
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     if args.file is not None or args.against_template or args.html:
         raise ConfigurationError(
-            "--verify takes a model alone, with --renderer NAME at most; leave out FILE and the "
-            "others."
+            f"--verify={args.verify} is given together with FILE, --against-template or --html; "
+            "the only option that it can be combined with is --renderer. Leave out the others."
         )
     tokenizer = get_tokenizer(args.verify)
     if not getattr(tokenizer, "chat_template", None):
@@ -37,7 +37,7 @@ def run_verify(args: argparse.Namespace) -> int:
         )
     names = None if args.renderer is None else [args.renderer]
     if args.renderer is not None:
-        get_renderer(args.renderer, tokenizer)  # an unknown name, or another model's, is an error
+        get_renderer(args.renderer, tokenizer)  # refuses an unknown name or a wrong tokenizer
     print(f"{args.verify}: renderers against the model's own chat template", flush=True)
     reports = []
     for report in verify(tokenizer, names):
@@ -51,13 +51,13 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _show_progress(text: str) -> None:
-    """Write over the last line of a terminal; the results come all at once, verdict first."""
+    """Replace the progress line on a terminal; results are printed at the end, verdict first."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _print_table(reports: Sequence[Report]) -> None:
-    """Print a row for each renderer, every column as wide as its widest cell."""
+    """Print a table with one row per renderer."""
     rows = [_COLUMNS, *(tuple(_cells(report)) for report in reports)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
@@ -77,7 +77,7 @@ def _cells(report: Report) -> list[str]:
 
 
 def _print_problems(reports: Sequence[Report]) -> None:
-    """Print the first problem of each renderer that came near."""
+    """Print the first problem of each renderer that nearly fits."""
     print()
     best = max((report.share for report in reports), default=0)
     for report in reports:
@@ -96,7 +96,7 @@ def _print_problems(reports: Sequence[Report]) -> None:
             print(f"{report.renderer_name}: refuses, for example: {refusals[0][9:]}...")
     unmade = [r.renderer_name for r in reports if "cannot be made" in r.problems]
     if unmade:
-        print(f"\nmade for other tokenizers: {', '.join(unmade)}")
+        print(f"\nnot made for this tokenizer: {', '.join(unmade)}")
 
 
 def _print_verdict(reports: Sequence[Report]) -> int:
@@ -114,8 +114,8 @@ def _print_verdict(reports: Sequence[Report]) -> int:
         return _print_nearest([report for report in reports if report.is_near])
     if not fitting:
         print(
-            "no renderer fits: nothing here writes what this template writes. docs/renderers.md "
-            "says how to add a format."
+            "no renderer fits: none of them writes what this template writes. docs/renderers.md "
+            "explains how to add a format."
         )
         return 1
     best = fitting[0].renderer_name
@@ -123,25 +123,25 @@ def _print_verdict(reports: Sequence[Report]) -> int:
     print(f"use {best}" + (f"  (also fits: {', '.join(others)})" if others else ""))
     if best == "hf_template":
         print(
-            "hf_template is driven by the template itself; tool calls in replies are "
-            "parsed only if they are JSON between two tokens."
+            "hf_template uses the model's own template; it parses tool calls in replies only if "
+            "they are JSON between two control tokens."
         )
     return 0
 
 
 def _print_nearest(near: list[Report]) -> int:
-    """Name the format that differs least; those of the template's own mode come first."""
+    """Name the format that differs least; formats of the template's default mode come first."""
     near.sort(key=lambda report: (bool(report.template_options), -report.share))
     counts = near[0].counts
     total = counts["same prompts"] + counts["other prompts"]
     name = near[0].renderer_name
     others = ", ".join(report.renderer_name for report in near[1:])
     print(
-        f"no renderer fits to the letter; nearest: {name}"
+        f"no renderer fits exactly; nearest: {name}"
         + (f"  (then {others})" if others else "")
         + "\n"
-        f"{counts['same prompts']} of {total} prompts are the template's, and replies hold "
-        "together; conversations differ as shown below. If docs/renderers.md lists that as a "
-        f"difference on purpose, use {name}."
+        f"{counts['same prompts']} of {total} prompts equal the template's, and every reply is "
+        "trained as it is sampled; conversations differ as shown below. If docs/renderers.md lists "
+        f"that difference as intended, use {name}."
     )
     return 1

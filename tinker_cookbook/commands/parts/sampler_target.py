@@ -1,4 +1,4 @@
-"""What `sample` and `chat` share: weights to sample from, and the chat format that fits them."""
+"""The weights that `sample` and `chat` sample from, and the chat format that fits them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs import interrupts
@@ -23,57 +23,67 @@ __all__ = ["OpenSampler", "add_sampler_arguments", "open_sampler"]
 
 SCHEME = "tinker://"
 STARTS_A_SERVICE = (
-    "starting that service, which takes most of the time; with `tinker-cookbook serve` in another "
-    "terminal, and the lines that it prints, the next answers come at once"
+    "starting that service, which takes most of the time; to skip this the next time, keep "
+    "`tinker-cookbook serve` running in another terminal and set the variables that it prints"
 )
 _CHECKPOINT = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/[^/\s]+")
 
 
 @dataclass(frozen=True)
 class OpenSampler:
-    """A model or checkpoint that can be sampled."""
+    """A model or checkpoint that is ready to sample."""
 
     connection: Connection
     client: tinker.SamplingClient
     renderer: Renderer
     target: str
-    """The checkpoint, or the name of the model."""
+    """Path of the checkpoint, or name of the model."""
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
-    """Declare what to sample from, and how."""
+    """Declare the options that say what to sample from and how."""
     parser.add_argument(
-        "target", nargs="?", metavar="PATH", help="tinker://RUN/sampler_weights/NAME, or a model"
+        "target",
+        nargs="?",
+        metavar="PATH",
+        help="tinker://RUN/sampler_weights/NAME, or the name of a model",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model, where PATH does not tell it")
     parser.add_argument(
-        "--renderer", metavar="NAME", help="chat format; default: that of the run, or the model's"
+        "--model", metavar="NAME", help="name of the model, if PATH does not say it"
     )
     parser.add_argument(
-        "--base-url", metavar="URL", help="a Tinker service; default: as the recipes choose"
+        "--renderer",
+        metavar="NAME",
+        help="chat format (default: the run's, or the recommended one of the model)",
+    )
+    parser.add_argument(
+        "--base-url",
+        metavar="URL",
+        help="address of a Tinker service (default: the one that recipes choose)",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=max_tokens,
         metavar="N",
-        help="length of an answer at the most (default: %(default)s)",
+        help="maximum tokens per answer (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.7,
         metavar="T",
-        help="0 is greedy (default: %(default)s)",
+        help="sampling temperature; 0 is greedy (default: %(default)s)",
     )
 
 
 @contextlib.contextmanager
 def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
-    """Connect, say to what, and open the checkpoint or model.
+    """Connect to a service, print which one, and open the checkpoint or model.
 
     Raises:
-        ConfigurationError: it does not exist, its service cannot sample it, or a number cannot be.
+        ConfigurationError: if it does not exist, the service cannot sample it, or an option is
+            out of range.
     """
     if args.max_tokens < 1:
         raise ConfigurationError(f"max_tokens={args.max_tokens} is too small; use 1 or more.")
@@ -96,7 +106,7 @@ def open_sampler(args: argparse.Namespace) -> Iterator[OpenSampler]:
 
 
 def _split_target(target: str | None, model: str | None) -> tuple[str | None, str | None]:
-    """The checkpoint, if the target names one, and the model to ask the service for."""
+    """Return the checkpoint, if the target names one, and the model to ask the service for."""
     if not (target or "").startswith(SCHEME):
         return None, target or model
     if not _CHECKPOINT.fullmatch(target or ""):
@@ -115,12 +125,11 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
     from tinker_cookbook.utils.sdk_compat import service_message, wait_for_client
 
     client = connection.service_client()
-    source: dict[str, Any] = (
-        {"model_path": checkpoint} if checkpoint else {"base_model": connection.model_name}
-    )
     target = checkpoint or connection.model_name
     try:
-        created = client.create_sampling_client(**source)
+        created = client.create_sampling_client(
+            model_path=checkpoint, base_model=None if checkpoint else connection.model_name
+        )
         _load_tokenizer(connection.model_name)
         sampler = wait_for_client(created)
         base_model = sampler.get_base_model()
@@ -133,8 +142,8 @@ def _open(connection: Connection, checkpoint: str | None, renderer: str | None) 
 
 
 def _load_tokenizer(model_name: str) -> None:
-    """Import and load while the service loads the model; the renderer finds it done."""
+    """Load the tokenizer while the service loads the model; the renderer then finds it loaded."""
     from tinker_cookbook import tokenizer_utils
 
-    with contextlib.suppress(ConfigurationError):  # the renderer's own error says more
+    with contextlib.suppress(ConfigurationError):  # the renderer reports a clearer error
         tokenizer_utils.get_tokenizer(model_name)

@@ -1,36 +1,41 @@
-"""The checkpoints that a service keeps: their sizes, and their deletion."""
+"""Checkpoints that a service keeps: look up their sizes and delete them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tinker_cookbook.exceptions import ConfigurationError
 
-__all__ = ["Saved", "open_saved"]
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_cookbook.local.service.storage.checkpoint_index import CheckpointRow
+
+__all__ = ["CheckpointStore", "open_checkpoint_store"]
 
 
-class Saved(Protocol):
-    """Where checkpoints are kept."""
+class CheckpointStore(Protocol):
+    """A place where checkpoints are kept."""
 
     def sizes(self, paths: Iterable[str]) -> dict[str, int]:
-        """Bytes of those `tinker://` paths that exist."""
+        """Return the size in bytes of each `tinker://` path that exists."""
         ...
 
     def delete(self, path: str) -> None:
-        """Delete one that exists."""
+        """Delete an existing checkpoint."""
         ...
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release the store."""
         ...
 
 
-def open_saved(base_url: str | None) -> Saved:
-    """The state folder of this machine, or the service that is chosen as recipes choose it.
+def open_checkpoint_store(base_url: str | None) -> CheckpointStore:
+    """Open the state folder of this machine, or the service that a recipe would choose.
 
     Raises:
-        ConfigurationError: if the service does not answer, or nothing is saved here.
+        ConfigurationError: if the service does not answer, or the state folder has no checkpoints.
     """
     from tinker_cookbook import service
 
@@ -38,12 +43,12 @@ def open_saved(base_url: str | None) -> Saved:
     if choice.kind == "local":
         return _StateFolder()
     connection = service.Connection(choice, service.find_api_key(), model_name="")
-    connection.supported_models()  # one plain request: the SDK would repeat it for minutes
+    connection.supported_models()  # fails at once; the SDK would retry for minutes
     return _Service(connection.rest_client())
 
 
 class _StateFolder:
-    """Of the services that recipes start for themselves; none needs to run."""
+    """State folder of the services that recipes start; none of them needs to run."""
 
     def __init__(self) -> None:
         from tinker_cookbook.local.service.storage.store import Store
@@ -52,7 +57,7 @@ class _StateFolder:
         folder = cookbook_home().resolve() / "service"
         if not (folder / "index.sqlite3").exists():
             raise ConfigurationError(
-                f"nothing is saved in {folder}; another service is named by --base-url."
+                f"nothing is saved in {folder}; name another service with --base-url."
             )
         self._store = Store(folder)
 
@@ -68,14 +73,16 @@ class _StateFolder:
     def close(self) -> None:
         self._store.close()
 
-    def _find(self, path: str) -> Any:
+    def _find(self, path: str) -> CheckpointRow | None:
         run_id, _, rest = path.removeprefix("tinker://").partition("/")
         segment, _, name = rest.partition("/")
         return self._store.find(run_id, segment, name)
 
 
 class _Service:
-    def __init__(self, rest: Any) -> None:
+    """A running service at an address."""
+
+    def __init__(self, rest: tinker.RestClient) -> None:
         self._rest = rest
 
     def sizes(self, paths: Iterable[str]) -> dict[str, int]:
@@ -87,7 +94,7 @@ class _Service:
             try:
                 answer = self._rest.list_checkpoints(run_id).result()
             except (tinker.NotFoundError, ValueError):
-                continue  # of another service
+                continue  # this run belongs to another service
             found |= {item.tinker_path: item.size_bytes or 0 for item in answer.checkpoints}
         return {path: size for path, size in found.items() if path in wanted}
 

@@ -1,7 +1,7 @@
-"""CSR matrices as clients send them: the one check that their indices pass, and the dense form.
+"""CSR matrices as clients send them: the check of their indices, and the dense form. No torch.
 
-Everything that walks over a matrix trusts its indices, so they are compared with their bounds
-before they are subtracted from each other: differences of 64-bit numbers wrap around. No torch.
+All code that reads such a matrix trusts its indices. They are compared with their bounds before any
+differences are taken, since differences of 64-bit numbers can wrap around.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ __all__ = ["MAX_CELLS", "MAX_COLUMNS", "check_csr", "to_dense"]
 
 MAX_COLUMNS = 1 << 20
 MAX_CELLS = 1 << 26
-"""Of one matrix, listed or not."""
+"""Maximum number of cells of one matrix, including cells that are not listed."""
 
 
 def check_csr(rows: SparseRows, name: str) -> None:
-    """Check shape and indices: row bounds that rise from 0 to the number of values, columns inside,
-    each once in a row.
+    """Check the shape and the indices.
+
+    Row bounds must rise from 0 to the number of values; column indices must be inside the matrix
+    and differ within a row.
 
     Raises:
-        UserError: it begins with `name`.
+        UserError: its message begins with `name`.
     """
     num_rows, num_columns = rows.shape
     fits = 0 <= num_columns <= MAX_COLUMNS and num_rows >= 0 and num_rows * num_columns <= MAX_CELLS
@@ -36,7 +38,7 @@ def check_csr(rows: SparseRows, name: str) -> None:
     num_values = np.asarray(rows.values).size
     if crow.shape != (num_rows + 1,):
         raise UserError(
-            f"{name}.crow_indices must be {num_rows + 1} values, one more than there are rows; "
+            f"{name}.crow_indices must have {num_rows + 1} values, one more than the rows; "
             f"got {crow.size}"
         )
     if col.shape != (num_values,) or crow[-1] != num_values:
@@ -44,7 +46,7 @@ def check_csr(rows: SparseRows, name: str) -> None:
             f"{name} lists {num_values} values, {col.size} columns and ends its rows at "
             f"{crow[-1]}; these must be equal"
         )
-    # the bounds come first: of numbers inside them the difference cannot wrap
+    # The bounds come first: differences of numbers inside them cannot wrap.
     is_inside = crow[0] == 0 and crow.min() >= 0 and crow.max() <= num_values
     if not is_inside or (np.diff(crow) < 0).any():
         raise UserError(
@@ -59,10 +61,10 @@ def check_csr(rows: SparseRows, name: str) -> None:
 
 
 def to_dense(rows: SparseRows, name: str) -> np.ndarray:
-    """The matrix [N, K] in full; cells that are not listed are 0.
+    """Return the full matrix [N, K]; cells that are not listed are 0.
 
     Raises:
-        UserError: as `check_csr`.
+        UserError: as for `check_csr`.
     """
     check_csr(rows, name)
     counts = np.diff(rows.crow_indices)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.loaded_model import LoadedModel, read_weight_bytes
 from tinker_cookbook.local.engine.memory import available_bytes, resident_bytes
 from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
@@ -21,7 +22,7 @@ from tinker_cookbook.local.engine.model.devices import choose_device, choose_dty
 from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
 from tinker_cookbook.local.engine.residency import ResidentRun, Residents, ResidentSampler
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.sampling.checks import check_sample_spec, place_images
+from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec, place_images
 from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule
 from tinker_cookbook.local.engine.settings import EngineSettings
@@ -44,10 +45,6 @@ __all__ = ["EngineHost"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_CACHE_BYTES = 4 * 2**30
-_MIN_CACHE_BYTES = 64 * 2**20
-_BYTES_PER_PARAMETER = 16
-"""Memory per trained parameter: the parameter, its gradient and two moments, in float32."""
 _SPARE_BYTES = 512 * 2**20
 """Memory that must stay free when a model is loaded, for activations, keys and values."""
 
@@ -111,10 +108,7 @@ class EngineHost:
     def _cache_bytes(self) -> int:
         if self._settings.kv_cache_bytes is not None:
             return self._settings.kv_cache_bytes
-        free = self._free_bytes()
-        if free is None:
-            return _MAX_CACHE_BYTES // 2
-        return max(min(free // 4, _MAX_CACHE_BYTES), _MIN_CACHE_BYTES)
+        return cache_budget(self._free_bytes())
 
     def _ask_free_bytes(self) -> int | None:
         if self.device.type == "cuda":
@@ -212,7 +206,7 @@ class EngineHost:
         targets = base.lora_targets(lora)
         parameters = lora.rank * sum(t.in_features + t.out_features for t in targets)
         self._residents.make_room(
-            _BYTES_PER_PARAMETER * parameters,
+            run_bytes(4 * parameters, with_gradient=True),
             f"rank={lora.rank} makes an adapter of {parameters:,} parameters, which with its "
             "gradient and optimizer state",
             "use a lower rank, or close other runs",
@@ -233,7 +227,7 @@ class EngineHost:
         adapter = None
         if run_id is not None:
             trained = self._run(run_id).training.adapter
-            size = 2 * trained.parameters.nbytes  # the copy, and the form that sampling uses
+            size = sampler_bytes(trained.parameters.nbytes)
             self._residents.make_room(
                 size, "a snapshot of the run", "use a lower rank", keep=run_id
             )

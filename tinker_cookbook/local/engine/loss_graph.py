@@ -1,16 +1,17 @@
 """A loss that a client traced and uploaded: read from JSON and checked, never executed as code.
 
-The SDK sends the nodes that torch.fx recorded. Here they become plain records whose operations are
-all on the list of `loss_graph_names`; `graph_loss` computes them. No torch.
+The SDK sends the nodes that torch.fx recorded. Here they become plain records, all of whose
+operations are on the list of `loss_graph_names`; `training/custom_loss` computes them. No torch.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import EllipsisType
+from typing import TypeAlias, Union
 
 from tinker_cookbook.local.engine.loss_graph_names import (
     ATTRIBUTES,
@@ -28,6 +29,7 @@ __all__ = [
     "LossGraph",
     "Ref",
     "Slice",
+    "Value",
     "parse_loss_graph",
     "walk",
 ]
@@ -37,7 +39,7 @@ MAX_INPUTS = 16
 MAX_METRICS = 64
 MAX_DEPTH = 8
 MAX_VALUES = 4096
-"""Values in the arguments of one node."""
+"""Maximum number of values in the arguments of one node."""
 MAX_TEXT = 64
 MAX_INT = 2**63
 _NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -48,14 +50,14 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 @dataclass(frozen=True)
 class Ref:
-    """The value of an earlier node."""
+    """A reference to the value of an earlier node."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A torch constant: kind `dtype`, `device`, `layout` or `memory_format`, and its name."""
+    """A torch constant, such as `float32`; its kind is a key of `TORCH_CONSTANTS`."""
 
     kind: str
     name: str
@@ -65,12 +67,19 @@ class Constant:
 class Slice:
     """`start:stop:step` of an index."""
 
-    parts: tuple[Any, Any, Any]
+    parts: tuple[Value, Value, Value]
+
+
+_Leaf: TypeAlias = bool | int | float | str | EllipsisType | None
+Value: TypeAlias = Union[
+    _Leaf, Ref, Constant, Slice, "list[Value]", "tuple[Value, ...]", "dict[str, Value]"
+]
+"""An argument of a node."""
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """What a loss reads of a datum: its name and its number of axes."""
+    """An input that a loss reads from each datum: its name and its number of axes."""
 
     name: str
     rank: int
@@ -78,38 +87,38 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphNode:
-    """One operation; arguments hold numbers, texts, lists, tuples, dicts and the types above."""
+    """One operation."""
 
     name: str
     kind: str
     """`placeholder`, `function`, `method`, `attribute` or `output`."""
     target: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Value, ...]
+    kwargs: dict[str, Value]
 
 
 @dataclass(frozen=True)
 class LossGraph:
-    """A checked graph: placeholders first, the output last, references only backwards."""
+    """A checked graph: placeholders first, the output last, references to earlier nodes only."""
 
     name: str
     inputs: tuple[GraphInput, ...]
     """`logprobs` first."""
     nodes: tuple[GraphNode, ...]
     num_values: int = 0
-    """Nodes and values in their arguments, which is what it takes in memory."""
+    """Number of nodes and of values in their arguments; memory grows with it."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The `loss_fn_inputs` it reads."""
+        """The `loss_fn_inputs` that the loss reads."""
         return tuple(entry.name for entry in self.inputs[1:])
 
 
-def parse_loss_graph(name: str, inputs: Any, graph: Any) -> LossGraph:
-    """Read the `inputs` and the `graph` of a create_custom_loss request.
+def parse_loss_graph(name: str, inputs: object, graph: object) -> LossGraph:
+    """Read the `inputs` and the `graph` of a create_custom_loss request, which are parsed JSON.
 
     Raises:
-        UserError: naming the node and what is wrong with it; also for operations off the list and
+        UserError: naming the node and the problem; also for operations that are not on the list and
             for graphs beyond the size limits.
     """
     checked_inputs = _parse_inputs(inputs)
@@ -118,7 +127,9 @@ def parse_loss_graph(name: str, inputs: Any, graph: Any) -> LossGraph:
         raise UserError(f"graph.format={str(found)[:40]!r} is not known; this service reads 1")
     raw_nodes = graph.get("nodes")
     if not isinstance(raw_nodes, list) or not raw_nodes:
-        raise UserError("graph.nodes is no list of nodes; trace the loss with create_custom_loss")
+        raise UserError(
+            "graph.nodes is not a list of nodes; trace the loss with create_custom_loss"
+        )
     if len(raw_nodes) > MAX_NODES:
         raise UserError(
             f"graph.nodes holds {len(raw_nodes)} operations; at most {MAX_NODES} are accepted"
@@ -137,7 +148,7 @@ def parse_loss_graph(name: str, inputs: Any, graph: Any) -> LossGraph:
     return LossGraph(name[:128], checked_inputs, tuple(nodes), num_values)
 
 
-def _parse_inputs(inputs: Any) -> tuple[GraphInput, ...]:
+def _parse_inputs(inputs: object) -> tuple[GraphInput, ...]:
     if not isinstance(inputs, list) or not 1 <= len(inputs) <= MAX_INPUTS:
         raise UserError(f"inputs must be a list of 1 to {MAX_INPUTS} inputs, logprobs first")
     checked = []
@@ -159,8 +170,8 @@ def _parse_inputs(inputs: Any) -> tuple[GraphInput, ...]:
 class _NodeParser:
     """Reads one node; `known` are the names of the nodes before it."""
 
-    def __init__(self, raw: Any, index: int, known: set[str]) -> None:
-        self._raw = raw if isinstance(raw, dict) else {}
+    def __init__(self, raw: object, index: int, known: set[str]) -> None:
+        self._raw: dict[str, object] = raw if isinstance(raw, dict) else {}
         self._known = known
         self.num_values = 0
         name = self._raw.get("name")
@@ -209,22 +220,22 @@ class _NodeParser:
             "call_function, call_method and output nodes"
         )
 
-    def _keyword(self, key: Any, value: Any) -> str:
+    def _keyword(self, key: object, value: object) -> str:
         if not isinstance(key, str) or not _NODE_NAME.fullmatch(key):
             raise UserError(f"{self._where}: {str(key)[:40]!r} is not a keyword")
-        # fx records the defaults of torch.nn.functional too, so None and False are fine
+        # fx also records the defaults of torch.nn.functional, so None and False are accepted.
         if key in ("out", "inplace", "generator", "pin_memory", "names") and value:
             raise UserError(f"{self._where}: the keyword {key!r} is not accepted; leave it out")
         return key
 
-    def _check_attribute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_attribute(self, args: tuple[Value, ...], kwargs: dict[str, Value]) -> None:
         if len(args) != 2 or kwargs or not isinstance(args[0], Ref) or args[1] not in ATTRIBUTES:
             raise UserError(
                 f"{self._where}: only the attributes {', '.join(ATTRIBUTES)} of a tensor can be "
                 "read"
             )
 
-    def _value(self, raw: Any, depth: int = 0) -> Any:
+    def _value(self, raw: object, depth: int = 0) -> Value:
         self.num_values += 1
         if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
             raise UserError(
@@ -250,7 +261,7 @@ class _NodeParser:
             return self._tagged(kind, content, depth)
         raise UserError(f"{self._where}: the argument {str(raw)[:80]} is not understood")
 
-    def _tagged(self, kind: str, content: Any, depth: int) -> Any:
+    def _tagged(self, kind: str, content: object, depth: int) -> Value:
         if kind == "ref" and isinstance(content, str):
             if content not in self._known:
                 raise UserError(f"{self._where}: it refers to {content[:80]!r}, no earlier node")
@@ -264,9 +275,9 @@ class _NodeParser:
             return {str(key): self._value(item, depth + 1) for key, item in content.items()}
         if kind == "ellipsis" and content is True:
             return Ellipsis
-        if kind == "float" and content in _NON_FINITE:
+        if kind == "float" and isinstance(content, str) and content in _NON_FINITE:
             return _NON_FINITE[content]
-        if kind in TORCH_CONSTANTS and content in TORCH_CONSTANTS[kind]:
+        if isinstance(content, str) and content in TORCH_CONSTANTS.get(kind, ()):
             return Constant(kind, content)
         raise UserError(
             f"{self._where}: the argument {{{kind[:40]!r}: {str(content)[:40]}}} is not accepted"
@@ -303,14 +314,17 @@ def _check_output(nodes: list[GraphNode]) -> None:
             )
 
 
-def walk(value: Any) -> Iterator[Any]:
-    """Every value inside lists, tuples, dicts and slices."""
+def walk(value: object) -> Iterator[object]:
+    """Yield every value inside nested lists, tuples, dicts and slices."""
+    items: Sequence[object] | None = None
     if isinstance(value, Slice):
-        value = value.parts
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from walk(item)
-    else:
+        items = value.parts
+    elif isinstance(value, dict):
+        items = list(value.values())
+    elif isinstance(value, list | tuple):
+        items = value
+    if items is None:
         yield value
+        return
+    for item in items:
+        yield from walk(item)

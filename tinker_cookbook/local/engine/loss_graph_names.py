@@ -1,8 +1,8 @@
-"""The operations that an uploaded loss may consist of, by the names torch.fx writes. No torch.
+"""The operations that an uploaded loss may use, by the names that torch.fx writes. No torch.
 
-Nothing here draws random numbers, writes into its operands, or reaches anything but its operands.
-`graph_ops` bounds the size of each result before it is computed: no more values than the operands
-hold or broadcast to, except for the operations that it lists with a bound of their own.
+None of them draws random numbers, writes into its operands, or accesses anything but its operands.
+`training/graph_bounds` bounds the size of each result before it is computed: at most as many values
+as the operands hold or broadcast to, except for the operations that have a rule there.
 """
 
 from __future__ import annotations

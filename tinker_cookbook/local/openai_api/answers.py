@@ -1,25 +1,25 @@
-"""Response objects of both endpoints, whole or as the chunks of a stream."""
+"""Response objects of both endpoints: whole, or as the chunks of a stream."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
-from tinker_cookbook.local.openai_api.choice import Choice, LogprobEntry, draws_of
 from tinker_cookbook.local.openai_api.codec import TextCodec, TextStream
 from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
+from tinker_cookbook.local.openai_api.reply_choice import Choice, LogprobEntry, draws_of
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
 from tinker_cookbook.local.openai_api.sampling import Drawn
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
 
 __all__ = ["ChatAnswer", "CompletionAnswer"]
 
 
 def _usage(
     specs: Sequence[SampleSpec], results: Sequence[SampleResult], *, wants_none: bool
-) -> dict[str, Any]:
+) -> JsonObject:
     prompt = sum(len(spec.prompt) for spec in specs)
     sampled = sum(len(sequence.tokens) for result in results for sequence in result.sequences)
     sampled = 0 if wants_none else sampled
@@ -33,7 +33,7 @@ def _usage(
 
 
 class _Answer:
-    """What both endpoints share: one `Choice` per completion, filled whole or by a stream."""
+    """What both endpoints share: one `Choice` per completion, filled at once or by a stream."""
 
     object_name: str
     chunk_name: str
@@ -61,7 +61,7 @@ class _Answer:
         return None
 
     def _text_before(self, number: int) -> Sequence[int]:
-        """The tokens that completions of prompt `number` continue as one text."""
+        """Return the last tokens of prompt `number` whose text its completions continue."""
         return ()
 
     def _new_choice(self, number: int) -> Choice:
@@ -73,20 +73,18 @@ class _Answer:
             after=self._text_before(number),
         )
 
-    def _usage(
-        self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]
-    ) -> dict[str, Any]:
+    def _usage(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> JsonObject:
         return _usage(specs, results, wants_none=self._asked.max_tokens == 0)
 
     # --- whole ---------------------------------------------------------------------------------
 
-    def whole(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> dict[str, Any]:
-        """The response object of a request that was not streamed."""
-        choices: list[dict[str, Any]] = []
+    def whole(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> JsonObject:
+        """Return the response object of a request without streaming."""
+        choices: list[JsonObject] = []
         for number, result in enumerate(results):
             for sequence in result.sequences:
                 choice = self._new_choice(number)
-                # without any, the engine was asked for one to have the prompt scored
+                # for max_tokens=0 the engine still sampled one token, to score the prompt
                 draws = draws_of(sequence)[: self._asked.max_tokens]
                 pieces = [piece for drawn in draws for piece in choice.push(drawn)]
                 pieces += choice.finish()
@@ -101,26 +99,26 @@ class _Answer:
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         raise NotImplementedError
 
     # --- streamed ------------------------------------------------------------------------------
 
-    def opening(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Chunks before the first token."""
+    def opening(self, num_choices: int) -> Iterator[JsonObject]:
+        """Yield the chunks before the first token."""
         self._choices = [self._new_choice(index // self._asked.n) for index in range(num_choices)]
         yield from ()
 
-    def take(self, drawn: Drawn) -> Iterator[dict[str, Any]]:
-        """Chunks that a token gives; often none, where more is needed to tell what it is."""
+    def take(self, drawn: Drawn) -> Iterator[JsonObject]:
+        """Yield the chunks of a token; none while a mark or character is incomplete."""
         choice = self._choices[drawn.index]
         pieces = choice.push(drawn)
         yield from self._show_pieces(drawn.index, choice, pieces, token_ids=[drawn.token])
 
     def closing(
         self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]
-    ) -> Iterator[dict[str, Any]]:
-        """Chunks after the last token: what was held back, finish reasons, usage."""
+    ) -> Iterator[JsonObject]:
+        """Yield the chunks after the last token: text that was held back, finish reasons, usage."""
         sequences = [sequence for result in results for sequence in result.sequences]
         for index, (choice, sequence) in enumerate(zip(self._choices, sequences, strict=True)):
             yield from self._show_pieces(index, choice, choice.finish(), token_ids=[])
@@ -132,7 +130,7 @@ class _Answer:
 
     def _show_pieces(
         self, index: int, choice: Choice, pieces: list[Piece], *, token_ids: list[int]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[JsonObject]:
         entries = choice.take_entries() if self._asked.top_logprobs is not None else []
         wants_ids = self._asked.return_token_ids and token_ids
         if not pieces and (entries or wants_ids):
@@ -146,18 +144,18 @@ class _Answer:
             yield self._chunk(index, shown)
 
     def _chunk(
-        self, index: int, shown: dict[str, Any], *, finish_reason: str | None = None
-    ) -> dict[str, Any]:
+        self, index: int, shown: JsonObject, *, finish_reason: str | None = None
+    ) -> JsonObject:
         shown = {"index": index, "logprobs": None, "finish_reason": finish_reason} | shown
         return self._head | {"object": self.chunk_name, "choices": [shown]}
 
-    def _delta(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+    def _delta(self, choice: Choice, piece: Piece) -> JsonObject:
         raise NotImplementedError
 
-    def _last_delta(self) -> dict[str, Any]:
+    def _last_delta(self) -> JsonObject:
         raise NotImplementedError
 
-    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> dict[str, Any]:
+    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> Mapping[str, object]:
         raise NotImplementedError
 
 
@@ -173,7 +171,7 @@ class ChatAnswer(_Answer):
         *,
         choice: SamplingChoice,
         end_ids: frozenset[int],
-        tools: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, object]],
         starts_in_thinking: bool,
     ) -> None:
         super().__init__(model, codec, choice=choice, end_ids=end_ids)
@@ -189,10 +187,10 @@ class ChatAnswer(_Answer):
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         calls = [piece.call for piece in pieces if piece.kind == "tool_call"]
         content = _join(pieces, "content")
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message: JsonObject = {"role": "assistant", "content": content, "refusal": None}
         reasoning = _join(pieces, "reasoning")
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -204,12 +202,12 @@ class ChatAnswer(_Answer):
             "logprobs": self._logprobs(choice, choice.entries) if wants else None,
         }
 
-    def opening(self, num_choices: int) -> Iterator[dict[str, Any]]:
+    def opening(self, num_choices: int) -> Iterator[JsonObject]:
         yield from super().opening(num_choices)
         for index in range(num_choices):
             yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def _delta(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+    def _delta(self, choice: Choice, piece: Piece) -> JsonObject:
         if piece.kind == "reasoning":
             return {"delta": {"reasoning_content": piece.text}}
         if piece.kind == "tool_call":
@@ -217,15 +215,15 @@ class ChatAnswer(_Answer):
             return {"delta": {"tool_calls": [call]}}
         return {"delta": {"content": piece.text}}
 
-    def _last_delta(self) -> dict[str, Any]:
+    def _last_delta(self) -> JsonObject:
         return {"delta": {}}
 
-    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> dict[str, Any]:
+    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> Mapping[str, object]:
         return choice.chat_logprobs(entries)
 
 
 class CompletionAnswer(_Answer):
-    """`text_completion`, whole or in chunks of the same kind."""
+    """`text_completion`, whole or in chunks with the same name."""
 
     object_name, chunk_name, id_prefix = "text_completion", "text_completion", "cmpl"
 
@@ -239,7 +237,7 @@ class CompletionAnswer(_Answer):
         prompts: Sequence[Sequence[int]],
         echo: bool,
     ) -> None:
-        """With `echo`, each prompt is shown before its completions."""
+        """With `echo`, each prompt is shown at the start of its completions."""
         super().__init__(model, codec, choice=choice, end_ids=end_ids)
         self._prompts = prompts
         self._echo = echo
@@ -249,7 +247,7 @@ class CompletionAnswer(_Answer):
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         text = _join(pieces, "content")
         wants = self._asked.top_logprobs is not None
         logprobs = self._logprobs(choice, choice.entries) if wants else None
@@ -263,13 +261,13 @@ class CompletionAnswer(_Answer):
                 logprobs = {key: scored[key] + own[key] for key in own}
         return {"text": text, "logprobs": logprobs}
 
-    def _delta(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+    def _delta(self, choice: Choice, piece: Piece) -> JsonObject:
         return {"text": piece.text}
 
-    def _last_delta(self) -> dict[str, Any]:
+    def _last_delta(self) -> JsonObject:
         return {"text": ""}
 
-    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> dict[str, Any]:
+    def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> Mapping[str, object]:
         return choice.completion_logprobs(entries)
 
 
@@ -279,8 +277,8 @@ def _join(pieces: Iterable[Piece], kind: str) -> str:
 
 def _prompt_logprobs(
     codec: TextCodec, prompt: Sequence[int], result: SampleResult
-) -> dict[str, list[Any]]:
-    """A prompt's tokens with their logprobs; the first has none."""
+) -> dict[str, list[object]]:
+    """Return the `logprobs` object of a prompt. The first token has no logprob."""
     texts = [codec.token_text(token) for token in prompt]
     stream, offsets, length = TextStream(codec, hide_control=False), [], 0
     for token in prompt:
@@ -298,8 +296,8 @@ def _prompt_logprobs(
             )
             top[index] = {codec.token_text(token): logprob for token, logprob in row}
     return {
-        "tokens": texts,
-        "token_logprobs": logprobs,
-        "top_logprobs": top,
-        "text_offset": offsets,
+        "tokens": [*texts],
+        "token_logprobs": [*logprobs],
+        "top_logprobs": [*top],
+        "text_offset": [*offsets],
     }

@@ -1,26 +1,29 @@
-"""Text of a model: prompts to token ids, sampled tokens to text as they come."""
+"""Conversion between text and tokens: prompts are encoded, sampled tokens decoded one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
 from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS, marks_among
 
+if TYPE_CHECKING:
+    from tokenizers.decoders import DecodeStream
+
 __all__ = ["StopCutter", "TextCodec", "TextStream"]
 
-# Control tokens that structure an answer; all others are left out of its text.
 _CONTEXT_TOKENS = 8
+# Control tokens that structure an answer. All other control tokens are not shown in its text.
 SHOWN_MARKERS = frozenset((*MARKS, *INNER_MARKS))
 
 
 class TextCodec:
-    """Tokenizer and chat template of one model folder. Thread-safe once made."""
+    """Tokenizer and chat template of one model folder. It may be used on several threads."""
 
     def __init__(self, folder: Path) -> None:
         """Load them.
@@ -35,45 +38,46 @@ class TextCodec:
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
         self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
-        """Characters of the longest token: no text of so many tokens is longer."""
+        """Length of the longest token in characters; limits the length of a text."""
         marks = marks_among({token.content for token in added.values()})
         self.mark_texts = {i: t.content for i, t in added.items() if t.content in marks}
-        """Tokens that a reader of replies takes as marks."""
+        """Tokens that structure a reply -> their texts."""
         self._control_tokens = frozenset(self._encoder.control_ids.values())
         self.hidden_ids = frozenset(
             i for i, t in added.items() if t.special and t.content not in SHOWN_MARKERS
         )
 
     def encode_text(self, text: str) -> list[int]:
-        """A prompt without chat format, as the model's tokenizer encodes any text.
+        """Encode a prompt without a chat format, as the model's tokenizer does.
 
-        Control tokens written in it become control tokens: it is the caller's whole prompt.
+        Names of control tokens in the text become control tokens, because the caller writes the
+        whole prompt.
         """
         return encode(self.tokenizer, text)
 
     def check_length(self, num_characters: int, max_tokens: int, field: str) -> None:
-        """Refuse a text that cannot fit a context, however it is cut into tokens.
+        """Refuse a text that is longer than any text that fits the context.
 
         Raises:
-            UserError: it begins with the field.
+            UserError: the message begins with the field.
         """
         most = max_tokens * self.longest_token
         if num_characters > most:
             raise UserError(
                 f"{field} has {num_characters} characters; the context length is {max_tokens} "
-                f"tokens of at most {self.longest_token} characters each, so {most} are the most "
-                "that can fit. Shorten it"
+                f"tokens of at most {self.longest_token} characters each, so at most {most} "
+                "characters fit. Shorten it"
             )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """All text, control tokens written out."""
+        """Return the text of tokens, with the names of control tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def token_text(self, token: int) -> str:
-        """One token alone; bytes that are no text by themselves show as U+FFFD.
+        """Return the text of one token. Bytes of an incomplete character become U+FFFD.
 
-        SentencePiece vocabularies write the space before a word as part of its token, and leave it
-        out at the start of a text; a token has it wherever it stands.
+        In SentencePiece vocabularies, the space before a word is part of its token, but decoding
+        removes the space at the start of a text. It is restored here.
         """
         text = self.decode([token])
         name = self.tokenizer.id_to_token(token) or ""
@@ -81,17 +85,17 @@ class TextCodec:
         return f" {text}" if is_cut else text
 
     def text_before(self, prompt: Sequence[int]) -> Sequence[int]:
-        """The end of a prompt whose text the next token continues; nothing after a control token.
+        """Return the last tokens of a prompt, after the last control token.
 
-        A `TextStream` that has read it gives the first token as text in its place, and not as the
-        start of a text.
+        A `TextStream` that has read them decodes the first sampled token as the continuation of a
+        text, and not as the start of one.
         """
         end = list(prompt[-_CONTEXT_TOKENS:])
         controls = [at for at, token in enumerate(end) if token in self._control_tokens]
         return end[controls[-1] + 1 :] if controls else end
 
     def token_bytes(self, token: int) -> list[int]:
-        """UTF-8 bytes of one token, also where it holds part of a character only."""
+        """Return the UTF-8 bytes of one token, even if it holds only a part of a character."""
         name = self.tokenizer.id_to_token(token) or ""
         if name in self._encoder.control_ids:
             return list(name.encode())
@@ -103,7 +107,7 @@ class TextCodec:
 
     @cached_property
     def _byte_of(self) -> dict[str, int]:
-        """The byte behind each letter of a byte-level vocabulary; empty for other kinds."""
+        """Letters of a byte-level vocabulary -> their bytes; empty for other vocabularies."""
         if "ByteLevel" not in self.tokenizer.to_str()[-20_000:] + repr(self.tokenizer.decoder):
             return {}
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -113,29 +117,29 @@ class TextCodec:
 
 
 class TextStream:
-    """Decodes a completion token by token; a character is given out once it is whole."""
+    """Decodes a completion token by token. A character is returned when it is complete."""
 
     def __init__(
         self, codec: TextCodec, *, hide_control: bool = True, after: Sequence[int] = ()
     ) -> None:
-        """Begin empty; control tokens are left out unless told otherwise.
+        """Begin empty.
 
         Args:
-            codec: of the model.
-            hide_control: leave control tokens out.
+            codec: text codec of the model.
+            hide_control: whether to leave out control tokens that do not structure an answer.
             after: tokens that the text continues.
         """
         from tokenizers.decoders import DecodeStream
 
         self._codec = codec
         self._hidden = codec.hidden_ids if hide_control else frozenset()
-        self._stream: Any = DecodeStream(skip_special_tokens=False)
+        self._stream: DecodeStream = DecodeStream(skip_special_tokens=False)
         self._held: list[int] = []
         for token in after:
             self._stream.step(codec.tokenizer, token)
 
     def push(self, token: int) -> str:
-        """Take a token and return the text that it completes."""
+        """Add a token; returns the text that it completes."""
         if token in self._hidden:
             return self.finish()
         self._held.append(token)
@@ -146,14 +150,14 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What is left of a character that was never completed."""
+        """Return the rest: the bytes of a character that was not completed."""
         rest = self._codec.decode(self._held) if self._held else ""
         self._held = []
         return rest
 
 
 class StopCutter:
-    """Ends a text before the first stop string, and holds back what may be the start of one."""
+    """Cuts a text off before the first stop string, and holds back a possible start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -161,7 +165,7 @@ class StopCutter:
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """Take more text and return what certainly stands before any stop."""
+        """Add text; returns the part that is certainly before any stop."""
         if self.found is not None:
             return ""
         text = self._held + text
@@ -175,7 +179,7 @@ class StopCutter:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """The text that was held back, if no stop was found."""
+        """Return the text that was held back, if no stop was found."""
         rest, self._held = self._held, ""
         return rest if self.found is None else ""
 

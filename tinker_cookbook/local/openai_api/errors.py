@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from starlette.responses import Response
 
 from tinker_cookbook.local.errors import shorten_message
+from tinker_cookbook.local.service.protocol.failures import Failure
 
-__all__ = ["describe_error", "openai_error_response"]
+__all__ = ["describe_error", "render_openai_failure"]
 
 _FIELD = re.compile(
     r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?:=| has | is | needs | holds )"
@@ -24,11 +23,12 @@ _TYPES = {
     413: "invalid_request_error",
 }
 _NOT_FIELDS = ("the", "messages do", "it")
+"""Beginnings of messages that look like a field."""
 
 
-def describe_error(status: int, message: str) -> dict[str, Any]:
-    """The `error` object; `param` is the field that the message begins with."""
-    message = shorten_message(message)
+def describe_error(failure: Failure) -> dict[str, str | None]:
+    """Return the `error` object. Its `param` is the field that the message begins with."""
+    status, message = failure.status, shorten_message(failure.detail)
     found = _FIELD.match(message)
     param = found[1] if found is not None and found[1] not in _NOT_FIELDS else None
     code: str | None = None
@@ -42,9 +42,9 @@ def describe_error(status: int, message: str) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-def openai_error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    """An answer that OpenAI clients turn into their exception for this status."""
-    body = json.dumps({"error": describe_error(status, message)})
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+def render_openai_failure(failure: Failure) -> Response:
+    """Return an answer that OpenAI clients turn into their exception for this status."""
+    body = json.dumps({"error": describe_error(failure)})
+    return Response(
+        body, status_code=failure.status, headers=failure.headers, media_type="application/json"
+    )

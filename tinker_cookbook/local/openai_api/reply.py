@@ -1,8 +1,8 @@
-"""What a sampled text says to an OpenAI client: reasoning, content and tool calls, while it grows.
+"""Split a sampled text into reasoning, content and tool calls for OpenAI clients, as it grows.
 
-The reading is that of `tinker_cookbook.replies`, with what clients of many models need: all marks
-that open models use are known, line breaks around them do not count, calls that cannot be read or
-name no declared tool stay text, and arguments have the types that their tool declares.
+The parser is `tinker_cookbook.replies`, with rules that fit many models: it knows all marks that
+open models use, ignores line breaks around marks, keeps calls as text if they cannot be read or do
+not name a declared tool, and converts arguments to the types that their tool declares.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
 from tinker_cookbook.replies.grammar import TextMark
 from tinker_cookbook.replies.harmony import HARMONY_MARKS, HarmonyReader, HarmonyTokens
 from tinker_cookbook.replies.loose import (
@@ -36,14 +37,14 @@ class Piece:
 
     kind: Literal["content", "reasoning", "tool_call"]
     text: str = ""
-    call: dict[str, Any] = field(default_factory=dict)
+    call: JsonObject = field(default_factory=dict)
     """A tool call as the OpenAI API shows it."""
 
 
 def marks_among(names: Collection[str]) -> frozenset[str]:
     """Return which of a vocabulary's control tokens structure a reply.
 
-    gpt-oss's do so all together, and then alone.
+    If all marks of gpt-oss are in the vocabulary, these are the only ones.
     """
     harmony = frozenset(HARMONY_MARKS)
     return harmony if harmony <= set(names) else frozenset(MARKS) & set(names)
@@ -58,27 +59,27 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 
 class ReplyReader:
-    """Takes a reply in pieces of any size and yields what it is made of."""
+    """Reads a reply in parts of any size and yields its pieces."""
 
     def __init__(
         self,
         *,
         starts_in_thinking: bool,
         tool_names: Collection[str] = (),
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, object]] = (),
         token_marks: Collection[str] = (),
     ) -> None:
         """Begin empty.
 
         Args:
-            starts_in_thinking: the prompt has opened the reasoning.
-            tool_names: tools that may be called, besides those of `tools`.
-            tools: declarations as in the OpenAI API; their schemas give arguments their types.
-            token_marks: of `MARKS` and gpt-oss's, those that are tokens of the vocabulary. They
-                come by `mark` alone; the same letters in a text are text.
+            starts_in_thinking: whether the prompt ends inside the reasoning.
+            tool_names: tools that may be called, in addition to `tools`.
+            tools: tool declarations as in the OpenAI API; their schemas give arguments their types.
+            token_marks: marks that are tokens of the vocabulary. They are passed to `mark`; the
+                same letters in a text are text.
         """
         self._tools = tools
-        declared = (tool.get("function", tool).get("name") for tool in tools)
+        declared = map(_declared_name, tools)
         self._tool_names = frozenset(tool_names) | frozenset(declared)
         has_tools = bool(self._tool_names)
         self._is_harmony = set(HARMONY_MARKS) <= set(token_marks)
@@ -99,20 +100,20 @@ class ReplyReader:
         self._reader = MarkScanner(MarkReader(grammar), in_text)
 
     def push(self, text: str) -> Iterator[Piece]:
-        """Take more text."""
+        """Add text."""
         return self._show(self._reader.text(text))
 
     def mark(self, mark: str) -> Iterator[Piece]:
-        """Take a token that is one of `token_marks`."""
+        """Add a token that is one of `token_marks`."""
         known = HARMONY_MARKS.index(mark) if self._is_harmony else TextMark(mark)
         return self._show(self._reader.mark(known))
 
     def finish(self) -> Iterator[Piece]:
-        """Take the end of the reply."""
+        """End the reply."""
         return self._show(self._reader.end(is_cut=False))
 
     def _parse_call(self, parts: Sequence[str | int], raw_text: str) -> Sequence[ReadCall]:
-        """Read what stands between marks; all of it or nothing."""
+        """Read the calls between two marks. If one is wrong, all of them stay text."""
         calls = read_calls("".join(map(str, parts)), raw_text, self._tools)
         return self._declared(calls) or [BadCall(raw_text, "no call of a declared tool")]
 
@@ -120,12 +121,12 @@ class ReplyReader:
         return self._declared(read_whole(text) or ())
 
     def _declared(self, calls: Iterable[ReadCall]) -> list[ReadCall]:
-        """Return the calls if all are of declared tools; else none."""
+        """Return the calls if all of them name declared tools, or else no calls."""
         found = list(calls)
         names = {call.name if isinstance(call, Call) else None for call in found}
         return found if names <= self._tool_names else []
 
-    def _show(self, pieces: Iterable[Any]) -> Iterator[Piece]:
+    def _show(self, pieces: Iterable[object]) -> Iterator[Piece]:
         for piece in pieces:
             if isinstance(piece, ThoughtPiece):
                 yield Piece("reasoning", piece.text)
@@ -135,7 +136,12 @@ class ReplyReader:
                 yield Piece("tool_call", call=_shown(piece))
 
 
-def _shown(call: Call) -> dict[str, Any]:
+def _declared_name(tool: Mapping[str, object]) -> object:
+    function = tool.get("function", tool)
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def _shown(call: Call) -> JsonObject:
     return {
         "id": f"call_{secrets.token_hex(12)}",
         "type": "function",

@@ -1,16 +1,22 @@
-"""OpenAI-style request bodies -> what is to be sampled; every refusal names its field."""
+"""OpenAI-style request bodies -> what to sample. Every error names its field."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
+
+import numpy as np
 
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.limits import INT32, SAMPLING, Range
 from tinker_cookbook.local.openai_api.reply import split_reasoning
-from tinker_cookbook.local.service.protocol.fields import Fields, check_depth, show_value
-from tinker_cookbook.local.service.settings import Limits
+from tinker_cookbook.local.service.protocol.bodies import SamplingParams
+from tinker_cookbook.local.service.protocol.json_body import JsonObject, check_depth, show_value
+from tinker_cookbook.local.service.protocol.stops import STOP_TEXTS
+from tinker_cookbook.local.service.protocol.token_arrays import TOKEN_IDS, read_token_ids
+from tinker_cookbook.local.service.protocol.typed_body import AtMost, read_as, refuse_unknown
 from tinker_cookbook.replies.json_source import load_json
 
 __all__ = [
@@ -21,71 +27,115 @@ __all__ = [
     "decode_completion_request",
 ]
 
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 1024
-MAX_TOP_LOGPROBS = 20
-MAX_INT32 = 2**31 - 1
+TOP_LOGPROBS = Range(0, 20)
 MAX_TEXT = 16 * 2**20
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
+MAX_CALLS = 1024
 COMPLETION_TOKENS = 16
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 _OTHER_ROLES = {"developer": "system", "function": "tool"}
-"""Read as these, as in files of training data."""
+"""Roles that are read as another role, as in files of training data."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_LISTS = ("reasoning_details", "thinking_blocks")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Types of parts that are text, and the key of it."""
+"""Types of content parts that are text -> the key of the text."""
 
-# Accepted because clients send them, and without effect on what is sampled here; `user` tells
-# clients apart that share the engine.
 _INERT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity", "request_id"),
 )
-_SAMPLING = (
-    *("model", "stream", "stream_options", "temperature", "top_p", "top_k", "n", "seed", "stop"),
-    *("stop_token_ids", "max_tokens", "logprobs", "return_token_ids"),
-)
-# Not implemented; the values that ask for nothing are accepted. So is null for any field at all.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "repetition_penalty": (1, None),
-    "min_p": (0, None),
-    "logit_bias": ({}, None),
-    "suffix": ("", None),
-    "response_format": ({"type": "text"}, {}, None),
-    "functions": ([], None),
-    "function_call": ("auto", "none", None),
-    "reasoning": ({}, None),
-    "documents": ([], None),
-    "bad_words": ([], None),
-    "use_beam_search": (False, None),
-    "length_penalty": (1, None),
-    "min_tokens": (0, None),
-    "typical_p": (1, None),
-    "ignore_eos": (False, None),
-    "skip_special_tokens": (True, None),
-    "spaces_between_special_tokens": (True, None),
-    "include_stop_str_in_output": (False, None),
-    "continue_final_message": (False, None),
-    "add_generation_prompt": (True, None),
-    "detokenize": (True, None),
-    "priority": (0, None),
+"""Fields that clients send and that have no effect on what is sampled here. `user` identifies one
+of the clients that share the engine."""
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "suffix": ("",),
+    "response_format": ({"type": "text"}, {}),
+    "functions": ([],),
+    "function_call": ("auto", "none"),
+    "reasoning": ({},),
+    "documents": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "typical_p": (1,),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "detokenize": (True,),
+    "priority": (0,),
 }
-_NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
+"""Fields that are not implemented -> their values that ask for nothing, which are accepted."""
+_NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "include_reasoning": (True,),
     "add_special_tokens": (False,),
 }
-_CHAT = (
-    *("messages", "tools", "tool_choice", "max_completion_tokens", "top_logprobs"),
-    *("reasoning_effort", "chat_template_kwargs"),
-)
-_COMPLETION = ("prompt", "echo", "best_of")
 _SET_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "self")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StreamOptions:
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Body(SamplingParams):
+    """The fields that both endpoints share."""
+
+    model: str
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    n: Annotated[int, SAMPLING["num_samples"]] = 1
+    stop: Annotated[list[str], STOP_TEXTS] = field(default_factory=list)
+    stop_token_ids: Annotated[np.ndarray, TOKEN_IDS] | None = None
+    return_token_ids: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChatBody(_Body):
+    messages: Annotated[list[_Message], AtMost(MAX_MESSAGES)]
+    tools: Annotated[list[object], AtMost(MAX_CALLS)] = field(default_factory=list)
+    tool_choice: object = "auto"
+    max_completion_tokens: Annotated[int, SAMPLING["max_tokens"]] | None = None
+    """The newer name of `max_tokens`, which wins."""
+    logprobs: bool = False
+    top_logprobs: Annotated[int, TOP_LOGPROBS] = 0
+    reasoning_effort: str | None = None
+    chat_template_kwargs: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CompletionBody(_Body):
+    prompt: object = None
+    echo: bool = False
+    max_tokens: Annotated[int, INT32] | None = COMPLETION_TOKENS
+    logprobs: Annotated[int, TOP_LOGPROBS] | None = None
+    best_of: int | None = None
+
+
+@dataclass(kw_only=True)  # not frozen: long chats are built faster
+class _Message:
+    role: Role
+    content: object = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[list[object], AtMost(MAX_CALLS)] = field(default_factory=list)
+    function_call: object = None
+    reasoning_content: object = None
+    reasoning: object = None
+    thinking: object = None
+    reasoning_details: object = None
+    thinking_blocks: object = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +153,9 @@ class SamplingChoice:
     seed: int | None
     stops: tuple[str, ...]
     stop_token_ids: tuple[int, ...] | None
-    """Replaces the model's own end tokens."""
+    """End tokens that replace the model's own."""
     top_logprobs: int | None
-    """None: no logprobs; 0: of the sampled tokens alone."""
+    """Number of most likely tokens to show; 0: only the sampled tokens' logprobs; None: none."""
     return_token_ids: bool
 
 
@@ -114,10 +164,10 @@ class ChatRequest:
     """A /chat/completions request."""
 
     sampling: SamplingChoice
-    messages: list[dict[str, Any]]
-    """As templates want them: texts as content, tool arguments as objects."""
-    tools: list[dict[str, Any]]
-    template_options: dict[str, Any]
+    messages: list[JsonObject]
+    """Messages as templates expect them: texts as content, objects as tool arguments."""
+    tools: list[JsonObject]
+    template_options: JsonObject
 
 
 @dataclass(frozen=True)
@@ -129,202 +179,159 @@ class CompletionRequest:
     echo: bool
 
 
-def decode_chat_request(body: dict[str, Any], limits: Limits) -> ChatRequest:
+def decode_chat_request(values: JsonObject) -> ChatRequest:
     """Read a chat request.
 
     Raises:
-        UserError: names the field and the value.
+        UserError: the message names the field and the value.
     """
-    fields = Fields(body)
-    _check_names(fields, _CHAT, _NEUTRAL | _NEUTRAL_CHAT)
-    raw = fields.array("messages", max_items=MAX_MESSAGES)
-    if not raw:
+    given = _given(values)
+    _check_names(given, _ChatBody, _NEUTRAL | _NEUTRAL_CHAT)
+    body = read_as(_ChatBody, given)
+    if not body.messages:
         raise UserError("messages=[] is empty; give at least one message")
-    messages = [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
-    options = _template_options(fields)
-    effort = fields.text("reasoning_effort", None)
-    if effort is not None:
-        options["reasoning_effort"] = effort
-    wants_logprobs = fields.flag("logprobs", False)
-    top = fields.integer("top_logprobs", 0, minimum=0, maximum=MAX_TOP_LOGPROBS)
-    if top and not wants_logprobs:
-        raise UserError(f"top_logprobs={top} needs logprobs; set logprobs to true")
-    max_tokens = fields.integer("max_tokens", None, minimum=1, maximum=MAX_INT32)
-    max_tokens = fields.integer("max_completion_tokens", max_tokens, minimum=1, maximum=MAX_INT32)
-    sampling = _sampling(fields, limits, max_tokens, top if wants_logprobs else None)
-    return ChatRequest(sampling, messages, _tools(fields), options)
+    messages = [_show_message(item, f"messages[{at}]") for at, item in enumerate(body.messages)]
+    options = _template_options(body.chat_template_kwargs)
+    if body.reasoning_effort is not None:
+        options["reasoning_effort"] = body.reasoning_effort
+    if body.top_logprobs and not body.logprobs:
+        raise UserError(f"top_logprobs={body.top_logprobs} needs logprobs; set logprobs to true")
+    sampling = _sampling(
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        top_logprobs=body.top_logprobs if body.logprobs else None,
+    )
+    return ChatRequest(sampling, messages, _tools(body.tools, body.tool_choice), options)
 
 
-def decode_completion_request(body: dict[str, Any], limits: Limits) -> CompletionRequest:
+def decode_completion_request(values: JsonObject) -> CompletionRequest:
     """Read a completion request.
 
     Raises:
-        UserError: names the field and the value.
+        UserError: the message names the field and the value.
     """
-    fields = Fields(body)
-    _check_names(fields, _COMPLETION, _NEUTRAL)
-    echo = fields.flag("echo", False)
-    lowest = 0 if echo else 1
-    max_tokens = fields.integer("max_tokens", COMPLETION_TOKENS, minimum=lowest, maximum=MAX_INT32)
-    top = fields.integer("logprobs", None, minimum=0, maximum=MAX_TOP_LOGPROBS)
-    sampling = _sampling(fields, limits, max_tokens, top)
-    best_of = fields.integer("best_of", sampling.n, minimum=1)
-    if best_of != sampling.n:
-        raise UserError(f"best_of={best_of} is not available here; leave it out, or equal to n")
-    if echo and sampling.stream:
-        raise UserError("echo=true cannot be streamed; leave out echo or stream")
-    prompts = _prompts(fields.values.get("prompt"))
-    if len(prompts) * sampling.n > limits.max_num_samples:
+    given = _given(values)
+    _check_names(given, _CompletionBody, _NEUTRAL)
+    body = read_as(_CompletionBody, given)
+    if body.max_tokens == 0 and not body.echo:
+        raise UserError("max_tokens=0 is not accepted; expected 1 or greater, or echo=true")
+    sampling = _sampling(body, max_tokens=body.max_tokens, top_logprobs=body.logprobs)
+    if body.best_of not in (None, body.n):
         raise UserError(
-            f"n={sampling.n} with {len(prompts)} prompts asks for {len(prompts) * sampling.n} "
-            f"completions; at most {limits.max_num_samples} fit a request"
+            f"best_of={body.best_of} is not available here; leave it out, or use the value of n"
         )
-    return CompletionRequest(sampling, prompts, echo)
+    if body.echo and body.stream:
+        raise UserError("echo=true cannot be streamed; leave out echo or stream")
+    prompts = _prompts(body.prompt)
+    total = len(prompts) * body.n
+    if total not in SAMPLING["num_samples"]:
+        raise UserError(
+            f"n={body.n} with {len(prompts)} prompts asks for {total} completions; at most "
+            f"{SAMPLING['num_samples'].highest} fit a request"
+        )
+    return CompletionRequest(sampling, prompts, body.echo)
+
+
+def _given(values: JsonObject) -> JsonObject:
+    """Return the fields that are not null: clients send null for what they leave out."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _check_names(
-    fields: Fields, names: tuple[str, ...], neutral: Mapping[str, tuple[Any, ...]]
+    given: JsonObject, body: type[_Body], neutral: Mapping[str, tuple[object, ...]]
 ) -> None:
-    given = Fields({name: value for name, value in fields.values.items() if value is not None})
-    given.only(*names, *_SAMPLING, *neutral, *_INERT)
+    refuse_unknown(given, [*(item.name for item in fields(body)), *neutral, *_INERT])
     for name, accepted in neutral.items():
-        value = given.values.get(name)
-        if value is not None and value not in accepted:
+        if name in given and given[name] not in accepted:
             raise UserError(
-                f"{name}={str(value)[:80]} is not available here; leave it out, "
-                f"or use {json.dumps(accepted[0])}"
+                f"{name}={str(given[name])[:80]} is not available here; leave it out, or use "
+                f"{json.dumps(accepted[0])}"
             )
 
 
-def _sampling(
-    fields: Fields, limits: Limits, max_tokens: int | None, top_logprobs: int | None
-) -> SamplingChoice:
-    options = Fields(fields.object("stream_options", {}), prefix="stream_options.")
-    top_p = (
-        fields.number("top_p", 1.0, minimum=0.0, maximum=1.0) if _given(fields, "top_p") else 1.0
-    )
-    if top_p == 0.0:
-        raise UserError("top_p=0 keeps no token; use more than 0, up to 1 (off)")
-    top_k = fields.integer("top_k", -1, minimum=-1, maximum=MAX_INT32)
-    temperature = 1.0
-    if _given(fields, "temperature"):
-        temperature = fields.number("temperature", minimum=0.0, maximum=1e6)
+def _sampling(body: _Body, *, max_tokens: int | None, top_logprobs: int | None) -> SamplingChoice:
+    stop_ids = body.stop_token_ids
     return SamplingChoice(
-        model=fields.text("model"),
-        stream=fields.flag("stream", False),
-        include_usage=options.flag("include_usage", False),
-        n=fields.integer("n", 1, minimum=1, maximum=min(limits.max_num_samples, 1024)),
+        model=body.model,
+        stream=body.stream,
+        include_usage=body.stream_options.include_usage,
+        n=body.n,
         max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=-1 if top_k == 0 else top_k,
-        seed=fields.integer("seed", None),
-        stops=_stops(fields.values.get("stop")),
-        stop_token_ids=_stop_ids(fields),
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        seed=body.seed,
+        stops=tuple(body.stop),
+        stop_token_ids=None if stop_ids is None else tuple(stop_ids.tolist()),
         top_logprobs=top_logprobs,
-        return_token_ids=fields.flag("return_token_ids", False),
+        return_token_ids=body.return_token_ids,
     )
 
 
-def _given(fields: Fields, name: str) -> bool:
-    """Clients send null for numbers that they leave out."""
-    return fields.values.get(name) is not None
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > MAX_STOPS:
-        raise UserError(f"stop={str(value)[:80]} is not accepted; use up to {MAX_STOPS} texts")
-    for text in texts:
-        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
-            raise UserError(
-                f"stop={str(text)[:80]!r} is not accepted; use texts of 1 to "
-                f"{MAX_STOP_CHARACTERS} characters"
-            )
-    return tuple(texts)
-
-
-def _stop_ids(fields: Fields) -> tuple[int, ...] | None:
-    values = fields.array("stop_token_ids", None, max_items=256)
-    if values is None:
-        return None
-    return tuple(_token_ids(values, "stop_token_ids"))
-
-
-def _token_ids(values: list[Any], where: str) -> list[int]:
-    for index, value in enumerate(values):
-        if type(value) is not int or not 0 <= value <= MAX_INT32:
-            raise UserError(f"{where}[{index}]={str(value)[:40]} is not a token id")
-    return values
-
-
-def _prompts(value: Any) -> list[str | list[int]]:
-    """A text, token ids, or a list of either."""
+def _prompts(value: object) -> list[str | list[int]]:
+    """Read a text, token ids, or a list of either."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise UserError(f"prompt={str(value)[:80]!r} is not accepted; use a text or token ids")
+        raise UserError(f"prompt={show_value(value)} is not accepted; use a text or token ids")
     if all(type(item) is int for item in value):
-        return [_token_ids(value, "prompt")]
+        return [read_token_ids(value, "prompt").tolist()]
     if len(value) > MAX_PROMPTS:
         raise UserError(f"prompt has {len(value)} entries; at most {MAX_PROMPTS} are accepted")
     prompts: list[str | list[int]] = []
     for index, item in enumerate(value):
         if isinstance(item, list):
-            prompts.append(_token_ids(item, f"prompt[{index}]"))
+            prompts.append(read_token_ids(item, f"prompt[{index}]").tolist())
         elif isinstance(item, str):
             prompts.append(item)
         else:
-            raise UserError(f"prompt[{index}]={str(item)[:80]} is not a text or token ids")
+            raise UserError(f"prompt[{index}]={show_value(item)} is not a text or token ids")
     return prompts
 
 
-def _message(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}={str(value)[:80]} is not a message; expected an object")
-    fields = Fields(value, prefix=f"{where}.")
-    role = fields.text("role", choices=ROLES)
-    text = _content(value.get("content"), f"{where}.content", optional=role == "assistant")
-    message: dict[str, Any] = {
-        "role": _OTHER_ROLES.get(role, role),
-        "content": text,
-    }
-    for name in ("name", "tool_call_id"):
-        if value.get(name) is not None:
-            message[name] = fields.text(name)
-    if role == "assistant":
-        reasoning, message["content"] = _reasoning(value, text, where)
-        if reasoning is not None:
-            message["reasoning_content"] = reasoning
-        calls = fields.array("tool_calls", [], max_items=1024)
-        if not calls and value.get("function_call") is not None:
-            message["tool_calls"] = [
-                _tool_call({"function": value["function_call"]}, f"{where}.function_call")
-            ]
-        if calls:
-            message["tool_calls"] = [
-                _tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)
-            ]
-    return message
+def _show_message(message: _Message, where: str) -> JsonObject:
+    """Return a message as templates expect it."""
+    role = message.role
+    text = _content(message.content, f"{where}.content", optional=role == "assistant")
+    shown: JsonObject = {"role": _OTHER_ROLES.get(role, role), "content": text}
+    if message.name is not None:
+        shown["name"] = message.name
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    if role != "assistant":
+        return shown
+    reasoning, shown["content"] = _reasoning(message, text, where)
+    if reasoning is not None:
+        shown["reasoning_content"] = reasoning
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            _tool_call(call, f"{where}.tool_calls[{index}]")
+            for index, call in enumerate(message.tool_calls)
+        ]
+    elif message.function_call is not None:
+        call = {"function": message.function_call}
+        shown["tool_calls"] = [_tool_call(call, f"{where}.function_call")]
+    return shown
 
 
-def _reasoning(value: dict[str, Any], text: str, where: str) -> tuple[str | None, str]:
-    """Return a reply's reasoning, by whichever name clients send it, and its text without it."""
+def _reasoning(message: _Message, text: str, where: str) -> tuple[str | None, str]:
+    """Return a reply's reasoning, under any of its names, and the reply's text without it."""
     for name in _REASONING:
-        if value.get(name) is not None:
-            return _content(value[name], f"{where}.{name}"), text
+        value = getattr(message, name)
+        if value is not None:
+            return _content(value, f"{where}.{name}"), text
     for name in _REASONING_LISTS:
-        if value.get(name):
+        value = getattr(message, name)
+        if value:
             raise UserError(
-                f"{where}.{name}={json.dumps(value[name])[:80]} is not read here; send the "
+                f"{where}.{name}={json.dumps(value)[:80]} is not supported here; send the "
                 "reasoning as reasoning_content, a text"
             )
     return split_reasoning(text)
 
 
-def _content(value: Any, where: str, *, optional: bool = False) -> str:
+def _content(value: object, where: str, *, optional: bool = False) -> str:
+    """Return the text of a content: a text, or a list of text parts."""
     if value is None and optional:
         return ""
     if isinstance(value, list):
@@ -335,25 +342,31 @@ def _content(value: Any, where: str, *, optional: bool = False) -> str:
     return value
 
 
-def _part(value: Any, where: str) -> str:
-    kind = value.get("type") if isinstance(value, dict) else None
+def _part(value: object, where: str) -> str:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}={show_value(value)} is not a content part; expected an object")
+    kind = value.get("type")
     key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
         raise UserError(f"{where}.type={str(kind)[:40]!r} is not supported here; use text")
     return _content(value.get(key), f"{where}.{key}")
 
 
-def _tool_call(value: Any, where: str) -> dict[str, Any]:
+def _tool_call(value: object, where: str) -> JsonObject:
     function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UserError(f"{where}.function is missing or has no name; expected a function call")
     arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return call | ({"id": value["id"]} if isinstance(value.get("id"), str) else {})
+    call: JsonObject = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+    identity = value.get("id") if isinstance(value, dict) else None
+    return call | ({"id": identity} if isinstance(identity, str) else {})
 
 
-def _arguments(value: Any, where: str) -> dict[str, Any]:
-    """Return arguments as an object; what clients send for none is an empty one."""
+def _arguments(value: object, where: str) -> JsonObject:
+    """Return the arguments of a call; a missing, null or empty value gives an empty object."""
     if isinstance(value, str):
         try:
             value = load_json(value) if value.strip() else None
@@ -367,9 +380,9 @@ def _arguments(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _template_options(fields: Fields) -> dict[str, Any]:
-    """Further variables of the template; those that the request sets otherwise are refused."""
-    options = dict(fields.object("chat_template_kwargs", {}))
+def _template_options(given: JsonObject) -> JsonObject:
+    """Return further template variables; refuse those that the request's own fields set."""
+    options = dict(given)
     if options.get("add_generation_prompt") in (True, None):
         options.pop("add_generation_prompt", None)
     for name in _SET_VARIABLES:
@@ -381,20 +394,23 @@ def _template_options(fields: Fields) -> dict[str, Any]:
     return options
 
 
-def _tools(fields: Fields) -> list[dict[str, Any]]:
-    tools = fields.array("tools", [], max_items=1024)
-    for index, tool in enumerate(tools):
+def _tools(given: list[object], choice: object) -> list[JsonObject]:
+    """Return the declared tools, or none if the request asks for an answer without tools."""
+    tools: list[JsonObject] = []
+    for index, tool in enumerate(given):
         function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if (
+            not isinstance(tool, dict)
+            or not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+        ):
             raise UserError(
                 f"tools[{index}] is not a function declaration; expected "
                 '{"type": "function", "function": {"name": ..., "parameters": {...}}}'
             )
-    choice = fields.values.get("tool_choice", "auto")
-    if choice == "none":
-        return []
-    if choice not in ("auto", None):
+        tools.append(tool)
+    if choice not in ("auto", "none"):
         raise UserError(
             f"tool_choice={str(choice)[:80]} cannot be enforced here; use 'auto' or 'none'"
         )
-    return tools
+    return [] if choice == "none" else tools

@@ -1,4 +1,4 @@
-"""The endpoints: models, chat completions and completions, streamed or whole."""
+"""The routes: models, chat completions and completions, streamed or whole."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.local.errors import ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.answers import ChatAnswer, CompletionAnswer
 from tinker_cookbook.local.openai_api.codec import TextCodec
@@ -39,13 +37,10 @@ from tinker_cookbook.local.openai_api.sampling import (
     with_prompt_scores,
 )
 from tinker_cookbook.local.service.protocol.connections import wait_until_gone
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import (
-    HttpError,
-    as_http_error,
-    decode,
-    read_fields,
-)
+from tinker_cookbook.local.service.protocol.failures import describe_failure
+from tinker_cookbook.local.service.protocol.http import read_json
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
+from tinker_cookbook.local.service.protocol.request_ids import current_request_id
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
@@ -55,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX", "ROUTES"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PREFIX = "/oai/api/v1"
 MAX_LISTED = 10_000
@@ -88,31 +85,31 @@ async def get_model(service: Service, request: Request) -> Response:
     return JSONResponse(_model(target.name, int(service.started_at)))
 
 
-def _model(name: str, created: int) -> dict[str, Any]:
+def _model(name: str, created: int) -> JsonObject:
     return {"id": name, "object": "model", "created": created, "owned_by": "tinker-cookbook"}
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    chat = await decode(fields, decode_chat_request, fields.values, service.limits)
-    client = _client_of(request, fields)
+    body = await read_json(request, service.limits.max_json_bytes)
+    chat = await body.decode(decode_chat_request, body.values)
+    client = _client_of(request, body.values)
     return await _perform(
         service, request, chat.sampling, lambda t: _plan_chat(service, chat, t), client
     )
 
 
 async def completions(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    asked = await decode(fields, decode_completion_request, fields.values, service.limits)
-    client = _client_of(request, fields)
+    body = await read_json(request, service.limits.max_json_bytes)
+    asked = await body.decode(decode_completion_request, body.values)
+    client = _client_of(request, body.values)
     return await _perform(
         service, request, asked.sampling, lambda t: _plan_completion(service, asked, t), client
     )
 
 
-def _client_of(request: Request, fields: Fields) -> str:
-    """Who shares the engine with others: the request's `user`, else the address it came from."""
-    user = fields.values.get("user")
+def _client_of(request: Request, values: JsonObject) -> str:
+    """Return whose request it is, to share the engine fairly: its `user`, or else its address."""
+    user = values.get("user")
     if isinstance(user, str) and user:
         return f"user:{user[:200]}"
     return f"address:{request.client.host if request.client is not None else ''}"
@@ -128,8 +125,8 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
     template = codec.tool_template if chat.tools else codec.template
     if template is None:
         raise UserError(
-            f"model={target.base_model!r} has no chat template; use /completions with a prompt "
-            "that is written out"
+            f"model={target.base_model!r} has no chat template; use /completions with a "
+            "complete prompt"
         )
 
     def render() -> tuple[str, list[int]]:
@@ -153,8 +150,8 @@ async def _plan_chat(service: Service, chat: ChatRequest, target: Target) -> _Jo
     return _Job(target, chat.sampling, [spec], answer)
 
 
-def _count_characters(value: Any) -> int:
-    """Of all texts in objects and lists."""
+def _count_characters(value: object) -> int:
+    """Return the number of characters of all texts in objects and lists."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
@@ -222,9 +219,10 @@ async def _answer_whole(
 
 
 def _whole_body(job: _Job, results: list[SampleResult]) -> bytes:
-    """The answer as JSON, choice by choice: each holds the interpreter while it is written."""
+    """Return the answer as JSON, written choice by choice, so that other threads run in between."""
     shown = job.answer.whole(job.specs, results)
-    choices = ",".join(_json(choice, allow_nan=False) for choice in shown.pop("choices"))
+    written = cast(list[JsonObject], shown.pop("choices"))
+    choices = ",".join(_json(choice, allow_nan=False) for choice in written)
     return f'{_json(shown)[:-1]},"choices":[{choices}]}}'.encode()
 
 
@@ -235,7 +233,7 @@ async def _open(
     stack: contextlib.AsyncExitStack,
     client: str,
 ) -> tuple[_Job, Sampling, list[Drawn]]:
-    """Begin to sample, and wait for the first token: until then a refusal is a plain error."""
+    """Start to sample and wait for the first token. Until then, an error is an ordinary answer."""
     job = await plan(target)
     started = Sampling.start(service, target, job.specs, watch=True, client=client)
     sampling = await stack.enter_async_context(started)
@@ -243,7 +241,7 @@ async def _open(
 
 
 async def _events(job: _Job, sampling: Sampling, first: list[Drawn]) -> AsyncIterator[bytes]:
-    """Server-sent events, closed by `[DONE]`; a failure on the way is an event of its own."""
+    """Yield server-sent events; the last is `[DONE]`. An error becomes an event, too."""
     answer = job.answer
     try:
         for chunk in answer.opening(len(job.specs) * job.choice.n):
@@ -254,30 +252,24 @@ async def _events(job: _Job, sampling: Sampling, first: list[Drawn]) -> AsyncIte
                 yield b"".join(map(_event, chunks))
         for chunk in answer.closing(job.specs, await sampling.results()):
             yield _event(chunk)
-    except HttpError as error:
-        yield _event({"error": describe_error(error.status, error.detail)})
-    except (UserError, ShuttingDownError) as error:
-        yield _event({"error": describe_error(as_http_error(error).status, str(error))})
-    except TinkerCookbookError as error:
-        yield _event({"error": describe_error(400, str(error))})
     except Exception as error:
-        number = secrets.token_hex(6)
-        logger.exception("a streamed answer failed (%s)", number)
-        message = f"{type(error).__name__}: {error} (request {number})"
-        yield _event({"error": describe_error(500, message)})
+        failure = describe_failure(error, current_request_id())
+        if failure.is_unexpected:
+            logger.exception("a streamed answer failed (request %s)", current_request_id())
+        yield _event({"error": describe_error(failure)})
     yield b"data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _event(value: JsonObject) -> bytes:
     return b"data: " + _json(value).encode() + b"\n\n"
 
 
-def _json(value: dict[str, Any], *, allow_nan: bool = True) -> str:
+def _json(value: JsonObject, *, allow_nan: bool = True) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan)
 
 
 class _EventStream(StreamingResponse):
-    """A stream that gives up its sampling however it ends, also before its first event."""
+    """A stream that cancels its sampling when it ends, even before its first event."""
 
     def __init__(self, events: AsyncIterator[bytes], holding: contextlib.AsyncExitStack) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -293,12 +285,12 @@ class _EventStream(StreamingResponse):
             logger.info("stream closed after %.1fms", (time.monotonic() - began) * 1e3)
 
 
-async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
-    """Await work that ends early, cancelled, when the client goes away.
+async def _unless_gone(service: Service, request: Request, work: Coroutine[object, object, T]) -> T:
+    """Await work, and cancel it if the client disconnects.
 
     Raises:
-        ClientDisconnect: it went away.
-        HttpError: 503 if the service stopped first.
+        ClientDisconnect: the client disconnected first.
+        ShuttingDownError: the service stopped first.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(wait_until_gone(request))
@@ -308,7 +300,7 @@ async def _unless_gone(service: Service, request: Request, work: Any) -> Any:
         if not task.done():
             raise ClientDisconnect
         if task.cancelled():
-            raise HttpError(503, "the service stopped before the answer ended")
+            raise ShuttingDownError("the service stopped before the answer ended")
         return task.result()
     finally:
         gone.cancel()

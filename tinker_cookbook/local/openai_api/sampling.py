@@ -1,4 +1,4 @@
-"""From a model's name to tokens: which weights, which end tokens, the draws as they come."""
+"""From a model's name to sampled tokens: find the weights and end tokens, sample, stream tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinker_cookbook.local.engine.types import OnToken, SampleResult, SampleSpec
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import NotFoundError, ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
-from tinker_cookbook.local.service.protocol.http import HttpError
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.threads import TEXTS
 
 if TYPE_CHECKING:
@@ -37,15 +36,17 @@ __all__ = [
 ]
 
 
+TopRow = tuple[np.ndarray, np.ndarray]
+"""Token ids and logprobs of the most likely tokens, best first."""
 MAX_UNSENT = 2**17
-"""Tokens that wait for a stream's client; one that is further behind is cut off."""
+"""Maximum number of tokens that wait for a stream's client. A slower client is disconnected."""
 SENT_AT_ONCE = 32
-"""Tokens turned into text before anything else gets its turn: a few milliseconds."""
+"""Number of tokens that are decoded before other work may run; takes a few milliseconds."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a request's `model` means here."""
+    """The model or checkpoint that a request names."""
 
     name: str
     base_model: str
@@ -56,28 +57,29 @@ def find_target(service: Service, model: str) -> Target:
     """Look up a base model or a checkpoint.
 
     Raises:
-        HttpError: 404 if there is none of that name; UserError for a malformed path.
+        NotFoundError: the service has no model or checkpoint of this name.
+        UserError: the path is malformed.
     """
     if not model.startswith("tinker://"):
         try:
             return Target(model, service.engine.canonical_name(model, field="model"), None)
         except UserError as error:
-            raise HttpError(404, str(error)) from error
+            raise NotFoundError(str(error)) from error
     path = parse_tinker_path(model, field="model")
     run = service.store.index.run(path.run_id)
     if run is None or service.store.find(path.run_id, path.segment, path.name) is None:
-        raise HttpError(404, f"model={model!r} does not exist; it may have expired")
+        raise missing_checkpoint("model", model)
     return Target(model, service.engine.canonical_name(run.base_model), model)
 
 
 class Codecs:
-    """The text codecs of the served models, each loaded when it is first needed."""
+    """The text codecs of the served models. Each is loaded when it is first needed."""
 
     def __init__(self) -> None:
         self._loading: dict[str, asyncio.Task[TextCodec]] = {}
 
     async def get(self, folder: str) -> TextCodec:
-        """The codec of a model folder; UserError if its tokenizer cannot be used."""
+        """Return the codec of a model folder; UserError if its tokenizer cannot be used."""
         task = self._loading.get(folder)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             loading = TEXTS.run(TextCodec, Path(folder))
@@ -89,14 +91,14 @@ _codecs: weakref.WeakKeyDictionary[Service, Codecs] = weakref.WeakKeyDictionary(
 
 
 def codecs_of(service: Service) -> Codecs:
-    """The codecs of a service, made at its first request."""
+    """Return the codecs of a service."""
     return _codecs.setdefault(service, Codecs())
 
 
 def end_token_ids(
     choice: SamplingChoice, eos_token_ids: Sequence[int], turn_end_ids: Sequence[int]
 ) -> frozenset[int]:
-    """Tokens that end an answer: those asked for, else the model's and its chat format's."""
+    """Return the tokens that end an answer: the request's, or else those of model and template."""
     if choice.stop_token_ids is not None:
         return frozenset(choice.stop_token_ids)
     return frozenset(eos_token_ids) | frozenset(turn_end_ids)
@@ -107,28 +109,28 @@ class Drawn:
     """One sampled token."""
 
     index: int
-    """Which completion: those of the first prompt come first."""
+    """Number of the completion; completions of the first prompt come first."""
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens here, best first."""
+    """The most likely tokens at this position, best first."""
 
 
 class _Feed:
-    """Tokens on their way from the engine's thread to a stream, which may be slower than it."""
+    """Queue of tokens from the engine's thread to a stream, which may be slower."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[int, int, float, Any]] = deque()
+        self._waiting: deque[tuple[int, int, float, TopRow | None]] = deque()
         self._changed = asyncio.Event()
         self._is_told = False
         self._has_ended = False
 
-    def put(self, index: int, token: int, logprob: float, top: Any) -> None:
-        """Add a token; for the engine's thread.
+    def put(self, index: int, token: int, logprob: float, top: TopRow | None) -> None:
+        """Add a token. Called on the engine's thread.
 
         Raises:
-            UserError: too many wait already.
+            UserError: too many tokens are waiting.
         """
         if len(self._waiting) >= MAX_UNSENT:
             raise UserError(
@@ -140,29 +142,30 @@ class _Feed:
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def end(self) -> None:
-        """Say that no token comes any more; for the event loop."""
+        """Mark the end of the tokens. Called on the event loop."""
         self._has_ended = True
         self._changed.set()
 
     async def take(self) -> list[Drawn]:
-        """Some tokens, once there are any; none after the end. Lets other work run in any case."""
+        """Wait for tokens and return some; empty after the end. Always lets other work run."""
         await asyncio.sleep(0)
         while not self._waiting and not self._has_ended:
             self._changed.clear()
             self._is_told = False
-            if not self._waiting:  # added just before it could have told
+            # check again: a token may have been added before the flag was cleared
+            if not self._waiting:
                 await self._changed.wait()
         count = min(len(self._waiting), SENT_AT_ONCE)
         return [_drawn(*self._waiting.popleft()) for _ in range(count)]
 
 
-def _drawn(index: int, token: int, logprob: float, top: Any) -> Drawn:
+def _drawn(index: int, token: int, logprob: float, top: TopRow | None) -> Drawn:
     ranked = () if top is None else zip(top[0].tolist(), top[1].tolist(), strict=True)
     return Drawn(index, token, logprob, tuple(ranked))
 
 
 class Sampling:
-    """Completions of one or several prompts that are being sampled."""
+    """Running requests for completions of one or several prompts."""
 
     def __init__(
         self,
@@ -187,16 +190,19 @@ class Sampling:
         watch: bool,
         client: str = "",
     ) -> AsyncIterator[Sampling]:
-        """Sample until the block is left, which cancels what is unfinished.
+        """Start to sample. Leaving the block cancels unfinished requests.
 
         Args:
-            watch: whether `draws` will be read.
-            client: whose request it is; clients share the engine evenly.
+            service: the service.
+            target: the model or checkpoint.
+            specs: one sampling request per prompt.
+            watch: whether the caller will read `draws`.
+            client: name of the client; clients share the engine evenly.
         """
         feed = _Feed()
 
         def listen(first: int) -> OnToken:
-            def on_token(index: int, token: int, logprob: float, top: Any = None) -> None:
+            def on_token(index: int, token: int, logprob: float, top: TopRow | None = None) -> None:
                 feed.put(first + index, token, logprob, top)
 
             return on_token
@@ -211,7 +217,7 @@ class Sampling:
                 results.append(asyncio.wrap_future(future))
                 first += spec.num_samples
             sampling = cls(results, specs, feed)
-            # without watching, the request that waits for the results is counted itself
+            # otherwise, the request that waits for the results counts as running work itself
             with service.in_flight(sampling._all) if watch else contextlib.nullcontext():
                 try:
                     yield sampling
@@ -224,22 +230,22 @@ class Sampling:
         self._all.add_done_callback(_retrieve)
 
     async def results(self) -> list[SampleResult]:
-        """The results in the order of the prompts.
+        """Return the results in the order of the prompts.
 
         Raises:
-            UserError: the engine refused one.
-            HttpError: 503 if the service was stopped.
+            UserError: the engine refused a request.
+            ShuttingDownError: the service stopped first.
         """
         await asyncio.wait([self._all])
         if self._all.cancelled():
-            raise HttpError(503, "the service stopped before the answer ended")
+            raise ShuttingDownError("the service stopped before the answer ended")
         return list(self._all.result())
 
     async def next_draws(self) -> list[Drawn]:
-        """The next tokens of any completions; none once all are finished.
+        """Return the next tokens of any completions; empty when all have finished.
 
         Raises:
-            UserError, HttpError: as `results`.
+            UserError, ShuttingDownError: as `results`.
         """
         drawn = await self._feed.take()
         if not drawn:
@@ -247,7 +253,7 @@ class Sampling:
         return drawn
 
     async def draws(self, first: list[Drawn]) -> AsyncIterator[list[Drawn]]:
-        """All tokens, a few at a time, beginning with those that were already taken."""
+        """Yield all tokens, a few at a time, starting with `first`."""
         drawn = first
         while drawn:
             yield drawn
@@ -255,7 +261,7 @@ class Sampling:
 
 
 def _retrieve(future: asyncio.Future) -> None:
-    """Say that an outcome which nobody waits for has been seen."""
+    """Retrieve the result of a future, so that asyncio does not report an unread error."""
     if not future.cancelled():
         future.exception()
 
@@ -263,10 +269,10 @@ def _retrieve(future: asyncio.Future) -> None:
 def build_spec(
     choice: SamplingChoice, prompt: Sequence[int], end_ids: frozenset[int], codec: TextCodec
 ) -> SampleSpec:
-    """What the engine is asked for."""
+    """Return the request to the engine."""
     stop: list[str] | list[int] = sorted(end_ids)
     if choice.stops:
-        # the engine takes texts or ids; an end token's own text stands for it
+        # the engine takes either texts or ids, so end tokens are given as texts
         stop = [*choice.stops, *(codec.token_text(token) for token in sorted(end_ids))]
     return SampleSpec(
         prompt=np.asarray(prompt, dtype=np.int32),
@@ -282,5 +288,5 @@ def build_spec(
 
 
 def with_prompt_scores(spec: SampleSpec, top_logprobs: int | None) -> SampleSpec:
-    """The same request, asking for the prompt's logprobs too."""
+    """Return the request with the prompt's logprobs added."""
     return replace(spec, prompt_logprobs=True, topk_prompt_logprobs=top_logprobs or 0)

@@ -1,4 +1,4 @@
-"""Options that both ways of starting a service share. Imports nothing of the service."""
+"""Options that both ways to start a service share. This module imports nothing of the service."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["add_operating_arguments"]
 
 
 def add_operating_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options about the service's surroundings."""
+    """Add the options for operating a service: hosts, folders, memory, logs."""
     parser.add_argument(
         "--allowed-host",
         action="append",
         dest="allowed_hosts",
         metavar="NAME",
-        help="a further name clients may use for the service, that of a proxy for example; repeat",
+        help="host name that clients may use, such as the name of a proxy; repeatable",
     )
     parser.add_argument(
         "--assets-dir",
         type=Path,
         metavar="DIR",
-        help="folder of images that clients may point at instead of sending them (default: none)",
+        help="folder with images that clients may point at instead of sending them (default: none)",
     )
     parser.add_argument(
         "--models-dir",
@@ -29,35 +29,40 @@ def add_operating_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         dest="model_dirs",
         metavar="DIR",
-        help="folder under which clients may name any model folder; repeat",
+        help="folder in which clients may use any model folder; repeatable",
     )
     parser.add_argument(
         "--memory-gib",
         type=float,
         metavar="GIB",
-        help="memory the service may hold (default: what the machine or container has free)",
+        help="maximum memory of the service (default: the free memory of the machine or container)",
     )
     parser.add_argument(
         "--spill-after",
         type=float,
         metavar="SECONDS",
-        help="move runs and samplers unused for so long to the state folder (default: 600)",
+        help="move runs and samplers that were unused for this time to the state folder "
+        "(default: 600)",
     )
     parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)"
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the log (default: %(default)s)",
     )
     parser.add_argument(
         "--log-mib",
         type=float,
         default=64.0,
         metavar="MIB",
-        help="size of the log files; the oldest lines go first (default: %(default)g)",
+        help="maximum size of the log files; the oldest lines are removed first "
+        "(default: %(default)g)",
     )
     parser.add_argument(
         "--keep-days",
         type=float,
         default=90.0,
         metavar="DAYS",
-        help="forget sessions, runs without checkpoints and old logs after so long "
+        help="remove sessions, runs without checkpoints and logs after this time "
         "(default: %(default)g)",
     )

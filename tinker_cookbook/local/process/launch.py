@@ -1,4 +1,4 @@
-"""What both ways of starting a service share: arguments -> settings -> a running process."""
+"""Start a service: arguments -> settings -> a running process. Both ways to start one use this."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.engine.model.architecture import dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
 from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.process.lifecycle import (
@@ -26,6 +26,7 @@ from tinker_cookbook.local.service.settings import Limits, RetentionSettings, Se
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage.store import SPARE_BYTES
 from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home
+from tinker_cookbook.utils.byte_sizes import format_bytes
 
 __all__ = ["build_settings", "check_arguments", "run_service"]
 
@@ -35,10 +36,10 @@ MIN_REMOTE_KEY_LENGTH = 32
 
 
 def build_settings(args: argparse.Namespace) -> ServiceSettings:
-    """Check the arguments of a start.
+    """Check the arguments and return the settings.
 
     Raises:
-        ConfigurationError: the key is unusable, or is not set where others can reach the service.
+        ConfigurationError: an argument, the state folder or the key cannot be used.
     """
     check_arguments(args)
     state_dir = (args.state_dir or cookbook_home() / "service").expanduser().resolve()
@@ -65,14 +66,14 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Check what can be checked without making, fetching or starting anything.
+    """Check what can be checked without creating, downloading or starting anything.
 
     Raises:
-        ConfigurationError: naming the argument.
+        ConfigurationError: the message names the argument.
     """
     if not 0 <= args.port <= 65535:
         raise ConfigurationError(
-            f"port={args.port} is no port; use 1 to 65535, or 0 for any free one"
+            f"port={args.port} is not a port; use 1 to 65535, or 0 for any free port"
         )
     bind(args.host, args.port).close()
     _check_numbers(args)
@@ -80,27 +81,23 @@ def check_arguments(args: argparse.Namespace) -> None:
     given += [("assets_dir", args.assets_dir)] if args.assets_dir else []
     for name, path in given:
         if not path.expanduser().is_dir():
-            raise ConfigurationError(f"{name}={path} is not a folder here; give one that exists")
+            raise ConfigurationError(f"{name}={path} is not a folder; use one that exists")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.num_threads is not None and args.num_threads < 1:
         raise ConfigurationError(f"num_threads={args.num_threads} is too small; use 1 or more")
     if args.spill_after is not None and not 0 <= args.spill_after < math.inf:
-        raise ConfigurationError(
-            f"spill_after={args.spill_after} is no time; use a number of seconds from 0"
-        )
+        raise ConfigurationError(f"spill_after={args.spill_after} must be 0 seconds or more")
     if not 1 <= args.log_mib < math.inf:
-        raise ConfigurationError(f"log_mib={args.log_mib} is no size; use a number of MiB from 1")
+        raise ConfigurationError(f"log_mib={args.log_mib} must be 1 MiB or more")
     if not 1 <= args.keep_days < math.inf:
-        raise ConfigurationError(
-            f"keep_days={args.keep_days} is no time; use a number of days from 1"
-        )
+        raise ConfigurationError(f"keep_days={args.keep_days} must be 1 day or more")
 
 
 def _check_state_folder(state_dir: Path) -> None:
     if state_dir.exists() and not state_dir.is_dir():
-        raise ConfigurationError(f"state_dir={state_dir} is a file; name a folder")
+        raise ConfigurationError(f"state_dir={state_dir} is a file; use a folder")
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         is_shared = bool(state_dir.stat().st_mode & stat.S_ISVTX)
@@ -111,13 +108,13 @@ def _check_state_folder(state_dir: Path) -> None:
         ) from error
     if free < SPARE_BYTES:
         raise ConfigurationError(
-            f"state_dir={state_dir} is on a full disk: {free} bytes are free; free some space, or "
-            "choose another --state-dir"
+            f"state_dir={state_dir} is on a full disk, with {format_bytes(free)} free; free some "
+            "space, or choose another --state-dir"
         )
-    # it becomes its owner's alone, which would lock others out of /tmp, or of a home
+    # the service makes its folder private, which must not happen to /tmp or a home folder
     if is_shared or state_dir in (Path.home().resolve(), Path("/")):
         raise ConfigurationError(
-            f"state_dir={state_dir} is used for other things too; choose a folder of its own, such "
+            f"state_dir={state_dir} is also used for other things; choose a separate folder, such "
             f"as {state_dir / 'service'}"
         )
 
@@ -126,7 +123,7 @@ def _memory_bytes(gib: float | None) -> int | None:
     if gib is None:
         return None
     if not 0 < gib < 2**20:
-        raise ConfigurationError(f"memory_gib={gib} is no amount of memory; use a number above 0")
+        raise ConfigurationError(f"memory_gib={gib} must be above 0 GiB")
     return int(gib * 2**30)
 
 
@@ -190,7 +187,7 @@ def run_service(
 
 
 def _notes(settings: ServiceSettings) -> list[str]:
-    """What whoever started the service should know about its speed."""
+    """Return hints about the speed of the service, for its operator."""
     if settings.engine.device not in (None, "cpu") or Path("/dev/nvidia0").exists():
         return []
     missing = describe_missing_compiler()
@@ -198,15 +195,15 @@ def _notes(settings: ServiceSettings) -> list[str]:
 
 
 _REACH = """
-From other machines: http://ADDRESS:{port}, where ADDRESS is one of this machine's; traffic is not
-encrypted, and names instead of addresses need --allowed-host"""
+From other machines: http://ADDRESS:{port}, with an ADDRESS of this machine. Traffic is not
+encrypted. To use a name instead of an address, add --allowed-host NAME"""
 
 
 def _how_to_use(settings: ServiceSettings, base_url: str, ticket: str) -> str:
-    """What `serve` prints; the key itself stays where it is, as terminals are kept and shared."""
+    """Return what `serve` prints. It leaves out the key: terminals are logged and shared."""
     if os.environ.get(KEY_VARIABLE):
-        key = f"the one in {KEY_VARIABLE}, which clients need too"
-        export_key = f"# {KEY_VARIABLE} as for this service"
+        key = f"the value of {KEY_VARIABLE}, which clients need too"
+        export_key = f"# set {KEY_VARIABLE} as for this service"
     else:
         path = key_path(settings.state_dir)
         key = f"in {path}, readable by you only"
@@ -224,6 +221,6 @@ Use it from another terminal:
 
 OpenAI clients: base_url={base_url}/oai/api/v1 and the same key
 Dashboard: {base_url}/#ticket={ticket}
-  (this link signs in once, within an hour; after that the page asks for the key)
+  (this link signs in once, within an hour; later the page asks for the key)
 
-Stop with Ctrl-C; what is in flight is finished first, a second Ctrl-C stops at once."""
+Stop with Ctrl-C. Running work is finished first; a second Ctrl-C stops at once."""

@@ -1,4 +1,4 @@
-"""From settings to a running process and back: bind, announce, watch the parent, stop cleanly."""
+"""The life of a service process: bind, announce, watch the parent, stop cleanly."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from tinker_cookbook.local.service.protocol.request_ids import (
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
+from tinker_cookbook.utils.durable_files import write_atomically
 from tinker_cookbook.utils.processes import is_running
 from tinker_cookbook.utils.terminal_text import escape_controls
 
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 4096
 PARENT_POLL_SECONDS = 1.0
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit status of a program that Ctrl-C has ended."""
+"""Exit status of a program that Ctrl-C ended."""
 EMBEDDED_DRAIN_SECONDS = 8.0
 PR_SET_PDEATHSIG = 1
 LOG_PARTS = 4
@@ -51,7 +52,7 @@ TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     if host == "localhost":
         return True
     with contextlib.suppress(ValueError):
@@ -60,14 +61,12 @@ def is_loopback(host: str) -> bool:
 
 
 def write_ready_file(path: Path, values: dict[str, object]) -> None:
-    """Write JSON so that a reader sees all of it or no file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write a JSON file in one step, so that a reader does not see a part of it."""
+    write_atomically(path, json.dumps(values) + "\n")
 
 
 def set_up_logging(settings: ServiceSettings) -> Path:
-    """Log to a file of this process in the state folder; warnings also go to stderr.
+    """Log to a file of this process in the state folder, and warnings also to stderr.
 
     Raises:
         ConfigurationError: the state folder cannot be written.
@@ -98,7 +97,7 @@ def set_up_logging(settings: ServiceSettings) -> Path:
 
 
 class _BriefFormatter(TextFormatter):
-    """On the terminal, what the user can mend comes without a traceback; the log file has it."""
+    """Writes errors that the user can fix without a traceback. The log file has the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
@@ -108,7 +107,7 @@ class _BriefFormatter(TextFormatter):
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log on a full disk says so once, not with a traceback for every line."""
+    """A log file that reports a full disk once, instead of with a traceback for every line."""
 
     _complained = False
 
@@ -120,7 +119,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there, or ConfigurationError."""
+    """Return a socket that listens on the address, or raise ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -138,14 +137,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _raise_file_limit() -> None:
-    """Thousands of held polls need as many descriptors."""
+    """Allow as many open files as possible: each waiting poll needs a file descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _base_url(host: str, bound: socket.socket) -> str:
-    """How this machine reaches it."""
+    """Return the URL that this machine uses for the service."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{bound.getsockname()[1]}"
 
@@ -159,13 +158,13 @@ def serve(
 ) -> int:
     """Run a service until it is told to stop.
 
-    The first Ctrl-C or SIGTERM lets what is in flight finish; a further Ctrl-C ends this process
-    then and there, with exit status 130. Where a parent is named, so does its first.
+    After the first Ctrl-C or SIGTERM, running work is finished. Another Ctrl-C ends the process at
+    once, with exit status 130. With a parent, the first Ctrl-C does that already.
 
     Args:
-        announce: called with the service and its base URL once connections are accepted.
-        say: called with what whoever started the service should read while it stops.
-        parent_pid: stop when this process is gone.
+        announce: called with the service and its base URL when it accepts connections.
+        say: called with messages for the operator while the service stops.
+        parent_pid: process whose end stops the service.
 
     Returns:
         The exit status.
@@ -218,7 +217,7 @@ async def _serve(
         announce()
         reasons = {asyncio.create_task(stopping.told.wait()), running, orphaned, failed}
         await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
-        has_failed = failed.done()  # a model that loads at the end fails by being stopped
+        has_failed = failed.done()  # check now: a model that is loading fails when the engine stops
         await service.drain(0.0 if has_failed else stopping.drain_seconds)
     finally:
         orphaned.cancel()
@@ -230,7 +229,7 @@ async def _serve(
 
 
 class _Stopping:
-    """What the signals to stop do: the first starts an orderly stop, a further Ctrl-C ends it."""
+    """Reacts to signals: the first starts an orderly stop, another Ctrl-C ends the process."""
 
     def __init__(
         self, service: Service, say: Callable[[str], None], parent_pid: int | None
@@ -242,7 +241,7 @@ class _Stopping:
 
     @property
     def drain_seconds(self) -> float:
-        """How long work in flight may go on; an embedding parent gives its child 15 seconds."""
+        """Time limit for running work. A parent process ends its child after 15 seconds."""
         limits = self._service.limits
         return limits.drain_seconds if self.parent_pid is None else EMBEDDED_DRAIN_SECONDS
 
@@ -252,7 +251,7 @@ class _Stopping:
             loop.add_signal_handler(number, self._hear, number)
 
     def _hear(self, number: signal.Signals) -> None:
-        # Managers repeat SIGTERM, so only Ctrl-C counts; an embedding parent has heard it before.
+        # Process managers repeat SIGTERM, so only Ctrl-C counts. A parent process got it first.
         if number == signal.SIGINT and (self.told.is_set() or self.parent_pid is not None):
             self._end_now()
         if not self.told.is_set():
@@ -261,15 +260,15 @@ class _Stopping:
             if work:
                 self._say(
                     f"Stopping. Waiting up to {self.drain_seconds:.0f} s for {work}; "
-                    "Ctrl-C again stops at once. What was saved stays."
+                    "Ctrl-C again stops at once. Saved checkpoints stay."
                 )
             else:
-                self._say("Stopping; nothing is in flight. Ctrl-C again stops at once.")
+                self._say("Stopping; nothing is running. Ctrl-C again stops at once.")
 
     def _end_now(self) -> None:
-        """Leave without waiting for threads; on disk this is like a crash, which loses nothing."""
+        """End the process without waiting for threads. Saved checkpoints stay."""
         work = self._service.describe_work() or "nothing"
-        logger.warning("stopped at once by Ctrl-C; not finished: %s", work)
+        logger.warning("stopped at once by Ctrl-C; unfinished: %s", work)
         self._service.abandon()
         logging.shutdown()
         sys.stdout.flush()
@@ -277,7 +276,7 @@ class _Stopping:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: work in flight is finished first."""
+    """uvicorn without its signal handlers, so that running work can be finished first."""
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -291,6 +290,6 @@ async def _wait_for_orphaning(parent_pid: int | None) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux for SIGTERM when the parent dies; elsewhere the poll alone has to do."""
+    """Ask Linux for SIGTERM when the parent dies. Other systems rely on polling."""
     if sys.platform == "linux" and os.getppid() == parent_pid:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Whether a model folder can be served, before anything of it is loaded."""
+"""Check whether a model folder can be served, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["check_model"]
 
 
 def check_model(folder: Path) -> None:
-    """Refuse what the engine could not run. Imports torch only for models that need transformers.
+    """Refuse a model that the engine cannot run. Imports torch only if transformers runs the model.
 
     Raises:
-        WeightsError: in one line.
+        WeightsError: the message says what is not supported.
     """
     if read_arch(folder) is None:
         from tinker_cookbook.local.engine.model.hf_support import read_hf_config

@@ -1,4 +1,4 @@
-"""What an owner can set about a service, and the limits it enforces."""
+"""Settings of a service, and the limits that it enforces."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Patience:
-    """When the samples of a client are dropped since it will not fetch them."""
+    """How long the service keeps sampling for a client that seems to be gone, in seconds."""
 
     cut_seconds: float = 5.0
-    """The connections over which it waited ended, and nothing was heard of its session since."""
+    """Limit after its polls were disconnected, without any later request of its session."""
     silent_seconds: float = 60.0
-    """Nothing was heard of its session, and it holds no request."""
+    """Limit without any request of its session, and without a poll that waits."""
     ended_seconds: float = 2.0
-    """It has closed its session."""
+    """Limit after it closed its session."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds on what one request or one idle client may cost."""
+    """Limits on what one request or one idle client may use."""
 
     max_json_bytes: int = 64 * 2**20
-    """Body of a JSON request (a prompt with images is the largest)."""
+    """Maximum size of a JSON request. Prompts with images are the largest."""
     max_batch_bytes: int = 2 * 2**30
-    """Body of a forward_backward request, after decompression."""
+    """Maximum size of a forward_backward request, after decompression."""
     max_data: int = 65_536
-    """Datums in one forward_backward request."""
-    max_num_samples: int = 4096
+    """Maximum number of datums in a forward_backward request."""
     poll_hold_seconds: float = 25.0
-    """How long an unfinished future holds a poll; the SDK gives up at 45."""
+    """Maximum time that a poll waits for a result. The SDK gives up after 45 seconds."""
     gap_grace_seconds: float = 5.0
-    """How long a request waits for a lower seq_id that has not arrived."""
+    """Maximum time that a request waits for a lower seq_id that has not arrived."""
     result_keep_seconds: float = 900.0
-    """How long a result stays that nobody has read."""
+    """Time that a result is kept if nobody reads it."""
     read_keep_seconds: float = 300.0
-    """How long one stays after it was last read: an answer that was lost is asked for again."""
+    """Time that a result is kept after its last read, for clients that lost the answer."""
     result_keep_bytes: int = 2**30
-    """Finished results kept in memory; the oldest go first."""
+    """Maximum size of the finished results in memory. The oldest are dropped first."""
     session_idle_seconds: float = 900.0
-    """A session without heartbeat, request or work in flight for this long is expired."""
+    """Time without heartbeat, request or running work after which a session expires."""
     download_link_seconds: float = 3600.0
+    """Lifetime of a download link."""
     spill_seconds: float = 600.0
-    """A run or sampler not used for this long moves from memory to the state folder."""
+    """Time without use after which a run or sampler moves from memory to the state folder."""
     patience: Patience = field(default_factory=Patience)
     drain_seconds: float = 60.0
-    """How long a shutdown waits for what is in flight."""
+    """Maximum time that a shutdown waits for running work."""
 
 
 @dataclass(frozen=True)
 class RetentionSettings:
-    """How much of the past is kept beside the checkpoints."""
+    """How long records, curves and logs are kept."""
 
     keep_days: float = 90.0
-    """Logs of ended processes, and sessions and runs without a checkpoint, go after this time."""
+    """Days after which old logs, and sessions and runs without a checkpoint, are removed."""
     log_bytes: int = 64 * 2**20
-    """What the logs of this process may hold, and those of ended ones together."""
+    """Maximum size of this process's logs, and of all logs of ended processes together."""
 
     @property
     def keep_seconds(self) -> float:
@@ -71,22 +71,22 @@ class RetentionSettings:
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """One service process."""
+    """Settings of one service process."""
 
     state_dir: Path
     models: tuple[str, ...]
-    """Names or folders a client may ask for; the first is loaded at start."""
+    """Names or folders of the models that clients may use. The first is loaded at the start."""
     api_key: str
     host: str = "127.0.0.1"
     port: int = 0
     engine: EngineSettings = field(default_factory=EngineSettings)
     allowed_hosts: tuple[str, ...] = ()
-    """Names that requests may address the service by, besides its own address."""
+    """Host names that requests may use for the service, in addition to its address."""
     log_format: str = "text"
-    """`text` or `json`."""
+    """Format of the log: `text` or `json`."""
     assets_dir: Path | None = None
-    """Folder whose files clients may point at instead of sending images; None: none."""
+    """Folder with images that clients may point at instead of sending them; None: no folder."""
     model_dirs: tuple[Path, ...] = ()
-    """Folders under which clients may name any model folder."""
+    """Folders in which clients may use any model folder."""
     limits: Limits = field(default_factory=Limits)
     retention: RetentionSettings = field(default_factory=RetentionSettings)

@@ -1,8 +1,8 @@
-"""Threads beside the event loop, a few for each kind of work, so that no kind waits for another.
+"""Thread pools for slow work, one per kind of work, so that no kind waits for another.
 
-What takes long or waits for a lock runs here: a request of many megabytes is read, a text is cut
-into tokens, the index waits for its write lock. With one pool for all of it, six writes that wait
-for another program would keep the list of checkpoints from being read.
+The event loop must not wait for locks or long computations: parsing a request of many megabytes,
+encoding a text into tokens, waiting for the write lock of the index. With one pool for all of
+these, six writes that wait for another program would block the list of checkpoints.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import contextvars
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 __all__ = ["READING", "STORING", "TEXTS", "Lane"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Lane:
-    """A few threads, started when they are first needed."""
+    """A small thread pool. Its threads start when they are first needed."""
 
     def __init__(self, name: str, num_threads: int) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
 
-    async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The result of a call on one of the threads; its log lines keep the request's id."""
-        call = functools.partial(
-            contextvars.copy_context().run, functools.partial(function, *args, **kwargs)
-        )
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function on one of the threads. Its log lines keep the id of the request."""
+        context = contextvars.copy_context()
+        call = functools.partial(context.run, functools.partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
 READING = Lane("reading", 2)
-"""Bodies of requests: at most so many large ones are in memory twice."""
+"""Parsing of request bodies. Only two threads, because parsing a large body takes much memory."""
 TEXTS = Lane("texts", 2)
-"""Texts to tokens and tokens to texts."""
+"""Conversion between texts and tokens."""
 STORING = Lane("storing", 4)
-"""Whatever writes to the index or the checkpoints."""
+"""Writes to the index and the checkpoints."""

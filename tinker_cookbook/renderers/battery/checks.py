@@ -1,4 +1,4 @@
-"""What must hold of a rendered conversation, as functions that return what is wrong or None.
+"""Checks of a rendered conversation: functions that return what is wrong, or None.
 
 `tinker-cookbook render --verify`, the tests and the parity table share them.
 """
@@ -19,7 +19,7 @@ from tinker_cookbook.renderers.types import Message, ParseTermination, TrainOnWh
 
 
 def with_tools(family: Subject, case: Case) -> list[Message]:
-    """Return the messages with the tools declared the way the renderer wants them."""
+    """Return the messages with the tools declared as the renderer declares them."""
     if not case.tools:
         return case.messages
     has_system = case.messages[0]["role"] == "system"
@@ -29,7 +29,7 @@ def with_tools(family: Subject, case: Case) -> list[Message]:
 
 
 def is_expressible(family: Subject, case: Case) -> bool:
-    """Whether the template writes this conversation, without reading markup into its text."""
+    """Whether the template writes this conversation and treats no text in it as markup."""
     markers = [*family.tokenizer.get_added_vocab(), "</think>", "<think>"]
     texts = json.dumps(
         [family.to_template(m) for m in case.messages], ensure_ascii=False, default=str
@@ -40,7 +40,7 @@ def is_expressible(family: Subject, case: Case) -> bool:
 
 
 def parity_problem(family: Subject, case: Case, *, prompt: bool) -> str | None:
-    """Return how the render differs from the template, apart from the documented difference."""
+    """Return how the rendering differs from the template, except the documented difference."""
     messages = with_tools(family, case)
     renderer = family.renderer
     ours = renderer.render_prompt(messages) if prompt else renderer.render(messages)
@@ -59,8 +59,8 @@ def parity_problem(family: Subject, case: Case, *, prompt: bool) -> str | None:
 def splits_at_the_prompt(family: Subject, case: Case) -> bool:
     """Whether the template merges the end of a prompt with the start of the reply into one token.
 
-    Sampling cannot produce that token after that prompt, so the renderer encodes the reply by
-    itself. Happens to replies that start with a line break, and to empty reasoning where the
+    Sampling cannot produce that token after that prompt, so the renderer encodes the reply
+    separately. This happens to replies that start with a line break, and to empty reasoning if the
     prompt has opened the block.
     """
     replies = [split_reasoning(m) for m in case.messages if m["role"] == "assistant"]
@@ -75,7 +75,7 @@ def splits_at_the_prompt(family: Subject, case: Case) -> bool:
     if tail is None:
         return False
     starts = [text for _, text in replies]
-    if family.keeps_newlines:  # reasoning follows the opened block as it is
+    if family.keeps_newlines:  # reasoning follows the opened block unchanged
         starts += [reasoning for reasoning, _ in replies if reasoning]
     return any(_merges(family, tail, start) for start in starts)
 
@@ -91,7 +91,7 @@ def _text(family: Subject, tokens: Sequence[int]) -> str:
 
 
 def consistency_problem(family: Subject, case: Case) -> str | None:
-    """Check that what is trained is what sampling would produce after the very same prompt."""
+    """Check that the trained tokens are those that sampling would produce after the same prompt."""
     messages = with_tools(family, case)
     renderer = family.renderer
     trained = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
@@ -161,14 +161,14 @@ def round_trip_problem(family: Subject, case: Case) -> str | None:
 
 
 def _as_written(family: Subject, message: Message) -> Message:
-    """Return the message without what the format drops: trimmed space, outer newlines."""
+    """Return the message without what the format drops: outer white space and newlines."""
     reasoning, text = split_reasoning(message)
     if family.trims or family.strips:
         text = text.strip()
         reasoning = reasoning if family.keeps_newlines else reasoning.strip()
     if family.trims_end:
         text, reasoning = text.rstrip(), reasoning if reasoning.strip() else ""
-    if family.accepts_thinking and not family.keeps_newlines:  # its think block takes newlines
+    if family.accepts_thinking and not family.keeps_newlines:  # its think block absorbs newlines
         text, reasoning = text.lstrip("\n"), reasoning.strip("\n")
     result: Any = {**message, "content": text}
     if reasoning:
@@ -182,7 +182,7 @@ def _as_written(family: Subject, message: Message) -> Message:
 def _comparable(family: Subject, message: Message) -> tuple[object, ...]:
     reasoning, text = split_reasoning(message)
     if family.accepts_thinking and not family.keeps_newlines and not text.strip("\n"):
-        text = ""  # newlines alone between block and call are the format's
+        text = ""  # newlines between block and call belong to the format
     calls = [
         (call.function.name, json.loads(call.function.arguments))
         for call in message.get("tool_calls", [])
@@ -193,7 +193,7 @@ def _comparable(family: Subject, message: Message) -> tuple[object, ...]:
 
 
 def _normal_form(family: Subject) -> Any:
-    """Return what the tokenizer by itself does to text.
+    """Return the change that the tokenizer itself makes to text.
 
     Qwen's composes characters (NFC); SmolLM2's has no token for some bytes, such as 0xF1.
     """
@@ -217,7 +217,7 @@ def extension_problem(family: Subject, case: Case) -> str | None:
             example = renderer.build_supervised_example(messages[: index + 1])
         except RendererError:
             if family.may_refuse([message]):
-                continue  # no reply that was sampled
+                continue  # not a sampled reply
             return f"messages[{index}] cannot be trained"
         last = int(np.flatnonzero(example[1])[-1])
         sampled = example[0].to_ints()[: last + 1]

@@ -1,8 +1,8 @@
-"""Where a render and the template's tokens differ, and which of that is meant.
+"""Where the renderer's and the template's tokens differ, and which differences are deliberate.
 
-Two differences are meant in every format (docs/renderers.md): a reply is encoded apart from the
-prompt that it is sampled after, where a template merges across that border; and what somebody
-typed stays text where a template reads a control token. Both leave the text the same.
+Two differences are deliberate in every format (docs/renderers.md). A reply is encoded separately
+from its prompt, where a template merges tokens across that border. Typed text stays text, where a
+template writes a control token. Both leave the text the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Difference", "DifferenceKind", "differences", "tokens_with_pads"]
 
 
 class DifferenceKind(StrEnum):
-    """What a difference is."""
+    """Kinds of difference."""
 
     REPLY = "a reply is encoded apart from its prompt"
     TYPED = "a typed control token stays text"
@@ -28,7 +28,7 @@ class DifferenceKind(StrEnum):
 
 
 class Difference(NamedTuple):
-    """A stretch of tokens that differs: ours [start, end), the template's likewise."""
+    """A range of tokens that differs: [start, end) of ours and of the template's."""
 
     start: int
     end: int
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
 
     @property
     def is_meant(self) -> bool:
-        """Whether the documentation says that it is so."""
+        """Whether the difference is documented."""
         return self.kind in (DifferenceKind.REPLY, DifferenceKind.TYPED)
 
 
@@ -46,7 +46,8 @@ _PADS = ("<|image_pad|>", "<|media_pad|>")
 
 
 def tokens_with_pads(rendering: Rendering, encoder: TextEncoder) -> tuple[list[int], set[int]]:
-    """Return our tokens, one per image as templates write it, and where replies start in them."""
+    """Return our tokens, with one token per image as in templates, and where replies start in
+    them."""
     pads = [pad for pad in map(encoder.control_id, _PADS) if pad is not None]
     tokens: list[int] = []
     starts: set[int] = set()
@@ -65,9 +66,9 @@ def differences(
     """Return every difference, in order; none if the tokens are the same.
 
     Args:
-        rendering: ours.
-        template_tokens: what the template gives for the same conversation.
-        encoder: of the renderer.
+        rendering: our rendering.
+        template_tokens: the template's tokens for the same conversation.
+        encoder: the renderer's encoder.
     """
     ours, starts = tokens_with_pads(rendering, encoder)
     theirs = list(template_tokens)
@@ -92,7 +93,8 @@ _MAX_JOINED = 4
 def _blocks(
     ours: list[int], theirs: list[int], encoder: TextEncoder
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the stretches that differ; neighbours are joined if only together they are one text."""
+    """Yield the ranges that differ; neighbouring ranges are joined if only together they have equal
+    text."""
     matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     blocks = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
     index = 0

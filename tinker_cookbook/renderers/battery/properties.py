@@ -1,4 +1,4 @@
-"""Properties of any renderer, whatever its format: replies of any tokens, and typed markers.
+"""Properties that hold in every format: replies of any tokens are parsed, typed markers stay text.
 
 Each check returns what is wrong, or None.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "typed_conversations",
 ]
 
-# What other formats use: harmless text where the tokenizer does not know it.
+# Markers of other formats: ordinary text unless the tokenizer knows them.
 FOREIGN_MARKERS = (
     *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|start_header_id|>", "</s>", "<s>", "[INST]"),
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "<|end|>", "<|channel|>", "<|call|>"),
@@ -59,12 +59,12 @@ def control_names(renderer: Renderer) -> list[str]:
 
 
 def random_reply(renderer: Renderer, choose: random.Random, replies: Sequence[list[int]]) -> Any:
-    """Return tokens as a broken model may sample them.
+    """Return tokens that a broken model might sample.
 
     Args:
-        renderer: whose tokens.
-        choose: the source of chance.
-        replies: proper replies of the format, which are cut, joined and mixed with others.
+        renderer: the renderer whose tokens are used.
+        choose: random number generator.
+        replies: valid replies of the format, which are cut, joined and mixed with random tokens.
     """
     encoder, size = renderer.encoder, len(renderer.tokenizer)
     control = _control_ids(renderer)
@@ -88,7 +88,7 @@ def random_reply(renderer: Renderer, choose: random.Random, replies: Sequence[li
 
 
 def _control_ids(renderer: Renderer) -> list[int]:
-    """Return the ids of control tokens, those that structure replies several times."""
+    """Return the ids of control tokens; those that structure replies are repeated."""
     added = getattr(renderer.tokenizer, "get_added_vocab", dict)()
     everything = sorted(added.values()) or [0]
     stops = [stop for stop in renderer.get_stop_sequences() if isinstance(stop, int)]
@@ -100,7 +100,8 @@ def _control_ids(renderer: Renderer) -> list[int]:
 def stream_problem(
     renderer: Renderer, tokens: Sequence[int], bites: Sequence[Sequence[int]]
 ) -> str | None:
-    """Check that a reply taken in bites gives the message of the whole, and deltas that add up."""
+    """Check that a reply fed in chunks gives the same message as the whole, and deltas that add
+    up."""
     whole = renderer.parse_response(tokens)
     parser = renderer.response_parser()
     deltas = [delta for bite in bites for delta in parser.feed(bite)]
@@ -133,7 +134,7 @@ def _parts(message: Message) -> list[tuple[str, str]]:
 
 
 def parse_problem(renderer: Renderer, tokens: Sequence[int], choose: random.Random) -> str | None:
-    """Check one reply of any tokens: parsed without an error, alike in any bites."""
+    """Check one reply of any tokens: it parses without an error, equally in chunks of any size."""
     cuts = sorted(choose.randint(0, len(tokens)) for _ in range(choose.randint(0, 4)))
     bites = [tokens[a:b] for a, b in itertools.pairwise([0, *cuts, len(tokens)])]
     problem = stream_problem(renderer, tokens, bites)
@@ -142,12 +143,12 @@ def parse_problem(renderer: Renderer, tokens: Sequence[int], choose: random.Rand
 
 
 def _lost_text_problem(renderer: Renderer, tokens: Sequence[int]) -> str | None:
-    """Check that text before any control token is in the message, but for newlines."""
+    """Check that text before the first control token is in the message, except newlines."""
     encoder = renderer.encoder
     plain = list(itertools.takewhile(lambda token: not encoder.is_control(token), tokens))
     message, end = renderer.parse_response(plain)
     if message.get("tool_calls"):
-        return None  # of a valid call only name and arguments remain
+        return None  # a valid call keeps only its name and arguments
     kept = "".join(text for _, text in _parts(message)) + message.get("trailing_text", "")
     kept += "".join(call.raw_text for call in message.get("unparsed_tool_calls", []))
     if _squeezed(encoder.decode(plain)) != _squeezed(kept):
@@ -162,7 +163,7 @@ def _squeezed(text: str) -> str:
 
 
 def truncation_problem(renderer: Renderer, reply: Sequence[int]) -> str | None:
-    """Check a proper reply cut at every place: it parses, streams alike and counts as cut."""
+    """Check a valid reply cut at every place: it parses, streams equally and counts as cut off."""
     for length in range(len(reply) + 1):
         tokens = reply[:length]
         problem = stream_problem(renderer, tokens, [[token] for token in tokens])
@@ -174,7 +175,7 @@ def truncation_problem(renderer: Renderer, reply: Sequence[int]) -> str | None:
 
 
 def stop_problem(renderer: Renderer, reply: Sequence[int]) -> str | None:
-    """Check a proper reply whose stop token is missing or doubled, or which goes on after it."""
+    """Check a valid reply with the stop token missing or doubled, or with text after it."""
     message, end = renderer.parse_response(reply)
     if end is not ParseTermination.STOP_SEQUENCE:
         return f"ended with {end}"
@@ -267,13 +268,13 @@ def _tool_talk(
 def injection_problem(
     renderer: Renderer, talk: Talk, texts: Sequence[str]
 ) -> tuple[int, str | None]:
-    """Check that a conversation has the same control tokens whatever is typed into it.
+    """Check that a conversation has the same control tokens for every text typed into it.
 
     Returns:
-        How many texts were rendered (a format may refuse some), and what is wrong.
+        The number of texts that were rendered (a format may refuse some), and what is wrong.
 
     Raises:
-        RendererError: if the format has no such place.
+        RendererError: if the format does not have this place for text.
     """
     from tinker_cookbook.exceptions import RendererError
 

@@ -1,11 +1,12 @@
-"""What is checked: a renderer, a tokenizer, and the template of that tokenizer to equal."""
+"""The subject of the checks: a renderer, a tokenizer, and that tokenizer's template as
+reference."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.types import Message, ToolCall, ToolSpec
@@ -20,7 +21,7 @@ __all__ = ["Case", "Subject", "TemplateReference"]
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation with its tools, and what it is an example of."""
+    """A conversation with its tools, and its category."""
 
     category: str
     messages: list[Message]
@@ -42,44 +43,44 @@ class Subject(Protocol):
     def has_tools(self) -> bool: ...
     @property
     def has_thinking(self) -> bool:
-        """Thinking may stand in a trained reply."""
+        """Whether a trained reply may have thinking."""
         ...
 
     @property
     def accepts_thinking(self) -> bool:
-        """Thinking may stand in history."""
+        """Whether replies in history may have thinking."""
         ...
 
     @property
     def text_arguments(self) -> bool:
-        """The template writes arguments given as JSON text as they are."""
+        """Whether the template writes arguments given as JSON text unchanged."""
         ...
 
     @property
     def trims(self) -> bool: ...
     @property
     def keeps_newlines(self) -> bool:
-        """Reasoning, and the text after it, are written to the letter."""
+        """Whether newlines around reasoning and the text after it are kept."""
         ...
 
     @property
     def strips(self) -> bool:
-        """Replies and reasoning are written without white space around them."""
+        """Whether replies and reasoning lose white space around them."""
         ...
 
     @property
     def lone_calls(self) -> bool:
-        """A reply with a call holds one, and no text."""
+        """Whether a reply with a call has exactly one call and no text."""
         ...
 
     @property
     def trims_end(self) -> bool:
-        """Replies lose the space at their end, and reasoning that is nothing but space."""
+        """Whether replies lose white space at their end, and reasoning of white space only."""
         ...
 
     @property
     def prompt_tail(self) -> str | None:
-        """Text that a prompt ends in, which a template may merge with the reply."""
+        """Text at the end of a prompt, which a template may merge with the reply."""
         ...
 
     def expresses(self, case: Case) -> bool:
@@ -91,22 +92,22 @@ class Subject(Protocol):
         ...
 
     def adjusted(self, expected: list[int], case: Case, *, prompt: bool) -> list[int]:
-        """Return the template's tokens with the documented differences of the format made."""
+        """Return the template's tokens, changed by the documented differences of the format."""
         ...
 
     def reference(
         self, messages: Sequence[Message], *, prompt: bool, tools: Sequence[ToolSpec] = ()
     ) -> list[int]:
-        """Return what the model's own template gives."""
+        """Return the tokens of the model's own template."""
         ...
 
     def to_template(self, message: Message) -> JsonObject:
-        """Return a message as templates take it."""
+        """Return a message in the form that templates take."""
         ...
 
 
 class TemplateReference:
-    """The template's side of a `Subject`; shares no code with the renderers."""
+    """The template's side of a `Subject`; it shares no code with the renderers."""
 
     if TYPE_CHECKING:
         accepts_thinking: bool
@@ -130,7 +131,7 @@ class TemplateReference:
         first = case.messages[0]
         if self.accepts_thinking and not any(m["role"] == "user" for m in case.messages):
             return False  # see the differences in qwen3.py
-        # With tools, an empty system message is the renderer's word for none.
+        # With tools, renderers treat an empty system message as none.
         return not (case.tools and first["role"] == "system" and not first["content"])
 
     def may_refuse(self, messages: Sequence[Message]) -> bool:
@@ -139,16 +140,17 @@ class TemplateReference:
         return self.renderer.disables_thinking and any(split_reasoning(m)[0] for m in replies)
 
     def adjusted(self, expected: list[int], case: Case, *, prompt: bool) -> list[int]:
-        """Return the template's tokens with the documented differences of the format made."""
+        """Return the template's tokens, changed by the documented differences of the format."""
         del case, prompt
         return expected
 
     def reference(
         self, messages: Sequence[Message], *, prompt: bool, tools: Sequence[ToolSpec] = ()
     ) -> list[int]:
-        """Return what the model's own template gives."""
+        """Return the tokens of the model's own template."""
         converted = [self.to_template(message) for message in messages]
-        return self.tokenizer.apply_chat_template(
+        tokenizer: Any = self.tokenizer  # its stubs do not know what templates take
+        return tokenizer.apply_chat_template(
             converted,
             tools=[{"type": "function", "function": dict(tool)} for tool in tools] or None,
             add_generation_prompt=prompt,
@@ -158,7 +160,7 @@ class TemplateReference:
         )
 
     def to_template(self, message: Message) -> JsonObject:
-        """Return a message as templates take it; written apart from the code under test."""
+        """Return a message in the form that templates take; independent of the code under test."""
         result: JsonObject = {"role": message["role"]}
         content = message["content"]
         if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""Which renderer fits a model: every one against the model's own chat template.
+"""Finding the renderer that fits a model: comparing every one with the model's own chat template.
 
 for report in verify(tokenizer): print(report.renderer_name, report.verdict)
 """
@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from tinker_cookbook.tokenizer_utils import Tokenizer
 __all__ = ["TEMPLATE_OPTIONS", "Candidate", "Report", "verify", "verify_renderer"]
 
 DATE_STRING = "26 Jul 2024"
-# What templates call the choices that renderers are named after.
+# The options by which templates choose what renderers have separate names for.
 TEMPLATE_OPTIONS: tuple[JsonObject, ...] = (
     {},
     {"enable_thinking": False, "thinking": False},
@@ -49,7 +50,7 @@ _MAX_INJECTED_MARKERS = 40
 
 @dataclass(frozen=True)
 class Candidate(TemplateReference):
-    """A renderer and a tokenizer, with the options under which the template is compared."""
+    """A renderer and a tokenizer, with the template options for the comparison."""
 
     name: str
     tokenizer: Tokenizer  # pyright: ignore[reportIncompatibleMethodOverride] -- a field is a property too
@@ -62,14 +63,14 @@ class Candidate(TemplateReference):
     trims: bool = False
 
     def may_refuse(self, messages: Sequence[Message]) -> bool:
-        """Whether a reply may be refused: refusals are counted, they are no mistake."""
+        """Whether a reply may be refused. Refusals are counted, but are not errors."""
         del messages
         return True
 
 
 @dataclass
 class Report:
-    """How one renderer did."""
+    """Result of checking one renderer."""
 
     renderer_name: str
     template_options: JsonObject = field(default_factory=dict)
@@ -79,15 +80,15 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing differs from the template, nor from what sampling sees."""
+        """Whether nothing differs from the template or from what sampling sees."""
         return not self.problems and bool(self.counts["same tokens"])
 
     @property
     def is_near(self) -> bool:
-        """Whether nearly all prompts are the template's and all else holds.
+        """Whether nearly all prompts equal the template's and the other checks pass.
 
-        Formats of models whose template cannot be followed to the letter are like that: one that
-        has no token at the end of a reply, or does not write the reasoning that its prompt opens.
+        This is the best result for templates that cannot be followed exactly: a template that has
+        no token at the end of a reply, or does not write the reasoning that its prompt opens.
         """
         good = self.counts["same prompts"]
         needed = _NEAR * (good + self.counts["other prompts"])
@@ -95,7 +96,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Share of what the template expresses that the renderer writes with the same text."""
+        """Share of the template's conversations that the renderer writes with the same text."""
         good = self.counts["same tokens"] + self.counts["same text"]
         total = good + self.counts["differs"] + self.counts["refused"]
         return good / total if total else 0.0
@@ -112,7 +113,7 @@ def verify(tokenizer: Tokenizer, names: Sequence[str] | None = None) -> Iterator
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
-        names: renderers; all that are known if not given.
+        names: renderers to check; default: all known ones.
     """
     from tinker_cookbook.renderers import get_renderer, get_renderer_names
 
@@ -136,11 +137,11 @@ def verify_renderer(
     """Compare one renderer with the template, on a few conversations and, if they agree, on all.
 
     Args:
-        name: of the renderer.
-        renderer: made with this tokenizer.
+        name: the renderer's name.
+        renderer: the renderer, made with this tokenizer.
         tokenizer: a transformers tokenizer with a chat template.
-        abilities: whether the template has tools, thinking, and takes arguments as text; found
-            out if not given.
+        abilities: whether the template has tools, thinking, and takes arguments as text; default:
+            determined by running it.
     """
     flags = dict(_abilities(tokenizer) if abilities is None else abilities)
     best: Report | None = None
@@ -164,13 +165,14 @@ def verify_renderer(
 
 
 def _dated(tokenizer: Tokenizer, renderer: Renderer, options: JsonSchema) -> JsonObject:
-    """Return a template's options with the renderer's day as today."""
+    """Return a template's options with the renderer's date as the current date."""
     dated = {"date_string": DATE_STRING, **options}
     today = getattr(renderer, "current_date", None)
     if today is not None:
         day = datetime.date.fromisoformat(today)
+        template: Any = tokenizer.chat_template
         dated["chat_template"] = _ASKS_THE_DAY.sub(
-            lambda found: json.dumps(day.strftime(found[2])), tokenizer.chat_template
+            lambda found: json.dumps(day.strftime(found[2])), template
         )
     return dated
 
@@ -257,12 +259,12 @@ def _compare(candidate: Candidate, case: Case, report: Report) -> bool:
 
 
 def _question(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return the conversation as it stands when the last reply is wanted."""
+    """Return the conversation before its last reply."""
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def _count(candidate: Candidate, report: Report, ours: list[int], expected: list[int]) -> bool:
-    """Count a comparison; whether the texts are the same."""
+    """Count a comparison and return whether the texts are the same."""
     decode = candidate.renderer.encoder.decode
     if ours == expected:
         report.counts["same tokens"] += 1
@@ -276,7 +278,7 @@ def _count(candidate: Candidate, report: Report, ours: list[int], expected: list
 
 
 def first_difference(ours: str, theirs: str) -> str:
-    """Say where two texts part."""
+    """Describe the first difference between two texts."""
     pairs = enumerate(zip(ours, theirs, strict=False))
     place = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
     start = max(0, place - 30)
@@ -292,7 +294,7 @@ def _last_reply(candidate: Candidate, case: Case) -> list[int] | None:
     if messages[-1]["role"] != "assistant":
         return None
     if len(messages) > 1 and messages[-2]["role"] == "assistant":
-        return None  # nothing untrained may stand between the two
+        return None  # no untrained token may be between the two
     try:
         model_input, weights = candidate.renderer.build_supervised_examples(messages)[-1]
     except RendererError:
@@ -303,7 +305,7 @@ def _last_reply(candidate: Candidate, case: Case) -> list[int] | None:
 
 
 def _round_trip_problem(candidate: Candidate, case: Case, reply: list[int]) -> str | None:
-    """Compare the parsed reply with the message, but for white space around texts."""
+    """Compare the parsed reply with the message, ignoring white space around texts."""
     got = _comparable(candidate, candidate.renderer.parse_response(reply)[0])
     expected = _comparable(candidate, case.messages[-1])
     return None if got == expected else f"{got} is not {expected}"
@@ -332,7 +334,7 @@ def _check_injection(candidate: Candidate, report: Report) -> None:
         try:
             count, problem = properties.injection_problem(candidate.renderer, talk, texts)
         except RendererError:
-            continue  # the format has no such place
+            continue  # the format does not have this place for text
         report.counts["injection: good"] += count - (problem is not None)
         if problem is not None:
             report.counts["injection: bad"] += 1

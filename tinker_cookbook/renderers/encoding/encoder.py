@@ -1,11 +1,12 @@
 """Text <-> token ids, with typed text kept apart from control tokens.
 
-A renderer writes control tokens by id and everything else through a `TextEncoder`, which knows no
-added token at all: text such as `<|im_end|>` or `<think>` comes out as ordinary tokens. The encoder
-is private to its renderer and sets no flag on the shared tokenizer, so threads cannot disturb it.
+A renderer writes control tokens by id and everything else through a `TextEncoder`, which does not
+know any added token: text such as `<|im_end|>` or `<think>` comes out as ordinary tokens. The
+encoder is private to its renderer and sets no flag on the shared tokenizer, so threads cannot
+disturb it.
 
 SentencePiece vocabularies (Gemma's) list runs of white space and HTML tags among the added tokens.
-These are text like any other word and stay so; see `_is_text_token`.
+These are ordinary text; see `_is_text_token`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextEncoder", "Utf8TokenDecoder", "build_text_encoder"]
 
-# Encoding this much takes `tokenizers` about as long as building and proving the fast encoding.
+# Building and checking the fast encoding takes about as long as encoding this much with
+# `tokenizers`.
 CHARACTERS_BEFORE_SWITCH = 3_000_000
 
 
@@ -42,14 +44,17 @@ class TextEncoder(Protocol):
     """What renderers need of a tokenizer."""
 
     newline_is_boundary: bool
-    """Whether text ending in a newline and text starting with a non-space may be encoded apart."""
+    """Whether text that ends in a newline can be encoded separately from text that starts with a
+    non-space."""
     first_space: FirstSpace
-    """Where the tokenizer writes a space before a text; if anywhere, `encode_placed` is needed."""
+    """Where the tokenizer inserts a space before a text; unless NEVER, `encode_placed` is
+    needed."""
     replies_follow_text: bool
-    """Whether a prompt ends in text: the first space of a reply is then its own."""
+    """Whether prompts end in text. If so, a space at the start of a reply belongs to the reply."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts that follow a control token each; none comes out, nor begin-of-sequence."""
+        """Encode texts that each follow a control token. The result has no control tokens, nor
+        begin-of-sequence."""
         ...
 
     def encode_spans(self, spans: Sequence[str]) -> list[list[int]]:
@@ -57,7 +62,7 @@ class TextEncoder(Protocol):
         ...
 
     def encode_placed(self, spans: Sequence[str], place: TextPlace) -> list[list[int]]:
-        """As `encode_spans`, for a text that stands somewhere else than after a control token."""
+        """Encode like `encode_spans`, for a text that does not follow a control token."""
         ...
 
     def encode_markup(self, text: str) -> list[int]:
@@ -65,7 +70,7 @@ class TextEncoder(Protocol):
         ...
 
     def control_id(self, token: str) -> int | None:
-        """Return the id of an added token, None if the tokenizer has none of that name."""
+        """Return the id of an added token, None if the tokenizer does not have it."""
         ...
 
     def is_control(self, token: int) -> bool:
@@ -73,7 +78,7 @@ class TextEncoder(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return all text, control tokens written out; ids out of range give nothing."""
+        """Return the text, with control tokens as text; ids out of range are ignored."""
         ...
 
     def token_bytes(self, token: int) -> bytes | None:
@@ -82,7 +87,8 @@ class TextEncoder(Protocol):
 
 
 def build_text_encoder(tokenizer: Any) -> TextEncoder:
-    """Return the encoder for a transformers tokenizer, a `tokenizers.Tokenizer`, or the like."""
+    """Return the encoder for a transformers tokenizer, a `tokenizers.Tokenizer` or a similar
+    object."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -198,7 +204,7 @@ class _BackendEncoder:
 
 
 class _SwitchingEncoder(_BackendEncoder):
-    """Goes over to the exact fast encoding once so much text came that building it pays."""
+    """Switches to the exact fast encoding once enough text was encoded to repay building it."""
 
     def __init__(self, backend: Tokenizer) -> None:
         super().__init__(backend)
@@ -207,7 +213,7 @@ class _SwitchingEncoder(_BackendEncoder):
         self._switch_lock = threading.Lock()
 
     def switch(self) -> bool:
-        """Build the fast encoding now; False if it is not there or not proved exact."""
+        """Build the fast encoding now; return False if it is not installed or not proved exact."""
         with self._switch_lock:
             if self._fast is None:
                 from tinker_cookbook.renderers.encoding.fast import build_fast_encoding
@@ -248,7 +254,7 @@ _BOUNDARY_PROBES = ("a", "Z", "7", ".", "<", "_", "'s", "é", "日", "\u0301", "
 
 
 def _without_added_tokens(backend: Tokenizer, control_ids: dict[str, int]) -> Tokenizer:
-    """Return a tokenizer over the same model that knows no added token.
+    """Return a tokenizer with the same model but without the control tokens.
 
     The model is shared, not copied, so this takes microseconds and no memory.
     """
@@ -267,7 +273,7 @@ def _without_added_tokens(backend: Tokenizer, control_ids: dict[str, int]) -> To
 
 
 def _with_trimmed_vocabulary(backend: Tokenizer, control_ids: dict[str, int]) -> Tokenizer:
-    """As above, for models whose own vocabulary holds the control tokens and yields them."""
+    """Do the same for models whose vocabulary contains the control tokens and produces them."""
     import json
 
     from tokenizers import Tokenizer
@@ -320,7 +326,8 @@ def _falls_back_to_bytes(backend: Tokenizer) -> bool:
 def _byte_alphabet() -> dict[str, int]:
     """Return the byte behind each character of a byte-level vocabulary (the GPT-2 mapping).
 
-    Printable Latin-1 characters stand for themselves, the other bytes for U+0100 onwards.
+    Printable Latin-1 characters represent themselves; U+0100 and following represent the other
+    bytes.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -340,7 +347,7 @@ def _running_ends(spans: Sequence[str]) -> list[int]:
 def _text_error(texts: Sequence[str]) -> RendererError:
     for text in texts:
         if not isinstance(text, str):
-            return RendererError(f"text={text!r} is no string; give a string.")
+            return RendererError(f"text={text!r} is not a string; give a string.")
         for index, character in enumerate(text):
             if 0xD800 <= ord(character) <= 0xDFFF:
                 return RendererError(
@@ -352,7 +359,8 @@ def _text_error(texts: Sequence[str]) -> RendererError:
 
 
 class _GenericEncoder:
-    """Encoder over any object with `encode` and `decode`: slower, and spans are encoded apart."""
+    """Encoder for any object with `encode` and `decode`: slower, and spans are encoded
+    separately."""
 
     newline_is_boundary = True
     first_space = FirstSpace.NEVER
@@ -415,7 +423,7 @@ def _cut_through_markers(text: str, markers: dict[str, int]) -> list[str]:
 
 
 class Utf8TokenDecoder:
-    """Decodes tokens one after another, holding back bytes of an unfinished character."""
+    """Decodes tokens incrementally, holding back bytes of an unfinished character."""
 
     def __init__(self, tokenizer: Any) -> None:
         is_encoder = hasattr(tokenizer, "token_bytes")
@@ -426,12 +434,12 @@ class Utf8TokenDecoder:
         self._is_at_start = writes_space and not (is_encoder and tokenizer.replies_follow_text)
 
     def decode(self, tokens: Sequence[int]) -> str | None:
-        """Return the text that the tokens complete, None if they complete none."""
+        """Return the text that the tokens complete, or None."""
         text = self.decode_text(tokens)
         return text or None
 
     def decode_text(self, tokens: Sequence[int]) -> str:
-        """As `decode`, with an empty string for no text."""
+        """Return the text that the tokens complete; it may be empty."""
         pieces = [self._encoder.token_bytes(token) for token in tokens]
         if self._held or any(piece is None for piece in pieces):
             return self._decode_whole(tokens)
@@ -442,7 +450,7 @@ class Utf8TokenDecoder:
         return text
 
     def _decode_whole(self, tokens: Sequence[int]) -> str:
-        """Decode everything again and return what is new: for tokenizers without byte tokens."""
+        """Decode all tokens again and return the new text, for tokenizers without byte tokens."""
         self._held.extend(tokens)
         text = self._encoder.decode(self._held)
         stable = text.rstrip("\ufffd")
@@ -451,7 +459,7 @@ class Utf8TokenDecoder:
         return new
 
     def flush(self) -> str:
-        """Return what is left, unfinished characters as U+FFFD, and start anew."""
+        """Return the rest, with unfinished characters as U+FFFD, and reset."""
         if self._held:
             rest = self._encoder.decode(self._held)[len(self._given) :]
         else:
@@ -464,7 +472,7 @@ class Utf8TokenDecoder:
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held: list[int] = []
         self._given = ""
-        self._is_at_start = self._drops_first_space  # a control token stands before
+        self._is_at_start = self._drops_first_space  # a control token precedes
 
     def has_pending(self) -> bool:
         """Whether bytes of an unfinished character are held back."""

@@ -5,22 +5,24 @@
  - Splitting: tokenizer.json must hold one of the splitting rules of `_split_pattern`, on whose
    character classes both regex engines agree at every code point (a test compares all of them).
  - Merging: `tokenizers` merges the pair that comes first in its list of merges, tiktoken the pair
-   whose result has the lowest id. Two facts make these the same, for every text:
+   whose result has the lowest id. Two facts make the results equal for every text:
 
    1. Ids rise along the list of merges.
    2. Every token, encoded by itself with merges alone, gives itself.
 
-   Suppose both stand at the same symbols and tiktoken picks x+y, the lowest result t. What happened
-   within t's bytes so far is what happens when t is encoded by itself, since no merge has crossed
-   its borders and the choice within is the same. By (2) that goes on to t, and only x+y is left, so
-   x+y is in the list. By (1) no pair with another result comes before it, and a neighbouring pair
-   with the same result would be the same state of the same token, so it is x+y again.
+   Suppose both have reached the same symbols and tiktoken picks x+y, the lowest result t. So far,
+   the merges within t's bytes are those that happen when t is encoded by itself, since no merge has
+   crossed t's borders and the choices within are the same. By (2) those merges end in t, and only
+   x+y is left, so x+y is in the list. By (1) no pair with another result comes before it, and
+   another neighbouring pair with result t would be the same state of the same token, so it is x+y
+   again.
 
-   Tokens that fail (2) never come out of merging and are left out. If the tokenizer takes whole
+   Merging never produces tokens that fail (2), so they are left out. If the tokenizer takes whole
    words from its vocabulary first, a token that fails with two symbols left would be merged by
    tiktoken alone, so such a vocabulary is refused.
- - Texts that hold what the engines might see differently go the slow way: characters that this
-   Python's Unicode does not know, bytes without a token, very long white space, lone surrogates.
+ - Texts that the engines might split differently are encoded by the tokenizer itself: characters
+   that this Python's Unicode does not know, bytes without a token, very long white space, lone
+   surrogates.
 """
 
 from __future__ import annotations
@@ -66,10 +68,10 @@ _KIMI = r"[\p{Han}]+|" + _O200K.replace(_UPPER, _UPPER[:-1] + _NO_HAN).replace(
     _LOWER, _LOWER[:-1] + _NO_HAN
 ).replace("/", "")
 
-# DeepSeek splits three times: digits, then Chinese and kana, then each of these pieces and of what
-# lies between them. As one rule: no other alternative may cross into digits or `_CJK`, a piece's
-# end is where one of them follows, and characters that no rule takes stay together, but for the
-# last before a letter, which that letter's alternative takes.
+# DeepSeek splits three times: digits, then Chinese and kana, then each of these pieces and the text
+# between them. As one rule: no other alternative may cross into digits or `_CJK`, a piece ends
+# where one of them follows, and characters that no rule matches stay together, except the last one
+# before a letter, which that letter's alternative matches.
 _CJK = r"\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff"
 _ASCII_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _DEEPSEEK_STEPS = (
@@ -89,8 +91,8 @@ _KNOWN_SPLITS = {
     **{(rule,): rule for rule in (_QWEN2, _LLAMA3, _QWEN3_5, _TEKKEN, _O200K, _KIMI)},
     _DEEPSEEK_STEPS: _DEEPSEEK,
 }
-# GPT-2's rule within runs of no digits, each digit by itself. White space ends such a run before a
-# digit, so there it is taken whole, as at the end of a text.
+# GPT-2's rule within text without digits; each digit is a separate piece. White space before a
+# digit ends such a text, so it is one piece there, as at the end of a text.
 _GPT2_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -99,8 +101,8 @@ _LONG_TEXT = 50_000
 _LONG_SPACE = re.compile(r"\s{20000}")
 _NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 
-# What a check of both ways sees of regex, Unicode and merging: words, every kind of white space,
-# digits, marks, and letters, digits and compositions from Unicode 13 to 17.
+# Probes for comparing both ways: words, every kind of white space, digits, marks, and letters,
+# digits and compositions from Unicode 13 to 17.
 _PROBES = (
     "Hello world, it's 12345 o'clock! I'LL 'ſ 'K\n\n  two\t\ttabs \r\n x\n",
     "Grüße naïve e\u0301\u0323 日本語テキスト שלום مرحبا क्षत्रिय ไทย ½Ⅷ²٣ 🙂👩‍👩‍👧‍👦"
@@ -114,7 +116,8 @@ _PROBES = (
 
 
 class FastEncoding:
-    """Encodes text like the tokenizer it was built from; None where the slow way must."""
+    """Encodes text like the tokenizer it was built from; returns None where only the tokenizer
+    can."""
 
     def __init__(
         self,
@@ -133,7 +136,7 @@ class FastEncoding:
         self._trusts_latin1 = not any(self._risky.match(chr(code)) for code in range(0x100))
 
     def encode(self, text: str) -> list[int] | None:
-        """Return the ids of a text, None if it holds what only the tokenizer itself may decide."""
+        """Return the ids of a text, None if it must be left to the tokenizer itself."""
         if not (self._trusts_latin1 and _is_latin1(text)):
             if not self._is_harmless(text) and self._risky.search(text):
                 return None
@@ -144,16 +147,16 @@ class FastEncoding:
         return self._encode(text)
 
     def _is_harmless(self, text: str) -> bool:
-        """Whether a quick look shows that there is nothing risky; False says nothing.
+        """Whether a quick check proves that the text is safe; False proves nothing.
 
-        Characters unknown to this Python and surrogates are none that it would print.
+        Characters unknown to this Python, and surrogates, are not printable.
         """
         if self._has_all_bytes and text.replace("\n", "").isprintable():
             return True
         return self._suspect.search(text) is None
 
     def _is_normal(self, text: str) -> bool:
-        """Whether the tokenizer leaves the text as it is.
+        """Whether the tokenizer's normalizer does not change the text.
 
         Its normalizer may be of an older Unicode than this Python. It then moves and composes fewer
         characters, so what is normal here is normal there.
@@ -181,7 +184,7 @@ class FastEncoding:
 
 
 def _is_latin1(text: str) -> bool:
-    """Whether the text has characters below U+0100 only: all known, and in normal form as it is."""
+    """Whether the text has characters below U+0100 only: all known and in normal form."""
     try:
         text.encode("latin-1")
     except UnicodeEncodeError:
@@ -263,7 +266,7 @@ def _grouped(rule: str) -> str:
 
 
 def _proved_ranks(model: JsonObject, byte_of: dict[str, int]) -> dict[bytes, int] | None:
-    """Return the id of each token's bytes, None unless merging by id is proved exact."""
+    """Return the id of each token's bytes, or None if merging by id is not proved exact."""
     options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     is_plain = not any(model.get(o) for o in (*options, "fuse_unk", "byte_fallback"))
     if model.get("type") != "BPE" or not is_plain:
@@ -314,8 +317,8 @@ def _merged_tokens(
 def _risky_characters(missing_bytes: frozenset[int]) -> tuple[re.Pattern, re.Pattern]:
     """Match characters unknown to this Python, surrogates, and those with a missing byte.
 
-    The first pattern also matches everything beyond U+FFFF: without ranges up there `re` looks each
-    character up in a table, which takes a twentieth of the time.
+    The first pattern also matches everything beyond U+FFFF. Without ranges there, `re` looks each
+    character up in a table, which is 20 times as fast.
     """
     characters = list(map(chr, range(sys.maxunicode + 1)))
     risky = {c for c in characters if unicodedata.category(c) in ("Cn", "Cs")}
@@ -339,7 +342,7 @@ def _character_class(ranges: list[list[int]]) -> re.Pattern:
 
 
 def _agrees(fast: FastEncoding, backend: Tokenizer) -> bool:
-    """Compare both ways on the probes, as a last guard against engines of other versions."""
+    """Compare both ways on the probes, to guard against other versions of the engines."""
     for text in _PROBES:
         tokens = fast.encode(text)
         if tokens is not None:

@@ -1,9 +1,9 @@
-"""Vocabularies whose tokens depend on what stands before a text: SentencePiece's `▁` at the start.
+"""Vocabularies whose tokens depend on what precedes a text: SentencePiece's `▁` at the start.
 
-Such a tokenizer (Llama 2, Mistral 7B, TinyLlama, Phi-3) writes a space before a text that has none,
-so that a first word reads like any other. It does so at the start of the sequence or also after
-every control token, and never in the middle of a text: `Blue` is `▁Blue` in the first places and
-`Blue` in the last one, after `<|assistant|>` and a line break that are plain text, for example.
+Such a tokenizer (Llama 2, Mistral 7B, TinyLlama, Phi-3) inserts a space before a text, so that a
+first word has the same token as any other word. It does so at the start of the sequence, some also
+after every control token, and never within a text. So `Blue` is `▁Blue` at those places, and `Blue`
+after, for example, `<|assistant|>` and a line break that are plain text.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["FirstSpace", "TextPlace", "first_space", "without_first_space"]
 
 
 class FirstSpace(StrEnum):
-    """Where a tokenizer writes a space before a text."""
+    """Where a tokenizer inserts a space before a text."""
 
     NEVER = "never"
     AT_START = "first"
     """At the start of a sequence."""
     AFTER_CONTROL = "always"
-    """There, and after every control token."""
+    """At the start of a sequence, and after every control token."""
 
 
 class TextPlace(StrEnum):
-    """What stands before a text."""
+    """What precedes a text."""
 
     START = "nothing"
     AFTER_CONTROL = "a control token"
@@ -44,7 +44,7 @@ _SCHEMES = {"first": FirstSpace.AT_START, "always": FirstSpace.AFTER_CONTROL}
 
 
 def first_space(backend: Tokenizer) -> FirstSpace:
-    """Return where a `tokenizers.Tokenizer` writes a space before a text."""
+    """Return where a `tokenizers.Tokenizer` inserts a space before a text."""
     for part in _steps(_state(backend.normalizer)) + _steps(_state(backend.pre_tokenizer)):
         if part["type"] == "Prepend" and part["prepend"] == _SPACE:
             return FirstSpace.AFTER_CONTROL
@@ -57,11 +57,11 @@ def first_space(backend: Tokenizer) -> FirstSpace:
 
 
 def without_first_space(backend: Tokenizer, plain: Tokenizer) -> Tokenizer:
-    """Return a twin of `plain` that writes no space before a text; both share their model.
+    """Return a copy of `plain` that inserts no space before a text; both share the model.
 
     Args:
-        backend: the tokenizer as it is.
-        plain: the same without control tokens.
+        backend: the original tokenizer.
+        plain: the same tokenizer without control tokens.
     """
     from tokenizers import Tokenizer
 
@@ -91,7 +91,7 @@ def _state(part: Any) -> JsonObject | None:
 
 
 def _steps(state: JsonObject | None) -> list[JsonObject]:
-    """Return a normalizer's or pre-tokenizer's steps, its own if it is a single one."""
+    """Return the steps of a normalizer or pre-tokenizer; a single one is its only step."""
     if state is None:
         return []
     inner = state.get("normalizers") or state.get("pretokenizers")

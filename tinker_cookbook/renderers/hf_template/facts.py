@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinker_cookbook.renderers.hf_template.plan import ControlTokens
+from tinker_cookbook.renderers.hf_template.template_plan import ControlTokens
 from tinker_cookbook.renderers.parsing import Grammar
 
 __all__ = ["TemplateFacts"]
@@ -14,27 +14,27 @@ __all__ = ["TemplateFacts"]
 
 @dataclass
 class TemplateFacts:
-    """What was learnt."""
+    """Facts about one template."""
 
     roles: tuple[str, ...] = ("system", "developer", "user", "assistant", "tool")
     content_is_list: bool = False
-    """The template wants a list of parts, and not a string."""
+    """Whether the template wants content as a list of parts, not as a string."""
     arguments: Literal["none", "text", "object"] = "none"
     """How the template takes the arguments of calls; "none" if it writes no calls."""
     has_tools: bool = False
     has_thinking: bool = False
     parses_calls: bool = False
     xml_words: Mapping[str, str] | None = None
-    """Set if calls are written as in xml_calls.py: how truth values and null are."""
+    """How truth values and null are written, if calls are written as in notations/xml.py."""
     stops: frozenset[int] = frozenset()
     bos_ids: tuple[int, ...] = ()
     extends: bool = False
     grammar: Grammar = field(default_factory=lambda: Grammar(stop=frozenset()))
     is_harmony: bool = False
-    """Replies are several messages with headers, as of gpt-oss."""
+    """Whether replies are several messages with headers, as in gpt-oss."""
     thought_label: str = ""
-    """What the template writes between the opening of reasoning and the reasoning."""
+    """Text that the template writes between the opening marker of reasoning and the reasoning."""
     may_open_thinking: bool = False
-    """Some prompts open the reasoning, and some do not."""
+    """Whether some prompts open the reasoning and others do not."""
     call_markers: ControlTokens = field(default_factory=lambda: ControlTokens({}))
-    """The tokens around a call."""
+    """Tokens around a call."""

@@ -1,4 +1,4 @@
-"""What a chat template is given: messages as it takes them, once as typed and once with marks."""
+"""The input of a chat template: messages in its form, once as typed and once with marks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
-from tinker_cookbook.renderers.hf_template.plan import ControlTokens
+from tinker_cookbook.renderers.hf_template.template_plan import ControlTokens
 from tinker_cookbook.renderers.hf_template.text import Conversation, Masker
 from tinker_cookbook.renderers.layout import SegmentKind
 from tinker_cookbook.renderers.tool_calls import openai_call, tool_declaration
@@ -19,7 +19,7 @@ __all__ = ["Giver"]
 
 
 class Giver:
-    """Builds what one template is given, as far as the facts about it are known."""
+    """Builds the input of one template from messages; it uses the facts found so far."""
 
     def __init__(self, control: ControlTokens, facts: TemplateFacts) -> None:
         self.control = control
@@ -44,7 +44,7 @@ class Giver:
         )
 
     def _as_given(self, message: Message, index: int) -> JsonObject:
-        """Return the message as the template takes it."""
+        """Return the message in the form that the template takes."""
         if message.get("tools") and index:
             raise RendererError(f"messages[{index}]: tools are declared by a first system message.")
         reasoning, text = split_reasoning(message)
@@ -111,7 +111,7 @@ class Giver:
 
 
 def _optional(masker: Masker, text: str, index: int) -> str:
-    """Mask a name or id; plain words stay, and templates may leave it out."""
+    """Mask a name or id. Plain words are not masked, and templates may omit it."""
     if masker.name(text, index) == text:
         return text
     masker.values.pop()

@@ -1,4 +1,4 @@
-"""What a chat template does, learnt by running it: its roles, stops, reasoning, calls, history."""
+"""Finding out what a chat template does by running it: roles, stops, reasoning, calls, history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
-from tinker_cookbook.renderers.hf_template.plan import (
+from tinker_cookbook.renderers.hf_template.template_plan import (
     Atom,
     ControlTokens,
     build_atoms,
@@ -51,7 +51,7 @@ def learn(writer: TemplateWriter, encoder: TextEncoder, tokenizer: Tokenizer) ->
     """Run the template on probes.
 
     Raises:
-        RendererError: if no exact mask exists for the plainest conversation.
+        RendererError: if even the simplest conversation has no exact mask.
     """
     return _Probe(writer, encoder, tokenizer).learn()
 
@@ -74,7 +74,7 @@ def _result() -> Message:
 
 
 class _Probe:
-    """Learns step by step; each step uses what was learnt before, through the renderer itself."""
+    """Finds the facts step by step; each step uses the facts found before, through the writer."""
 
     def __init__(self, writer: TemplateWriter, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
         self._writer = writer
@@ -231,9 +231,11 @@ class _Probe:
         )
 
     def _xml_words(self, opened: str, closed: str) -> Mapping[str, str] | None:
-        """Return how calls in the notation of xml_calls.py write truth values, None if in another.
+        """Return how truth values are written in calls as in notations/xml.py, None for other
+        notations.
 
-        Every probe must come back as it was, so a template that writes values otherwise is left.
+        Every probe must be read back unchanged, so templates that write values differently are
+        excluded.
         """
         bodies = []
         for arguments in (_ARGUMENTS, _TYPED_ARGUMENTS):
@@ -250,7 +252,7 @@ class _Probe:
         return None
 
     def _newlines_before_call(self, opened: str) -> int:
-        """Return how many newlines, and nothing else, the template writes between text and call."""
+        """Return the number of newlines that the template writes between text and call."""
         try:
             whole, talk = self._written([_user(), _call("Probe answer.")])
         except TemplateError:
@@ -294,9 +296,10 @@ class _Probe:
             self._set_newlines("", *gaps)
 
     def _learn_empty_block(self, prompt: str, before: str) -> None:
-        """Take two tokens alone before each answer for those of reasoning, which is not written.
+        """Use the only two tokens before an answer as reasoning markers, if reasoning is not
+        written.
 
-        The prompt may end with the first, if its name says that the second closes it.
+        The prompt may end with the first one if its name says that the second one closes it.
         """
         pattern = self._control.pattern
         found = list(pattern.finditer(before))
@@ -316,13 +319,13 @@ class _Probe:
         self._set_newlines("", "", before[found[-1].end() :])
 
     def _set_newlines(self, *gaps: str) -> None:
-        """Note the newlines around reasoning; other words there count as none."""
+        """Record the newlines around reasoning; other text there counts as no newline."""
         first, second, third = (0 if gap.strip("\n") else len(gap) for gap in gaps)
         grammar = self._facts.grammar
         self._facts.grammar = replace(grammar, think_newlines=(first, second, third))
 
     def _learn_label(self, between: str, opening: int) -> None:
-        """Note words before the reasoning, and whether the prompt after a result writes them."""
+        """Record text before the reasoning, and whether the prompt after a result writes it."""
         facts = self._facts
         if not between.strip():
             return
@@ -335,7 +338,8 @@ class _Probe:
         facts.may_open_thinking = [self._control.id_of(match) for match in last] == [opening]
 
     def _learn_headers(self) -> None:
-        """Tell gpt-oss's format, in which a reply is several messages, by an answer's header."""
+        """Recognize gpt-oss's format, in which a reply is several messages, by an answer's
+        header."""
         facts, ids = self._facts, self._control.ids
         if not all(mark in ids for mark in HARMONY_MARKS):
             return
@@ -388,7 +392,7 @@ class _Probe:
             return False
 
     def _check_tokens(self) -> None:
-        """Refuse tokenizers for which pieces between control tokens encode otherwise."""
+        """Refuse tokenizers that encode text between control tokens differently than alone."""
         writer = self._writer
         first, second = "Hello, wörld!  12\n3 日本", " Fine.\n\n\tOk 👍 don't "
         talk = writer.conversation([_user(first), _reply(second), _user("x"), _reply("\ny")])
@@ -409,7 +413,7 @@ class _Probe:
                 (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0
             )
             raise self._refusal(
-                "the tokenizer encodes text beside control tokens in another way: "
+                "the tokenizer encodes text next to control tokens in another way: "
                 f"{theirs[place : place + 6]}, expected {ours[place : place + 6]}"
             )
         decode = self._encoder.decode
@@ -434,7 +438,7 @@ class _Probe:
 
 
 def _reads_back(call: object, arguments: str) -> bool:
-    """Whether a probe's call was read as it was given."""
+    """Whether a probe's call was read back unchanged."""
     return (
         isinstance(call, ToolCall)
         and call.function.name == _CALL_NAME

@@ -1,27 +1,29 @@
-"""Any model by its own chat template, with masks found from what the template writes.
+"""Renderer for any model: it runs the model's chat template and derives exact masks from its
+output.
 
     get_renderer("hf_template", tokenizer)
 
-For models without a renderer of their own here. Everything is learnt from the template, by running
-it on marks in place of texts (see template_text.py):
+For models without a renderer in this package. All facts are found by running the template on marks
+instead of texts (see text.py):
 
- - What is sampled of a reply is what the template writes after its own generation prompt, up to
-   the token that ends the turn. Where the template has `{% generation %}` blocks, only what stands
-   in them is trained.
- - A conversation trains in one example if every trained reply stands there as it was sampled, after
-   the same prompt; else in one example per reply. This is decided anew for each conversation.
- - Typed text is encoded without control tokens, and cannot act on the template: what the template
-   would read from a string (`</think>`, say) stays text.
- - Replies are parsed by the markers that the template puts around reasoning and calls, where these
-   are tokens of the tokenizer and calls are JSON or as in xml_calls.py; else they stay text. The
-   words of the format around them are none of the reply: gpt-oss's headers, the label of Gemma 4's
-   reasoning, and the empty block that Kimi K2 Thinking's and K2.5's templates write for reasoning.
+ - The sampled part of a reply is what the template writes after its own generation prompt, up to
+   the token that ends the turn. If the template has `{% generation %}` blocks, only text inside
+   them is trained.
+ - A conversation trains in one example if every trained reply is written as it was sampled, after
+   the same prompt; else in one example per reply. This is decided for each conversation.
+ - Typed text is encoded without control tokens and cannot affect the template: markers that the
+   template looks for in strings (`</think>`, say) stay text.
+ - Replies are parsed by the markers that the template puts around reasoning and calls, if these are
+   tokens of the tokenizer and calls are JSON or as in notations/xml.py; else they stay text. The
+   format's words around them are not part of the reply: gpt-oss's headers, the label of Gemma 4's
+   reasoning, and the empty block that the templates of Kimi K2 Thinking and K2.5 write for
+   reasoning.
 
 Refused, with the reason: templates without an exact mask (the reply is not what follows the prompt,
 or nothing ends it), messages that the template drops or rewrites, and tokenizers that encode text
-next to a control token in another way. Not protected: words that templates compare (tool names,
-call ids and JSON keys of letters, digits, `_ . : -` and spaces) reach the template as they are;
-they hold no control token, and the template could only make one by writing the rest around them.
+next to a control token in another way. Words that templates compare (tool names, call ids and JSON
+keys of letters, digits, `_ . : -` and spaces) reach the template unchanged. They contain no control
+token; the template could only complete one by writing the rest around them.
 """
 
 from __future__ import annotations
@@ -68,12 +70,12 @@ class HFTemplateRenderer(Renderer):
 
         Args:
             tokenizer: a fast transformers tokenizer.
-            chat_template: another template than the tokenizer's own.
+            chat_template: template to use instead of the tokenizer's.
             template_options: variables that the template reads, such as `enable_thinking=False` or
                 `date_string="26 Jul 2024"`.
 
         Raises:
-            RendererError: if there is no template, or no exact mask for it.
+            RendererError: if the tokenizer has no template, or the template has no exact mask.
         """
         super().__init__(tokenizer)
         options = dict(template_options or {})
@@ -97,7 +99,7 @@ class HFTemplateRenderer(Renderer):
 
     @property
     def facts(self) -> TemplateFacts:
-        """What was learnt about the template."""
+        """The facts found about the template."""
         return self._facts
 
     # ---- rendering ----

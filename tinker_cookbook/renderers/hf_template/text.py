@@ -1,8 +1,8 @@
-"""Running a chat template so that typed text can be told from what the template writes.
+"""Running a chat template so that typed text can be distinguished from the template's own text.
 
-Every typed text is replaced by a mark (its outer white space stays, since templates trim), the
-template runs on the marks, and the texts are put back afterwards. What a message says can therefore
-not act on the template, and each character of the result has a known origin.
+Every typed text is replaced by a mark (its outer white space stays, because templates trim), the
+template runs on the marks, and the texts are inserted afterwards. So the content of a message
+cannot affect the template, and the origin of each character of the result is known.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class TemplateError(RendererError):
 
 
 class Value(NamedTuple):
-    """A typed text that stands behind a mark."""
+    """A typed text that a mark replaces."""
 
     text: str
     """Without its outer white space."""
     before: str
-    """White space that was left before the mark, and after it."""
+    """White space before the mark; `after` is the white space after it."""
     after: str
     message: int
     """-1 for tool declarations."""
     kind: SegmentKind
     is_markup: bool = False
-    """A call that could not be parsed: its markers count."""
+    """Whether this is a call that could not be parsed, whose markers become tokens."""
 
 
 class Conversation(NamedTuple):
-    """A conversation as the template takes it, as it is and with marks."""
+    """A conversation in the form that the template takes: as typed and with marks."""
 
     plain: list[JsonObject]
     masked: list[JsonObject]
@@ -61,7 +61,7 @@ class Conversation(NamedTuple):
     masked_tools: list[JsonObject] | None
     values: list[Value]
     offset: int
-    """1 if the first message only declares tools and is not written."""
+    """1 if the first message only declares tools and is not written, else 0."""
 
 
 class Masker:
@@ -72,7 +72,7 @@ class Masker:
         self.values: list[Value] = []
 
     def text(self, text: str, message: int, kind: SegmentKind, *, is_markup: bool = False) -> str:
-        """Return the text's mark between its white space; text of white space alone is kept."""
+        """Return the text's mark between its outer white space; white space alone is not masked."""
         core = text.strip()
         if not core:
             return text
@@ -83,7 +83,7 @@ class Masker:
         return f"{before}\x01{number}\x02{after}"
 
     def name(self, text: str, message: int) -> str:
-        """As `text`, but keep a plain word, which templates compare with others."""
+        """Mask like `text`, except a plain word, which templates may compare."""
         if _PLAIN.fullmatch(text) and not self._control.search(text):
             return text
         return self.text(text, message, SegmentKind.TOOL)
@@ -108,13 +108,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9_ .:\-]*")
 
 
 class Mark(NamedTuple):
-    """Where a mark stands in what the template wrote."""
+    """The place of a mark in the output of the template."""
 
     start: int
     end: int
     value: int
     quotes: int
-    """How often JSON quotes the text: 0 as it is, 1 in a JSON string, 2 in JSON within JSON."""
+    """How often JSON quotes the text: 0 plain, 1 in a JSON string, 2 in JSON within JSON."""
 
 
 def mark_spans(text: str) -> list[Mark]:
@@ -126,22 +126,22 @@ def mark_spans(text: str) -> list[Mark]:
 
 
 def quoted(text: str, times: int) -> str:
-    """Return a text as it stands within JSON strings."""
+    """Return a text as it is written inside JSON strings."""
     for _ in range(times):
         text = json.dumps(text, ensure_ascii=False)[1:-1]
     return text
 
 
 def fill(text: str, values: Sequence[Value]) -> str:
-    """Put the texts back."""
+    """Replace the marks by their texts."""
     return _MARK.sub(lambda m: quoted(values[int(m["number"])].text, len(m["quotes"])), text)
 
 
 class TemplateRunner:
-    """Runs one tokenizer's chat template; remembers what it wrote for each shape."""
+    """Runs one tokenizer's chat template; caches its output by the shape of the conversation."""
 
     def __init__(self, tokenizer: Tokenizer, options: Mapping[str, object]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer  # its stubs do not know what templates take
         self._options = dict(options)
         self._written: dict[str, str | TemplateError] = {}
         self._lock = threading.Lock()
@@ -173,7 +173,7 @@ class TemplateRunner:
     def run_cached(
         self, messages: list[JsonObject], tools: list[JsonObject] | None, *, prompt: bool
     ) -> str:
-        """As `run`, from memory where a conversation of the same shape was written before."""
+        """Run the template, or return the cached output for a conversation of the same shape."""
         key = json.dumps([messages, tools, prompt])
         found = self._written.get(key)
         if found is None:
@@ -193,14 +193,14 @@ class TemplateRunner:
             self._written[key] = written
 
     def forget(self) -> None:
-        """Drop what was remembered: templates may write the date."""
+        """Clear the cache: templates may write the date."""
         with self._lock:
             self._written.clear()
 
     def tagged(
         self, messages: list[JsonObject], tools: list[JsonObject] | None
     ) -> list[tuple[int, int]]:
-        """Return [start, end) of what stands in `{% generation %}` blocks."""
+        """Return [start, end) of each `{% generation %}` block."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tokenizer = self._tokenizer
@@ -208,7 +208,7 @@ class TemplateRunner:
             tools=tools
         )
         options = {k: v for k, v in self._options.items() if k != "chat_template"}
-        with self._lock:  # the blocks are collected in an environment that all calls share
+        with self._lock:  # all calls share the environment that collects the blocks
             _, spans = render_jinja_template(  # pyright: ignore[reportAssignmentType]
                 conversations=[messages],  # pyright: ignore[reportArgumentType]
                 tools=tools,  # pyright: ignore[reportArgumentType]

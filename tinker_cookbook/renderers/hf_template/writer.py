@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
 from tinker_cookbook.renderers.hf_template.given import Giver
-from tinker_cookbook.renderers.hf_template.plan import (
+from tinker_cookbook.renderers.hf_template.template_plan import (
     ControlTokens,
     Plan,
     Reply,
@@ -39,7 +39,7 @@ _MAY_BE_DROPPED = frozenset({SegmentKind.THINK, SegmentKind.FRAME})
 class TemplateWriter(Giver):
     """Runs one template and finds in its output which message each character comes from.
 
-    Conversations of the same shape (equal but for their texts) share a plan.
+    Conversations of the same shape (equal except for their texts) share a plan.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, options: Mapping[str, object]) -> None:
@@ -98,7 +98,7 @@ class TemplateWriter(Giver):
         return Plan(text, atoms, replies, frozenset(standing))
 
     def _cuts(self, talk: Conversation, replies: Mapping[int, Reply], text: str) -> frozenset[int]:
-        """Return where sampling starts: the ends of all prompts that the text starts with."""
+        """Return where sampling starts: the ends of all prompts that are prefixes of the text."""
         cuts = set()
         for index in replies:
             try:
@@ -121,7 +121,7 @@ class TemplateWriter(Giver):
             )
 
     def reply(self, talk: Conversation, index: int) -> Reply:
-        """Return what sampling writes of message `index`, found by rendering prefixes."""
+        """Return the part of message `index` that sampling writes, found by rendering prefixes."""
         try:
             prompt = self.written(talk, index, prompt=True)
             whole = self.written(talk, index + 1, prompt=False)
@@ -140,7 +140,7 @@ class TemplateWriter(Giver):
         if end is None or self._end_of_turn(whole[:after], start) is not None:
             reason = "nothing in the chat template ends this reply"
             if end is not None:
-                reason = "a token that ends the turn stands within this reply"
+                reason = "a token that ends the turn is within this reply"
             return Reply(problem=reason)
         tagged = None
         if self._has_blocks:
@@ -149,14 +149,15 @@ class TemplateWriter(Giver):
         return Reply(start, end, whole[:end], tagged=tagged)
 
     def _end_of_turn(self, text: str, start: int) -> int | None:
-        """Return the end of the first token from `start` on that ends a turn."""
+        """Return the end of the first token at or after `start` that ends a turn."""
         for match in self.control.pattern.finditer(text, start):
             if self.control.id_of(match) in self.facts.stops:
                 return match.end()
         return None
 
     def _is_as_typed(self, talk: Conversation, plan: Plan, *, prompt: bool) -> bool:
-        """Whether the template writes the typed texts as they are, or may be kept from acting."""
+        """Whether the template writes the typed texts unchanged, or they contain structure to
+        protect."""
         if self._acts_on_template(talk.values):
             return True
         try:
@@ -166,7 +167,8 @@ class TemplateWriter(Giver):
         return written == fill(plan.text, talk.values)
 
     def _acts_on_template(self, values: Sequence[Value]) -> bool:
-        """Whether a text holds what the template, or the tokenizer, takes for structure."""
+        """Whether a text contains a string that the template or the tokenizer treats as
+        structure."""
         return any(
             self._structure.search(value.text) or self.control.pattern.search(value.text)
             for value in values
@@ -179,7 +181,7 @@ class TemplateWriter(Giver):
         return RendererError(
             f"the chat template rewrites the text of a message near {theirs[place : place + 40]!r} "
             f"(expected {ours[place : place + 40]!r}), so what is typed cannot be told from what "
-            "it writes; a renderer of its own is needed for this model."
+            "its own text; this model needs a separate renderer."
         )
 
     def rewritten_turn(self, messages: Sequence[Message], trained: Sequence[int]) -> int | None:
@@ -192,7 +194,8 @@ class TemplateWriter(Giver):
 
 
 def _structural_strings(template: str) -> re.Pattern[str]:
-    """Match the strings that a template may look for in texts: its literals with a bracket."""
+    """Match the strings that a template may look for in texts: its literals that contain a
+    bracket."""
     import jinja2
 
     tokens = jinja2.Environment().lex(template)

@@ -1,4 +1,4 @@
-"""Tool calls as DeepSeek V4 writes them, out and back. `‖` stands for the token `｜DSML｜` here:
+"""Writing and reading tool calls in DeepSeek V4's notation. Here `‖` is the token `｜DSML｜`:
 
     <‖tool_calls>
     <‖invoke name="get_weather">
@@ -7,8 +7,8 @@
     </‖invoke>
     </‖tool_calls>
 
-Strings stand bare, all else as JSON, and each argument says which it is. A call without arguments
-has an empty line in their place. The token cannot be typed, so a string may hold anything.
+Strings are bare, all other values are JSON, and each argument says which it is. A call without
+arguments has an empty line instead. The token cannot be typed, so a string may contain anything.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ _CLOSING = f"</{DSML}tool_calls>"
 
 
 def calls_text(calls: Sequence[CallLike], unparsed: Sequence[UnparsedToolCall]) -> list[str]:
-    """Return the block of calls as texts, between which the token stands; none without calls.
+    """Return the block of calls as texts to be joined by the token; no texts without calls.
 
     Args:
-        calls: numbers, lists and objects in arguments given as JSON text are kept to the letter.
-        unparsed: what could not be parsed of a block, which goes on to its end.
+        calls: the calls; numbers, lists and objects in arguments given as JSON text are not
+            changed.
+        unparsed: the rest of a block that could not be parsed, up to its end.
     """
     if not calls and not unparsed:
         return []
@@ -85,15 +86,15 @@ class _NotACall(Exception):
 def parse_calls(
     texts: Sequence[str], *, is_cut: bool
 ) -> tuple[list[ToolCall | UnparsedToolCall], str]:
-    """Parse a block of calls up to the first thing in it that is none.
+    """Parse a block of calls up to the first text in it that is not a call.
 
     Args:
-        texts: between the tokens of the block, the first one before its first token.
+        texts: the texts between the tokens of the block; the first one precedes its first token.
         is_cut: whether the reply broke off.
 
     Returns:
-        The calls, followed by all the rest with the reason if something is no call; and the text
-        that stands after the block.
+        The calls, then the rest with the reason if something is not a call; and the text after the
+        block.
     """
     calls: list[ToolCall | UnparsedToolCall] = []
     position, opening = 1, "<"
@@ -118,7 +119,7 @@ def parse_calls(
 
 
 def _parse_call(texts: Sequence[str], place: int) -> tuple[ToolCall, int]:
-    """Return the call that starts in a text, and the place of the text that closes it."""
+    """Return the call that starts in a text, and the index of the text that closes it."""
     found = _INVOKE.fullmatch(_text_at(texts, place))
     if found is None:
         raise _NotACall(f'expected invoke name="NAME">, found {_text_at(texts, place)[:60]!r}')
@@ -127,7 +128,7 @@ def _parse_call(texts: Sequence[str], place: int) -> tuple[ToolCall, int]:
     while follows == "<":
         key, source = _parse_parameter(_text_at(texts, place + 1))
         if key in members:
-            raise _NotACall(f"parameter {key!r} stands twice")
+            raise _NotACall(f"parameter {key!r} is given twice")
         members[key] = source
         follows = _either(texts, place + 2, "parameter>\n<", "parameter>\n</")
         place += 2
@@ -169,7 +170,7 @@ def _expect(texts: Sequence[str], place: int, text: str) -> None:
 
 
 def _either(texts: Sequence[str], place: int, one: str, other: str) -> str:
-    """Return what follows the line break of the text that stands there."""
+    """Return what follows the line break at the start of this text."""
     if _text_at(texts, place) not in (one, other):
         raise _NotACall(f"expected {one!r} or {other!r}, found {texts[place][:60]!r}")
     return texts[place].rpartition("\n")[2]

@@ -2,8 +2,8 @@
 
     call:get_weather{city:<|"|>Zürich<|"|>,days:2}
 
-Texts stand between two `<|"|>` tokens, keys of arguments stand bare and in alphabetical order. What
-is written comes as pieces: text, and None for each `<|"|>`.
+Texts are between two `<|"|>` tokens; keys of arguments are bare and in alphabetical order. The
+functions yield pieces: text, and None for each `<|"|>`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Piece = str | None
 
 
 def call_pieces(call: CallLike) -> Iterator[Piece]:
-    """Yield what stands between the markers of a call; numbers as they are in its JSON text."""
+    """Yield the pieces between the markers of a call; numbers are written as in its JSON text."""
     name, arguments = call_name_and_arguments(call)
     yield f"call:{name}"
     yield from _object(member_texts(arguments), quotes_keys=False)
 
 
 def result_pieces(name: str, text: str) -> Iterator[Piece]:
-    """Yield what stands between the markers of a tool's result."""
+    """Yield the pieces between the markers of a tool result."""
     yield f"response:{name}{{value:"
     yield from _quoted(text)
     yield "}"
@@ -94,10 +94,10 @@ _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
 
 
 def declaration_pieces(spec: ToolSpec) -> Iterator[Piece]:
-    """Yield what stands between the markers of a declaration.
+    """Yield the pieces between the markers of a declaration.
 
-    Of a schema the format has descriptions, types, properties, required names, items, the choices
-    of a text, and whether a value may be null; the rest is left out.
+    The format writes descriptions, types, properties, required names, items, choices of a text, and
+    whether a value may be null. It omits the rest of a schema.
     """
     tool = tool_declaration(spec)["function"]
     yield f"declaration:{tool['name']}{{description:"
@@ -135,7 +135,7 @@ def _properties(properties: JsonSchema, skipped: Sequence[str] = ()) -> Iterator
 
 
 def _schema_parts(schema: JsonSchema, kind: str) -> Iterator[Iterator[Piece]]:
-    """Yield what a property has before its type, each part by itself."""
+    """Yield the parts of a property before its type."""
     if schema.get("description"):
         yield iter(("description:", *_quoted(_shown(schema["description"]))))
     if kind == "STRING" and schema.get("enum"):
@@ -148,7 +148,7 @@ def _schema_parts(schema: JsonSchema, kind: str) -> Iterator[Iterator[Piece]]:
     if kind == "OBJECT":
         inner = schema.get("properties")
         found = _properties(inner) if isinstance(inner, Mapping) else None
-        # Without properties, the format takes what else the schema says for them.
+        # Without properties, the format treats the schema's other keys as properties.
         yield _labelled("properties", _braced(found or _properties(schema, _SCHEMA_KEYS)))
         if schema.get("required"):
             yield _names("required", schema["required"])
@@ -201,7 +201,7 @@ def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ToolCall |
     """Parse one call; anything that is not exactly one comes back with the reason.
 
     Args:
-        parts: what stood between the markers of the call; ids are `<|"|>` tokens.
+        parts: texts between the markers of the call; ids are `<|"|>` tokens.
         raw_text: the whole call.
     """
     reader = _Reader(parts)
@@ -214,7 +214,7 @@ def parse_call(parts: Sequence[str | int], raw_text: str) -> Sequence[ToolCall |
 
 
 class _Reader:
-    """Reads the notation into JSON text. A text ends at its `<|"|>` token, whatever it holds."""
+    """Reads the notation into JSON text. A text ends at its `<|"|>` token, whatever it contains."""
 
     def __init__(self, parts: Sequence[str | int]) -> None:
         self._text = "".join(part if isinstance(part, str) else "\0" for part in parts)
@@ -229,7 +229,7 @@ class _Reader:
                 length += 1
 
     def call(self) -> tuple[str, str]:
-        """Return name and arguments of the one call that the whole text must be."""
+        """Return name and arguments, if the whole text is one call."""
         start = self._text.find("{")
         before = self._text[: max(0, start)].strip()
         name = before.removeprefix("call:")
@@ -242,7 +242,7 @@ class _Reader:
         return name, arguments
 
     def _next_mark(self) -> int:
-        """Return where the next `<|"|>` stands; the length of the text if there is none."""
+        """Return the place of the next `<|"|>`; the length of the text if there is none."""
         index = bisect.bisect_left(self._marks, self._position)
         return self._marks[index] if index < len(self._marks) else len(self._text)
 
@@ -251,7 +251,7 @@ class _Reader:
             self._position += 1
 
     def _takes(self, character: str) -> bool:
-        """Whether that character comes next; if so, step over it."""
+        """Skip this character if it comes next, and return whether it did."""
         self._skip_space()
         found = self._text.startswith(character, self._position)
         if found and self._next_mark() != self._position:
@@ -277,7 +277,7 @@ class _Reader:
         def member() -> str:
             key = self._key()
             if key in names:
-                raise _CallError(f"{key!r} stands twice")
+                raise _CallError(f"{key!r} is given twice")
             names.add(key)
             return f"{json_text(key)}: {self._value()}"
 
@@ -324,7 +324,7 @@ class _Reader:
         except ValueError:
             raise _CallError(f"expected a value {self._place()}") from None
         if source.startswith('"'):
-            raise _CallError(f'a text stands in <|"|>, not in quotes, {self._place()}')
+            raise _CallError(f'a text must be in <|"|>, not in quotes, {self._place()}')
         self._position = end
         return source
 

@@ -1,6 +1,6 @@
 """Tool declarations as gpt-oss reads them: a TypeScript namespace.
 
-Line breaks and indents within types are the template's own, odd as they look.
+The odd line breaks and indents within types are those of the template.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ CALL_TEXT = re.compile(
     r"(?P<body>.*?)(?:<\|call\|>)?",
     re.DOTALL,
 )
-"""A call as text with its markers, as `UnparsedToolCall.raw_text` holds it."""
+"""Matches a call as text with its markers, as in `UnparsedToolCall.raw_text`."""
 
 
 class HarmonyParser(TokenParser):

@@ -1,8 +1,8 @@
 """Tool declarations as Kimi K2.5 reads them: TypeScript types with comments.
 
-The models' tokenizers write these by a program of theirs; here is the same text for JSON schemas of
-scalars, enumerations, unions, arrays, objects and references to `$defs`. Required members come
-first, each group by name.
+The models' tokenizers include a program that writes them. This module writes the same text for JSON
+schemas of scalars, enumerations, unions, arrays, objects and references to `$defs`. Required
+members come first; each group is sorted by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parsing replies whose reasoning has a label, as of Gemma 4; see replies.labelled."""
+"""Parsing replies whose reasoning has a label, as Gemma 4's; see replies/labelled.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["THOUGHT_LABEL", "LabelledParser"]
 
 
 class LabelledParser(ResponseParser):
-    """Leaves out the label of the reasoning, and tells whether the prompt had opened it."""
+    """Removes the label of the reasoning, and detects whether the prompt opened it."""
 
     def __init__(
         self,

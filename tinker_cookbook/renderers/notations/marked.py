@@ -1,4 +1,4 @@
-"""Tool calls whose name and arguments stand between control tokens."""
+"""Tool calls whose name and arguments are between control tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["build_call", "texts_between_marks"]
 
 
 def texts_between_marks(parts: Sequence[str | int]) -> list[str]:
-    """Return the texts before, between and after marks, empty ones included."""
+    """Return the texts before, between and after marks, including empty ones."""
     texts = [""]
     for part in parts:
         if isinstance(part, str):
@@ -25,5 +25,5 @@ def texts_between_marks(parts: Sequence[str | int]) -> list[str]:
 def build_call(
     name: str, arguments: str, raw_text: str, *, call_id: str | None = None
 ) -> ToolCall | UnparsedToolCall:
-    """Return the call, its arguments to the letter, or the raw text with the reason."""
+    """Return the call with its arguments unchanged, or the raw text with the reason."""
     return as_tool_call(json_calls.build_call(name, arguments, raw_text, call_id=call_id))

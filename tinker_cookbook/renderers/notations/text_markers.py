@@ -1,8 +1,8 @@
 """Tool calls whose markers are ordinary text, for models whose vocabulary has no token for them.
 
-Such a model writes `<tool_call>` in several tokens. So the markers are looked for in the text of
-the reply; what a prompt says never comes here. A marker within a string of a call's JSON is part of
-that string.
+Such a model writes `<tool_call>` in several tokens, so the parser looks for the markers in the text
+of the reply. (Text of the prompt is never parsed.) A marker within a string of a call's JSON is
+part of that string.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["TextCallParser"]
 
 
 class TextCallParser(ResponseParser):
-    """Parses one reply; text that may be the beginning of a marker is held back."""
+    """Parses one reply; holds back text that may be the beginning of a marker."""
 
     def __init__(
         self, encoder: TextEncoder, grammar: Grammar, call_open: str, call_close: str
@@ -27,10 +27,10 @@ class TextCallParser(ResponseParser):
         """Keep the markers.
 
         Args:
-            encoder: of the tokenizer.
-            grammar: without tokens for calls.
-            call_open: written before a call.
-            call_close: written after it.
+            encoder: the renderer's encoder.
+            grammar: the grammar, without tokens for calls.
+            call_open: the text before a call.
+            call_close: the text after a call.
         """
         call = TextMark(call_open), TextMark(call_close)
         tolerance = Tolerance(call_is_open=ends_in_string)

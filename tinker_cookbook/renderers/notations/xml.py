@@ -8,10 +8,10 @@
     </function>
     </tool_call>
 
-A value says nothing of its type: text is written bare, everything else as JSON. Reading takes a
-value as JSON if it is a JSON number, truth value, null, list or object, else as text. So text that
-looks like such a value comes back as one; `Renderer.fit_tool_calls` sets it right by the schema of
-the tool.
+A value does not say its type: text is written bare, everything else as JSON. A value is read as
+JSON if it is a JSON number, truth value, null, list or object, else as text. Text that looks like
+such a value is therefore read as one; `Renderer.fit_tool_calls` corrects it by the schema of the
+tool.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def xml_call_text(call: CallLike, words: Mapping[str, str]) -> str:
     """Return the text of one call, from `<function=` to `</function>`.
 
     Args:
-        call: the call; what is no text in its arguments is written as in their JSON text.
-        words: how truth values and null are written, where not as in JSON.
+        call: the call; values in its arguments that are not strings are written as in their JSON
+            text.
+        words: how truth values and null are written, if not as in JSON.
     """
     name, arguments = call_name_and_arguments(call)
     written = "".join(
@@ -55,7 +56,8 @@ def xml_call_text(call: CallLike, words: Mapping[str, str]) -> str:
 
 
 def value_text(source: str, words: Mapping[str, str]) -> str:
-    """Return how an argument is written, given its JSON text: strings bare, others as they are."""
+    """Return how an argument is written, given its JSON text: strings bare, other values
+    unchanged."""
     if source.startswith('"'):
         return json.loads(source)
     return words.get(source, source)
@@ -64,12 +66,12 @@ def value_text(source: str, words: Mapping[str, str]) -> str:
 def parse_xml_call(
     parts: Sequence[str | int], raw_text: str, words: Mapping[str, str]
 ) -> Sequence[ToolCall | UnparsedToolCall]:
-    """Parse the calls of a block; anything else comes back with the reason.
+    """Parse the calls of a block; anything else is returned with the reason.
 
     Args:
-        parts: what stood between the markers of the block; mostly one call.
+        parts: the text between the markers of the block; usually one call.
         raw_text: the whole block.
-        words: how truth values and null are written, where not as in JSON.
+        words: how truth values and null are written, if not as in JSON.
     """
     body = "".join(map(str, parts))
     return [as_tool_call(call) for call in read_tag_calls(body, raw_text, words)]
@@ -84,16 +86,17 @@ def fit_calls(message: Message, tools: Sequence[ToolSpec], words: Mapping[str, s
 
 
 def fit_arguments(call: ToolCall, tools: Sequence[ToolSpec], words: Mapping[str, str]) -> ToolCall:
-    """Return the call with a text wherever the tool's schema takes a text and not what was read.
+    """Return the call with a string wherever the tool's schema takes a string and not the value
+    read.
 
-    For formats that write text bare: a zip code read as a number becomes the text again, to the
-    letter, so that the call is still written as it was sampled. Calls of unknown tools, and
-    arguments that are not declared or may be of either type, stay as they are.
+    For formats that write text bare: a zip code read as a number becomes exactly the text that was
+    written, so the call still renders to the sampled tokens. Calls of unknown tools, and arguments
+    that are not declared or may have either type, are not changed.
 
     Args:
         call: as `parse_xml_call` gave it.
-        tools: declarations, of which one may be this call's.
-        words: as when the call was parsed.
+        tools: declarations; one of them may declare this call's tool.
+        words: the same as when the call was parsed.
     """
     parameters = schema.parameters_of(tools, call.function.name)
     arguments = schema.fit_arguments(call.function.arguments, parameters, words)

@@ -1,7 +1,8 @@
-"""The transcript pages of a run together: a list of the steps, links from a page to the next.
+"""The index of a run's transcript pages, and the links between pages.
 
-A page is `iteration_NNNNNN/NAME.html`, the list `transcripts.html` beside those folders. What the
-list shows of a page stands in the page's head, so that the list can be made from the pages alone.
+A page is `iteration_NNNNNN/NAME.html`; the index is `transcripts.html` in the run directory. What
+the index shows about a page is stored in the head of the page, so that the index can be rebuilt
+from the pages alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import glob
 import html
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +18,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tinker_cookbook.rl.transcripts.style import STYLE
+from tinker_cookbook.utils.durable_files import write_atomically
 
 __all__ = ["INDEX_FILE", "PageSummary", "link_pages", "navigation", "summary_tag", "write_index"]
 
 INDEX_FILE = "transcripts.html"
 SUMMARY_BYTES = 2000
-"""A page's summary stands within its first bytes."""
+"""The summary of a page is within its first bytes."""
 _STEP_FOLDER = re.compile(r"iteration_(\d{6,})")
 _SUMMARY = re.compile(r'<meta name="transcript" content="([^"]*)">')
 _NEXT = re.compile(r'<span class="next">.*?</span>')
@@ -31,28 +32,28 @@ _NEXT = re.compile(r'<span class="next">.*?</span>')
 
 @dataclass(frozen=True)
 class PageSummary:
-    """A page's row in the list."""
+    """The row of a page in the index."""
 
     step: int
     num_replies: int
-    """Of the whole batch, as the numbers below."""
+    """Number of replies. All numbers here count the whole batch, not only the groups shown."""
     mean_reward: float | None
-    """None without a reply."""
+    """Mean reward; None without replies."""
     num_cut: int
-    """Replies that end the episode at the token limit."""
+    """Number of episodes whose last reply the token limit cut."""
 
 
 def summary_tag(summary: PageSummary) -> str:
-    """The summary as an element of the page's head."""
+    """Return the summary as an element of the head of a page."""
     text = html.escape(json.dumps(asdict(summary)))
     return f'<meta name="transcript" content="{text}">'
 
 
 def navigation(page: Path) -> str:
-    """Links to the list and to the steps before and after; "" for a page outside of a run.
+    """Return links to the index and to the neighbouring steps; "" for a page outside a run.
 
     Args:
-        page: Where the page stands or will stand.
+        page: The path of the page, which may not exist yet.
     """
     if _step_of(page) is None:
         return ""
@@ -65,7 +66,7 @@ def navigation(page: Path) -> str:
 
 
 def link_pages(page: Path) -> None:
-    """Let the page of the step before link to this one, which did not exist when it was written."""
+    """Add a link to this page to the page of the previous step, which was written before it."""
     before = _neighbours(page)[0]
     if before is None:
         return
@@ -73,22 +74,22 @@ def link_pages(page: Path) -> None:
     link = f'<span class="next">{_link(page, "next", "next: step")}</span>'
     changed = _NEXT.sub(lambda _: link, text, count=1)
     if changed != text:
-        _write(before, changed)
+        write_atomically(before, changed)
 
 
 def write_index(page: Path) -> None:
-    """Write the list again after a page was written; nothing outside of a run."""
+    """Update the index after a page was written; do nothing outside a run."""
     if _step_of(page) is None:
         return
     folder = page.parent.parent
     known = _known_rows(folder / INDEX_FILE)
     known.pop(_address(page), None)
     rows: dict[str, list[str]] = {}
-    for path in _pages(folder, "*"):  # charts and logged reports are pages too, without a summary
+    for path in _pages(folder, "*"):  # some pages have no summary: charts, reports
         row = known.get(_address(path)) or _row(path)
         if row is not None:
             rows.setdefault(path.stem, []).append(row)
-    _write(folder / INDEX_FILE, _build_index(folder.name, rows))
+    write_atomically(folder / INDEX_FILE, _build_index(folder.name, rows))
 
 
 def _step_of(page: Path) -> int | None:
@@ -101,13 +102,13 @@ def _address(page: Path) -> str:
 
 
 def _pages(folder: Path, pattern: str) -> list[Path]:
-    """Pages of a run in the order of their steps."""
+    """Return the pages of a run in the order of their steps."""
     found = [(_step_of(path), path) for path in folder.glob(f"iteration_*/{pattern}.html")]
     return [path for step, path in sorted(item for item in found if item[0] is not None)]
 
 
 def _neighbours(page: Path) -> tuple[Path | None, Path | None]:
-    """The pages of the same name before and after."""
+    """Return the pages of the same name of the previous and the next step."""
     step = _step_of(page)
     if step is None:
         return None, None
@@ -123,7 +124,7 @@ def _link(page: Path, relation: str, words: str) -> str:
 
 
 def _known_rows(index: Path) -> dict[str, str]:
-    """Rows of the list as it is, by the page's address."""
+    """Return the rows of the existing index by the address of their page."""
     try:
         text = index.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -133,7 +134,7 @@ def _known_rows(index: Path) -> dict[str, str]:
 
 
 def _row(page: Path) -> str | None:
-    """A page's row; None for a page of another kind."""
+    """Return the row of a page; None for a page without a summary."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
             found = _SUMMARY.search(file.read(SUMMARY_BYTES))
@@ -173,10 +174,3 @@ def _table(name: str, rows: Sequence[str]) -> Iterator[str]:
     yield "</tr></thead><tbody>"
     yield from rows
     yield "</tbody></table>"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file at once: whoever has it open never sees half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -19,12 +19,12 @@ def write_logged_reports(
 
     Args:
         folder: The step's folder.
-        base_name: Start of the files' names.
+        base_name: Start of the file names.
         title: Heading of the page.
         groups_P: Groups whose reports are shown.
 
     Returns:
-        The page's name; None, and no file, if nothing was logged.
+        The name of the page; None, without a file, if nothing was logged.
     """
     path = folder / f"{base_name}_logtree.html"
     whole = logtree.Trace(title, path, write_on_error=False)
@@ -47,7 +47,7 @@ def write_logged_reports(
 
 
 def _logged_section(report: logtree.Trace) -> logtree.Node | None:
-    """The group's section, unless it holds nothing but its header."""
+    """Return the section of the group; None if it has only a header."""
     sections = [child for child in report.root.children if isinstance(child, logtree.Node)][1:]
     if not sections or len(sections[0].children) < 2:
         return None

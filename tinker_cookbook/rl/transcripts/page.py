@@ -1,12 +1,12 @@
-"""The rollouts of a step as one HTML page that needs no other file."""
+"""The rollouts of a step as one HTML page without other files."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.rl.algorithms import AdvantageEstimator
 from tinker_cookbook.rl.data_processing import compute_advantages
@@ -55,10 +55,10 @@ ENDED_BY_THE_CUT = (
     StopReason.MAX_SAMPLED_TOKENS,
     StopReason.PARSE_ERROR,
 )
-"""What environments say of an episode whose last reply was cut."""
+"""The stop reasons that environments give an episode whose last reply was cut."""
 PREFIX_BREAK = (
-    "This prompt does not begin with the tokens of the turn before: trained on as a record of its "
-    "own, at its whole length."
+    "This prompt does not begin with the tokens of the turn before: it is trained on as a separate "
+    "record, at its whole length."
 )
 
 
@@ -72,10 +72,11 @@ def write_transcripts(
     """Write all rollouts of a batch as JSON lines, and the first groups as a page.
 
     Args:
-        export: Where to; nothing is written without a folder, and no page without a tokenizer.
+        export: What the batch is and where to write. Without a folder, nothing is written; without
+            a tokenizer, only the JSON lines.
         groups_P: All groups.
-        num_groups_on_page: Groups on the page; 0: no page.
-        estimator: Of the advantages on the page.
+        num_groups_on_page: Number of groups on the page; 0: do not write a page.
+        estimator: Estimator of the advantages on the page.
     """
     if export.folder is None:
         return
@@ -137,16 +138,17 @@ def build_page(
     head: str = "",
     links: str = "",
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
-        title: Heading.
+        title: Heading of the page.
         shown_P: Groups on the page.
-        num_groups: Groups of the whole batch.
-        tokenizer: Turns tokens into text.
-        estimator: Of the advantages, which are shown without KL penalty and length handling.
-        logged_page: File beside this one with what the environments logged.
-        head: Markup for the page's head.
+        num_groups: Number of groups of the whole batch.
+        tokenizer: Decodes the tokens.
+        estimator: Estimator of the advantages, which are shown without KL penalty and length
+            normalization.
+        logged_page: File in the same folder with the logs of the environments.
+        head: Markup for the head of the page.
         links: Markup above and below the groups: links to other pages.
     """
     body = [links, f"<h1>{html.escape(title)}</h1>"]
@@ -170,7 +172,7 @@ def build_page(
 
 
 def _filter(shown_P: Sequence[RolloutSummaryGroup]) -> Iterator[str]:
-    """Fields that the page's script shows and reads; without it every reply stays."""
+    """Yield the filter form, which the script of the page shows."""
     endings = {_ending(t) for item in shown_P for t in item.trajectory_group.trajectories_G}
     yield '<form id="filter" hidden aria-label="Which replies are shown">'
     for name, words in (("least", "reward from"), ("most", "to")):
@@ -222,7 +224,7 @@ def _means(shown_P: Sequence[RolloutSummaryGroup]) -> str:
 
 
 def _spread(group: TrajectoryGroup) -> str:
-    """Whether the group can teach anything."""
+    """Describe the rewards of the group, and whether they give a gradient."""
     rewards = group.get_total_rewards()
     if not rewards:
         return "lost"
@@ -233,12 +235,12 @@ def _spread(group: TrajectoryGroup) -> str:
 
 
 def _is_cut(turn: Transition) -> bool:
-    """Whether a reply was cut; an episode that ended before its first one has an empty reply."""
+    """Return whether a reply was cut; the empty reply of an episode without turns was not."""
     return turn.ac.stop_reason == "length" and bool(turn.ac.tokens)
 
 
 def _ending(trajectory: Trajectory) -> str:
-    """Why an episode ended, in words: what the environment says, and whether its reply was cut."""
+    """Return in words why an episode ended, and whether its last reply was cut."""
     reason = trajectory.stop_reason
     words = "" if reason is None else ENDINGS.get(reason, reason.replace("_", " "))
     if not trajectory.transitions or not _is_cut(trajectory.transitions[-1]):
@@ -249,13 +251,13 @@ def _ending(trajectory: Trajectory) -> str:
 
 
 def _cut_before(trajectory: Trajectory) -> str:
-    """How many replies before the last one were cut."""
+    """Return in words how many replies before the last one were cut."""
     cut = [turn for turn in trajectory.transitions[:-1] if _is_cut(turn)]
     return f", {_count(cut, 'earlier reply', 'earlier replies')} {CUT}" if cut else ""
 
 
 def _said(trajectory: Trajectory, tokenizer: Tokenizer) -> str:
-    """The last reply in one line, to be read without opening the trajectory."""
+    """Return the last reply in one line, which is shown while the trajectory is folded."""
     if not trajectory.transitions:
         return ""
     text = str(tokenizer.decode(trajectory.transitions[-1].ac.tokens))
@@ -279,7 +281,7 @@ def _turns(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _about(turn: Transition) -> str:
-    """How long and how likely a reply is, and whether it was cut."""
+    """Describe a reply: its length, its mean log probability, and whether it was cut."""
     text = _count(turn.ac.tokens, "token")
     logprobs = turn.ac.maybe_logprobs
     if logprobs:
@@ -290,7 +292,7 @@ def _about(turn: Transition) -> str:
 
 
 def _tokens(turn: Transition, tokenizer: Tokenizer) -> str:
-    """Each sampled token in a span; bytes that make a character only together share one."""
+    """Put each sampled token into a span; tokens that are parts of one character share a span."""
     logprobs = turn.ac.maybe_logprobs or [math.nan] * len(turn.ac.tokens)
     spans: list[str] = []
     pending: list[tuple[int, float]] = []
@@ -318,7 +320,7 @@ def _span(text: str, tokens: list[tuple[int, float]]) -> str:
     )
 
 
-def _table(values: dict[str, Any]) -> str:
+def _table(values: Mapping[str, object]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(_show(value))}</td></tr>"
         for key, value in values.items()
@@ -326,5 +328,5 @@ def _table(values: dict[str, Any]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

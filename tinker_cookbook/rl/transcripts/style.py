@@ -1,4 +1,4 @@
-"""Style and script of the transcript pages: in each of them, since a page needs no other file."""
+"""Style and script of the transcript pages; each page contains a copy."""
 
 __all__ = ["FILTER_SCRIPT", "STYLE"]
 

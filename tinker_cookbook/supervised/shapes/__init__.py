@@ -1,13 +1,14 @@
 """The shapes a row of training data may have, one module each.
 
-A shape says by which keys it is known and takes a row apart into messages, tools or plain text.
-What messages hold is read in one place, `conversations`, whatever shape they came in.
+A shape is recognized by its keys and splits a row into messages, tools or plain text. One module,
+`conversations`, reads the messages of all shapes.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes import (
     alpaca,
@@ -28,7 +29,7 @@ SHAPES: tuple[Shape, ...] = (
     prompt_completion.SHAPE,
     plain_text.SHAPE,
 )
-"""In the order of precedence: a row with the keys of several is read as the first of them."""
+"""Shapes in order of precedence: a row with the keys of several shapes has the first one."""
 
 _ACCEPTED = (
     'use {"messages": [{"role": "user", "content": "..."}, ...]}, or the keys of another shape: '
@@ -37,9 +38,9 @@ _ACCEPTED = (
 _OTHER_DATA = {
     "chosen": "pairs of a better and a worse reply are for preference.train_dpo",
     "preferred_output": "pairs of a better and a worse reply are for preference.train_dpo",
-    "prompt": "write the reply beside 'prompt', as 'completion'",
-    "completion": "write what it answers beside it, as 'prompt'",
-    "output": "write what it answers beside it, as 'instruction'",
+    "prompt": "write the reply next to 'prompt', as 'completion'",
+    "completion": "write the question next to it, as 'prompt'",
+    "output": "write the question next to it, as 'instruction'",
     "role": "the row is one message: a row is a conversation, the list of its messages",
     "from": "the row is one message: a row is a conversation, the list of its messages",
 }
@@ -52,13 +53,13 @@ _NEAR = {
 }
 
 
-def shape_of(row: dict[str, Any]) -> Shape | None:
-    """The shape of a row, by its keys; None if it has none of them."""
+def shape_of(row: JsonObject) -> Shape | None:
+    """Return the shape of a row by its keys; None if it is unknown."""
     return next((shape for shape in SHAPES if shape.matches(row)), None)
 
 
-def fail_unknown_shape(row: dict[str, Any], reader: FieldReader) -> NoReturn:
-    """Refuse a row of no known shape, with its keys and what may have been meant."""
+def fail_unknown_shape(row: JsonObject, reader: FieldReader) -> NoReturn:
+    """Refuse a row of unknown shape; the error has its keys and a suggestion."""
     keys = ", ".join(map(repr, list(row)[:8])) or "no keys"
     hints = [advice for key, advice in _OTHER_DATA.items() if row.get(key) is not None]
     hints += [
@@ -67,7 +68,7 @@ def fail_unknown_shape(row: dict[str, Any], reader: FieldReader) -> NoReturn:
         if key not in _NEAR and (near := nearest_name(key, _NEAR))
     ]
     hints += [
-        f"the rows seem to stand in {key!r}: write that list alone"
+        f"the rows seem to be in {key!r}: write that list alone"
         for key, value in row.items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     ]

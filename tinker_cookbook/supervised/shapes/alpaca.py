@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 from tinker_cookbook.supervised.shapes.parts import (
     SYSTEM_KEYS,
@@ -19,7 +18,7 @@ INPUT_KEYS = ("input", "context")
 OUTPUT_KEYS = ("output", "response")
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     output = exactly_one_key(row, OUTPUT_KEYS, reader)
     if output is None:
         reader.fail("output is missing", "write the reply as 'output'", kind="empty message")
@@ -38,7 +37,7 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
     )
 
 
-def _history(value: object, reader: FieldReader) -> list[tuple[str, Any]]:
+def _history(value: object, reader: FieldReader) -> list[tuple[str, object]]:
     """Earlier turns, `[[question, answer], ...]`."""
     value = reader.from_json_text(value, "history")
     if value is None:

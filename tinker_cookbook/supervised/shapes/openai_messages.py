@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes.parts import RowParts, Shape, exactly_one_key
 
@@ -12,11 +11,11 @@ __all__ = ["SHAPE", "numbered"]
 TOOL_KEYS = ("tools", "functions")
 
 
-def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, Any]]:
-    """The items of a list of messages (or of JSON text of one), each with its place.
+def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, object]]:
+    """Return the items of a list of messages (or of its JSON text), each with its path.
 
     Raises:
-        ConversationError: no list, or an empty one.
+        ConversationError: not a list, or an empty one.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = reader.from_json_text(value, at)
@@ -29,20 +28,20 @@ def numbered(value: object, at: str, reader: FieldReader) -> list[tuple[str, Any
     return [(f"{at}[{i}]", message) for i, message in enumerate(value)]
 
 
-def _by_message(columns: dict[str, Any]) -> object:
-    """Messages from a table that keeps a list for each of their keys (a `Sequence` of datasets)."""
+def _by_message(columns: JsonObject) -> object:
+    """Return messages from a table with one list per key (a `Sequence` of datasets)."""
     lengths = {len(items) if isinstance(items, list) else -1 for items in columns.values()}
     if len(lengths) != 1 or -1 in lengths:
         return columns
     return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     messages = numbered(row["messages"], "messages", reader)
     tools = {key: row.get(key) for key in TOOL_KEYS if row.get(key) not in (None, "", [])}
     tools_key = exactly_one_key(tools, TOOL_KEYS, reader) or "tools"
     if row.get("parallel_tool_calls") is not None:
-        reader.notes["parallel_tool_calls is accepted: calls are trained as they stand"] += 1
+        reader.notes["parallel_tool_calls is accepted: calls are trained in the order given"] += 1
     return RowParts(messages, tools.get(tools_key), tools_key)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tinker_cookbook.replies.json_source import load_json
+from tinker_cookbook.replies.json_source import JsonObject, load_json
 from tinker_cookbook.supervised.row_fields import FieldReader
 from tinker_cookbook.supervised.shapes.openai_messages import numbered
 from tinker_cookbook.supervised.shapes.parts import (
@@ -21,7 +19,7 @@ PROMPT_KEYS = ("prompt", "question", "query")
 REPLY_KEYS = ("completion", "response", "answer")
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     prompt = exactly_one_key(row, PROMPT_KEYS, reader) or ""
     reply = exactly_one_key(row, REPLY_KEYS, reader) or ""
     before = _messages(row[prompt], prompt, "user", reader)
@@ -30,7 +28,7 @@ def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
     return RowParts([*before, *after], row.get("tools"), num_context=len(before))
 
 
-def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[tuple[str, Any]]:
+def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[tuple[str, object]]:
     value = _from_cell(value)
     if isinstance(value, list):
         return numbered(value, key, reader)
@@ -42,7 +40,7 @@ def _messages(value: object, key: str, role: str, reader: FieldReader) -> list[t
 
 
 def _from_cell(value: object) -> object:
-    """Messages from JSON text of a list of them, as cells of a table hold it; else the value."""
+    """Return messages from JSON text of a list (tables store lists so); else the value."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -56,7 +54,7 @@ def _from_cell(value: object) -> object:
     return items if are_messages else value
 
 
-def _matches(row: dict[str, Any]) -> bool:
+def _matches(row: JsonObject) -> bool:
     return all(any(row.get(key) is not None for key in keys) for keys in (PROMPT_KEYS, REPLY_KEYS))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.row_fields import FieldReader, shown
 from tinker_cookbook.supervised.shapes.openai_messages import numbered
 from tinker_cookbook.supervised.shapes.parts import (
@@ -38,25 +39,25 @@ _TURN_KEYS = ("from", "value", "weight", "name", "tool_call_id", "trainable")
 _ANSWER_TAGS = ("<tool_response>", "</tool_response>")
 
 
-def _read(row: dict[str, Any], reader: FieldReader) -> RowParts:
+def _read(row: JsonObject, reader: FieldReader) -> RowParts:
     key = exactly_one_key(row, LIST_KEYS, reader) or LIST_KEYS[0]
     turns = numbered(row[key], key, reader)
     messages = [(at, _message(turn, at, reader)) for at, turn in turns]
-    beside = system_message(row, reader)
-    if beside and turns and messages[0][1].get("role") == "system":
+    separate = system_message(row, reader)
+    if separate and turns and messages[0][1].get("role") == "system":
         reader.fail(
-            f"{beside[0][0]!r} stands beside {key}, which begins with a system message too",
+            f"{separate[0][0]!r} is next to {key}, which also begins with a system message",
             "keep one of them",
             kind="ambiguous keys",
         )
-    return RowParts([*beside, *messages], row.get("tools"))
+    return RowParts([*separate, *messages], row.get("tools"))
 
 
-def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
+def _message(turn: object, at: str, reader: FieldReader) -> JsonObject:
     if not isinstance(turn, dict):
         reader.fail_type(turn, "an object with from and value", at)
     if turn.get("role") is not None and turn.get("from") is None:
-        return turn  # role and content under another name of the list
+        return turn  # role and content, in a list with another name
     reader.check_keys(turn, _TURN_KEYS, at)
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
@@ -70,10 +71,11 @@ def _message(turn: object, at: str, reader: FieldReader) -> dict[str, Any]:
     return message | {"role": role, "content": _answer(text, reader) if role == "tool" else text}
 
 
-def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
-    """Content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read later.
+def _calls(value: object, at: str, reader: FieldReader) -> JsonObject:
+    """Return content and calls of `{"name", "arguments"}`, one or a list; or markup, which is read
+    later.
 
-    Calls come as the row has them: what a call may hold is checked where those of any shape are.
+    Calls are returned as in the row; one place checks the calls of all shapes.
     """
     if isinstance(value, str) and value.lstrip().startswith("<tool_call>"):
         return {"content": value}
@@ -82,7 +84,7 @@ def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
     for call in calls:
         if not isinstance(call, dict) or not ("name" in call or "function" in call):
             reader.fail(
-                f"value {shown(value)} is no call",
+                f"value {shown(value)} is not a call",
                 'use {"name": ..., "arguments": {...}}, or a list of such',
                 kind="tool call",
                 at=at,
@@ -91,7 +93,7 @@ def _calls(value: object, at: str, reader: FieldReader) -> dict[str, Any]:
 
 
 def _answer(text: str, reader: FieldReader) -> str:
-    """A tool's answer; the format writes its own tags around it."""
+    """Return a tool's answer without tags around it: the format writes its own."""
     opening, closing = _ANSWER_TAGS
     bare = text.strip()
     if not (bare.startswith(opening) and bare.endswith(closing) and bare.count(opening) == 1):

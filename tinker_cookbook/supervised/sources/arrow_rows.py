@@ -1,8 +1,8 @@
 """Tables: Parquet and Arrow files, through pyarrow.
 
 A Parquet file is decoded once, a few rows at a time, into an unnamed temporary Arrow file, from
-which any row is read at once: row groups are far too large to be decoded for every row of a
-shuffled batch. Memory is one such portion; the disk holds the table unpacked.
+which any row can be read directly: row groups are far too large to be decoded for every row of a
+shuffled batch. One such portion is in memory; the unpacked table is on disk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class ArrowRows(RowFile):
         self._refuse_empty()
 
     def _unpack(self, opened: OpenedFile) -> np.ndarray:
-        """Write all rows into the temporary file; int64 [portions + 1], the first row of each."""
+        """Write all rows into the temporary file; return int64 [portions + 1], the first row of
+        each portion."""
         import pyarrow
 
         schema, portions = _portions(opened)
@@ -103,7 +104,7 @@ class ArrowRows(RowFile):
 
 
 def _portions(opened: OpenedFile) -> tuple[Any, Iterator[Any]]:
-    """The schema of a table, and its rows in portions of at most `ROWS_PER_PORTION`."""
+    """Return the schema of a table, and its rows in portions of at most `ROWS_PER_PORTION`."""
     import pyarrow
     import pyarrow.parquet
 

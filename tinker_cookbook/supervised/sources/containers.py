@@ -1,4 +1,4 @@
-"""Which container a file is: by its content where that can tell, by its name where it cannot."""
+"""Finding a file's container: by its content if that is enough, else by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STREAM_HEAD = b"\xff\xff\xff\xff"
 
 
 def data_suffix(path: Path) -> str:
-    """The suffix of a file's name that says what it holds, without that of its compression."""
+    """Return the suffix of a file's name, without that of its compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in PACKED_SUFFIXES:
         suffixes.pop()
@@ -32,7 +32,7 @@ def open_rows(path: str | Path) -> RowFile:
     """Open one data file.
 
     Raises:
-        DataFormatError: a file that cannot be read, or holds no rows.
+        DataFormatError: a file that cannot be read, or has no rows.
     """
     opened = open_unpacked(path)
     return _container(opened)(opened)
@@ -50,7 +50,7 @@ def _container(opened: OpenedFile) -> type[RowFile]:
     if text.startswith(b"["):
         return JsonValues
     if text.startswith(b"{"):
-        # A first line that only opens an object: every object goes over several lines.
+        # If the first line only opens an object, every object is written over several lines.
         spread = text.partition(b"\n")[0].strip() == b"{" and b"\n" in text
         return JsonValues if spread else ConversationFile
     return TextLines if suffix in TEXT_SUFFIXES else ConversationFile

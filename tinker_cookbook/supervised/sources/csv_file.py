@@ -1,4 +1,4 @@
-"""A CSV file: its first record names the columns, every other one is a row."""
+"""A CSV file: its first record names the columns, the others are rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _DELIMITERS = ",\t;|"
 
 
 class CsvFile(ByteRows):
-    """Rows of a CSV (or TSV) file; a record may go over several lines.
+    """Rows of a CSV (or TSV) file; a record may span several lines.
 
-    The delimiter is the one of comma, tab, semicolon and bar that the header has most of. Memory:
-    20 bytes a row.
+    The delimiter is the most frequent one of comma, tab, semicolon and bar in the header. Memory:
+    20 bytes per row.
     """
 
     container = "CSV"
 
     def __init__(self, opened: OpenedFile) -> None:
         super().__init__(opened)
-        csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process; the default is 128 KiB
+        csv.field_size_limit(MAX_ROW_BYTES)  # a limit of the whole process; the default is 128 KiB
         header = opened.head.partition(b"\n")[0].decode("utf-8", errors="replace")
         self._delimiter = max(_DELIMITERS, key=header.count)
         scan = _RecordScan(self)
@@ -56,7 +56,7 @@ class CsvFile(ByteRows):
 
 
 class _RecordScan:
-    """Where the records of a file start and end, by the reader that will read them again."""
+    """Starts and ends of a file's records, found by the reader that will read them again."""
 
     def __init__(self, file: CsvFile) -> None:
         self.starts, self.ends, self.lines = array("Q"), array("Q"), array("I")
@@ -114,7 +114,7 @@ class _RecordScan:
         twice = [name for name, count in Counter(columns).items() if count > 1]
         if twice:
             raise DataFormatError(
-                f"{self._file.path}:1: column {twice[0]!r} stands twice in the header; name every "
-                "column once."
+                f"{self._file.path}:1: column {twice[0]!r} is given twice in the header; "
+                "name every column once."
             )
         return columns

@@ -21,11 +21,11 @@ from tinker_cookbook.supervised.sources.containers import (
 __all__ = ["MAX_FILES", "DataPart", "data_name", "parse_data"]
 
 MAX_FILES = 500
-"""Every file stays open during a run, and a process may have about a thousand of them."""
+"""Maximum number of files: all stay open during a run, and a process can open about a thousand."""
 
 _WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
 _SPLIT = re.compile(r"(train|test|valid|validation|eval|dev)(?![a-z])", re.IGNORECASE)
-# What Hugging Face `save_to_disk` writes beside the rows.
+# Files that Hugging Face `save_to_disk` writes next to the rows.
 _NO_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
@@ -36,7 +36,7 @@ class DataPart:
     path: str
     weight: float | None
     files: tuple[Path, ...]
-    """In sorted order; one for a file."""
+    """Its files in sorted order; one if the place is a file."""
 
 
 def parse_data(data: str) -> list[DataPart]:
@@ -57,7 +57,7 @@ def parse_data(data: str) -> list[DataPart]:
 
 
 def data_name(data: str) -> str:
-    """A short name for `data=`, as part of the name of a run."""
+    """Return a short name for `data=`, as part of a run's name."""
     names = []
     for text in _split(data):
         name = Path(_split_weight(text)[0]).name.partition(".")[0]
@@ -106,7 +106,7 @@ def _files(path: str) -> list[Path]:
     if place.is_dir():
         return _files_of_folder(place)
     if place.exists() or not glob.has_magic(path):
-        return [place]  # one that does not exist is refused where it is opened
+        return [place]  # a missing file is refused when it is opened
     found = sorted(map(Path, glob.glob(str(place), recursive=True)))
     files = [file for file in found if file.is_file()]
     if not files:
@@ -115,7 +115,8 @@ def _files(path: str) -> list[Path]:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """Data files in a folder and those below it; texts only where there is nothing else."""
+    """Return the data files in a folder and its subfolders; text files only if there are no
+    others."""
     everything = sorted(
         path
         for path in folder.rglob("*")
@@ -134,7 +135,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _refuse_several_splits(files: list[Path], folder: Path) -> None:
-    """A downloaded dataset has its test rows beside the rest; nobody wants to train on them."""
+    """Refuse a folder with several splits: training must not include the test rows."""
     found: dict[str, Path] = {}
     for path in files:
         for name in path.relative_to(folder).parts:

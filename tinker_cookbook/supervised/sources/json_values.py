@@ -1,7 +1,7 @@
 """A JSON file whose rows are the objects of one array, or objects written over several lines.
 
-The bytes are scanned once for where objects begin and end; brackets and quotes are found with
-NumPy, and no JSON is parsed. So an array of any size is read row by row, like lines.
+The bytes are scanned once to find where objects begin and end. Brackets and quotes are found with
+NumPy, and no JSON is parsed, so an array of any size is read row by row, like lines.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _QUOTE, _BACKSLASH, _NEWLINE = b'"\\\n'
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
-"""By how much a byte outside of strings changes the depth."""
+"""Change of the nesting depth by a byte outside of strings."""
 _MAX_GAP_BYTES = 2**16
 
 
 class JsonValues(ByteRows):
-    """Rows of a JSON array, or of objects one after the other (as `jq .` writes them)."""
+    """Rows of a JSON array, or of consecutive objects (as `jq .` writes them)."""
 
     def __init__(self, opened: OpenedFile, *, chunk_bytes: int = 2**20) -> None:
         is_array = opened.head.lstrip().startswith(b"[")
@@ -42,7 +42,7 @@ class JsonValues(ByteRows):
 
 
 class _ObjectScan:
-    """Where the objects of a text start and end, and in which line."""
+    """Starts and ends of the objects of a text, with their lines."""
 
     def __init__(self, file: BinaryIO, path: Path, *, is_array: bool, chunk_bytes: int) -> None:
         self.starts, self.ends, self.lines = array("Q"), array("Q"), array("I")
@@ -87,7 +87,8 @@ class _ObjectScan:
         self.position += len(chunk)
 
     def _borders(self, data: np.ndarray) -> np.ndarray:
-        """Positions where an object of the outermost level starts or ends, alternating."""
+        """Return the positions where an object of the outermost level starts or ends,
+        alternating."""
         quotes = self._real_quotes(data)
         brackets = np.flatnonzero(_STEPS[data])
         before = np.searchsorted(quotes, brackets) + int(self._in_string)
@@ -103,7 +104,7 @@ class _ObjectScan:
         return brackets[starts | ends]
 
     def _real_quotes(self, data: np.ndarray) -> np.ndarray:
-        """Quotes that no backslash takes the meaning of; a pair of backslashes is a character."""
+        """Return the quotes that are not escaped; a pair of backslashes is one character."""
         quotes = np.flatnonzero(data == _QUOTE)
         slashes = np.flatnonzero(data == _BACKSLASH)
         numbers = np.arange(len(slashes))
@@ -122,7 +123,7 @@ class _ObjectScan:
         return quotes[counts % 2 == 0]
 
     def _close_gap(self, piece: bytes, line: int) -> None:
-        """Between two objects stands a comma in an array, nothing elsewhere."""
+        """Check the text between two objects: a comma in an array, else nothing."""
         self._gap += piece
         between = b"," if self.starts else b"["
         if self._gap.strip() != (between if self._is_array else b""):
@@ -137,7 +138,7 @@ class _ObjectScan:
             accepted = "write a comma between two objects"
         else:
             accepted = "an array holds objects with a comma between them, and nothing else"
-        raise DataFormatError(f"{self._path}:{line}: {found} stands before an object; {accepted}.")
+        raise DataFormatError(f"{self._path}:{line}: {found} is before an object; {accepted}.")
 
     def _finish(self) -> None:
         if self._inside or self._in_string:
@@ -152,7 +153,7 @@ class _ObjectScan:
             found = shown(end.decode("utf-8", errors="replace"))
             ending = "a closing ]" if self._is_array else "an object"
             if self._is_array and end.startswith(b","):
-                ending += ", and no comma stands before it"
+                ending += "without a comma before it"
             raise DataFormatError(
                 f"{self._path}:{self._line}: the file ends with {found}; it must end with {ending}."
             )

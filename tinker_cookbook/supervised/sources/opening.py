@@ -1,4 +1,4 @@
-"""Open a data file for reading in any order; a compressed one is unpacked first."""
+"""Opening a data file for reading in any order; a compressed one is unpacked first."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ _PACKED: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
     b"BZh": ("bzip2", bz2.BZ2File),
     b"\xfd7zXZ": ("xz", lzma.LZMAFile),
 }
-"""By their first bytes, whatever the file is called."""
+"""Compressions by their first bytes, whatever the name of the file."""
 
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """A file that can be read at any place."""
+    """A file that can be read at any position."""
 
     path: Path
-    """As given; errors show it the same way."""
+    """The path as given, and as errors show it."""
     file: BinaryIO
-    """Unbuffered; a temporary file without a name if it had to be unpacked."""
+    """The open file, unbuffered; an unnamed temporary file if it had to be unpacked."""
     compression: str | None
     head: bytes
-    """Its first bytes, without a byte order mark."""
+    """Its first bytes, without the byte order mark."""
 
 
 def open_unpacked(path: str | Path) -> OpenedFile:
     """Open a file, unpacked.
 
     Raises:
-        DataFormatError: a file that cannot be opened, is damaged, or is of a foreign kind.
+        DataFormatError: a file that cannot be opened, is damaged, or has an unknown type.
     """
     path = Path(path).expanduser()
     file = _open(path)
@@ -113,7 +113,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _unpacked(source: BinaryIO, path: Path, name: str, unpack: Callable[[Any], Any]) -> BinaryIO:
-    """The content of a compressed file, in a temporary file that goes with the process."""
+    """Unpack a compressed file into a temporary file, which is deleted with the process."""
     target = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     try:
         with source, unpack(source) as packed:
@@ -137,13 +137,13 @@ def _store(target: Any, chunk: bytes, path: Path) -> None:
     try:
         rest = memoryview(chunk)
         while rest:
-            rest = rest[target.write(rest) :]  # an unbuffered file may take a part only
+            rest = rest[target.write(rest) :]  # an unbuffered file may write only a part
     except OSError as error:
         raise no_room(path, error) from error
 
 
 def no_room(path: Path, error: OSError) -> DataFormatError:
-    """What to say where a file cannot be unpacked for want of disk."""
+    """Return the error for a file that cannot be unpacked because the disk is full."""
     return DataFormatError(
         f"{path} cannot be unpacked into {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to "
         "a folder with more room."

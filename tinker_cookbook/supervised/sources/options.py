@@ -1,4 +1,4 @@
-"""The settings of a supervised recipe that say what is trained on."""
+"""The data settings of a supervised recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TrainedTokens = Literal[
     "all_user_and_system_messages",
     "customized",
 ]
-"""The values of `renderers.TrainOnWhat`, as a command line can list them."""
+"""The values of `renderers.TrainOnWhat`, as a type that the command line can list."""
 
 
 @chz.chz
@@ -50,7 +50,7 @@ class DataOptions:
     )
 
     def data_or(self, default: str | Path) -> str:
-        """What `data` (or `file_path`) names, else the default.
+        """Return what `data` (or `file_path`) names, else the default.
 
         Raises:
             ConfigurationError: both are given.

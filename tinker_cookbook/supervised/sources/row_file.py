@@ -1,4 +1,4 @@
-"""What every source of rows can do, and the base of the containers that are one file."""
+"""The interface of every source of rows, and the base class of containers that are one file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 MAX_ROW_BYTES = 64 * 2**20
-"""A longer row is refused unread: tokenising it takes minutes and gigabytes, to then cut it."""
+"""Maximum size of a row. Tokenizing a longer one would take minutes and gigabytes, only to cut
+it."""
 FULL_CHECK_BYTES = 16 * 2**20
 SPREAD_CHECK_ROWS = 1000
 
@@ -43,7 +44,7 @@ _TITLES = {shape.name: shape.title for shape in SHAPES}
 
 
 class Readable(Protocol):
-    """A row that was read, and what is known of it."""
+    """A row that was read, with its description."""
 
     @property
     def shape(self) -> str | None: ...
@@ -57,16 +58,16 @@ class Readable(Protocol):
 
 @dataclass
 class ReadCounts:
-    """How rows were read: their shapes, what became something else, what was not used."""
+    """Counts of how rows were read: their shapes, conversions, and unused keys."""
 
     num_rows: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     note_rows: Counter[str] = field(default_factory=Counter)
-    """Rows by what was done to them."""
+    """Number of rows by conversion."""
     notes: Counter[str] = field(default_factory=Counter)
-    """The same by how often it was done."""
+    """Number of conversions by kind."""
     unused: Counter[str] = field(default_factory=Counter)
-    """Rows by key that their shape does not read."""
+    """Number of rows by unused key."""
 
     def add(self, row: Readable) -> None:
         """Count one row."""
@@ -83,23 +84,23 @@ class ReadCounts:
         return self
 
     def lines(self, name: str, num_rows: int) -> list[str]:
-        """What a run says about its data before it begins.
+        """Return the lines that describe the data before a run.
 
         Args:
-            name: the data's name and size.
-            num_rows: rows of the data, of which those counted here may be a part.
+            name: name and size of the data.
+            num_rows: number of rows of the data; those counted here may be a part of them.
         """
         seen = "" if self.num_rows == num_rows else f" (of {self.num_rows:,} rows read so far)"
         return [f"{name}, read as {'; '.join(self.shape_lines())}{seen}", *self.note_lines()]
 
     def shape_lines(self) -> list[str]:
-        """The shapes by their titles, with their rows where there are several."""
+        """Return the titles of the shapes, with their numbers of rows if there are several."""
         if len(self.shapes) == 1:
             return [_TITLES[next(iter(self.shapes))]]
         return [f"{_TITLES[name]}: {count:,} rows" for name, count in self.shapes.most_common()]
 
     def note_lines(self) -> list[str]:
-        """A line for everything that was read as something else than it says."""
+        """Return a line for each kind of conversion."""
         lines = []
         for note, rows in self.note_rows.most_common():
             times = self.notes[note]
@@ -108,7 +109,7 @@ class ReadCounts:
         return lines
 
     def unused_text(self) -> str:
-        """The keys that are not used, those of most rows first."""
+        """Return the unused keys, the most frequent ones first."""
         names = {key: key if key.strip() else repr(key) for key in self.unused}
         listed = [
             names[key]
@@ -163,16 +164,16 @@ class RowFile:
     """
 
     container = ""
-    """What a report calls this kind of file."""
+    """Name of this kind of file in reports."""
     row_word = "line"
-    """What `place` counts: lines of a text, rows of a table."""
+    """Unit that `place` counts: lines of a text, rows of a table."""
 
     def __init__(self, opened: OpenedFile) -> None:
         self.path: Path = opened.path
         self.fingerprint: str | None = None
-        """Changes with the content, not with its compression or name."""
+        """Digest that changes with the content, not with compression or name."""
         self.num_bytes = 0
-        """Length of the content, unpacked."""
+        """Size of the unpacked content in bytes."""
         self.num_blank_lines = 0
         self._file: BinaryIO = opened.file
         self._lock = threading.Lock()
@@ -189,29 +190,29 @@ class RowFile:
         raise NotImplementedError
 
     def place(self, index: int) -> int:
-        """1-based line (of a table: row) that holds row `index`."""
+        """Return the 1-based line (of a table: row) of row `index`."""
         raise NotImplementedError
 
     def line_number(self, index: int) -> int:
-        """The same, for files of lines."""
+        """Return the 1-based line of row `index`, for files of lines."""
         return self.place(index)
 
     def row_bytes(self, index: int) -> int:
-        """Length of row `index`."""
+        """Return the size of row `index` in bytes."""
         raise NotImplementedError
 
     def _read(self, index: int) -> SourceRow:
         raise NotImplementedError
 
     def _suspects(self, limit: int) -> np.ndarray:
-        """Rows that look wrong from afar, to be checked whatever the size of the file."""
+        """Return rows whose bytes look wrong, to be checked whatever the size of the file."""
         return np.zeros(0, np.int64)
 
     def where(self, index: int) -> str:
         return f"{self.path}:{self.place(index)}"
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[SourceRow]:
-        """Read rows; they are not parsed.
+        """Read rows without parsing them.
 
         Raises:
             DataValidationError: a row over `MAX_ROW_BYTES`, or a file that changed since.
@@ -230,14 +231,14 @@ class RowFile:
         return self._read(index)
 
     def oversize(self, index: int) -> str | None:
-        """Why row `index` is too long to be read; None if it is not."""
+        """Return why row `index` is too long to be read; None if it is not."""
         size = self.row_bytes(index)
         if size <= MAX_ROW_BYTES:
             return None
         return (
             f"{self.where(index)}: the {self.row_word} has {size / 1e6:.0f} MB; at most "
             f"{MAX_ROW_BYTES / 1e6:.0f} MB are read. Split the conversation, and keep large images "
-            "in files of their own."
+            "in separate files."
         )
 
     def check_rows(
@@ -247,10 +248,10 @@ class RowFile:
         full_check_bytes: int = FULL_CHECK_BYTES,
         spread_rows: int = SPREAD_CHECK_ROWS,
     ) -> ReadCounts:
-        """Parse every row of a file up to this size, a spread of the rows of a larger one.
+        """Parse every row of a file up to this size, or evenly spread rows of a larger file.
 
         Raises:
-            DataError: for the first row found unusable, by file and line.
+            DataError: for the first unusable row, with its file and line.
         """
         self._refuse_oversized()
         everything = self.num_bytes <= full_check_bytes
@@ -273,12 +274,12 @@ class RowFile:
             raise DataFormatError(f"{self.path}: the file has no rows; give at least one.")
 
     def close(self) -> None:
-        """Free the file; so does dropping the last reference."""
+        """Close the file; dropping the last reference also closes it."""
         self._close()
 
 
 class ByteRows(RowFile):
-    """Rows that are ranges of bytes: 16 bytes of memory a row, and 4 for its line."""
+    """Rows that are ranges of bytes: 16 bytes of memory per row, and 4 for its line."""
 
     def _set_ranges(self, starts: Sequence[int], ends: Sequence[int], lines: Sequence[int]) -> None:
         self._starts = np.asarray(starts, np.uint64)

@@ -24,22 +24,22 @@ from tinker_cookbook.supervised.sources.row_file import (
 __all__ = ["Mix", "MixUntil", "OpenedPart", "SeveralFiles", "mix_lines", "open_data", "open_parts"]
 
 MixUntil = Literal["first_exhausted", "all_exhausted"]
-"""When an epoch of a weighted mix ends: with the file that is through first, or last."""
+"""When an epoch of a weighted mix ends: when the first or the last file is used up."""
 
 
 @dataclass(frozen=True)
 class OpenedPart:
-    """The rows that one place of `data=` gives."""
+    """The rows of one place of `data=`."""
 
     path: str
     weight: float | None
     start: int
-    """Its first row in the common numbering."""
+    """Number of its first row in the common numbering."""
     stop: int
 
 
 class SeveralFiles:
-    """Rows of files one after the other: all of the first, then all of the second..."""
+    """Rows of files in sequence: all of the first file, then all of the second ..."""
 
     def __init__(self, name: str, files: Sequence[RowFile]) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class SeveralFiles:
         return self._files[which].oversize(row)
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[SourceRow]:
-        """Read rows; they are not parsed."""
+        """Read rows without parsing them."""
         found = (self._find(int(index)) for index in indices)
         return [self._files[which].rows([row])[0] for which, row in found]
 
@@ -80,7 +80,8 @@ class SeveralFiles:
         full_check_bytes: int = FULL_CHECK_BYTES,
         spread_rows: int = SPREAD_CHECK_ROWS,
     ) -> ReadCounts:
-        """As of one file: all rows if all files together are small, else a spread of each."""
+        """Check rows as of one file: all rows if all files together are small, else evenly spread
+        rows of each."""
         everything = self.num_bytes <= full_check_bytes
         counts = ReadCounts()
         for file in self._files:
@@ -98,7 +99,7 @@ class SeveralFiles:
 
 
 def open_data(data: str) -> DataSource:
-    """Open all that `data=` names; weights play no role here.
+    """Open all files that `data=` names, ignoring weights.
 
     Raises:
         DataError: a file that cannot be read.
@@ -108,7 +109,7 @@ def open_data(data: str) -> DataSource:
 
 
 def open_parts(data: str) -> tuple[DataSource, list[OpenedPart]]:
-    """The same, with the rows that each place of `data=` gives."""
+    """Open all files that `data=` names, and return the rows of each place."""
     parts = parse_data(data)
     files = [[open_rows(path) for path in part.files] for part in parts]
     opened = _numbered(parts, files)
@@ -130,15 +131,15 @@ def _numbered(parts: list[DataPart], files: list[list[RowFile]]) -> list[OpenedP
 class Mix:
     """The rows of an epoch of a weighted mix; callable with the epoch's seed.
 
-    A part gives the same number of rows in every epoch, drawn anew for each: with a seed of its
-    own it is permuted, and gives the first of them. Where that is more than it has, all its rows
-    come before any comes again.
+    A part gives the same number of rows in every epoch, drawn again for each epoch: it is permuted
+    with a separate seed, and its first rows are used. If more rows are needed than it has, all its
+    rows come before any row is repeated.
     """
 
     rows: tuple[np.ndarray, ...]
     """Row numbers of each part."""
     counts: tuple[int, ...]
-    """Rows that each part gives."""
+    """Number of rows of each part per epoch."""
     seed: int
 
     @classmethod
@@ -150,7 +151,7 @@ class Mix:
         until: MixUntil,
         seed: int,
     ) -> Mix:
-        """Give every part its share of an epoch that ends as `until` says."""
+        """Compute every part's share of an epoch that ends as `until` says."""
         shares = np.asarray(weights, np.float64) / sum(weights)
         sizes = np.asarray([len(part) for part in rows], np.float64)
         end = (sizes / shares).min() if until == "first_exhausted" else (sizes / shares).max()
@@ -161,8 +162,8 @@ class Mix:
         return sum(self.counts)
 
     def __call__(self, epoch_seed: int | None) -> np.ndarray:
-        """uint32 [len]: the rows of an epoch in their order; None is the order before any epoch."""
-        # Seeds of an epoch are 0 or more, so that the order before has a number of its own.
+        """Return uint32 [len]: the rows of an epoch in order; None gives the initial order."""
+        # Seeds of an epoch are 0 or more, so the initial order has a different number.
         epoch = 0 if epoch_seed is None else epoch_seed + 1
         taken = []
         for number, (part, count) in enumerate(zip(self.rows, self.counts, strict=True)):
@@ -173,7 +174,7 @@ class Mix:
         return np.random.default_rng([self.seed, epoch, len(self.rows)]).permutation(joined)
 
     def describe(self, names: Sequence[str]) -> list[str]:
-        """A line for every part: how many rows it gives an epoch, of how many."""
+        """Return a line for every part: its number of rows per epoch, and in total."""
         return [
             f"{name}: {count:,} rows an epoch of its {len(part):,}"
             + (f", so each comes about {count / len(part):.1f} times" if count > len(part) else "")
@@ -182,7 +183,8 @@ class Mix:
 
 
 def mix_lines(parts: Sequence[OpenedPart]) -> list[str]:
-    """What the weights make of an epoch that ends with the first part; nothing without weights."""
+    """Return the effect of the weights on an epoch that ends with the first part; empty without
+    weights."""
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
         return []

@@ -62,8 +62,8 @@ def test_values_and_gradients(
     expected = reference(*exact, lengths)
     expected.backward(grad.double())
 
-    out, beside = attention_forward(*inputs, lengths)
-    found = attention_backward(grad, *inputs, out, beside, lengths)
+    out, lse = attention_forward(*inputs, lengths)
+    found = attention_backward(grad, *inputs, out, lse, lengths)
     assert (out - expected).abs().max() < 2e-5
     for ours, tensor in zip(found, exact, strict=True):
         assert tensor.grad is not None
@@ -75,8 +75,8 @@ def test_values_and_gradients(
 def test_large_scores_overflow_nothing() -> None:
     q, k, v, grad = draw(1, 2, 16, 300)
     q *= 1e4
-    out, beside = attention_forward(q, k, v, (300,))
-    found = attention_backward(grad, q, k, v, out, beside, (300,))
+    out, lse = attention_forward(q, k, v, (300,))
+    found = attention_backward(grad, q, k, v, out, lse, (300,))
     assert all(tensor.isfinite().all() for tensor in (out, *found))
 
 
@@ -88,8 +88,8 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            out, beside = attention_forward(*inputs, (1100, 300))
-            results.append((out, *attention_backward(grad, *inputs, out, beside, (1100, 300))))
+            out, lse = attention_forward(*inputs, (1100, 300))
+            results.append((out, *attention_backward(grad, *inputs, out, lse, (1100, 300))))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

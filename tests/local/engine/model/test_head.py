@@ -9,7 +9,8 @@ from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
-from tinker_cookbook.local.engine.training.losses import LOSSES, BuiltInPackLoss
+from tinker_cookbook.local.engine.training.built_in_loss import BuiltInPackLoss
+from tinker_cookbook.local.engine.training.losses import LOSSES
 from tinker_cookbook.local.engine.types import LoraSpec
 
 VOCAB, HIDDEN, CHUNK_ROWS = 20, 6, 16

@@ -1,4 +1,4 @@
-"""What is no causal language model is refused in one line, and the plan says the same."""
+"""Models that are not causal language models are refused in one line, by the plan too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign_models import RUN_THROUGH_TRANSFORMERS, foreign_model
+from tests.local.engine.training_data import FORMATS
 from tests.tiny_models import tiny_model
 from tests.vision_models import tiny_vision_model
 from tinker_cookbook.exceptions import WeightsError
@@ -22,7 +23,7 @@ from tinker_cookbook.local.engine.model.base_model import load_base_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.types import LoraSpec
-from tinker_cookbook.local.plan import GIB, MachineRates, build_plan, describe_plan
+from tinker_cookbook.local.plan import GIB, MachineRates, ModelPlan, build_plan, describe_plan
 
 RATES = MachineRates(flops=150e9, bandwidth=20e9)
 REFUSED = {
@@ -53,14 +54,14 @@ def test_what_cannot_run_is_refused_by_the_engine_and_the_plan_alike(kind: str) 
 
 
 def test_a_model_that_reads_what_comes_after_is_found_out_by_what_it_predicts() -> None:
-    assert "changes with the text behind it" in refusal(foreign_model("gemma3_both_sides"))
+    assert "changes with the text after it" in refusal(foreign_model("gemma3_both_sides"))
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"model_type": "no_such_model", "architectures": ["X"]}, "cannot be read by transformers"),
-        ({"model_type": "clip"}, "is no causal language model"),
+        ({"model_type": "clip"}, "is not a causal language model"),
     ],
 )
 def test_unknown_types_are_refused_in_one_line(tmp_path: Path, change: dict, problem: str) -> None:
@@ -69,22 +70,26 @@ def test_unknown_types_are_refused_in_one_line(tmp_path: Path, change: dict, pro
     assert problem in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("kind", [*RUN_THROUGH_TRANSFORMERS, "qwen2_5_vl", "llava"])
-def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(kind: str) -> None:
+def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(
+    kind: str, dtype: torch.dtype
+) -> None:
     is_text = kind in RUN_THROUGH_TRANSFORMERS
     folder = foreign_model(kind) if is_text else tiny_vision_model(kind)
     assert read_arch(folder) is None
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
-    model = load_base_model(folder, dtype=torch.float32)
+    plan = planned(folder, dtype)
+    model = load_base_model(folder, dtype=dtype)
     assert isinstance(model, HfModel)
-    loaded = sum(p.numel() for p in model.transformers_model.parameters())
-    assert plan.num_parameters == loaded
+    parameters = list(model.transformers_model.parameters())
+    assert plan.num_parameters == sum(p.numel() for p in parameters)
+    assert plan.memory["weights"] == sum(p.nbytes for p in parameters)
     adapter = Adapter(LoraSpec(rank=4), model.lora_targets(LoraSpec(rank=4)))
     assert plan.adapter_parameters == 4 * sum(
         target.in_features + target.out_features for target in adapter.targets
     )
-    assert set(plan.shape.adapter_parts) == {target.part for target in adapter.targets}
-    assert plan.shape.max_positions == model.max_positions
+    assert set(plan.sizes.adapter_parts) == {target.part for target in adapter.targets}
+    assert plan.sizes.max_positions == model.max_positions
     taken = model.batch_bytes(1024, 1, 4, backward=True)
     assert plan.memory["activations of a pack"] == taken
     text = describe_plan(plan)
@@ -93,11 +98,17 @@ def test_the_plan_of_a_model_for_transformers_counts_what_is_then_loaded(kind: s
     assert plan.fits
 
 
+def planned(folder: Path, dtype: torch.dtype) -> ModelPlan:
+    name = str(dtype).removeprefix("torch.")
+    return build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype=name)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("kind", RUN_THROUGH_TRANSFORMERS)
-def test_a_planned_cached_token_is_what_a_sequence_holds(kind: str) -> None:
+def test_a_planned_cached_token_is_what_a_sequence_holds(kind: str, dtype: torch.dtype) -> None:
     folder = foreign_model(kind)
-    plan = build_plan("tiny", folder, rank=4, rates=RATES, free_bytes=8 * GIB, dtype="float32")
-    model = load_base_model(folder, dtype=torch.float32)
+    plan = planned(folder, dtype)
+    model = load_base_model(folder, dtype=dtype)
     assert isinstance(model, HfModel)
     sequence = model.start(None)
     sequence.extend(torch.arange(3, 13))
@@ -126,7 +137,7 @@ def test_every_matrix_of_a_block_of_gpt2_takes_an_adapter() -> None:
 def test_serve_says_what_is_wrong_before_anything_else(
     tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
-    words = [str(foreign_model("bert")) if word == "BERT" else word for word in arguments]
+    words = [str(foreign_model("bert")) if name == "BERT" else name for name in arguments]
     command = [sys.executable, "-m", "tinker_cookbook.cli", "serve", "--port", "0", *words]
     command += ["--state-dir", str(tmp_path / "state")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -151,7 +162,7 @@ def test_another_output_than_logits_is_refused_alike(tmp_path: Path, kind: str, 
     source = tiny_model() if kind == "llama" else foreign_model(kind)
     folder = with_config(source, tmp_path / "model", architectures=[f"X{head}"])
     text = refusal(folder)
-    assert f"X{head} puts other numbers out than the next token's logits" in text
+    assert f"X{head} computes other numbers than the next token's logits" in text
     with pytest.raises(WeightsError) as planned:
         build_plan("m", folder, rates=RATES)
     assert str(planned.value) == text

@@ -57,11 +57,11 @@ def test_bfloat16_attention_follows_float32() -> None:
     shapes = [(2, 90, 32), (2, 45, 32), (2, 45, 32), (2, 90, 32)]
     q, k, v, grad = (torch.randn(s, generator=generator).bfloat16() for s in shapes)
     lengths = [30, 15]
-    out, beside = attention_forward(q * 0.2, k, v, lengths)
-    grads = attention_backward(grad, q * 0.2, k, v, out, beside, lengths)
+    out, lse = attention_forward(q * 0.2, k, v, lengths)
+    grads = attention_backward(grad, q * 0.2, k, v, out, lse, lengths)
     wide = [tensor.float() for tensor in (q * 0.2, k, v)]
-    exact, exact_beside = attention_forward(*wide, lengths)
-    exact_grads = attention_backward(grad.float(), *wide, exact, exact_beside, lengths)
+    exact, exact_lse = attention_forward(*wide, lengths)
+    exact_grads = attention_backward(grad.float(), *wide, exact, exact_lse, lengths)
     for rounded, full in zip((out, *grads), (exact, *exact_grads), strict=True):
         assert rounded.dtype == torch.bfloat16
         assert float((rounded.float() - full).norm() / full.norm()) < 0.01

@@ -20,7 +20,7 @@ SHAPES = [
     (1030, (48, 48), 577, 32),
     (64, (7, 300), 640, 200),
 ]
-"""More rows than a block, more inputs than a strip, ranks up to more than fits beside one."""
+"""More rows than a block, more inputs than a strip, and ranks larger than a panel."""
 
 
 def packed(matrix: torch.Tensor, outs: tuple[int, ...]) -> PackedMatrix:

@@ -1,7 +1,7 @@
 """Results do not depend on what memory held before: fresh tensors are full of NaN here.
 
-Kernels that work in tiles read rows of their left operand on to the next multiple of 32 and
-multiply what is there by zeros. `_TiledProducts` does so on every processor.
+Tiled kernels read past the rows of their left operand, up to the next multiple of 32, and multiply
+what they find by zeros. `_TiledProducts` checks that on every processor.
 """
 
 from __future__ import annotations

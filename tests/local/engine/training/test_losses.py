@@ -10,8 +10,10 @@ import torch
 
 from tests.local.engine.training_data import make_run, random_datum
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.training.losses import LOSSES, loss_and_gradient
+from tinker_cookbook.local.engine.training.built_in_loss import loss_and_gradient
+from tinker_cookbook.local.engine.training.losses import LOSSES, UNAVAILABLE
 from tinker_cookbook.local.engine.types import LossSpec, TrainDatum
+from tinker_cookbook.rl import algorithms
 
 LOW, HIGH, BETA = 0.9, 1.1, 0.3
 Arrays = dict[str, np.ndarray]
@@ -149,7 +151,7 @@ def test_whole_gradient_by_finite_difference(name: str, train_unembed: bool) -> 
         losses.append(run.forward_backward(data, loss, backward=False).metrics["loss:sum"])
     slope = (losses[0] - losses[1]) / (2 * step)
     if name in ("cispo", "gspo"):
-        # Their gradient leaves the ratio out on purpose, so it is no derivative of the value.
+        # Their gradient leaves the ratio out on purpose: it is not the derivative of the value.
         assert slope != 0
         return
     # Central difference in float32; curvature along the gradient adds some percent.
@@ -175,7 +177,7 @@ def _rl_datum(run, name: str, seed: int) -> TrainDatum:
 
 
 def test_by_sequence_loss_through_packs() -> None:
-    """A gspo datum has the same gradient alone and beside others."""
+    """A gspo datum has the same gradient alone and together with others."""
     run = make_run(tiny_model("llama"))
     data = [_rl_datum(run, "gspo", seed) for seed in range(3)]
     together = run.forward_backward(data, LossSpec("gspo"))
@@ -186,3 +188,21 @@ def test_by_sequence_loss_through_packs() -> None:
     assert (gradient - run.gradient).norm() / gradient.norm() < 1e-5
     total = sum(result.metrics["loss:sum"] for result in alone)
     assert together.metrics["loss:sum"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_client_describes_the_losses_as_the_engine_declares_them() -> None:
+    offered = {name: loss for name, loss in algorithms.LOSSES.items() if loss.on_local_service}
+    assert set(offered) == {name for name, loss in LOSSES.items() if "advantages" in loss.inputs}
+    assert set(algorithms.LOSSES) - set(offered) == set(UNAVAILABLE)
+    for name, described in offered.items():
+        assert set(described.settings) == set(LOSSES[name].settings)
+        inputs = {"logprobs", "advantages", *described.extra_inputs}
+        assert inputs == set(LOSSES[name].inputs)
+
+
+def test_drivers_and_orders_name_declared_inputs_and_settings() -> None:
+    for loss in LOSSES.values():
+        assert loss.driver in ("", *loss.inputs)
+        assert set(loss.ordered or ()) <= set(loss.settings)
+        for setting in loss.settings.values():
+            assert setting.low <= setting.default <= setting.high

@@ -1,4 +1,4 @@
-"""Which weights an adapter was trained on, and what to know before it is merged into them."""
+"""The weights that an adapter was trained on, and what to know before merging it into them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from pathlib import Path
 __all__ = ["TIED_HEAD_WARNING", "WeightsOrigin", "find_origin", "write_card"]
 
 TIED_HEAD_WARNING = (
-    "it adapts lm_head, whose matrix is the input embedding too. Loaded beside the model it gives "
-    "the trained model; merged by PEFT (merge_and_unload) it changes the input embedding as well "
-    "and gives another one. Untie the matrices before merging, or train with train_unembed=False"
+    "it adapts lm_head, whose matrix is also the input embedding. Loaded as an adapter it gives "
+    "the trained model; merged by PEFT (merge_and_unload) it also changes the input embedding, "
+    "which gives another model. Untie the matrices before merging, or train with "
+    "train_unembed=False"
 )
 
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Where a base model's weights are, in the words of adapter_config.json."""
+    """The location of a base model's weights, as adapter_config.json states it."""
 
     source: str
-    """`base_model_name_or_path`: a hub id, or a folder where the hub's weights are others."""
+    """`base_model_name_or_path`: a hub id, or a folder if its weights are not the hub's."""
     revision: str | None = None
-    """Commit of the hub's repository, where it is known."""
+    """Commit of the hub's repository; None if it is unknown."""
 
 
 def find_origin(name: str, folder: Path) -> WeightsOrigin:
-    """Where the weights of a model come from that was asked for as `name` and found in `folder`.
+    """Return the origin of a model that was requested as `name` and found in `folder`.
 
-    A hub's name stands for the hub's weights only. A model of that name that was made here, for
-    example out of a quantised file, is named by its folder: then nobody loads others unawares.
+    A hub id is used for the hub's weights only. A model with that name that was made here, for
+    example from a quantised file, is named by its folder, so that nobody loads other weights by
+    mistake.
     """
     if Path(name).expanduser().is_dir():
         return WeightsOrigin(name)
@@ -39,11 +41,11 @@ def find_origin(name: str, folder: Path) -> WeightsOrigin:
 
 
 def write_card(folder: Path, name: str, origin: WeightsOrigin, *, tied_head: bool) -> None:
-    """Write README.md beside an adapter where its files alone would mislead; flushed to the disk.
+    """Write README.md next to an adapter whose files alone would mislead; flush it to the disk.
 
     Args:
-        name: what the service calls the base model.
-        tied_head: whether the adapter adapts an lm_head that is the input embedding too.
+        name: the service's name of the base model.
+        tied_head: whether the adapter adapts an lm_head that is also the input embedding.
     """
     notes = []
     if origin.source != name:

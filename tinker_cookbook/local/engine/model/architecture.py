@@ -1,50 +1,60 @@
-"""What the engine must know about a model's architecture, read from its config.json.
+"""The architecture of a model, read from its config.json.
 
-The families below share one block (RMSNorm, rotary attention with grouped keys, SwiGLU) and run on
-the engine's own kernels. `read_arch` answers None for every other architecture: those go through
-`hf_model`.
+The families in `FAMILIES` share one decoder block (RMSNorm, rotary attention with grouped keys,
+SwiGLU; `transformer` has the formulas) and run on the engine's own kernels. `read_arch` returns
+None for every other architecture: those run through transformers (`hf_model`), slower.
+
+To add a family with the same block, add its entry; docs/adding_an_architecture.md has an example.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinker_cookbook.exceptions import ConfigurationError, WeightsError
+from tinker_cookbook.exceptions import WeightsError
 
 __all__ = [
-    "DTYPE_NAMES",
-    "NATIVE_MODEL_TYPES",
+    "FAMILIES",
     "ArchConfig",
+    "Family",
     "RopeConfig",
-    "dtype_from_environment",
     "read_arch",
     "read_config_json",
     "read_eos_token_ids",
 ]
 
-NATIVE_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-DTYPE_NAMES = ("float32", "bfloat16")
+ConfigJson = Mapping[str, Any]
+"""A parsed config.json; its values have the types that each family's files give them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's block differs from Llama's, by its `model_type`."""
+
+    qkv_bias: bool = False
+    """The query, key and value projections have a bias."""
+    qk_norm: bool = False
+    """Queries and keys are normed per head before their rotation."""
+    slides: bool = True
+    """Whether `sliding_window` holds unless `use_sliding_window` says otherwise."""
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True, slides=False),
+    "qwen3": Family(qk_norm=True, slides=False),
+}
+"""`model_type` of config.json -> the family, for all models that the engine runs itself."""
+
+_FOREIGN_OPTIONS = ("mlp_bias", "attention_out_bias")
+"""Options that the block lacks: a model that sets one runs through transformers."""
 _OTHER_HEAD = re.compile("Classification|QuestionAnswering|MultipleChoice|Regression|Reward")
-_DTYPE_VARIABLE = "TINKER_COOKBOOK_DTYPE"
-
-
-def dtype_from_environment() -> str | None:
-    """The number format that the environment asks for, for who is not told; None: by device.
-
-    Raises:
-        ConfigurationError: if it is unknown.
-    """
-    name = os.environ.get(_DTYPE_VARIABLE) or None
-    if name is not None and name not in DTYPE_NAMES:
-        raise ConfigurationError(
-            f"{_DTYPE_VARIABLE}={name!r} is unknown; use one of {', '.join(DTYPE_NAMES)}"
-        )
-    return name
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ArchConfig:
-    """Shape of a decoder that the engine runs itself."""
+    """Sizes and options of a decoder that the engine runs itself."""
 
     model_type: str
     vocab_size: int
@@ -86,64 +96,54 @@ class ArchConfig:
 
     @property
     def kv_size(self) -> int:
-        """Width of all key (or value) heads together."""
+        """Width of all key heads together; the value heads have the same."""
         return self.num_kv_heads * self.head_dim
 
 
-def read_config_json(folder: Path) -> dict[str, Any]:
-    """The parsed config.json of a model folder.
+def read_arch(folder: Path) -> ArchConfig | None:
+    """Return the architecture of a model folder; None if the engine's own kernels lack it.
 
     Raises:
-        WeightsError: if there is none, or it is not a JSON object.
+        WeightsError: if config.json is missing or damaged, or the model is not a language model.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"model folder {folder} has no config.json; it is not a model"
-        ) from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}; a JSON object is expected")
-    return config
-
-
-def read_arch(folder: Path) -> ArchConfig | None:
-    """The architecture of a model folder; None where the engine's own kernels do not cover it."""
     config = read_config_json(folder)
     _check_head(folder, config)
-    if not _is_native(config):
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or not _has_native_block(config, family):
         return None
     rope = _read_rope(config)
     if rope is None:
         return None
     try:
-        return _build_arch(config, rope)
+        return _build_arch(config, family, rope)
     except KeyError as error:
         raise WeightsError(
             f"{folder / 'config.json'} lacks {error}; the file is damaged"
         ) from error
 
 
-def _check_head(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a decoder that was given another output than one over the vocabulary."""
-    names = config.get("architectures")
-    others = [name for name in names or [] if _OTHER_HEAD.search(str(name))]
-    if others:
-        raise WeightsError(
-            f"{folder}: {others[0]} puts other numbers out than the next token's logits; use a "
-            "causal language model (LlamaForCausalLM and such)"
-        )
+def _has_native_block(config: ConfigJson, family: Family) -> bool:
+    """Return whether the options of a model leave the family's block as the engine knows it."""
+    return not (
+        config.get("hidden_act", "silu") != "silu"
+        or _slides(config, family)
+        or (config.get("attention_bias", False) and not family.qkv_bias)
+        or any(config.get(name) for name in _FOREIGN_OPTIONS)
+        or "quantization_config" in config
+    )
 
 
-def _build_arch(config: dict[str, Any], rope: RopeConfig) -> ArchConfig:
-    model_type = config["model_type"]
-    hidden_size = config["hidden_size"]
-    num_heads = config["num_attention_heads"]
+def _slides(config: ConfigJson, family: Family) -> bool:
+    """Return whether a token attends to a window of the tokens before it only."""
+    if family.slides and config.get("sliding_window") is None:
+        return False
+    return bool(config.get("use_sliding_window", family.slides))
+
+
+def _build_arch(config: ConfigJson, family: Family, rope: RopeConfig) -> ArchConfig:
+    hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
     return ArchConfig(
-        model_type=model_type,
+        model_type=config["model_type"],
         vocab_size=config["vocab_size"],
         hidden_size=hidden_size,
         intermediate_size=config["intermediate_size"],
@@ -154,30 +154,17 @@ def _build_arch(config: dict[str, Any], rope: RopeConfig) -> ArchConfig:
         max_positions=config.get("max_position_embeddings", 2048),
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
         rope=rope,
-        qkv_bias=model_type == "qwen2",
-        qk_norm=model_type == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
 
 
-def _is_native(config: dict[str, Any]) -> bool:
-    model_type = config.get("model_type")
-    sliding = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    if model_type in ("qwen2", "qwen3"):
-        sliding = bool(config.get("use_sliding_window", False))
-    biased = model_type != "qwen2" and bool(config.get("attention_bias", False))
-    return (
-        model_type in NATIVE_MODEL_TYPES
-        and config.get("hidden_act", "silu") == "silu"
-        and not sliding
-        and not biased
-        and not config.get("mlp_bias", False)
-        and "quantization_config" not in config
-    )
+def _read_rope(config: ConfigJson) -> RopeConfig | None:
+    """Return the rotary embedding; None for a kind that the engine lacks.
 
-
-def _read_rope(config: dict[str, Any]) -> RopeConfig | None:
-    """Understands `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling` (before)."""
+    Reads `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (before).
+    """
     parameters = dict(config.get("rope_scaling") or {})
     parameters.update(config.get("rope_parameters") or {})
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
@@ -196,8 +183,39 @@ def _read_rope(config: dict[str, Any]) -> RopeConfig | None:
     )
 
 
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """Return the parsed config.json of a model folder.
+
+    Raises:
+        WeightsError: if it is missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"model folder {folder} has no config.json; it is not a model"
+        ) from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds a {type(config).__name__}; a JSON object is expected")
+    return config
+
+
+def _check_head(folder: Path, config: ConfigJson) -> None:
+    """Refuse a decoder whose output is not a distribution over the vocabulary."""
+    names = config.get("architectures")
+    others = [name for name in names or [] if _OTHER_HEAD.search(str(name))]
+    if others:
+        raise WeightsError(
+            f"{folder}: {others[0]} computes other numbers than the next token's logits; use a "
+            "causal language model, such as LlamaForCausalLM"
+        )
+
+
 def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """Tokens that end a completion, from generation_config.json and config.json, in that order."""
+    """Return the tokens that end a completion: generation_config.json's, then config.json's."""
     token_ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = folder / name

@@ -1,11 +1,15 @@
 """Causal attention inside each segment of a pack, forward and backward.
 
-Queries go in blocks against all keys up to the block's end, so the masked half is mostly not
-computed and no [n, n] matrix of a long sequence exists. The probabilities are computed again in the
-backward pass. Query heads that share a key head are interleaved row by row, so grouped attention is
-one product per key head.
+Each block of queries meets all keys up to the block's end, so most of the masked half is not
+computed and no [n, n] matrix of a long sequence exists. The backward pass recomputes the
+probabilities. Query heads that share a key head are interleaved row by row, so grouped attention is
+one matrix product per key head.
 
-Queries come multiplied by 1 / sqrt(D).
+Queries arrive multiplied by 1 / sqrt(D). With S = q k', P = softmax(S), out = P v:
+
+    v_grad = P' grad            P_grad = grad v'
+    S_grad = P * (P_grad - sum_j P_ij P_grad_ij)
+    q_grad = S_grad k           k_grad = S_grad' q
 
 Legend: K key heads, G query heads per key head, n tokens of a segment, T of the pack, D head size.
 Queries and outputs are [K, T G, D] (row t G + g), keys and values [K, T, D].
@@ -31,11 +35,13 @@ _BLOCK_TOKENS = 128
 def attention_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attended values, in the layout of `q`, and what the backward pass of the compiled kernels
-    needs beside them."""
+    """Return the attended values, in the layout of `q`, and the logsumexp [K, T G] of the scores.
+
+    The second is None where torch computed the first, whose backward pass does not read it.
+    """
     if lacks_products(q):
-        out, beside = attention_forward(q.float(), k.float(), v.float(), lengths)
-        return out.to(q.dtype), beside
+        out, lse = attention_forward(q.float(), k.float(), v.float(), lengths)
+        return out.to(q.dtype), lse
     kernels = _kernels()
     if kernels is not None and kernels.fit(q, k):
         return kernels.forward(q, k, v, lengths)
@@ -53,21 +59,23 @@ def attention_backward(
     k: torch.Tensor,
     v: torch.Tensor,
     out: torch.Tensor,
-    beside: torch.Tensor | None,
+    lse: torch.Tensor | None,
     lengths: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q (as it came, multiplied), k and v from the gradient of the output; `out` and
-    `beside` are what `attention_forward` gave."""
+    """Return the gradients of q (multiplied, as it arrived), k and v, given that of the output.
+
+    `out` and `lse` are the results of `attention_forward`.
+    """
     if lacks_products(q):
         grad, wide_q, wide_k, wide_v, out = (t.float() for t in (grad, q, k, v, out))
-        grads = attention_backward(grad, wide_q, wide_k, wide_v, out, beside, lengths)
+        grads = attention_backward(grad, wide_q, wide_k, wide_v, out, lse, lengths)
         return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
     kernels = _kernels()
-    if kernels is not None and beside is not None:
-        return kernels.backward(grad, q, k, v, out, beside, lengths)
+    if kernels is not None and lse is not None:
+        return kernels.backward(grad, q, k, v, out, lse, lengths)
     q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     group = q.shape[1] // k.shape[1]
-    # sum_j P_ij dP_ij, which the gradient of softmax subtracts, is the dot of out and its gradient.
+    # sum_j P_ij P_grad_ij = sum_j P_ij (grad_i . v_j) = grad_i . out_i: one dot product per row.
     dots = torch.linalg.vecdot(grad.float(), out.float()).unsqueeze(-1)
     for keys, rows, diagonal in _blocks(lengths, group):
         k_part, v_part, grad_part = k[:, keys], v[:, keys], grad[:, rows]
@@ -82,13 +90,13 @@ def attention_backward(
 
 @functools.lru_cache(maxsize=1)
 def _kernels() -> AttentionKernels | None:
-    """The compiled kernels, waiting for the compiler if it still runs; None: use torch."""
+    """Return the compiled kernels, waiting for the compiler if it still runs; None: use torch."""
     library = load_kernels()
     return None if library is None else AttentionKernels(library)
 
 
 def _blocks(lengths: Sequence[int], group: int) -> Iterator[tuple[slice, slice, int]]:
-    """(keys, query rows, tokens in the query block) of every block of every segment."""
+    """Yield (keys, query rows, tokens in the query block) for every block of every segment."""
     start = 0
     for length in lengths:
         for first in range(0, length, _BLOCK_TOKENS):
@@ -99,6 +107,7 @@ def _blocks(lengths: Sequence[int], group: int) -> Iterator[tuple[slice, slice, 
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, diagonal: int, group: int) -> torch.Tensor:
+    """Return softmax(q k') for one block; only its last `diagonal` keys can be masked."""
     scores = torch.bmm(q, k.transpose(1, 2))
     mask = _mask(group, scores.dtype, scores.device)
     scores[:, :, -diagonal:].add_(mask[: diagonal * group, :diagonal])
@@ -109,6 +118,6 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, diagonal: int, group: int) 
 
 @functools.lru_cache(maxsize=16)
 def _mask(group: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[block G, block]: minus infinity where a key comes after the query."""
+    """Return [block G, block]: minus infinity where a key comes after the query, otherwise 0."""
     above = torch.full((_BLOCK_TOKENS, _BLOCK_TOKENS), -math.inf, dtype=dtype, device=device)
     return above.triu_(1).repeat_interleave(group, dim=0)

@@ -1,7 +1,7 @@
-"""What the trainer needs of a base model, and the native implementation of it.
+"""The interface of a base model to the trainer, and its native implementation.
 
-`NativeModel` covers the architectures of `config`; `hf_model.HfModel` covers the rest through
-transformers, slower, with the same results.
+`NativeModel` runs the families that `architecture` describes on the engine's own kernels;
+`hf_model.HfModel` runs every other causal model through transformers: slower, the same results.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget, lora_ta
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.pack import Pack
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks
+from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, ShapePacker
 from tinker_cookbook.local.engine.model.transformer import PackedTransformer
 from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
-from tinker_cookbook.local.engine.model.weights import ModelWeights, load_weights
+from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
@@ -32,13 +32,13 @@ __all__ = [
     "PACK_TOKENS_CPU",
     "BaseModel",
     "NativeModel",
-    "blocks_to_keep",
+    "describe_native_model",
     "load_base_model",
-    "native_pass_bytes",
     "reuse_freed_memory",
 ]
 
 _ACTIVATION_BYTES = 2 * 2**30
+"""Memory that a forward pass may keep for the backward pass; blocks beyond it are recomputed."""
 PACK_TOKENS_CPU = 1024
 _PACK_TOKENS_ACCELERATOR = 8192
 
@@ -53,7 +53,7 @@ class BaseModel(Protocol):
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence."""
+        """Maximum number of tokens in a sequence."""
         ...
 
     @property
@@ -61,13 +61,15 @@ class BaseModel(Protocol):
 
     @property
     def pack_tokens(self) -> int:
-        """Tokens that should go through the model together."""
+        """Number of tokens that should go through the model together."""
         ...
 
     @property
     def count_image_tokens(self) -> Callable[[ImageInput, str], int] | None:
-        """Positions of an image, or a UserError that begins with the given place; None where the
-        model reads text only."""
+        """A function that counts the positions of an image; None where the model reads text only.
+
+        Its second argument says where the image is; a UserError begins with it.
+        """
         ...
 
     @property
@@ -76,21 +78,25 @@ class BaseModel(Protocol):
         ...
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
-        """The modules that a run of this shape trains."""
+        """Return the modules that a run with this spec trains."""
         ...
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
-        """About the memory that a pack of so many tokens, with targets each, takes."""
+        """Return the estimated extra memory for a pack, in bytes.
+
+        Args:
+            num_targets: number of targets per token.
+        """
         ...
 
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
-        """float32 [M, K]: logprobs of the pack's targets."""
+        """Return the logprobs of the pack's targets, float32 [M, K]."""
         ...
 
     def logprobs_and_gradient(
         self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
-        """As `logprobs`; also runs the loss and adds the LoRA gradients to `sink`."""
+        """Return the logprobs, and add the LoRA gradients of the loss to `sink`."""
         ...
 
 
@@ -110,10 +116,10 @@ class NativeModel:
     ) -> None:
         """
         Args:
-            compiled: use the compiled kernels where there are any.
-            pack_tokens: tokens computed together; None: by device.
-            activation_bytes: about what the forward pass may keep for the backward pass. Blocks
-                beyond it are computed again; results are the same bits.
+            compiled: use the compiled kernels where they exist.
+            pack_tokens: number of tokens computed together; None chooses by device.
+            activation_bytes: memory that the forward pass may keep for the backward pass. Blocks
+                beyond it are recomputed, with bit-identical results.
         """
         self.arch = arch
         self.weights = weights
@@ -122,8 +128,7 @@ class NativeModel:
         self._compiled = compiled
         self._exact: tuple[PackedTransformer, Head] | None = None
         self.spare_gradients = SpareGradients()
-        on_cpu = weights.device.type == "cpu"
-        default = PACK_TOKENS_CPU if on_cpu else _PACK_TOKENS_ACCELERATOR
+        default = PACK_TOKENS_CPU if weights.on_cpu else _PACK_TOKENS_ACCELERATOR
         self.pack_tokens = pack_tokens or default
         self.activation_bytes = activation_bytes
 
@@ -165,6 +170,7 @@ class NativeModel:
             keep_blocks=self._num_blocks_to_keep(len(pack.tokens), adapter.rank),
             backward_dtype=self.weights.dtype if exact else None,
         )
+        # Rows with a gradient come first: only they go through the head's backward pass.
         selected, split = hidden[pack.rows], pack.num_gradient_rows
         if loss.by_sequence:
             loss.see_all(head.logprobs(adapter, selected, pack.targets))
@@ -180,8 +186,10 @@ class NativeModel:
         return torch.cat([logprobs, rest])
 
     def _exact_parts(self) -> tuple[PackedTransformer, Head] | None:
-        """What computes logprobs in the sampler's arithmetic; None where the model itself does, or
-        nothing can."""
+        """Return the parts that compute logprobs in the sampler's arithmetic.
+
+        None where the model's own arithmetic is the sampler's, and where no kernels are compiled.
+        """
         if self._exact is None and self._has_twin:
             kernels = load_kernels()
             if kernels is not None:
@@ -194,38 +202,27 @@ class NativeModel:
 
     @property
     def _has_twin(self) -> bool:
-        on_cpu = self.weights.device.type == "cpu"
-        return on_cpu and self.weights.dtype != torch.float32 and self._compiled
+        return self.weights.on_cpu and self.weights.dtype != torch.float32 and self._compiled
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
-        keep = self._num_blocks_to_keep(num_tokens, rank)
-        sizes = native_pass_bytes(self.arch, num_tokens, num_targets, block, keep=keep)
-        twin = twin_bytes(self.weights) if self._has_twin else 0
-        return sizes[backward] + self.head.buffer_bytes(num_tokens) + twin
+        # One block at work and its gradients, the states of all rows, several values per target.
+        total = 2 * block.full + num_tokens * 16 * (self.arch.hidden_size + num_targets)
+        total += self.head.buffer_bytes(num_tokens)
+        total += twin_bytes(self.weights) if self._has_twin else 0
+        if backward:
+            keep = self._num_blocks_to_keep(num_tokens, rank)
+            total += keep * block.full + (self.arch.num_layers - keep) * block.least
+        return total
 
     def _num_blocks_to_keep(self, num_tokens: int, rank: int) -> int:
-        block = self.transformer.activation_bytes(num_tokens, rank)
-        return blocks_to_keep(self.arch.num_layers, block, self.activation_bytes)
-
-
-def blocks_to_keep(
-    num_blocks: int, block: tuple[int, int], activation_bytes: int = _ACTIVATION_BYTES
-) -> int:
-    """How many blocks a forward pass keeps in full, of sizes as `block_activation_bytes` gives."""
-    full, least = block
-    spare = activation_bytes - num_blocks * least
-    return max(0, min(num_blocks, spare // (full - least)))
-
-
-def native_pass_bytes(
-    arch: ArchConfig, num_tokens: int, num_targets: int, block: tuple[int, int], *, keep: int
-) -> tuple[int, int]:
-    """About what a forward pass takes, and one with a backward pass; without the head's buffers."""
-    full, least = block
-    # one block at work, the states of all rows, and the values of all targets several times
-    forward = 2 * full + num_tokens * (16 * arch.hidden_size + 16 * num_targets)
-    return forward, forward + keep * full + (arch.num_layers - keep) * least
+        """Return how many blocks a forward pass keeps in full; the others are recomputed."""
+        block, num_blocks = (
+            self.transformer.activation_bytes(num_tokens, rank),
+            self.arch.num_layers,
+        )
+        spare = self.activation_bytes - num_blocks * block.least
+        return max(0, min(num_blocks, spare // (block.full - block.least)))
 
 
 def load_base_model(
@@ -235,11 +232,11 @@ def load_base_model(
     dtype: torch.dtype | None = None,
     compiled: bool = True,
 ) -> BaseModel:
-    """Load a model folder: natively where its architecture is known, else through transformers.
+    """Load a model folder: natively where the engine knows its architecture, or with transformers.
 
     Args:
-        dtype: of the arithmetic; None: see `choose_dtype`.
-        compiled: train with the compiled kernels where there are any for the device and format.
+        dtype: number format of the arithmetic; None lets `choose_dtype` decide.
+        compiled: train with the compiled kernels where they exist for the device and format.
     """
     reuse_freed_memory()
     dtype = dtype or choose_dtype(None, torch.device(device))
@@ -253,8 +250,34 @@ def load_base_model(
     return HfModel(folder, device=device, dtype=dtype)
 
 
+def describe_native_model(
+    arch: ArchConfig,
+    *,
+    stored_dtype: torch.dtype,
+    dtype: torch.dtype,
+    compiled: bool,
+    lora_room: int,
+) -> NativeModel:
+    """Return the native model that a CPU would run, with shapes but no numbers: it counts memory.
+
+    Args:
+        stored_dtype: number format of the files.
+        compiled: whether the compiled kernels exist. Then the copy that sampling needs next to
+            bfloat16 weights is built too (`ModelWeights.twin`).
+        lora_room: the highest LoRA rank of the runs to plan for.
+    """
+    packer = ShapePacker() if compiled else None
+    packed = packer if dtype == torch.float32 else None
+    weights = describe_weights(
+        arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=packed
+    )
+    if packer is not None and packed is None:
+        float32_twin(arch, weights, packer)
+    return NativeModel(arch, weights, compiled=compiled)
+
+
 def _matrix_blocks(device: torch.device, dtype: torch.dtype) -> MatrixBlocks | None:
-    """Packs matrices where the compiled kernels train; None where torch does."""
+    """Return a packer where the compiled kernels train; None where torch does."""
     if device.type != "cpu" or dtype != torch.float32:
         return None
     kernels = load_kernels()
@@ -262,10 +285,10 @@ def _matrix_blocks(device: torch.device, dtype: torch.dtype) -> MatrixBlocks | N
 
 
 def reuse_freed_memory() -> None:
-    """Make glibc keep freed blocks instead of returning each to the kernel.
+    """Make glibc keep freed blocks instead of returning each of them to the system.
 
-    Activations are allocated and freed at a high rate; fresh pages cost more than some of the
-    products they hold. Does nothing on other C libraries.
+    Activations are allocated and freed at a high rate, and fresh pages cost more than some of the
+    products that they hold. Does nothing with other C libraries.
     """
     import ctypes
 

@@ -1,10 +1,10 @@
-"""Which device and number format the engine uses when nobody says."""
+"""The device and the number format that the engine uses by default."""
 
 from __future__ import annotations
 
 import torch
 
-from tinker_cookbook.local.engine.model.architecture import DTYPE_NAMES, dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import DTYPE_NAMES, dtype_from_environment
 from tinker_cookbook.local.engine.model.precision import fastest_dtype
 from tinker_cookbook.local.errors import UserError
 
@@ -12,7 +12,7 @@ __all__ = ["choose_device", "choose_dtype"]
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or an accelerator if torch sees one, or the CPU."""
+    """Return the named device; without a name, an accelerator if torch sees one, or the CPU."""
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
@@ -26,8 +26,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named format, or the environment's, or bfloat16 where the device multiplies it faster
-    than float32."""
+    """Return the named format; without a name, the environment's or the device's fastest."""
     name = name or dtype_from_environment()
     if name is None:
         return fastest_dtype(device)

@@ -1,4 +1,4 @@
-"""The adapter that the training thread's next products use; one at a time per base model."""
+"""The active adapter of a base model in training: one at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AdapterFold"]
 
 
 class AdapterFold:
-    """Hands an adapter to the matrices that compute with it."""
+    """Gives the matrices of a model the adapter that they compute with."""
 
     def __init__(self, weights: ModelWeights) -> None:
         self._weights = weights
@@ -21,7 +21,7 @@ class AdapterFold:
         self._pairs: dict[str, LoraPair] = {}
 
     def load(self, adapter: Adapter) -> None:
-        """Make this the adapter in use, unless it is already, unchanged."""
+        """Make this the active adapter, unless it is already and has not changed."""
         loaded = self._adapter() if self._adapter is not None else None
         if adapter is loaded and adapter.version == self._version:
             return
@@ -39,5 +39,5 @@ class AdapterFold:
                 layer.matrices[name].hold(self._pairs.get(group))
 
     def pair(self, group: str) -> LoraPair | None:
-        """The matrices of a group; None where it is not trained."""
+        """Return the A and B of a group; None where it is not trained."""
         return self._pairs.get(group)

@@ -1,4 +1,4 @@
-"""Where the gradients of an adapter are summed up."""
+"""The tensor in which the gradients of an adapter are summed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ class GradientSink:
         low_grad: torch.Tensor,
         out_grad: torch.Tensor,
     ) -> None:
-        """For `out += B low`, `low = scale A x`: dA = low_grad' x, dB = out_grad' low.
+        """Add the gradients of a group: A's is `low_grad' x`, B's is `out_grad' low`.
 
-        `low_grad` is the gradient of `A x`.
+        Args:
+            x: [T, in], the input of the group.
+            low: [T, rank * modules] = scale x A'.
+            low_grad: gradient of `x A'`, with the shape of `low`.
+            out_grad: [T, out], gradient of the stacked product; each module has its own columns.
         """
         add_product(self.layout.stacked_a(self.flat, group), low_grad.t(), x)
         rank, top = self.layout.rank, 0
@@ -42,18 +46,18 @@ class GradientSink:
 
 
 class SpareGradients:
-    """Keeps the last gradient tensor that was given back: fresh memory costs more than zeroing."""
+    """Keeps the last returned gradient tensor, since fresh memory costs more than zeroing it."""
 
     def __init__(self) -> None:
         self._spare: torch.Tensor | None = None
 
     def take(self, like: torch.Tensor) -> torch.Tensor:
-        """A tensor of zeros."""
+        """Return a tensor of zeros."""
         spare, self._spare = self._spare, None
         if spare is None or spare.shape != like.shape or spare.device != like.device:
             return torch.zeros_like(like)
         return spare.zero_()
 
     def give(self, gradient: torch.Tensor) -> None:
-        """Take back a tensor that nobody reads any more."""
+        """Take back a tensor that is not read any more."""
         self._spare = gradient

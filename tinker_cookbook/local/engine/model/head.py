@@ -1,9 +1,9 @@
-"""From hidden states to logprobs of targets, and back, in chunks of rows.
+"""From hidden states to logprobs of targets and back, in chunks of rows.
 
-No [tokens, vocabulary] tensor is kept: the logits and the probabilities of a chunk live in two
-reused buffers; the probabilities turn into the gradient in place. All of it is float32.
+No [tokens, vocabulary] tensor is kept: two reused buffers hold the logits and the probabilities of
+one chunk, and the probabilities become the gradient in place. All of it is float32.
 
-Legend: M rows (positions with targets), C rows of a chunk, K targets of a row, V vocabulary.
+Legend: M rows (positions with targets), C rows of a chunk, K targets per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,22 +16,18 @@ from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
 
-__all__ = ["Head", "LogprobGradient", "head_buffer_bytes"]
+__all__ = ["Head", "LogprobGradient"]
 
 LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
-"""From a slice of rows and their logprobs [C, K] to the loss gradient [C, K]."""
+"""Maps a slice of rows and their logprobs [C, K] to the gradient of the loss [C, K]."""
 
 _CHUNK_BYTES = 48 * 2**20
 _SMALLEST_EXACT = -80.0
-"""Below, exp(logprob) nears the smallest normal float32."""
-
-
-def head_buffer_bytes(vocab_size: int, num_rows: int, *, chunk_bytes: int = _CHUNK_BYTES) -> int:
-    """Memory of the buffers of logits and probabilities for so many rows."""
-    return 2 * 4 * min(_chunk_rows(vocab_size, num_rows, chunk_bytes), num_rows) * vocab_size
+"""Below this logprob, its exponential is close to the smallest normal float32."""
 
 
 def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
+    """Return the rows of a chunk: chunks have about equal sizes, so that no last one is small."""
     size = max(16, chunk_bytes // (4 * vocab_size))
     count = max(1, -(-num_rows // size))
     return max(1, -(-num_rows // count))
@@ -49,9 +45,9 @@ class Head:
     ) -> None:
         """
         Args:
-            matrix: [V, H]; it stays frozen.
-            backward_matrix: the same in another format, for the gradient; None: `matrix`.
-            chunk_bytes: bounds the logits in memory.
+            matrix: [V, H], frozen.
+            backward_matrix: the same numbers in another format, for the gradient; None: `matrix`.
+            chunk_bytes: maximum memory of the logits.
         """
         self._matrix = matrix
         self._backward_matrix = backward_matrix
@@ -62,7 +58,7 @@ class Head:
     def logprobs(
         self, adapter: Adapter, hidden: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        """float32 [M, K] of the int64 targets [M, K] after the states [M, H]."""
+        """Return the logprobs, float32 [M, K], of the int64 targets [M, K] after states [M, H]."""
         logprobs = torch.empty(targets.shape, device=hidden.device)
         for rows in self._chunks(hidden.shape[0]):
             logits, _ = self._logits(adapter, hidden[rows])
@@ -77,14 +73,14 @@ class Head:
         gradient_of: LogprobGradient,
         sink: GradientSink,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `logprobs`, with the gradient [M, H] of the hidden states; LoRA's goes to `sink`."""
+        """Return the logprobs and the states' gradient [M, H]; add LoRA's gradient to `sink`."""
         hidden_grad = torch.empty_like(hidden)
         logprobs = torch.empty(targets.shape, device=hidden.device)
         for rows in self._chunks(hidden.shape[0]):
             logits, low = self._logits(adapter, hidden[rows])
             logprobs[rows], probabilities = self._softmax(logits, targets[rows])
             gradient = gradient_of(rows, logprobs[rows])
-            # d logprob_k / d logits = onehot_k - softmax, summed over k with the given factors.
+            # d logprob_k / d logits = onehot_k - softmax; summed over k, weighted by `gradient`.
             logits_grad = probabilities.mul_(-gradient.sum(1, keepdim=True))
             logits_grad.scatter_add_(1, targets[rows], gradient)
             hidden_grad[rows] = self._states_gradient(logits_grad.to(hidden.dtype))
@@ -93,8 +89,9 @@ class Head:
         return logprobs, hidden_grad
 
     def buffer_bytes(self, num_rows: int) -> int:
-        """Memory of the two buffers for so many rows."""
-        return head_buffer_bytes(self._vocab, num_rows, chunk_bytes=self._chunk_bytes)
+        """Return the memory of the two buffers for `num_rows` rows."""
+        rows = min(_chunk_rows(self._vocab, num_rows, self._chunk_bytes), num_rows)
+        return 2 * 4 * rows * self._vocab
 
     def _chunks(self, num_rows: int) -> list[slice]:
         size = _chunk_rows(self._vocab, num_rows, self._chunk_bytes)
@@ -103,7 +100,7 @@ class Head:
     def _logits(
         self, adapter: Adapter, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float32 [C, V] in the reused buffer, and the low-rank values [C, r] of a trained head."""
+        """Return the logits in a reused buffer, [C, V], and `low` [C, r] of a trained head."""
         num_rows = hidden.shape[0]
         if self._buffers.shape[1] < num_rows or self._buffers.device != hidden.device:
             self._buffers = torch.empty(2, num_rows, self._vocab, device=hidden.device)
@@ -124,10 +121,11 @@ class Head:
     def _softmax(
         self, logits: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs of the targets, and all probabilities in the other buffer.
+        """Return the logprobs of the targets, and all probabilities in the other buffer.
 
-        The logarithm of a softmax is one pass over the vocabulary less than a log-softmax and its
-        exponential, and as exact until the probability leaves float32's range.
+        The logarithm of a softmax saves one pass over the vocabulary compared with a log-softmax
+        and its exponential. It is as exact until a probability leaves the range of float32; those
+        rows are computed again.
         """
         probabilities = self._buffers[1, : len(logits)]
         torch.softmax(logits, dim=-1, out=probabilities)

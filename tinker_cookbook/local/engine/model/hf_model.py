@@ -1,8 +1,8 @@
-"""Any other causal language model that transformers loads, behind the engine's interface.
+"""Every other causal language model that transformers loads, behind the engine's interface.
 
-Slower than the native path: one sequence at a time, gradients by autograd, LoRA a second product.
-LoRA goes on every nn.Linear and gpt2's Conv1D; modules whose path speaks of attention count as
-`attn`, the output embedding as `unembed`, all others as `mlp`.
+It is slower than the native path: one sequence at a time, gradients by autograd, LoRA as a second
+product. LoRA is added to every nn.Linear and to gpt2's Conv1D. Modules whose path mentions
+attention count as `attn`, the output embedding as `unembed`, and all others as `mlp`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "HfModel",
     "HfSequence",
     "find_linears",
+    "hf_cache_bytes",
     "hf_pass_bytes",
     "max_positions",
     "wanted_targets",
@@ -71,7 +72,7 @@ class HfModel:
         except (ValueError, OSError, KeyError, ImportError) as error:
             cause = str(error).partition("\n")[0]
             raise WeightsError(f"transformers cannot load {folder}: {cause}") from error
-        if found["missing_keys"]:  # transformers draws them at random
+        if found["missing_keys"]:  # transformers would initialize them at random
             missing = ", ".join(sorted(found["missing_keys"])[:5])
             raise WeightsError(f"{folder} lacks {missing}; the files are incomplete")
         if model.get_output_embeddings() is None:
@@ -84,7 +85,7 @@ class HfModel:
         self.vision = VisionInputs(self._model, folder) if reads_images else None
         self.device = torch.device(device)
         self.cache_argument = _cache_argument(self._model)
-        """What the model's forward pass calls the key-value cache that it goes on from."""
+        """Name of the forward pass's argument for the key-value cache."""
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.max_positions = max_positions(model.config)
         self.pack_tokens = 1
@@ -92,7 +93,7 @@ class HfModel:
         self._in_use: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
         self._linears = self._attach()
         if not self._linears:
-            raise WeightsError(f"{folder} has no linear modules, so LoRA has nowhere to go")
+            raise WeightsError(f"{folder} has no linear modules that LoRA could be added to")
 
     @property
     def transformers_model(self) -> Any:
@@ -104,24 +105,24 @@ class HfModel:
         return head.weight is embed.weight
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
-        """The nn.Linear modules that `spec` trains."""
+        """Return the linear modules that `spec` trains."""
         return wanted_targets(self._linears, spec)
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
-        """A rough figure: attention is computed in one piece, and autograd keeps what it saw."""
+        """Return a rough estimate of the extra memory for a pack; see `hf_pass_bytes`."""
         return hf_pass_bytes(
             self._model.config, num_tokens, vocab_size=self.vocab_size, backward=backward
         )
 
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
-        """float32 [M, K]: logprobs of the pack's targets."""
+        """Return the logprobs of the pack's targets, float32 [M, K]."""
         with torch.no_grad(), self._using(_matrices(adapter), adapter.scale):
             return self._logprobs(pack)
 
     def logprobs_and_gradient(
         self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
-        """As `logprobs`; also runs the loss and adds the LoRA gradients to `sink`."""
+        """Return the logprobs, and add the LoRA gradients of the loss to `sink`."""
         matrices = _matrices(adapter)
         leaves = [m.detach().requires_grad_() for pair in matrices.values() for m in pair]
         pairs = dict(zip(matrices, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
@@ -143,19 +144,19 @@ class HfModel:
         return None if self.vision is None else self.vision.num_tokens
 
     def start(self, adapter: Adapter | None, images: Sequence[ImageInput] = ()) -> HfSequence:
-        """A sequence to decode token by token; images must be inside its first tokens."""
+        """Begin to decode a sequence; its images must be inside the first tokens."""
         return HfSequence(self, adapter, images)
 
     def inputs_from_start(
         self, tokens: torch.Tensor, images: Sequence[ImageInput]
     ) -> tuple[dict[str, Any], int]:
-        """Arguments of a forward pass over a whole sequence; see `VisionInputs.model_inputs`."""
+        """Return the arguments for a whole sequence, as `VisionInputs.model_inputs` does."""
         if self.vision is None:
             return {"input_ids": tokens[None]}, 0
         return self.vision.model_inputs(tokens, images)
 
     def _logprobs(self, pack: Pack) -> torch.Tensor:
-        """In the order of the pack's rows."""
+        """Return the logprobs with a graph, in the order of the pack's rows."""
         logits = []
         for index, tokens in enumerate(pack.tokens.split(pack.lengths)):
             inputs, _ = self.inputs_from_start(tokens, pack.images[index] if pack.images else ())
@@ -164,14 +165,16 @@ class HfModel:
         return F.log_softmax(selected, dim=-1).gather(1, pack.targets)
 
     def _attach(self) -> tuple[LoraTarget, ...]:
-        """Make every nn.Linear add the adapter in use; returns the modules in order."""
+        """Make every linear module add the active adapter; return the modules in order."""
         targets = find_linears(self._model, reads_images=self.vision is not None)
         for target in targets:
             self._model.get_submodule(target.path).register_forward_hook(self._hook(target.path))
         return targets
 
-    def _hook(self, path: str) -> Any:
-        def add_lora(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+    def _hook(self, path: str) -> Callable[..., torch.Tensor | None]:
+        def add_lora(
+            _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor | None:
             matrices = self._in_use.get(path)
             if matrices is None:
                 return None
@@ -193,7 +196,7 @@ class HfModel:
 
 
 def find_linears(model: Any, *, reads_images: bool) -> tuple[LoraTarget, ...]:
-    """Every linear module that can take an adapter, in order; those of the vision side cannot."""
+    """Return every linear module that can take an adapter, in order; vision modules cannot."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -201,7 +204,7 @@ def find_linears(model: Any, *, reads_images: bool) -> tuple[LoraTarget, ...]:
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             out_features, in_features = module.weight.shape
-        elif isinstance(module, Conv1D):  # gpt2 keeps its matrices the other way round
+        elif isinstance(module, Conv1D):  # gpt2 stores its matrices transposed
             in_features, out_features = module.weight.shape
         else:
             continue
@@ -213,13 +216,13 @@ def find_linears(model: Any, *, reads_images: bool) -> tuple[LoraTarget, ...]:
 
 
 def wanted_targets(targets: Sequence[LoraTarget], spec: LoraSpec) -> tuple[LoraTarget, ...]:
-    """Those that a run of this shape trains."""
+    """Return the targets that `spec` trains."""
     wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp, "unembed": spec.train_unembed}
     return tuple(target for target in targets if wanted[target.part])
 
 
 class HfSequence:
-    """One sequence in decoding, with its key-value cache."""
+    """A sequence that is being decoded, with its key-value cache."""
 
     def __init__(
         self, model: HfModel, adapter: Adapter | None, images: Sequence[ImageInput] = ()
@@ -234,20 +237,20 @@ class HfSequence:
         self._cache = DynamicCache(config=model.transformers_model.config)
 
     def fork(self) -> HfSequence:
-        """A copy that goes on by itself."""
+        """Return an independent copy."""
         other = copy.copy(self)
         other._cache = copy.deepcopy(self._cache)
         return other
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append int64 tokens [n]; returns the logits after each of them, float32 [n, V]."""
+        """Append int64 tokens [n]; return the logits after each of them, float32 [n, V]."""
         tokens = tokens.to(self._model.device)
         vision, past = self._model.vision, int(self._cache.get_seq_length())
         if not past:
             inputs, self._shift = self._model.inputs_from_start(tokens, self._images)
         else:
             inputs: dict[str, Any] = {"input_ids": tokens[None]}
-            # the model itself would remember the shift of whichever sequence came last
+            # Otherwise the model would use the shift of the sequence that it saw last.
             if vision is not None and vision.has_grid_positions:
                 inputs["position_ids"] = vision.text_positions(
                     past + self._shift, len(tokens), tokens.device
@@ -258,8 +261,23 @@ class HfSequence:
         return output.logits[0].float()
 
 
+def hf_cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Return the memory of one token's keys and values in all layers, from the configuration.
+
+    Layers that keep the last tokens only make it less for long sequences.
+    """
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return text.num_hidden_layers * 2 * kv_heads * head_dim * dtype.itemsize
+
+
 def hf_pass_bytes(config: Any, num_tokens: int, *, vocab_size: int, backward: bool) -> int:
-    """About what a pass over one sequence takes, from the model's configuration."""
+    """Return a rough estimate of the memory for a pass over one sequence, from the configuration.
+
+    Attention is computed in one piece, so it grows with the square of the length.
+    """
     text = config.get_text_config()
     num_layers = int(getattr(text, "num_hidden_layers", 1))
     hidden = int(getattr(text, "hidden_size", 1024))
@@ -270,7 +288,7 @@ def hf_pass_bytes(config: Any, num_tokens: int, *, vocab_size: int, backward: bo
 
 
 def max_positions(config: Any) -> int:
-    """The context length that a configuration of transformers states."""
+    """Return the context length that a configuration of transformers states."""
     text = config.get_text_config()
     return int(getattr(text, "max_position_embeddings", None) or _FALLBACK_MAX_POSITIONS)
 
@@ -282,7 +300,7 @@ def _matrices(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _cache_argument(model: Any) -> str:
-    """`past_key_values` until transformers 5.23 and in models of other authors, then `cache`."""
+    """Return `cache`, or `past_key_values` (until transformers 5.23 and in others' models)."""
     names = inspect.signature(model.forward).parameters
     return "cache" if "cache" in names and "past_key_values" not in names else "past_key_values"
 

@@ -1,7 +1,7 @@
-"""Which models can run through transformers: asked of the configuration, then of the loaded model.
+"""Checks whether transformers can run a model: first its configuration, then the loaded model.
 
-Attention to both sides would give a loss and samples that mean nothing without any error, so that a
-model shows at load that its predictions do not change with what comes after them.
+A model that attends to both sides would silently give meaningless losses and samples. So a loaded
+model is run once to see that its predictions do not depend on later tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["check_cache", "check_is_causal", "model_on_meta", "read_hf_config"]
 
 _ACCEPTED = "a decoder-only language model (llama, qwen, mistral, gemma, phi, gpt2 and such)"
 _PROBE = 6
-"""Tokens that a loaded model is tried with."""
+"""Number of tokens in that run."""
 
 
 def read_hf_config(folder: Path) -> Any:
-    """The configuration of a model folder that transformers can run as a causal language model.
+    """Return the configuration of a folder that transformers can run as a causal language model.
 
     Raises:
-        WeightsError: in one line, if it is anything else.
+        WeightsError: in one line, for any other folder.
     """
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto as names
@@ -37,17 +37,17 @@ def read_hf_config(folder: Path) -> Any:
     kind = raw.get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # configurations check what they like
+    except Exception as error:  # each configuration class has its own checks
         raise WeightsError(f"{folder} cannot be read by transformers: {_line(error)}") from error
     if has_vision(raw):
         return config
     refusal = None
     if config.is_encoder_decoder:
-        refusal = "has an encoder besides its decoder"
+        refusal = "has an encoder as well as a decoder"
     elif kind in names.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not raw.get("is_decoder"):
         refusal = "fills in masks and reads the text on both sides of them"
     elif kind not in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        refusal = "is no causal language model that this version of transformers has"
+        refusal = "is not a causal language model of this version of transformers"
     if refusal is not None:
         raise WeightsError(f"{folder}: a model of type {kind!r} {refusal}; use {_ACCEPTED}")
     _check_keeps_keys(folder, config)
@@ -55,7 +55,7 @@ def read_hf_config(folder: Path) -> Any:
 
 
 def _check_keeps_keys(folder: Path, config: Any) -> None:
-    """Refuse models without any attention, which go on from a state instead of keys and values."""
+    """Refuse models without attention, which continue from a state instead of keys and values."""
     from transformers import DynamicCache
 
     try:
@@ -68,10 +68,10 @@ def _check_keeps_keys(folder: Path, config: Any) -> None:
 
 
 def model_on_meta(folder: Path) -> Any:
-    """The model with all its modules and shapes, and without any numbers.
+    """Return the model with all its modules and shapes, but without numbers.
 
     Raises:
-        WeightsError: as `read_hf_config`, or if transformers cannot build it.
+        WeightsError: as for `read_hf_config`, or if transformers cannot build the model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -80,7 +80,7 @@ def model_on_meta(folder: Path) -> Any:
     loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the numbers, of which there are none
+            warnings.simplefilter("ignore")  # about initializing numbers, which do not exist
             model = loader.from_config(config)
     except Exception as error:
         raise WeightsError(f"transformers cannot build {folder}: {_line(error)}") from error
@@ -89,7 +89,7 @@ def model_on_meta(folder: Path) -> Any:
 
 
 def check_cache(folder: Path, model: Any) -> None:
-    """Refuse a model whose forward pass takes no cache.
+    """Refuse a model whose forward pass does not accept a key-value cache.
 
     Raises:
         WeightsError: in one line.
@@ -97,17 +97,17 @@ def check_cache(folder: Path, model: Any) -> None:
     names = inspect.signature(model.forward).parameters
     if not {"past_key_values", "cache"} & set(names):
         raise WeightsError(
-            f"{folder}: {type(model).__name__} does not go on from keys and values, which sampling "
+            f"{folder}: {type(model).__name__} does not accept a key-value cache, which sampling "
             f"needs; use {_ACCEPTED}"
         )
 
 
 @torch.no_grad()
 def check_is_causal(folder: Path, model: Any) -> None:
-    """Compare what a loaded text model predicts before a token when only that token changes.
+    """Check that a loaded text model's predictions do not change when only a later token does.
 
     Raises:
-        WeightsError: if it changes, or the model does not run.
+        WeightsError: if they change, or the model does not run.
     """
     size = int(model.get_output_embeddings().weight.shape[0])
     tokens = (torch.arange(_PROBE, device=model.device) + 3) % size
@@ -118,16 +118,16 @@ def check_is_causal(folder: Path, model: Any) -> None:
     except Exception as error:
         raise WeightsError(f"{folder} does not run: {_line(error)}") from error
     before, after = (rows[:-1].float() for rows in logits)
-    # experts may compute rows in other groups, which changes how they round
+    # Experts may compute the rows in other groups, which changes the rounding.
     tolerance = 1e-3 if logits[0].dtype == torch.float32 else 5e-2
     if float((before - after).abs().max()) > tolerance * float(before.std()):
         raise WeightsError(
-            f"{folder}: what {type(model).__name__} predicts changes with the text behind it, so "
-            f"it is no causal language model; use {_ACCEPTED}"
+            f"{folder}: what {type(model).__name__} predicts changes with the text after it, so "
+            f"it is not a causal language model; use {_ACCEPTED}"
         )
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error, which may go on for pages."""
+    """Return the first line of an error, which may have many."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -1,6 +1,6 @@
-"""Images of a request: bytes from a client -> pixels, checked before anything large is made.
+"""Images of a request: a client's bytes become pixels, checked before any large allocation.
 
-Needs Pillow (extra `vision`); imported when the first image arrives.
+It needs Pillow (extra `vision`), which is imported when the first image arrives.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS", "decode_image"]
 
 MAX_IMAGE_BYTES = 32 * 2**20
-"""Of one encoded image."""
+"""Maximum size of an encoded image."""
 MAX_IMAGE_PIXELS = 2**25
-"""Of one decoded image (33.5 million, 100 MB as RGB); a small file can claim any number."""
+"""Maximum size of a decoded image (100 MB as RGB); a small file can claim any number."""
 FORMATS = ("png", "jpeg")
 
 
 def decode_image(image: ImageInput, where: str) -> Image:
-    """The RGB picture of an encoded image.
+    """Return an encoded image as an RGB picture.
 
     Raises:
-        UserError: not a PNG or JPEG as its `format` says, damaged, or beyond the limits; the number
-            of pixels is read from the header before they are decompressed.
+        UserError: if it is not in the format that it names, damaged, or beyond the limits. The
+            number of pixels is read from the header, before they are decompressed.
     """
     try:
         from PIL import Image as pillow
@@ -48,7 +48,7 @@ def decode_image(image: ImageInput, where: str) -> Image:
             return opened.convert("RGB")
     except UserError:
         raise
-    # a damaged file can fail in many ways inside Pillow's decoders
+    # Pillow's decoders fail in many ways for a damaged file.
     except Exception as error:
         raise UserError(
             f"{where}: the image cannot be read as {image.format}: {error}"[:300]

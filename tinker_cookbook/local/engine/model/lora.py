@@ -1,12 +1,14 @@
-"""LoRA adapters: `W' = W + (alpha / rank) B A`, in PEFT's names and file format.
+"""LoRA adapters: `W' = W + (alpha / rank) B A`, with PEFT's names and file format.
 
-All parameters of an adapter lie in one flat float32 tensor, so a gradient norm, an Adam step, a
+All parameters of an adapter are in one flat float32 tensor, so a gradient norm, an Adam step, a
 snapshot and a conversion to bfloat16 are each one operation. The A matrices of a group (modules
-that read the same input) lie one after the other and serve as one stacked matrix.
+that read the same input) are adjacent and serve as one stacked matrix:
 
-An adapter on the unembedding is one on `lm_head`, as in PEFT. Where the model ties it to the input
-embedding, only the output side is adapted; the frozen matrix stays shared. Merging such an adapter
-into the weights therefore unties them.
+    flat = [ A of group 1 | B of its modules | A of group 2 | ... ]   each part aligned to 64 bytes
+
+An adapter on the unembedding is an adapter on `lm_head`, as in PEFT. Where the model ties it to the
+input embedding, only the output side is adapted and the frozen matrix stays shared, so merging such
+an adapter into the weights unties them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,10 +28,10 @@ from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.limits import RANK, check_ranges
 
 __all__ = [
     "HEAD_PATH",
-    "MAX_RANK",
     "Adapter",
     "AdapterLayout",
     "LoraTarget",
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 HEAD_PATH = "lm_head"
-MAX_RANK = 1024
 _ALIGNMENT = 16
 _BASE_MODEL_KEY = "base_model"
 
@@ -58,18 +58,22 @@ class LoraTarget:
     out_features: int
     in_features: int
     group: str
-    """Neighbours of one group read the same input; their A matrices are stacked."""
+    """Modules of one group read the same input; their A matrices are stacked."""
     part: str
-    """Which switch of `LoraSpec` it belongs to: `attn`, `mlp` or `unembed`."""
+    """The switch of `LoraSpec` that it belongs to: `attn`, `mlp` or `unembed`."""
+
+    def num_parameters(self, rank: int) -> int:
+        """Return the number of parameters of A and B."""
+        return rank * (self.in_features + self.out_features)
 
 
 def layer_group(index: int, name: str) -> str:
-    """Group of the stacked matrix `name` (a key of `weights.FUSED`) of one block."""
+    """Return the group name of a stacked matrix (`name` is a key of `weights.FUSED`) in a block."""
     return f"{index}.{name}"
 
 
 def lora_targets(arch: ArchConfig, spec: LoraSpec) -> tuple[LoraTarget, ...]:
-    """The modules that `spec` trains on a natively supported architecture."""
+    """Return the modules that `spec` trains on an architecture that the engine runs itself."""
     shapes = module_shapes(arch)
     wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp}
     targets = []
@@ -89,9 +93,8 @@ def lora_targets(arch: ArchConfig, spec: LoraSpec) -> tuple[LoraTarget, ...]:
 
 
 def check_lora_spec(spec: LoraSpec) -> None:
-    """Refuse a shape that no adapter can have."""
-    if not 1 <= spec.rank <= MAX_RANK:
-        raise UserError(f"rank={spec.rank} is out of range; use 1 to {MAX_RANK}")
+    """Refuse a rank out of range and a spec that trains nothing."""
+    check_ranges(spec, {"rank": RANK})
     if not (spec.train_mlp or spec.train_attn or spec.train_unembed):
         raise UserError(
             "train_mlp, train_attn and train_unembed are all false, so nothing would be trained; "
@@ -100,7 +103,7 @@ def check_lora_spec(spec: LoraSpec) -> None:
 
 
 class AdapterLayout:
-    """Where each matrix lies in the flat parameter tensor."""
+    """The positions of the matrices in the flat parameter tensor."""
 
     def __init__(self, targets: Sequence[LoraTarget], rank: int) -> None:
         self.targets = tuple(targets)
@@ -108,6 +111,7 @@ class AdapterLayout:
         self.groups: dict[str, list[LoraTarget]] = {}
         for target in self.targets:
             self.groups.setdefault(target.group, []).append(target)
+        # (offset, shape) of `PATH.A`, `PATH.B`, and of the stacked A of each group
         self.slices: dict[str, tuple[int, tuple[int, int]]] = {}
         self.group_slices: dict[str, tuple[int, tuple[int, int]]] = {}
         offset = 0
@@ -123,12 +127,17 @@ class AdapterLayout:
                 offset = _align(offset + target.out_features * rank)
         self.num_elements = offset
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the parameters in bytes."""
+        return 4 * self.num_elements
+
     def matrix(self, flat: torch.Tensor, key: str) -> torch.Tensor:
-        """View of `PATH.A` or `PATH.B` in a tensor that has this layout."""
+        """Return a view of `PATH.A` or `PATH.B` in a tensor with this layout."""
         return _view(flat, self.slices[key])
 
     def stacked_a(self, flat: torch.Tensor, group: str) -> torch.Tensor:
-        """View [rank * members, in] of the A matrices of a group."""
+        """Return a view [rank * members, in] of the A matrices of a group."""
         return _view(flat, self.group_slices[group])
 
 
@@ -142,18 +151,18 @@ def _view(flat: torch.Tensor, place: tuple[int, tuple[int, int]]) -> torch.Tenso
 
 
 class Adapter:
-    """The weights of one adapter (no gradient, no optimizer state)."""
+    """The weights of one adapter, without gradient and optimizer state."""
 
     def __init__(
         self, spec: LoraSpec, targets: Sequence[LoraTarget], *, device: torch.device | str = "cpu"
     ) -> None:
-        """A new adapter: A uniform in +-1/sqrt(in), B zero, from `spec.seed` alone."""
+        """Make a new adapter: A uniform in +-1/sqrt(in) by `spec.seed`, B zero."""
         check_lora_spec(spec)
         self.spec = spec
         self.layout = AdapterLayout(targets, spec.rank)
         self.parameters = torch.zeros(self.layout.num_elements, device=device)
         self.version = 0
-        """Raised whenever the weights change."""
+        """A count that increases whenever the weights change."""
         seed = spec.seed if spec.seed is not None else int.from_bytes(os.urandom(8), "little")
         generator = torch.Generator().manual_seed(seed % 2**63)
         for target in targets:
@@ -168,7 +177,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """Factor of `B A`."""
+        """The factor of `B A`."""
         return self.spec.alpha / self.spec.rank
 
     @property
@@ -176,23 +185,23 @@ class Adapter:
         return self.layout.targets
 
     def group(self, name: str) -> list[LoraTarget]:
-        """The trained modules of a group, top to bottom; empty where it is not trained."""
+        """Return the trained modules of a group, top to bottom; empty where it is not trained."""
         return self.layout.groups.get(name, [])
 
     def a(self, path: str) -> torch.Tensor:
-        """[rank, in], float32, a view."""
+        """Return A as a view, float32 [rank, in]."""
         return self.layout.matrix(self.parameters, path + ".A")
 
     def b(self, path: str) -> torch.Tensor:
-        """[out, rank], float32, a view; without the scale."""
+        """Return B as a view, float32 [out, rank], without the scale."""
         return self.layout.matrix(self.parameters, path + ".B")
 
     def stacked_a(self, group: str) -> torch.Tensor:
-        """[rank * members, in], float32, a view."""
+        """Return the stacked A of a group as a view, float32 [rank * members, in]."""
         return self.layout.stacked_a(self.parameters, group)
 
     def snapshot(self) -> Adapter:
-        """A copy that later training does not touch."""
+        """Return a copy that later training does not change."""
         copy = Adapter.__new__(Adapter)
         copy.spec, copy.layout, copy.version = self.spec, self.layout, self.version
         copy.parameters = self.parameters.clone()
@@ -202,13 +211,14 @@ class Adapter:
         """Write adapter_config.json and adapter_model.safetensors, flushed to the disk.
 
         Args:
-            base_model_name: what the service calls the base model; `origin` is what others do.
+            base_model_name: the service's name of the base model.
+            origin: where others find the base model.
         """
         tensors = {}
         for target in self.targets:
             tensors[peft_tensor_name(target.path, "A")] = self.a(target.path)
             tensors[peft_tensor_name(target.path, "B")] = self.b(target.path)
-        # in the tensors' file: PEFT warns about keys of adapter_config.json that it does not know
+        # This goes into the tensor file, as PEFT warns about unknown keys in adapter_config.json.
         parts = ",".join(sorted({target.part for target in self.targets}))
         metadata = {"format": "pt", "trained_parts": parts, _BASE_MODEL_KEY: base_model_name}
         write_tensors(folder / "adapter_model.safetensors", tensors, metadata)
@@ -221,7 +231,7 @@ class Adapter:
         sync_folder(folder)
 
     def load_peft(self, folder: Path) -> None:
-        """Take the weights of a saved adapter with the same rank and modules.
+        """Load the weights of a saved adapter with the same rank and modules.
 
         Raises:
             UserError: if the rank or the set of modules differs, or the file is damaged.
@@ -259,13 +269,13 @@ class Adapter:
 
 
 def peft_tensor_name(path: str, side: str) -> str:
-    """PEFT's name of a matrix in adapter_model.safetensors; `side` is `A` or `B`."""
+    """Return PEFT's name of a matrix in adapter_model.safetensors; `side` is `A` or `B`."""
     return f"base_model.model.{path}.lora_{side}.weight"
 
 
 def _peft_config(
     spec: LoraSpec, targets: Sequence[LoraTarget], origin: WeightsOrigin
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -282,7 +292,7 @@ def _peft_config(
 
 
 def read_lora_spec(folder: Path) -> LoraSpec:
-    """Rank, alpha and trained parts of a saved adapter.
+    """Return the rank, alpha and trained parts of a saved adapter.
 
     Raises:
         UserError: if the folder holds no readable adapter.
@@ -307,7 +317,7 @@ def read_lora_spec(folder: Path) -> LoraSpec:
 
 
 def read_base_model_name(folder: Path) -> str:
-    """What the service calls the model that a saved adapter belongs to.
+    """Return the service's name of the base model of a saved adapter.
 
     Raises:
         UserError: if the folder holds no readable adapter.
@@ -324,13 +334,13 @@ def read_base_model_name(folder: Path) -> str:
 
 
 def _part_of_module(module: str) -> str:
-    """For adapters that PEFT itself saved."""
+    """Return the part of a module, for adapters that PEFT itself saved."""
     if module == HEAD_PATH:
         return "unembed"
     return "mlp" if module in FUSED["gate_up"] + FUSED["down"] else "attn"
 
 
-def _open_tensors(path: Path) -> Any:
+def _open_tensors(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -340,7 +350,7 @@ def _open_tensors(path: Path) -> Any:
 def _check_names(found: set[str], wanted: set[str]) -> None:
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing or extra:
-        difference = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"
+        difference = f"lacks {missing[0]}" if missing else f"also has {extra[0]}"
         raise UserError(
             f"the checkpoint was trained on other modules than this run: it {difference}; create "
             "the run with the same train_attn, train_mlp and train_unembed"
@@ -351,7 +361,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     """Write a safetensors file and flush it to the disk.
 
     Raises:
-        StorageError: naming the file, if that is not possible.
+        StorageError: naming the file, if it cannot be written.
     """
     try:
         save_file(

@@ -1,14 +1,14 @@
-"""Frozen matrices with an adapter beside them, as torch computes with them.
+"""Frozen matrices with one adapter, as torch computes with them.
 
-A matrix is stored with spare columns on its right:
+A matrix is stored with spare columns on its right, which hold the active adapter's B:
 
-    storage [out, in + room]  =  [ W | B of the adapter in use ]
+    storage [out, in + room]  =  [ W | B ]          z [T, in + room]  =  [ x | low ]
 
-With them `W x + B (s A x)` is one product over `[x | low]`, accumulated in float32 and rounded
-once. Two products added in bfloat16 would round most of a small update away. The training thread
-alone writes the spare columns; everything else reads the view `weight`.
+So `x W' + low B'` with `low = scale x A'` is the single product `z storage'`, accumulated in
+float32 and rounded once. Adding two products in bfloat16 would round away most of a small update.
+Only the training thread writes the spare columns; everything else reads the view `weight`.
 
-`packed_matrix.PackedMatrix` is the counterpart on the compiled kernels, with the same results.
+`packed_matrix.PackedMatrix` is the counterpart for the compiled kernels, with the same results.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["DenseMatrix", "Matrix", "spare_columns"]
 
 
 class Matrix(Protocol):
-    """W [out, in] of one or more modules that read the same input, stacked.
+    """The stacked W [out, in] of one or more modules that read the same input.
 
-    Legend: T tokens, `low` [T, rank * modules] the low-rank values, or [T, 0] without an adapter.
+    Legend: T tokens; `low` [T, rank * modules] are the low-rank values, [T, 0] without an adapter.
     """
 
     @property
@@ -37,15 +37,20 @@ class Matrix(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Memory held."""
+        """Memory of the matrix in bytes."""
+        ...
+
+    @property
+    def bytes_per_number(self) -> int:
+        """Size of one stored number in bytes."""
         ...
 
     def hold(self, lora: LoraPair | None) -> None:
-        """Take over an adapter whose matrices changed; before it is given to `forward`."""
+        """Take over an adapter whose matrices changed; to be called before `forward`."""
         ...
 
     def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """An input for `forward`, and the view [T, in] of it that the caller fills."""
+        """Return an input buffer for `forward` and its view [T, in], which the caller fills."""
         ...
 
     def forward(
@@ -56,39 +61,42 @@ class Matrix(Protocol):
         bias: torch.Tensor | None = None,
         add_to: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product [T, out], plus `bias` [out] or float32 `add_to` [T, out]; and `low`.
+        """Return the product [T, out], plus `bias` [out] or float32 `add_to` [T, out]; and `low`.
 
-        With `add_to` the sum is float32, else it has the dtype of the matrix.
+        With `add_to` the sum is float32, otherwise it has the dtype of the matrix.
         """
         ...
 
     def backward(
         self, grad: torch.Tensor, lora: LoraPair | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients [T, in] of x and [T, rank * modules] of `A x`, from that of the product."""
+        """Return the gradients of x [T, in] and of `x A'` [T, rank * modules].
+
+        `grad` [T, out] is the gradient of the product.
+        """
         ...
 
     def multiply_into(self, out: torch.Tensor, x: torch.Tensor) -> None:
-        """The product without adapter into `out`, float32 [T, out]."""
+        """Write the product without the adapter into `out`, float32 [T, out]."""
         ...
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """[n, in]: rows of the matrix."""
+        """Return rows of the matrix, [n, in]."""
         ...
 
 
 class DenseMatrix:
-    """A matrix in a tensor, with spare columns where adapters are to be trained beside it."""
+    """A matrix in a tensor, with spare columns for the active adapter where one can be trained."""
 
     def __init__(self, storage: torch.Tensor, in_features: int | None = None) -> None:
-        """`storage` is [out, in + room]; without `in_features` there is no room."""
+        """`storage` is [out, in + room]; without `in_features` it has no spare columns."""
         self.storage = storage
         self.in_features = storage.shape[1] if in_features is None else in_features
         self._held_rank = 0
 
     @property
     def weight(self) -> torch.Tensor:
-        """[out, in], a view without the spare columns."""
+        """A view [out, in] without the spare columns."""
         return self.storage[:, : self.in_features]
 
     @property
@@ -97,23 +105,31 @@ class DenseMatrix:
 
     @property
     def num_bytes(self) -> int:
-        return self.storage.numel() * self.storage.element_size()
+        return self.storage.nbytes
+
+    @property
+    def bytes_per_number(self) -> int:
+        return self.storage.element_size()
 
     def widen(self, room: int) -> None:
-        """Make so many spare columns; copies if there are fewer."""
+        """Make sure that there are at least `room` spare columns; copy the matrix if not."""
         if self.storage.shape[1] < self.in_features + room:
             wider = self.storage.new_zeros(self.out_features, self.in_features + room)
             wider[:, : self.in_features] = self.weight
             self.storage, self._held_rank = wider, 0
 
     def hold(self, lora: LoraPair | None) -> None:
-        """Write the B matrices into the spare columns, block diagonal."""
+        """Write the B matrices into the spare columns.
+
+        They form a block diagonal, since each module's rows read their own rank columns of `low`.
+        """
         if lora is None:
             return
         rank, top = lora.b[0].shape[1], 0
         self.widen(spare_columns(rank, len(lora.b)))
         columns = self.storage[:, self.in_features :]
-        if rank != self._held_rank:  # what another rank left; blocks off the diagonal stay zero
+        # Another rank left its blocks in other places; with the same rank, the zeros stay zero.
+        if rank != self._held_rank:
             columns.zero_()
         for position, b in enumerate(lora.b):
             rows = slice(top, top + len(b))
@@ -123,8 +139,8 @@ class DenseMatrix:
 
     def new_input(self, rows: int, lora: LoraPair | None) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.storage.new_empty(rows, self.in_features + _width(lora))
-        # Products in tiles read on behind the last column of `x` and multiply that by zeros, so it
-        # must be numbers: NaN times 0 is NaN.
+        # Tiled products read past the last column of `x` and multiply what they find by zeros. It
+        # must hold numbers, since NaN times 0 is NaN.
         z[:, self.in_features :] = 0
         return z, z[:, : self.in_features]
 
@@ -166,7 +182,7 @@ class DenseMatrix:
 
 
 def spare_columns(rank: int, num_modules: int) -> int:
-    """Room for an adapter; a multiple of 32 keeps rows aligned to cache lines."""
+    """Return the columns that an adapter needs; a multiple of 32 aligns rows to cache lines."""
     return (rank * num_modules + 31) // 32 * 32
 
 

@@ -1,6 +1,7 @@
 """The elementwise parts of a decoder block: norms, rotary positions, SwiGLU, with their gradients.
 
-Norms and rotations compute in float32 whatever the dtype of their input.
+Norms and rotations compute in float32 whatever the dtype of their input. `native/train_kernels.c`
+has the same formulas, compiled; the functions here choose between both.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ __all__ = [
 
 
 class RopeTable:
-    """Cosines and sines by position, float32 [P, D], grown when a longer sequence comes."""
+    """Cosines and sines by position, float32 [P, D]; they grow when a longer sequence arrives."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device | str) -> None:
         self._inverse_frequencies = _inverse_frequencies(rope, head_dim).to(device)
         self._cos = self._sin = torch.empty(0, head_dim, device=device)
 
     def up_to(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables of at least `num_positions` rows."""
+        """Return the tables (cosines, sines) with at least `num_positions` rows."""
         if self._cos.shape[0] < num_positions:
             size = max(256, 1 << (num_positions - 1).bit_length())
             positions = torch.arange(size, dtype=torch.float32, device=self._cos.device)
@@ -55,7 +56,7 @@ def _inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
 
 
 def _llama3_frequencies(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
-    """Keep high frequencies, divide low ones by `factor`, blend in between (Llama 3.1)."""
+    """Keep high frequencies, divide low ones by `factor`, and blend in between (Llama 3.1)."""
     wavelengths = 2 * math.pi / frequencies
     turns = rope.original_max_positions / wavelengths
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -66,7 +67,7 @@ def _llama3_frequencies(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Te
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate [..., heads, D] by tables that broadcast against it.
 
-    The gradient of a rotation is the rotation back: the same function with `-sin`.
+    The gradient of a rotation is the rotation back, which is this function with `-sin`.
     """
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
@@ -74,7 +75,10 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def rope_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Write the rotation of `x` into `out`; the tables hold the first half of each row."""
+    """Write the rotation of `x` into `out`, which may be strided.
+
+    The tables hold the first half of each row, [..., D / 2]; the second half is the same.
+    """
     first, second = x.float().chunk(2, dim=-1)
     out_first, out_second = out.chunk(2, dim=-1)
     if out.dtype == torch.float32:
@@ -86,14 +90,14 @@ def rope_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last axis, computed in float32, in the dtype of `weight`."""
+    """Return the root-mean-square norm over the last axis, in the dtype of `weight`."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return normed.mul_(weight).to(weight.dtype)
 
 
 def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """float32 [..., 1]."""
+    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, float32 [..., 1]."""
     wide = x.float()
     return torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
 
@@ -101,7 +105,7 @@ def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
 def rms_norm_into(
     out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
 ) -> None:
-    """Write the norm of `x`, whose `inverse_rms` is given, into `out` (may be strided)."""
+    """Write the norm of `x` into `out`, which may be strided; `inverse` is its `inverse_rms`."""
     kernels = _kernels_for(out, x)
     if kernels is not None:
         kernels.norm(out, x, weight, inverse)
@@ -120,7 +124,11 @@ def rms_norm_backward(
     *,
     add: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient of the norm's input, in the dtype of `x`, plus `add`; the weight is frozen."""
+    """Return the gradient of the norm's input, in the dtype of `x`, plus `add`.
+
+    With i = inverse and y = x i w, grad_x = g w i - x i^3 mean(g w x): i depends on x too. The
+    weight is frozen and gets no gradient.
+    """
     kernels = _kernels_for(grad, x)
     if kernels is not None:
         return kernels.norm_gradient(grad, x, weight, inverse, add)
@@ -133,7 +141,7 @@ def rms_norm_backward(
 
 
 def swiglu_into(out: torch.Tensor, gate_up: torch.Tensor) -> None:
-    """`silu(gate) * up` of [T, 2 I] into `out` [T, I] (may be strided)."""
+    """Write `silu(gate) * up` of [T, 2 I] into `out` [T, I], which may be strided."""
     kernels = _kernels_for(out, gate_up)
     if kernels is not None:
         kernels.swiglu(out, gate_up)
@@ -145,7 +153,7 @@ def swiglu_into(out: torch.Tensor, gate_up: torch.Tensor) -> None:
 def swiglu_backward(
     grad: torch.Tensor, gate_up: torch.Tensor, activation: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of [T, 2 I]; also writes the forward value into `activation` [T, I]."""
+    """Return the gradient [T, 2 I]; also write the forward value into `activation` [T, I]."""
     kernels = _kernels_for(grad, gate_up, activation)
     if kernels is not None:
         return kernels.swiglu_gradient(grad, gate_up, activation)
@@ -164,5 +172,5 @@ def swiglu_backward(
 
 
 def _kernels_for(*tensors: torch.Tensor) -> TrainKernels | None:
-    """The compiled kernels, if there are any and they take these tensors."""
+    """Return the compiled kernels if they exist and take these tensors."""
     return train_kernels() if TrainKernels.fits(*tensors) else None

@@ -1,4 +1,7 @@
-"""Group the data of a request into packs that are computed one after the other."""
+"""Group the data of a request into packs, which are computed in sequence.
+
+A pack concatenates several sequences without padding: T tokens go through the model at once.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ class CheckedDatum:
     targets: np.ndarray
     """int64 [N, K]."""
     inputs: dict[str, np.ndarray]
-    """float32 [N, K] each."""
+    """[N, K] each, float32 or int64 as the loss declares."""
     is_flat: bool
-    """Targets came as [N]; logprobs go back that way."""
+    """Whether the targets arrived as [N]; the logprobs are returned in that shape."""
     graph_inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """What an uploaded loss reads: float32 or int64 of the rank that it declared."""
+    """The inputs of an uploaded loss: float32 or int64, with the rank that it declared."""
     images: tuple[ImageInput, ...] = ()
 
 
@@ -35,27 +38,30 @@ class Pack:
     """Sequences that go through the model together. T tokens, M rows with K targets each."""
 
     indices: list[int]
-    """Which data of the request these are."""
+    """Index of each datum in the request."""
     tokens: torch.Tensor
     """int64 [T]."""
     lengths: list[int]
     rows: torch.Tensor
-    """int64 [M]: the token a row of the fields below belongs to; rows with a gradient first."""
+    """int64 [M]: the token that each row of the fields below belongs to.
+
+    Rows with a gradient come first, so that the backward pass of the head can leave out the rest.
+    """
     num_gradient_rows: int
-    """Rows from here on add nothing to the gradient."""
+    """Number of rows with a gradient."""
     targets: torch.Tensor
     """int64 [M, K]."""
     inputs: Mapping[str, torch.Tensor]
-    """float32 [M, K] each, and `sequence` [M, 1]: the number of the datum inside the pack."""
+    """[M, K] each, and `sequence` [M, 1]: the number of the datum in the pack."""
     images: Sequence[tuple[ImageInput, ...]] = field(default_factory=list)
-    """Of each datum; empty for models that read text only."""
+    """The images of each datum; empty for models that read text only."""
 
 
 def plan_packs(lengths: Sequence[int], widths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of the data of each pack, in order.
+    """Return the data indices of each pack, in order.
 
-    A pack holds neighbours of equal target width, up to `max_tokens` tokens; a longer one is alone.
-    Packs of one request are of about equal size, since a small last pack computes at a worse rate.
+    A pack holds neighbours with equal target width, up to `max_tokens` tokens; a longer sequence is
+    alone. The packs of a request have about equal sizes, since a small last pack would be slow.
     """
     packs: list[list[int]] = []
     first = 0
@@ -74,7 +80,7 @@ def _split_evenly(indices: list[int], lengths: Sequence[int], max_tokens: int) -
     in_pack = 0
     for index in indices:
         length = lengths[index]
-        # Half of a datum may reach over the goal, none over the limit.
+        # Up to half of a datum may exceed the goal; nothing may exceed the limit.
         if packs[-1] and (in_pack + length > max_tokens or in_pack + length / 2 > goal):
             packs.append([])
             in_pack = 0
@@ -86,7 +92,11 @@ def _split_evenly(indices: list[int], lengths: Sequence[int], max_tokens: int) -
 def build_pack(
     indices: list[int], data: Sequence[CheckedDatum], driver: str, device: torch.device
 ) -> Pack:
-    """Concatenate the data; zeros of the input `driver` mean no gradient ("": there are none)."""
+    """Concatenate the data.
+
+    Args:
+        driver: the input whose zeros mean that a row has no gradient; "" if every row has one.
+    """
     chosen = [data[index] for index in indices]
     lengths = [len(datum.tokens) for datum in chosen]
     targets = np.concatenate([datum.targets for datum in chosen])

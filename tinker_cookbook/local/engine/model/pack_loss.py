@@ -1,4 +1,4 @@
-"""What a model asks of the loss of a pack, whichever loss it is."""
+"""The interface of a loss to the model, the same for built-in and uploaded losses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class PackLoss(Protocol):
     """The loss of one pack. M rows with K targets each, as in `Pack`."""
 
     by_sequence: bool
-    """The gradient of a row depends on the logprobs of other rows: `see_all` comes first."""
+    """Whether a row's gradient depends on other rows' logprobs, so that `see_all` comes first."""
     compares: bool
-    """The loss compares with the sampler's logprobs, so they are computed in its arithmetic."""
+    """Whether the loss compares with the sampler's logprobs, so that its arithmetic is used."""
     total: float
     """The loss, summed over the rows seen so far."""
     metrics: dict[str, float]
-    """Sums over the pack's data, of losses that report any."""
+    """Metrics that the loss reports, summed over the data of the pack."""
 
     def see_all(self, training_logprobs: torch.Tensor) -> None:
-        """Compute everything at once, from float32 logprobs [M, K]; for losses `by_sequence`."""
+        """Compute everything at once from float32 logprobs [M, K]; for losses `by_sequence`."""
         ...
 
     def gradient(self, rows: slice, training_logprobs: torch.Tensor) -> torch.Tensor:

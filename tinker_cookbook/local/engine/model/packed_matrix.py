@@ -1,15 +1,21 @@
-"""Frozen matrices as the compiled kernels read them; one copy serves training and sampling.
+"""Frozen matrices in the layout that the compiled kernels read; one copy trains and samples.
 
-`PANEL` neighbouring outputs stand side by side, so that a vector holds neighbours and an output is
-summed in one chain. Numbers are bfloat16 where that loses nothing, as with the weights of most
-published models: half the memory and half the traffic of float32, with the same results.
+The rows (outputs) of W [out, in] are grouped into panels of `PANEL` neighbours. Inside a panel the
+numbers are ordered input by input, so one vector load reads the same input's weight of several
+neighbouring outputs, and each output is summed in one chain from the first input to the last:
+
+    W [out, in]  ->  panels [P, in, PANEL],   panels[p, i, j] = W[p * PANEL + j, i]
+
+Every stacked module starts a new panel; its last panel is filled up with rows of zeros. Numbers are
+stored as bfloat16 where that loses nothing, which is true of most published weights: half the
+memory and memory traffic of float32, with the same results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +27,19 @@ from tinker_cookbook.local.engine.native.operands import LoraPair
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.native.products import Products
 
-__all__ = ["MatrixBlocks", "PackedMatrix", "holds_bfloat16", "pack_panels"]
+__all__ = [
+    "MatrixBlocks",
+    "MatrixPacker",
+    "PackedMatrix",
+    "ShapePacker",
+    "holds_bfloat16",
+    "pack_panels",
+]
 
 _LARGE_PAGE = 2 * 2**20
 _BLOCK_BYTES = 64 * 2**20
+_WIDEST_PANEL = 32
+"""Panel width on processors with AVX-512, the widest of all (`PANEL` in native/tiles.h)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +47,21 @@ class PackedMatrix:
     """Stacked modules [out, in], each filled up with rows of zeros to whole panels."""
 
     panels: Tensor
-    """float32 [P, in, PANEL]; or bfloat16 [P, in, PANEL / 2, 2], where two outputs that are half a
-    panel apart are neighbours (a word of 32 bits)."""
+    """float32 [P, in, PANEL]; or bfloat16 [P, in, PANEL / 2, 2], where the two outputs in a pair
+    (one 32-bit word) are half a panel apart, so that one vector load yields both halves."""
     outs: tuple[int, ...]
-    """Rows of each module."""
-    products: Products
+    """Number of rows of each module."""
+    kernels: Products | None
+    """Compiled products; None where the matrix has a shape but holds no numbers."""
+
+    @property
+    def products(self) -> Products:
+        assert self.kernels is not None, "a matrix without numbers has no products"
+        return self.kernels
 
     @property
     def half(self) -> bool:
-        """Whether the numbers are bfloat16."""
+        """Whether the numbers are stored as bfloat16."""
         return self.panels.dtype == torch.bfloat16
 
     @property
@@ -53,15 +74,19 @@ class PackedMatrix:
 
     @property
     def panel(self) -> int:
-        """Outputs side by side."""
+        """Number of outputs in a panel."""
         return self.panels[0, 0].numel()
 
     @property
     def num_bytes(self) -> int:
-        return self.panels.numel() * self.panels.element_size()
+        return self.panels.nbytes
+
+    @property
+    def bytes_per_number(self) -> int:
+        return self.panels.element_size()
 
     def hold(self, lora: LoraPair | None) -> None:
-        """Nothing: products read the adapter where it is."""
+        """Do nothing: the compiled products read the adapter from its own tensors."""
 
     def new_input(self, rows: int, lora: LoraPair | None) -> tuple[Tensor, Tensor]:
         x = torch.empty(rows, self.in_features)
@@ -84,7 +109,7 @@ class PackedMatrix:
         self.products.forward(self, x, out=out)
 
     def module_addresses(self) -> list[int]:
-        """Where each module's first panel begins."""
+        """Return the address of each module's first panel."""
         step = self.panel * self.in_features * self.panels.element_size()
         firsts, panel = [], 0
         for out in self.outs:
@@ -93,7 +118,7 @@ class PackedMatrix:
         return firsts
 
     def rows(self, indices: Tensor) -> Tensor:
-        """float32 [n, in]: rows of the first module."""
+        """Return rows of the first module, float32 [n, in]."""
         panel, lane = indices // self.panel, indices % self.panel
         if not self.half:
             return self.panels[panel, :, lane]
@@ -101,24 +126,31 @@ class PackedMatrix:
         return self.panels[panel, :, lane % width, lane // width].float()
 
 
+class MatrixPacker(Protocol):
+    """Packs matrices for the compiled kernels."""
+
+    def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
+        """Return a packed copy of [out, in]; `outs` are the rows of each stacked module."""
+        ...
+
+
 class MatrixBlocks:
-    """Packs matrices side by side into blocks of large pages; a matrix in a block holds it."""
+    """Packs matrices next to each other into blocks of large memory pages.
+
+    A matrix keeps its block alive.
+    """
 
     def __init__(self, products: Products) -> None:
         self._products = products
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
-        """A packed copy of [out, in], in bfloat16 where that loses nothing."""
-        exact = holds_bfloat16(matrix)
-        matrix = matrix.to(torch.bfloat16 if exact else torch.float32)
-        panels = pack_panels(matrix, outs, self._products.panel)
-        if exact:
-            panels = panels.unflatten(-1, (2, -1)).transpose(-1, -2)
+        """Return a packed copy of [out, in], in bfloat16 where that loses nothing."""
+        panels = _pack_shortest(matrix, outs, self._products.panel)
         return PackedMatrix(self._place(panels), tuple(outs), self._products)
 
     def _place(self, tensor: Tensor) -> Tensor:
-        """A dense copy, aligned to lines of the cache."""
+        """Return a contiguous copy that starts at a cache line."""
         size = tensor.numel() * tensor.element_size()
         taken = -(-size // 64) * 64
         if len(self._free) < taken:
@@ -131,8 +163,26 @@ class MatrixBlocks:
         return place.view(tensor.shape).copy_(tensor)
 
 
+class ShapePacker:
+    """Packs matrices on the device `meta`: the result has the packed shape but no numbers."""
+
+    def __init__(self, panel: int = _WIDEST_PANEL) -> None:
+        self._panel = panel
+
+    def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
+        """Return the shape of a packed copy of [out, in]."""
+        return PackedMatrix(_pack_shortest(matrix, outs, self._panel), tuple(outs), None)
+
+
+def _pack_shortest(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
+    """Return the panels of a matrix, in bfloat16 where that loses nothing."""
+    exact = holds_bfloat16(matrix)
+    panels = pack_panels(matrix.to(torch.bfloat16 if exact else torch.float32), outs, panel)
+    return panels.unflatten(-1, (2, -1)).transpose(-1, -2) if exact else panels
+
+
 def pack_panels(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
-    """[out, in] as panels [P, in, panel] of neighbouring rows, those of each module filled up."""
+    """Return [out, in] as panels [P, in, panel], with each module filled up to whole panels."""
     if any(out % panel for out in outs):
         parts = matrix.split(list(outs))
         matrix = torch.cat([functional.pad(part, (0, 0, 0, -len(part) % panel)) for part in parts])
@@ -140,7 +190,9 @@ def pack_panels(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
 
 
 def holds_bfloat16(matrix: Tensor) -> bool:
-    """Whether bfloat16 holds the numbers without loss."""
+    """Return whether bfloat16 holds the numbers without loss; unknown numbers count as not."""
     if matrix.dtype == torch.bfloat16:
         return True
+    if matrix.is_meta:
+        return False
     return torch.equal(matrix.to(torch.bfloat16).to(matrix.dtype), matrix)

@@ -1,8 +1,8 @@
-"""Products of bfloat16 matrices, and which processors compute them.
+"""Products of bfloat16 matrices, and the processors that have instructions for them.
 
-On a processor without such instructions torch takes 10 to 20 times as long for them as in float32.
-There they are computed in float32 and rounded once: what hardware for bfloat16 gives, up to the
-order of a sum.
+Without such instructions torch needs 10 to 20 times as long as for float32. There, products are
+computed in float32 and rounded once. The result is that of bfloat16 hardware, up to the order of a
+sum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["add_product", "fastest_dtype", "lacks_products", "product", "product
 
 
 def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
+    """Return bfloat16 where the hardware multiplies it fast, otherwise float32."""
     device = torch.device(device)
     if device.type == "cpu":
         fast = _cpu_multiplies_bfloat16()
@@ -35,20 +35,20 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def lacks_products(tensor: Tensor) -> bool:
-    """Whether the processor has no products for a bfloat16 tensor."""
+    """Return whether the processor has no instructions for products of this bfloat16 tensor."""
     on_cpu = tensor.device.type == "cpu"
     return on_cpu and tensor.dtype == torch.bfloat16 and not _cpu_multiplies_bfloat16()
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a CPU multiplies tensors of `dtype` in."""
+    """Return the format in which a CPU multiplies tensors of `dtype`."""
     return torch.float32 if lacks_products(torch.empty(0, dtype=dtype)) else dtype
 
 
 def product(x: Tensor, w: Tensor, *, add: Tensor | None = None) -> Tensor:
-    """`x w`, plus `add` in its dtype; summed up in float32.
+    """Return `x w`, plus `add`, summed in float32.
 
-    The dtype is that of `add`, else that of `x` and `w`.
+    The result has the dtype of `add`; without it, that of `x` and `w`.
     """
     if lacks_products(x):
         result = x.float() @ w.float()
@@ -61,7 +61,7 @@ def product(x: Tensor, w: Tensor, *, add: Tensor | None = None) -> Tensor:
 
 
 def add_product(into: Tensor, x: Tensor, w: Tensor) -> None:
-    """`into += x w`, summed up in float32."""
+    """Compute `into += x w`, summed in float32."""
     if lacks_products(x):
         into.copy_(product(x, w, add=into))
     elif into.dtype == x.dtype:

@@ -1,15 +1,27 @@
 """Forward and backward pass of the native architectures over packed sequences.
 
-Tokens of all sequences of a pack stand one after the other, without padding; attention and rotary
-positions go by segment. The backward pass is written out: only hidden states and LoRA matrices need
-gradients, so nothing else is kept or computed.
+The decoder block, in the notation that all implementations share (`+ B A` is the adapter):
 
-Where products are in bfloat16, the hidden states that blocks add to, and their gradients, still are
-float32: rounded after each block, they would lose what the small outputs of blocks add to them.
+    q, k, v  = split(norm(x) Wqkv' + bias)          qwen3: q, k = norm(q), norm(k) per head
+    attended = attention(rope(q) / sqrt(D), rope(k), v)
+    mid      = x + attended Wo'
+    gate, up = split(norm(mid) Wgate_up')
+    out      = mid + (silu(gate) * up) Wdown'
+
+This module is the reference: the tests compare it with transformers and PEFT, and compare the other
+implementations with it. Those are `sampling/torch_decoder` (one token per sequence, any device) and
+`native/decode_kernels.c` (the same, compiled). Weight shapes are in `weights.module_shapes` alone.
+
+The tokens of all sequences of a pack are concatenated without padding; attention and rotary
+positions work segment by segment. The backward pass is written out by hand: only hidden states and
+LoRA matrices need gradients, so nothing else is kept or computed.
+
+Where products are in bfloat16, the residual stream and its gradient are still float32: rounded
+after each block, they would lose the small outputs that blocks add to them.
 
 Legend: T packed tokens, H hidden size, K key heads, G query heads per key head, D head size.
-`x` is the input of a projection, `z` what `Matrix.forward` takes for it, and `low` its image under
-the stacked A matrices.
+`x` is the input of a projection, `z` the buffer that `Matrix.forward` takes for it, and
+`low` = scale x A' its image under the stacked A matrices.
 """
 
 from __future__ import annotations
@@ -40,77 +52,90 @@ from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeight
 from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
 
 __all__ = [
+    "BlockBytes",
     "PackedTransformer",
     "RopeTable",
     "Tape",
     "apply_rope",
-    "block_activation_bytes",
     "rms_norm",
 ]
 
 
 @dataclass
 class _Kept:
-    """What one block computed on the way forward and needs on the way back."""
+    """What one block computed in the forward pass and needs in the backward pass.
+
+    The normed inputs and silu(gate) * up are missing: recomputing them is cheaper than keeping
+    them. `PackedTransformer.activation_bytes` counts these fields.
+    """
 
     inverse_in: torch.Tensor
+    """float32 [T, 1], 1 / rms of the block's input; `inverse_mid` likewise of `hidden_mid`."""
     qkv_low: torch.Tensor
+    """[T, 3 rank]; the other `low` fields have one rank per module too. [T, 0] if not trained."""
     qkv: torch.Tensor | None
-    """Before the norm of queries and keys; only where the architecture has one."""
+    """[T, (K G + 2 K) D] before the norm of queries and keys; None for architectures without it."""
     q: torch.Tensor
+    """[K, T G, D], rotated and divided by sqrt(D); row t G + g belongs to token t."""
     k: torch.Tensor
+    """[K, T, D], rotated; `v` likewise, not rotated."""
     v: torch.Tensor
     attended: torch.Tensor
-    attended_beside: torch.Tensor | None
-    """What the backward pass of attention needs beside it."""
+    """[K, T G, D]."""
+    attended_lse: torch.Tensor | None
+    """[K, T G], logsumexp of the scores; None where torch recomputes the probabilities."""
     o_low: torch.Tensor
     hidden_mid: torch.Tensor
+    """float32 [T, H], the residual stream between attention and MLP."""
     inverse_mid: torch.Tensor
     gate_up_low: torch.Tensor
     gate_up: torch.Tensor
+    """[T, 2 I], before silu."""
     down_low: torch.Tensor
 
     def rounded(self, dtype: torch.dtype) -> _Kept:
-        """For a backward pass that multiplies in `dtype`. Hidden states and norms stay float32."""
-        keep = {"inverse_in", "hidden_mid", "inverse_mid", "attended_beside"}
+        """Return a copy for a backward pass in `dtype`. Hidden states and norms stay float32."""
+        keep = {"inverse_in", "hidden_mid", "inverse_mid", "attended_lse"}
         values = {
             field.name: value.to(dtype)
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None and field.name not in keep
         }
-        # what the compiled attention left is of no use to the products of another format
-        return replace(self, **values, attended_beside=None)
+        # Only the compiled float32 backward pass reads the logsumexp; torch does that in `dtype`.
+        return replace(self, **values, attended_lse=None)
 
 
 @dataclass
 class Tape:
-    """A forward pass that can be run backward once."""
+    """The record of a forward pass; it can be run backward once."""
 
     lengths: list[int]
     cos: torch.Tensor
+    """float32 [T, 1, 1, D / 2] for each token's position in its sequence; `sin` likewise."""
     sin: torch.Tensor
     layout: HeadLayout | None
-    """For the compiled kernels; None where torch splits the heads."""
+    """Head layout for the compiled kernels; None where torch splits the heads."""
     inputs: list[torch.Tensor]
-    """Input [T, H] of every block, and the input of the final norm."""
+    """Input [T, H] of every block, then the input of the final norm."""
     kept: list[_Kept | None]
-    """None where the block is to be computed again."""
+    """One entry per block; None where the block is recomputed in the backward pass."""
     again: Callable[[int, torch.Tensor], _Kept] | None = None
-    """Computes a block again, if the transformer of the backward pass should not."""
+    """Recomputes a block in the arithmetic of the forward pass; None: the transformer that runs the
+    backward pass recomputes it itself."""
 
 
-def block_activation_bytes(
-    arch: ArchConfig, num_tokens: int, rank: int, itemsize: int
-) -> tuple[int, int]:
-    """Bytes one block keeps for the backward pass: in full, and if it is computed again."""
-    width = 2 * (arch.q_size + arch.kv_size) + 2 * arch.intermediate_size
-    width += 7 * rank + (arch.q_size + 2 * arch.kv_size if arch.qk_norm else 0)
-    least = num_tokens * 4 * arch.hidden_size
-    return num_tokens * itemsize * width + 2 * least, least
+@dataclass(frozen=True)
+class BlockBytes:
+    """Memory that one block keeps for the backward pass, in bytes."""
+
+    full: int
+    """With everything in `_Kept` and the block's input."""
+    least: int
+    """With the input alone, from which the block is recomputed."""
 
 
 class PackedTransformer:
-    """The decoder blocks and final norm of one base model, with the adapter loaded into them."""
+    """The decoder blocks and the final norm of one base model, with one adapter loaded."""
 
     def __init__(self, arch: ArchConfig, weights: ModelWeights) -> None:
         self.arch = arch
@@ -119,9 +144,18 @@ class PackedTransformer:
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
         self._group_size = arch.num_heads // arch.num_kv_heads
 
-    def activation_bytes(self, num_tokens: int, rank: int) -> tuple[int, int]:
-        """Bytes one block keeps for the backward pass: in full, and if it is computed again."""
-        return block_activation_bytes(self.arch, num_tokens, rank, self.weights.dtype.itemsize)
+    def activation_bytes(self, num_tokens: int, rank: int) -> BlockBytes:
+        """Return the memory that one block keeps for the backward pass over `num_tokens` tokens."""
+        arch = self.arch
+        qkv = arch.q_size + 2 * arch.kv_size
+        # q, k, v; attended; gate_up; `low` of seven modules; qkv before its norm
+        width = qkv + arch.q_size + 2 * arch.intermediate_size + 7 * rank
+        width += qkv if arch.qk_norm else 0
+        # hidden_mid, two inverse norms and `attended_lse` are float32 whatever the format
+        wide = arch.hidden_size + 2 + arch.num_heads
+        least = num_tokens * 4 * arch.hidden_size
+        kept = num_tokens * (self.weights.dtype.itemsize * width + 4 * wide)
+        return BlockBytes(full=kept + least, least=least)
 
     def forward(
         self,
@@ -132,14 +166,17 @@ class PackedTransformer:
         keep_blocks: int | None = None,
         backward_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, Tape]:
-        """Hidden states after the final norm, [T, H], in the dtype of the weights; and the tape for
-        `backward`.
+        """Return the hidden states after the final norm and the tape for `backward`.
 
         Args:
-            tokens: int64 [T], the segments one after the other.
-            keep_blocks: how many of the last blocks keep what they computed; earlier ones compute
-                it again. None keeps nothing at all: the tape is unusable then.
-            backward_dtype: of the transformer that runs the tape backward; None: this one does.
+            tokens: int64 [T], the segments concatenated.
+            keep_blocks: how many of the last blocks keep what they computed; earlier blocks
+                recompute it. None keeps nothing, and the tape cannot be run backward.
+            backward_dtype: dtype of the transformer that runs the tape backward; None if that is
+                this one.
+
+        Returns:
+            [T, H] in the dtype of the weights, and the tape.
         """
         self.fold.load(adapter)
         positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])
@@ -168,9 +205,10 @@ class PackedTransformer:
     def backward(
         self, adapter: Adapter, tape: Tape, grad: torch.Tensor, sink: GradientSink
     ) -> None:
-        """Add the LoRA gradients to `sink`, from the gradient [T, H] of `forward`'s result.
+        """Add the LoRA gradients to `sink`, given the gradient [T, H] of `forward`'s result.
 
-        Frees the tape block by block.
+        It consumes the tape: each block's record is freed once the block is done. It stops at the
+        lowest trained block, below which no gradient is needed.
         """
         self.fold.load(adapter)
         last = tape.inputs.pop()
@@ -195,6 +233,7 @@ class PackedTransformer:
         return HeadLayout(arch.num_kv_heads, self._group_size, arch.head_dim, positions, cos, sin)
 
     def _lowest_trained_block(self) -> int:
+        """Return the index of the first trained block, or the number of blocks if none is."""
         trained = [
             index
             for index in range(len(self.weights.layers))
@@ -204,13 +243,18 @@ class PackedTransformer:
         return min(trained, default=len(self.weights.layers))
 
     def _block(self, index: int, hidden: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, _Kept]:
+        """Compute one block: float32 [T, H] in and out.
+
+        Each step writes its result straight into the input buffer `x` of the next projection. `x`
+        is a view of `z`, which may have extra columns for the low-rank values.
+        """
         layer, eps = self.weights.layers[index], self.arch.rms_norm_eps
         inverse_in = inverse_rms(hidden, eps)
         z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv")
         q, k, v = self._split_heads(qkv, layer, tape)
-        attended, beside = attention_forward(q, k, v, tape.lengths)
+        attended, lse = attention_forward(q, k, v, tape.lengths)
 
         z, x = self._input(len(hidden), index, "o")
         self._merge_heads(attended, x)
@@ -233,7 +277,7 @@ class PackedTransformer:
             k=k,
             v=v,
             attended=attended,
-            attended_beside=beside,
+            attended_lse=lse,
             o_low=o_low,
             hidden_mid=hidden_mid,
             inverse_mid=inverse_mid,
@@ -257,8 +301,17 @@ class PackedTransformer:
         tape: Tape,
         sink: GradientSink,
     ) -> torch.Tensor:
+        """Return the gradient of the block's input, float32 [T, H]; add LoRA gradients to `sink`.
+
+        `grad` is the gradient of the block's output. Each residual connection passes it on
+        unchanged, which is the `add=grad` of the norms' backward passes. For each projection
+        y = x W' + low B', in reverse order:
+
+            x_grad   = y_grad W + low_grad A      low_grad = scale y_grad B
+            A's grad = low_grad' x                B's grad = y_grad' low
+        """
         layer, dtype = self.weights.layers[index], self.weights.dtype
-        # MLP: the gradient of its activation needs no x, and yields x for the LoRA gradient.
+        # MLP. The backward pass of SwiGLU also recomputes its value, the input x of `down`.
         activation = grad.new_empty(grad.shape[0], self.arch.intermediate_size, dtype=dtype)
         out_grad = grad.to(dtype)
         x_grad, low_grad = self._unproject(out_grad, index, "down")
@@ -271,7 +324,7 @@ class PackedTransformer:
         grad = rms_norm_backward(
             x_grad, kept.hidden_mid, layer.post_norm, kept.inverse_mid, add=grad
         )
-        # Attention.
+        # Attention. `x` serves again as the input of `qkv`.
         out_grad = grad.to(dtype)
         x_grad, low_grad = self._unproject(out_grad, index, "o")
         merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
@@ -284,14 +337,14 @@ class PackedTransformer:
         return rms_norm_backward(x_grad, hidden, layer.input_norm, kept.inverse_in, add=grad)
 
     def _input(self, rows: int, index: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """An empty `z` for a projection and the view of it that is `x`."""
+        """Return an empty `z` for a projection and its view `x`, which the caller fills."""
         matrix = self.weights.layers[index].matrices[name]
         return matrix.new_input(rows, self.fold.pair(layer_group(index, name)))
 
     def _project(
         self, z: torch.Tensor, index: int, name: str, *, add_to: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The product (plus `add_to` or the bias) and `low`."""
+        """Return the product (plus `add_to` or the bias) and `low`."""
         layer, lora = self.weights.layers[index], self.fold.pair(layer_group(index, name))
         bias = layer.qkv_bias if name == "qkv" else None
         return layer.matrices[name].forward(z, lora, bias=bias, add_to=add_to)
@@ -299,7 +352,7 @@ class PackedTransformer:
     def _unproject(
         self, grad: torch.Tensor, index: int, name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients of `x` and of `A x` from the gradient of a projection's result."""
+        """Return the gradients of `x` and of `x A'`, given that of a projection's result."""
         lora = self.fold.pair(layer_group(index, name))
         return self.weights.layers[index].matrices[name].backward(grad, lora)
 
@@ -320,7 +373,7 @@ class PackedTransformer:
     def _split_heads(
         self, qkv: torch.Tensor, layer: LayerWeights, tape: Tape
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normed, rotated and scaled queries [K, T G, D], keys and values [K, T, D]."""
+        """Return normed, rotated and scaled queries [K, T G, D], keys and values [K, T, D]."""
         arch, num_tokens = self.arch, qkv.shape[0]
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
@@ -337,7 +390,7 @@ class PackedTransformer:
         return q_out.flatten(1, 2), k_out[:, :, 0], v[:, :, 0].transpose(0, 1).contiguous()
 
     def _head_views(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[T, K, G, D] of the queries and [T, K, 1, D] of keys and values."""
+        """Return views of the queries [T, K, G, D], the keys and the values [T, K, 1, D]."""
         arch = self.arch
         q, k, v = qkv.split([arch.q_size, arch.kv_size, arch.kv_size], dim=-1)
         q_heads = (arch.num_kv_heads, self._group_size, arch.head_dim)
@@ -345,7 +398,7 @@ class PackedTransformer:
         return q.unflatten(-1, q_heads), k.unflatten(-1, kv_heads), v.unflatten(-1, kv_heads)
 
     def _merge_heads(self, attended: torch.Tensor, out: torch.Tensor) -> None:
-        """Write [K, T G, D] into [T, H] (heads side by side)."""
+        """Write [K, T G, D] into [T, K G D], with the heads of a token side by side."""
         arch = self.arch
         heads = out.unflatten(-1, (arch.num_kv_heads, self._group_size, arch.head_dim))
         heads.copy_(attended.unflatten(1, (-1, self._group_size)).transpose(0, 1))
@@ -353,7 +406,11 @@ class PackedTransformer:
     def _attention_backward(
         self, merged_grad: torch.Tensor, kept: _Kept, layer: LayerWeights, tape: Tape
     ) -> torch.Tensor:
-        """Gradient of the stacked projection's result, [T, (K G + 2 K) D]."""
+        """Return the gradient [T, (K G + 2 K) D] of the stacked projection's result.
+
+        It undoes `_split_heads` in reverse order: attention, rotation, norm. The gradient of a
+        rotation is the rotation back, hence the negated sines.
+        """
         arch, group = self.arch, self._group_size
         grad = torch.empty_like(kept.attended)
         heads = merged_grad.unflatten(-1, (arch.num_kv_heads, group, arch.head_dim))
@@ -364,7 +421,7 @@ class PackedTransformer:
             kept.k,
             kept.v,
             kept.attended,
-            kept.attended_beside,
+            kept.attended_lse,
             tape.lengths,
         )
         kernels = train_kernels()

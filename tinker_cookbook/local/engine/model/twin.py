@@ -1,8 +1,8 @@
-"""A model whose products are in bfloat16, once more for products in float32.
+"""A second copy of a bfloat16 model, packed for products in float32.
 
-The compiled kernels sample in float32 whatever the format. What is compared with the sampler's
-logprobs is computed in the same arithmetic: rounded to bfloat16 after every product, logprobs of
-the same weights differ by 0.03 nats a token, spread over all layers and products alike.
+The compiled kernels sample in float32 whatever the format. Logprobs that are compared with the
+sampler's are computed in the same arithmetic: rounded to bfloat16 after every product, logprobs of
+the same weights would differ by 0.03 nats per token, spread evenly over all layers and products.
 
 Sampling and training share the twin. Its matrices take as much memory as the model's own.
 """
@@ -13,7 +13,7 @@ import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, holds_bfloat16
+from tinker_cookbook.local.engine.model.packed_matrix import MatrixPacker, holds_bfloat16
 from tinker_cookbook.local.engine.model.weights import (
     FUSED,
     LayerWeights,
@@ -24,8 +24,11 @@ from tinker_cookbook.local.engine.model.weights import (
 __all__ = ["float32_twin", "twin_bytes"]
 
 
-def float32_twin(arch: ArchConfig, weights: ModelWeights, blocks: MatrixBlocks) -> ModelWeights:
-    """The weights for the compiled kernels, made once; themselves where they are that already."""
+def float32_twin(arch: ArchConfig, weights: ModelWeights, blocks: MatrixPacker) -> ModelWeights:
+    """Return the weights packed for the compiled kernels, built on the first call.
+
+    Matrices that are packed already are shared, not copied.
+    """
     if weights.twin is None:
         shapes = module_shapes(arch)
 
@@ -56,7 +59,7 @@ def float32_twin(arch: ArchConfig, weights: ModelWeights, blocks: MatrixBlocks) 
 
 
 def twin_bytes(weights: ModelWeights) -> int:
-    """Memory that `float32_twin` will take; 0 once it is made."""
+    """Return the memory in bytes that `float32_twin` will allocate; 0 once it is built."""
     if weights.twin is not None:
         return 0
     matrices = [matrix for layer in weights.layers for matrix in layer.matrices.values()]

@@ -1,8 +1,7 @@
 """The vision side of a model that runs through transformers.
 
-An image stands in the token sequence as so many image tokens as its features; `VisionInputs` says
-how many and makes what the model's forward pass wants. The vision tower is frozen and takes no
-adapter.
+An image takes one image token per feature in the token sequence. `VisionInputs` counts them and
+builds the arguments of the model's forward pass. The vision tower is frozen and has no adapter.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from tinker_cookbook.local.errors import UserError
 __all__ = ["VISION_PATH_WORDS", "VisionInputs", "has_vision"]
 
 VISION_PATH_WORDS = ("visual", "vision", "projector", "connector", "merger", "image_newline")
-"""Modules whose path holds one of these belong to the vision side."""
+"""Modules whose path contains one of these words belong to the vision side."""
 _CACHE_BYTES = 256 * 2**20
 
 
 def has_vision(config: dict[str, Any]) -> bool:
-    """Whether a config.json describes a model that reads images and writes text."""
+    """Return whether a config.json describes a model that reads images and writes text."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     return "vision_config" in config and (
@@ -38,12 +37,12 @@ def has_vision(config: dict[str, Any]) -> bool:
 
 
 class VisionInputs:
-    """Turns images into model inputs. Used by one thread."""
+    """Turns images into model inputs. Not thread-safe."""
 
     def __init__(self, model: Any, folder: Path) -> None:
         """
         Raises:
-            WeightsError: the folder has no image processor that transformers can load.
+            WeightsError: if the folder has no image processor that transformers can load.
         """
         from transformers import AutoImageProcessor
 
@@ -60,14 +59,14 @@ class VisionInputs:
 
     @property
     def has_grid_positions(self) -> bool:
-        """Whether positions are three numbers that follow the image's grid."""
+        """Whether a position is three numbers that follow the image's grid (M-RoPE)."""
         return self._rope_index is not None
 
     def num_tokens(self, image: ImageInput, where: str) -> int:
-        """Positions that an image takes.
+        """Return the number of positions that an image takes.
 
         Raises:
-            UserError: it cannot be decoded, or is not as long as `expected_tokens` says.
+            UserError: if it cannot be decoded, or `expected_tokens` differs.
         """
         prepared = self._prepare(image, where)
         count = self._count(prepared)
@@ -81,13 +80,14 @@ class VisionInputs:
     def model_inputs(
         self, tokens: torch.Tensor, images: Sequence[ImageInput]
     ) -> tuple[dict[str, Any], int]:
-        """Keyword arguments for a forward pass over a sequence from its start.
+        """Return the keyword arguments for a forward pass over a sequence from its start.
 
         Args:
             tokens: int64 [n].
 
         Returns:
-            The arguments, and how much later than its index the position after the sequence is.
+            The arguments, and the difference between the position and the index of the token after
+            the sequence.
         """
         device = tokens.device
         ids = tokens.clone()
@@ -109,7 +109,7 @@ class VisionInputs:
         if self._rope_index is not None and images:
             grid = inputs.get("image_grid_thw")
             if "mm_token_type_ids" in inspect.signature(self._rope_index).parameters:
-                inputs["mm_token_type_ids"] = types[None].int()  # older releases compare the ids
+                inputs["mm_token_type_ids"] = types[None].int()  # older releases use the ids
             positions, deltas = self._rope_index(
                 input_ids=ids[None],
                 image_grid_thw=grid,
@@ -122,7 +122,7 @@ class VisionInputs:
         return inputs, delta
 
     def text_positions(self, first: int, count: int, device: torch.device) -> torch.Tensor:
-        """int64 [3, 1, n]: where text follows text, the three numbers are equal."""
+        """Return text positions, int64 [3, 1, n]: their three numbers are equal."""
         positions = torch.arange(first, first + count, device=device)
         return positions.view(1, 1, -1).expand(3, 1, -1)
 
@@ -133,10 +133,10 @@ class VisionInputs:
             picture = decode_image(image, where)
             options: dict[str, Any] = {"return_tensors": "pt"}
             if hasattr(self._processor, "do_image_splitting"):
-                options["do_image_splitting"] = False  # tiles would need text between them
+                options["do_image_splitting"] = False  # tiles would need text in between
             try:
                 values = self._processor(images=[picture], **options)
-            except ValueError as error:  # an aspect ratio that the model does not take, and so on
+            except ValueError as error:  # for example an aspect ratio that the model refuses
                 raise UserError(
                     f"{where}: the model's image processor refuses it: {error}"
                 ) from error

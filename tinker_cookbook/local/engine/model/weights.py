@@ -1,23 +1,24 @@
-"""Base weights in the layout the engine computes with, straight from safetensors.
+"""Base weights in the layout that the engine computes with, read from safetensors.
 
 Projections that read the same input are stacked (query, key, value; gate, up), so that one product
-serves them. On a CPU with compiled kernels and float32 arithmetic matrices are packed once, for
-training and sampling (`packed_matrix`); elsewhere they are tensors (`matrices`).
+serves them all. On a CPU with compiled kernels and float32 arithmetic, matrices are packed once and
+serve both training and sampling (`packed_matrix`); otherwise they are plain tensors (`matrices`).
+
+`describe_weights` builds the same records from shapes alone: memory is planned with the code that
+allocates it.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from tinker_cookbook.exceptions import WeightsError
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix, spare_columns
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, holds_bfloat16
+from tinker_cookbook.local.engine.model.packed_matrix import MatrixPacker, holds_bfloat16
+from tinker_cookbook.local.engine.model.tensor_files import ShapesOnly, TensorFiles, TensorSource
 
 __all__ = [
     "BLOCKS",
@@ -25,12 +26,13 @@ __all__ = [
     "LORA_ROOM",
     "LayerWeights",
     "ModelWeights",
+    "describe_weights",
     "load_weights",
     "module_shapes",
 ]
 
 LORA_ROOM = 32
-"""Rank for which a loaded model has room from the start."""
+"""LoRA rank for which a loaded dense matrix has spare columns from the start."""
 
 FUSED: dict[str, tuple[str, ...]] = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -41,143 +43,11 @@ FUSED: dict[str, tuple[str, ...]] = {
 """Stacked matrix -> the modules in it, top to bottom."""
 
 BLOCKS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
-"""Stacked matrix -> the submodule of the block its modules live in."""
-
-
-@dataclass
-class LayerWeights:
-    """One decoder block."""
-
-    matrices: dict[str, Matrix]
-    """Per key of `FUSED`."""
-    qkv_bias: torch.Tensor | None
-    input_norm: torch.Tensor
-    post_norm: torch.Tensor
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-
-
-@dataclass
-class ModelWeights:
-    """A frozen base model; shared by every run and sampler."""
-
-    embed: torch.Tensor | None
-    """[V, H]; None where the model ties it to a packed `head`."""
-    head: Matrix
-    """[V, H]; holds the tensor `embed` where the model ties them."""
-    final_norm: torch.Tensor
-    layers: list[LayerWeights]
-    twin: ModelWeights | None = None
-    """The same for products in float32; see `native.twin`."""
-
-    @property
-    def device(self) -> torch.device:
-        return self.final_norm.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the arithmetic; packed matrices may hold their numbers in another."""
-        return self.final_norm.dtype
-
-    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[T, H] in the dtype of the arithmetic, for int64 [T]."""
-        if self.embed is None:
-            return self.head.rows(tokens)
-        return torch.nn.functional.embedding(tokens, self.embed).to(self.dtype)
-
-    def num_bytes(self) -> int:
-        """Memory of the matrices, spare columns included."""
-        matrices = [matrix for layer in self.layers for matrix in layer.matrices.values()]
-        total = sum(matrix.num_bytes for matrix in [*matrices, self.head])
-        if self.embed is None or self.ties_embeddings:
-            return total
-        return total + self.embed.numel() * self.embed.element_size()
-
-    @property
-    def ties_embeddings(self) -> bool:
-        """Whether the output embedding is the input embedding."""
-        head = self.head
-        return self.embed is None or (isinstance(head, DenseMatrix) and head.storage is self.embed)
-
-
-class _Checkpoint:
-    """Tensors of a folder of safetensors files by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(names.values()))
-        else:
-            files = sorted(path.name for path in folder.glob("*.safetensors"))
-        if not files:
-            raise WeightsError(
-                f"{folder} has no *.safetensors file; convert its weights to safetensors first"
-            )
-        self._open = {}
-        for file in files:
-            handle = safe_open(folder / file, framework="pt")
-            self._open.update(dict.fromkeys(handle.keys(), handle))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._open
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if name not in self._open:
-            raise WeightsError(f"{self._folder}: tensor {name} is missing from the weights")
-        tensor = self._open[name].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise WeightsError(
-                f"{self._folder}: tensor {name} has shape {tuple(tensor.shape)}; "
-                f"config.json implies {shape}"
-            )
-        return tensor
-
-
-def load_weights(
-    folder: Path,
-    arch: ArchConfig,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    lora_room: int = LORA_ROOM,
-    blocks: MatrixBlocks | None = None,
-) -> ModelWeights:
-    """Read a model folder into the engine's layout.
-
-    Args:
-        lora_room: rank for which spare columns are allocated at once; a larger rank widens them.
-        blocks: packs the matrices for the compiled kernels; float32 on a CPU only.
-
-    Raises:
-        WeightsError: if a tensor is missing or has another shape than config.json implies.
-    """
-    reader = _Reader(_Checkpoint(folder), torch.device(device), dtype, lora_room, blocks)
-    shape = (arch.vocab_size, arch.hidden_size)
-    tied = arch.tied_embeddings
-    embed = reader.checkpoint.read("model.embed_tokens.weight", shape)
-    if blocks is not None:
-        unembed = embed if tied else reader.checkpoint.read("lm_head.weight", shape)
-        head, embed = blocks.pack(unembed, [shape[0]]), None if tied else _shortest(embed)
-    else:
-        embed = reader.place(embed)
-        head = DenseMatrix(embed if tied else reader.tensor("lm_head.weight", shape))
-    return ModelWeights(
-        embed=embed,
-        head=head,
-        final_norm=reader.tensor("model.norm.weight", (arch.hidden_size,)),
-        layers=[reader.layer(arch, index) for index in range(arch.num_layers)],
-    )
-
-
-def _shortest(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in bfloat16 where that loses nothing, else in float32."""
-    return tensor.to(torch.bfloat16 if holds_bfloat16(tensor) else torch.float32, copy=True)
+"""Stacked matrix -> the submodule of the decoder block that its modules belong to."""
 
 
 def module_shapes(arch: ArchConfig) -> dict[str, tuple[int, int]]:
-    """PEFT module name -> (out, in) of the projections of one block."""
+    """PEFT module name -> (out, in) of each projection in one decoder block."""
     hidden, inner = arch.hidden_size, arch.intermediate_size
     return {
         "q_proj": (arch.q_size, hidden),
@@ -191,14 +61,155 @@ def module_shapes(arch: ArchConfig) -> dict[str, tuple[int, int]]:
 
 
 @dataclass
-class _Reader:
-    """Reads tensors into the place and format of the engine."""
+class LayerWeights:
+    """The weights of one decoder block."""
 
-    checkpoint: _Checkpoint
+    matrices: dict[str, Matrix]
+    """One stacked matrix per key of `FUSED`."""
+    qkv_bias: torch.Tensor | None
+    """[q_size + 2 kv_size]; None where the architecture has no bias."""
+    input_norm: torch.Tensor
+    """[H], applied before attention."""
+    post_norm: torch.Tensor
+    """[H], applied before the MLP."""
+    q_norm: torch.Tensor | None
+    """[D], per query head; None where the architecture has no such norm. `k_norm` likewise."""
+    k_norm: torch.Tensor | None
+
+    def vectors(self) -> list[torch.Tensor]:
+        """The norms and the bias."""
+        found = (self.qkv_bias, self.input_norm, self.post_norm, self.q_norm, self.k_norm)
+        return [vector for vector in found if vector is not None]
+
+
+@dataclass
+class ModelWeights:
+    """A frozen base model, shared by all runs and samplers."""
+
+    embed: torch.Tensor | None
+    """[V, H]; None where the embedding is tied to a packed `head`."""
+    head: Matrix
+    """[V, H]; shares the tensor `embed` where the embeddings are tied and not packed."""
+    final_norm: torch.Tensor
+    """[H]."""
+    layers: list[LayerWeights]
+    twin: ModelWeights | None = None
+    """The same weights for products in float32, made on first use; see `float32_twin`."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.final_norm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the arithmetic; packed matrices may be stored in another one."""
+        return self.final_norm.dtype
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a CPU computes with them. Weights without numbers describe a model on a CPU."""
+        return self.device.type in ("cpu", "meta")
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return [T, H] in the dtype of the arithmetic for int64 tokens [T]."""
+        if self.embed is None:
+            return self.head.rows(tokens)
+        return torch.nn.functional.embedding(tokens, self.embed).to(self.dtype)
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output embedding is the input embedding."""
+        head = self.head
+        return self.embed is None or (isinstance(head, DenseMatrix) and head.storage is self.embed)
+
+    @property
+    def block_parameters(self) -> int:
+        """Number of parameters of all decoder blocks."""
+        matrices = (matrix for layer in self.layers for matrix in layer.matrices.values())
+        vectors = (vector for layer in self.layers for vector in layer.vectors())
+        total = sum(matrix.out_features * matrix.in_features for matrix in matrices)
+        return total + sum(vector.numel() for vector in vectors)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the model; tied embeddings count once."""
+        embeddings = 1 if self.ties_embeddings else 2
+        head = self.head.out_features * self.head.in_features
+        return self.block_parameters + embeddings * head + self.final_norm.numel()
+
+    def matrix_bytes(self, *, shared_with: ModelWeights | None = None) -> int:
+        """Return the memory of all matrices in bytes, including spare columns and padding.
+
+        Args:
+            shared_with: other weights; an embedding that is theirs too is not counted.
+        """
+        total = sum(m.num_bytes for layer in self.layers for m in layer.matrices.values())
+        total += self.head.num_bytes
+        is_shared = shared_with is not None and shared_with.embed is self.embed
+        if self.embed is None or self.ties_embeddings or is_shared:
+            return total
+        return total + self.embed.nbytes
+
+    def num_bytes(self, *, shared_with: ModelWeights | None = None) -> int:
+        """Return the memory of all tensors in bytes, without that of the twin.
+
+        Args:
+            shared_with: as for `matrix_bytes`.
+        """
+        vectors = sum(vector.nbytes for layer in self.layers for vector in layer.vectors())
+        return self.matrix_bytes(shared_with=shared_with) + vectors + self.final_norm.nbytes
+
+
+def load_weights(
+    folder: Path,
+    arch: ArchConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    lora_room: int = LORA_ROOM,
+    blocks: MatrixPacker | None = None,
+) -> ModelWeights:
+    """Read a model folder into the engine's layout.
+
+    Args:
+        lora_room: rank for which spare columns are allocated now; a larger rank widens them later.
+        blocks: packs the matrices for the compiled kernels (float32 on a CPU only); None keeps
+            them as tensors.
+
+    Raises:
+        WeightsError: if a tensor is missing or its shape differs from what config.json implies.
+    """
+    reader = _Reader(TensorFiles(folder), torch.device(device), dtype, lora_room, blocks)
+    return reader.model(arch)
+
+
+def describe_weights(
+    arch: ArchConfig,
+    *,
+    stored_dtype: torch.dtype,
+    dtype: torch.dtype,
+    lora_room: int = LORA_ROOM,
+    blocks: MatrixPacker | None = None,
+) -> ModelWeights:
+    """Return what `load_weights` would return for a CPU, with shapes and formats but no numbers.
+
+    Args:
+        stored_dtype: number format of the files.
+        dtype, lora_room, blocks: as for `load_weights`.
+    """
+    source = ShapesOnly(stored_dtype)
+    return _Reader(source, torch.device("meta"), dtype, lora_room, blocks).model(arch)
+
+
+@dataclass
+class _Reader:
+    """Reads tensors onto the engine's device, in its number format and layout."""
+
+    checkpoint: TensorSource
     device: torch.device
     dtype: torch.dtype
     lora_room: int
-    blocks: MatrixBlocks | None
+    blocks: MatrixPacker | None
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device=self.device, dtype=self.dtype, copy=True)
@@ -206,7 +217,27 @@ class _Reader:
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self.place(self.checkpoint.read(name, shape))
 
+    def model(self, arch: ArchConfig) -> ModelWeights:
+        """Read the whole model."""
+        shape = (arch.vocab_size, arch.hidden_size)
+        tied = arch.tied_embeddings
+        embed = self.checkpoint.read("model.embed_tokens.weight", shape)
+        if self.blocks is not None:
+            unembed = embed if tied else self.checkpoint.read("lm_head.weight", shape)
+            head = self.blocks.pack(unembed, [shape[0]])
+            embed = None if tied else _shortest(embed)
+        else:
+            embed = self.place(embed)
+            head = DenseMatrix(embed if tied else self.tensor("lm_head.weight", shape))
+        return ModelWeights(
+            embed=embed,
+            head=head,
+            final_norm=self.tensor("model.norm.weight", (arch.hidden_size,)),
+            layers=[self.layer(arch, index) for index in range(arch.num_layers)],
+        )
+
     def layer(self, arch: ArchConfig, index: int) -> LayerWeights:
+        """Read one decoder block."""
         prefix = f"model.layers.{index}"
         shapes = module_shapes(arch)
         bias = None
@@ -227,6 +258,7 @@ class _Reader:
         )
 
     def _matrix(self, prefix: str, name: str, shapes: dict[str, tuple[int, int]]) -> Matrix:
+        """Read the modules of a stacked matrix and stack them."""
         modules = FUSED[name]
         parts = [
             self.checkpoint.read(f"{prefix}.{BLOCKS[name]}.{module}.weight", shapes[module])
@@ -239,3 +271,8 @@ class _Reader:
         storage = torch.zeros(sum(outs), width + room, dtype=self.dtype, device=self.device)
         storage[:, :width] = torch.cat(parts).to(storage.device)
         return DenseMatrix(storage, width)
+
+
+def _shortest(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in bfloat16 where that loses nothing, otherwise in float32."""
+    return tensor.to(torch.bfloat16 if holds_bfloat16(tensor) else torch.float32, copy=True)

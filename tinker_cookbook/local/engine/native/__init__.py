@@ -1,1 +1,1 @@
-"""Kernels in C, compiled on first use where there is a compiler; torch is the fallback."""
+"""Kernels in C, compiled on first use where a compiler exists; torch is the fallback."""

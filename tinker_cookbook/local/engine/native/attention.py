@@ -1,4 +1,4 @@
-"""Attention of training on the compiled kernels; see `train_attention.c`. Used by one thread."""
+"""Attention for training on the compiled kernels; see `train_attention.c`. Not thread-safe."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ __all__ = ["AttentionKernels"]
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
 _PARTS = 12
-"""Tasks that a backward pass is cut into, so that threads share them evenly."""
+"""Number of tasks that a backward pass is cut into, so that threads share them evenly."""
 _SHORTEST_PART = 512
+"""Minimum number of queries in a part of a segment."""
 
 
 class _Attention(ctypes.Structure):
@@ -31,7 +32,7 @@ class _Attention(ctypes.Structure):
 
 
 class AttentionKernels:
-    """Legend as in `attention`: queries [K, T G, D], keys and values [K, T, D]."""
+    """The compiled counterpart of `model/attention`, with the same layouts of its tensors."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -44,7 +45,7 @@ class AttentionKernels:
         self._scratch = torch.empty(0)
 
     def fit(self, q: Tensor, k: Tensor) -> bool:
-        """Whether the kernels take these sizes and formats."""
+        """Return whether the kernels take these sizes and formats."""
         dim, group = q.shape[2], q.shape[1] // k.shape[1]
         plain = q.dtype == torch.float32 and q.device.type == "cpu"
         return plain and dim <= self._max_dim and group <= self._block_rows
@@ -52,7 +53,7 @@ class AttentionKernels:
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """The attended values, as `q`, and the logarithms [K, T G] of the sums of exponentials."""
+        """Return the attended values, in the layout of `q`, and the scores' logsumexp [K, T G]."""
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
         step = self._block_rows // (q.shape[1] // k.shape[1])
         tasks = _forward_tasks(lengths, step)
@@ -70,7 +71,7 @@ class AttentionKernels:
         lse: Tensor,
         lengths: Sequence[int],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v from that of `forward`'s values."""
+        """Return the gradients of q, k and v, given that of `forward`'s values."""
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         tasks, num_partial = _backward_tasks(lengths, len(k))
         partial = k.new_empty(2, len(k), num_partial, k.shape[2])
@@ -106,7 +107,7 @@ class AttentionKernels:
 
 
 def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
-    """int64 [n, 4]: blocks of queries as (segment's start, first, last, -1), longest first."""
+    """Return blocks of queries, int64 [n, 4]: (segment's start, first, last, -1), longest first."""
     tasks, start = [], 0
     for length in lengths:
         tasks += [(start, first, min(first + step, length), -1) for first in range(0, length, step)]
@@ -115,10 +116,11 @@ def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
 
 
 def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, int]:
-    """Ranges of queries as `_forward_tasks` has them, and the rows of partial key gradients.
+    """Return ranges of queries, as `_forward_tasks` does, and the rows of partial key gradients.
 
-    A long segment is cut into ranges of like cost. The last one sees all keys, and its gradients
-    are the segment's own; those of the others are partial and added afterwards.
+    A long segment is cut into ranges of equal cost: query i meets i keys, so the cost up to i grows
+    as i^2 and the cuts are at square roots. The last range sees all keys and writes the segment's
+    gradients; the other ranges write partial ones, which are added afterwards.
     """
     wanted = -(-_PARTS // (kv_heads * len(lengths)))
     tasks, start, num_partial = [], 0, 0

@@ -1,9 +1,9 @@
 """Compile the C kernels once per machine and load them.
 
-The library is kept like bytecode beside its source, or in the cookbook's home where that is not
-writable, under a name made from the source, the compiler and the CPU. Without a compiler, on
-another system than Linux, or with `TINKER_COOKBOOK_NATIVE=0`, there is none and everything runs on
-torch.
+The library is kept like bytecode, in `__pycache__` next to its source, or in the cookbook's home if
+that folder is not writable. Its name is made from the source, the compiler and the CPU. Without a
+compiler, on other systems than Linux, or with `TINKER_COOKBOOK_NATIVE=0`, no library exists and
+everything runs on torch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _HEADERS = ("decode_attention.h", "tiles.h", "vectors.h")
 _COMPILE_FLAGS = (
     "-O3",
     "-march=native",
-    "-fno-unswitch-loops",  # a fifth of the time to compile, the same speed
-    "-fno-tree-vectorize",  # vectors and fused products are explicit: sums must not vary
+    "-fno-unswitch-loops",  # compiles in a fifth of the time, with the same speed
+    "-fno-tree-vectorize",  # vectors and fused products are explicit, so that sums never vary
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fopenmp",
@@ -46,7 +46,7 @@ _build: Future[Path | None] | None = None
 
 
 def start_build() -> Future[Path | None]:
-    """Begin compiling in the background unless it is done; the result is the library's path."""
+    """Begin to compile in the background on the first call; the result is the library's path."""
     global _build
     with _lock:
         if _build is None:
@@ -59,7 +59,7 @@ def start_build() -> Future[Path | None]:
 
 
 def load_kernels() -> ctypes.CDLL | None:
-    """The compiled kernels, waiting for the compiler if it still runs; None: use torch."""
+    """Return the compiled kernels, waiting for the compiler if it still runs; None: use torch."""
     path = start_build().result()
     if path is None:
         return None
@@ -67,7 +67,7 @@ def load_kernels() -> ctypes.CDLL | None:
         _load_openmp()
         return ctypes.CDLL(str(path))
     except OSError as error:
-        logger.warning("compiled kernels cannot be loaded (%s); torch does their work", error)
+        logger.warning("the compiled kernels cannot be loaded (%s); torch is used instead", error)
         return None
 
 
@@ -75,7 +75,7 @@ def _run_build(result: Future[Path | None]) -> None:
     try:
         result.set_result(_build_library())
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("kernels cannot be compiled (%s); torch does their work", error)
+        logger.warning("the kernels cannot be compiled (%s); torch is used instead", error)
         result.set_result(None)
 
 
@@ -84,11 +84,11 @@ def _build_library() -> Path | None:
     if compiler is None:
         return None
     name = f"kernels-{_fingerprint(compiler)}.so"
-    beside, home = _FOLDER / "__pycache__", cookbook_home() / "kernels"
-    for folder in (beside, home):
+    nearby, home = _FOLDER / "__pycache__", cookbook_home() / "kernels"
+    for folder in (nearby, home):
         if (folder / name).exists():
             return folder / name
-    folder = beside if os.access(_FOLDER, os.W_OK) else home
+    folder = nearby if os.access(_FOLDER, os.W_OK) else home
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
@@ -98,15 +98,15 @@ def _build_library() -> Path | None:
             _call(
                 compiler, *_COMPILE_FLAGS, "-fPIC", "-c", "-o", compiled[-1], str(_FOLDER / source)
             )
-        # Linked without OpenMP: the symbols come from the runtime torch has loaded, so that both
-        # share one set of threads.
+        # Linked without OpenMP: the symbols come from the runtime that torch has loaded, so that
+        # both share one set of threads.
         _call(compiler, "-shared", "-o", str(library), *compiled, "-lm")
         os.replace(library, target)
     return target
 
 
 def find_compiler() -> str | None:
-    """The compiler that kernels are made with; None: there are none here, torch does their work."""
+    """Return the compiler for the kernels; None if kernels are not used here."""
     if os.environ.get("TINKER_COOKBOOK_NATIVE", "1") == "0":
         return None
     if sys.platform != "linux" or sys.byteorder != "little":
@@ -115,13 +115,13 @@ def find_compiler() -> str | None:
 
 
 def describe_missing_compiler() -> str | None:
-    """One line on what it costs that there is no compiler; None where none would be used."""
+    """Return one line on the cost of a missing compiler; None if none is missing or wanted."""
     unwanted = os.environ.get("TINKER_COOKBOOK_NATIVE", "1") == "0" or sys.platform != "linux"
     if unwanted or find_compiler() is not None:
         return None
     return (
-        "no C compiler (cc or gcc) is found: torch does the work of the compiled kernels, sampling "
-        "takes about twice as long, and training longer too; install gcc and start again"
+        "no C compiler (cc or gcc) is found: torch replaces the compiled kernels, sampling takes "
+        "about twice as long, and training takes longer too; install gcc and start again"
     )
 
 
@@ -154,7 +154,7 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _load_openmp() -> None:
-    """Make the OpenMP runtime's symbols visible, torch's own if it brings one."""
+    """Make the symbols of the OpenMP runtime visible, preferring the one that torch brings."""
     import torch
 
     folder = Path(torch.__file__).parent

@@ -1,6 +1,6 @@
-/* Attention of tokens to their sequences' past, for decode_kernels.c.
+/* Attention of tokens to the earlier tokens of their sequences, for decode_kernels.c.
  *
- * A token's numbers are summed in the order of positions, wherever the keys and values are read from.
+ * Sums run in the order of positions, wherever the keys and values are stored.
  */
 #ifndef DECODE_ATTENTION_H
 #define DECODE_ATTENTION_H
@@ -8,13 +8,13 @@
 
 /* The keys and values of one key head of one sequence: [positions, dim] each. */
 typedef struct {
-    /* The first `split` positions are read from a place that other sequences read too. */
+    /* The first `split` positions are read from memory that other sequences read too. */
     const float *begin_keys, *begin_values;
-    const float *keys, *values; /* all others, counted from the first position */
+    const float *keys, *values; /* for the other positions, counted from the first of all */
     int64_t split;
 } Past;
 
-/* Scores of G query heads with N keys. */
+/* Compute the scores of G query heads with N keys. */
 INLINE void score_keys(const int G, const int N, const float *q, const float *keys, int64_t dim,
                        float *scores, int64_t scores_stride) {
     vec sum[3][4];
@@ -45,7 +45,7 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
     }
 }
 
-/* Turn a row of scores into weights exp(score - highest); returns 1 / their sum. */
+/* Turn a row of scores into weights exp(factor (score - highest)); return 1 / their sum. */
 INLINE float weigh(float *row, int64_t length, float factor) {
     for (int64_t p = length; p < length + LANES; p++) row[p] = -INFINITY;
     vec most = load(row);
@@ -60,8 +60,8 @@ INLINE float weigh(float *row, int64_t length, float factor) {
     return 1.0f / sum_lanes(total);
 }
 
-/* Add the weighted values of positions [from, to) to C vectors, from number `k`, of G query heads.
- * `values` points to the first of them. */
+/* Add the weighted values of positions [from, to) to C vectors of G query heads, which begin at number
+ * `k` of a head. `values` points to the first position. */
 INLINE void mix_values(const int G, const int C, const float *values, int64_t k, int64_t from,
                        int64_t to, const float *weights, int64_t weights_stride, float *out,
                        int64_t dim) {
@@ -83,7 +83,7 @@ INLINE void mix_values(const int G, const int C, const float *values, int64_t k,
         for (int c = 0; c < C; c++) store(out + g * dim + k + c * LANES, sum[g][c]);
 }
 
-/* The same for all numbers of G query heads. */
+/* Add the weighted values of positions [from, to) to all numbers of G query heads. */
 INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to,
                       const float *weights, int64_t weights_stride, float *out, int64_t dim) {
     const int C = G == 1 ? 8 : 4;
@@ -101,19 +101,19 @@ INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to
         }
 }
 
-/* Tokens that are computed together: what they read from one place is read once. */
+/* Tokens that are computed together: memory that several of them read is read once. */
 #define SPAN 4
 /* Query heads that are computed together. */
 #define SPAN_HEADS 3
-/* Positions whose values stay in the first-level cache for all of them. */
+/* Positions whose values stay in the first-level cache for all tokens of a span. */
 #define VALUES_BLOCK 64
 
-/* One token's query heads and the sequence that they look at. */
+/* One token's query heads and the positions that they attend to. */
 typedef struct {
     const float *q;
     float *out;
     Past past;
-    int64_t length; /* positions, its own included */
+    int64_t length; /* number of positions, including its own */
 } Looking;
 
 INLINE const float *keys_at(const Past *past, int64_t position, int64_t dim) {
@@ -124,7 +124,8 @@ INLINE const float *values_at(const Past *past, int64_t position, int64_t dim) {
     return (position < past->split ? past->begin_values : past->values) + position * dim;
 }
 
-/* Query heads of up to SPAN tokens that share one key head. `split`s are multiples of four. */
+/* Attend with the query heads of up to SPAN tokens that share one key head. Every `split` is a multiple
+ * of four. */
 INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64_t dim,
                         float *scores, int64_t stride) {
     float factor = 1.0f / sqrtf((float)dim);
@@ -132,7 +133,7 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
     for (int64_t t = 0; t < count; t++)
         longest = tokens[t].length > longest ? tokens[t].length : longest;
     for (int64_t p = 0; p < longest; p += 4) {
-        if (count == 1) { /* its values come from memory meanwhile */
+        if (count == 1) { /* fetch its values from memory meanwhile */
             const char *values = (const char *)(values_at(&tokens->past, p, dim));
             for (int64_t line = 0; line < 4 * dim * 4; line += 64) PREFETCH(values + line);
         }

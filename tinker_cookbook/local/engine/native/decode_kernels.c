@@ -1,38 +1,39 @@
-/* The decoder's forward pass for sampling on a CPU: weights in float32 or bfloat16, all else float32.
+/* The decoder's forward pass for sampling on a CPU: weights in float32 or bfloat16, all else in float32.
  *
- * One call runs all blocks over a batch of tokens: decoding sequences (one token each) and prompt
- * chunks, mixed. Every number is computed in an order that depends on its own token and weights
- * alone, so a token's result is bit for bit the same in any batch, chunk or order.
+ * The block is that of `model/transformer.py`, whose docstring has its formulas. One call runs all
+ * blocks over a batch of tokens: decoding sequences (one token each) and prompt chunks, mixed. The order
+ * of every sum depends only on the token and the weights, so a token's result has the same bits in any
+ * batch, chunk or order.
  *
- * A projection with its adapter is one accumulation over [x | A x] . [W | s B]. Matrices come packed:
- * PANEL rows stand side by side, so that a vector holds neighbouring outputs and an output is summed
- * in one chain, from the first input to the last, whatever the tile.
- * Plain C with GCC vector extensions and OpenMP; `build.py` compiles it, `decoder.py` describes the
- * structs.
+ * A projection with its adapter is one accumulation over [x | scale x A'] . [W | B]'. Matrices are packed
+ * (see `model/packed_matrix.py`): a vector holds neighbouring outputs, and an output is summed in one
+ * chain from the first input to the last, whatever the tile.
+ * This is plain C with GCC vector extensions and OpenMP; `build.py` compiles it, and
+ * `sampling/native_decoder.py` declares the same structs.
  */
 #include "decode_attention.h"
 
-/* Outputs that stand side by side in a packed matrix [panels, in, PANEL]; the last panel of a module
- * is filled up with zeros. */
+/* Number of neighbouring outputs in a panel of a packed matrix [panels, in, PANEL]; the last panel of a
+ * module is filled up with zeros. */
 #define PANEL (2 * LANES)
 
 typedef struct {
-    const void *weight; /* packed, the modules one after the other */
+    const void *weight; /* packed, module after module */
     const float *bias;  /* [out] or NULL */
-    int64_t half;       /* whether `weight` is bfloat16 */
+    int64_t half;       /* whether `weight` is in bfloat16 */
     int64_t in, out;
     int64_t num_modules;
     int64_t module_out[3]; /* rows of each stacked module */
 } Linear;
 
 typedef struct {
-    const float *a;    /* [modules * rank, in] packed as one module, or NULL: no adapter here */
-    const float *b[3]; /* per module [out, rank] packed */
+    const float *a;    /* [modules * rank, in], packed as one module; NULL if not adapted */
+    const float *b[3]; /* [out, rank] for each module, packed */
 } Lora;
 
 typedef struct {
     Linear qkv, o, gate_up, down;
-    const float *input_norm, *post_norm, *q_norm, *k_norm; /* the last two or NULL */
+    const float *input_norm, *post_norm, *q_norm, *k_norm; /* the last two may be NULL */
 } Layer;
 
 typedef struct {
@@ -47,22 +48,22 @@ typedef struct {
     int64_t first, count; /* range of `order` */
     int64_t rank;
     float scale;
-    const Lora *projections; /* [num_layers * 4] and the head; NULL: base model */
+    const Lora *projections; /* [num_layers * 4 + 1], the head last; NULL for the base model */
 } Group;
 
 typedef struct {
     int64_t num_tokens, num_groups, num_threads, max_position;
     const int64_t *order;    /* tokens sorted by adapter */
-    const int64_t *group_of; /* of each entry of `order` */
+    const int64_t *group_of; /* group of each entry of `order` */
     const Group *groups;
     const int64_t *positions;
     int64_t num_spans;
-    const int64_t *spans;       /* first token of each, and num_tokens: tokens to attend together */
+    const int64_t *spans;       /* first token of each span, then num_tokens; a span attends together */
     float *const *kv;           /* per token: its sequence's [kv_heads, 2, C, D] of layer 0 */
     const int64_t *kv_stride;   /* per token: floats from one layer to the next */
     const int64_t *capacity;    /* per token: its sequence's C */
-    const int64_t *same_as;     /* per token: another token, whose sequence has the same */
-    const int64_t *same_length; /* beginning of so many tokens; 0: none is known */
+    const int64_t *same_as;     /* per token: another token, whose sequence begins with the same */
+    const int64_t *same_length; /* `same_length` tokens; 0 if no such sequence is known */
     const float *cos, *sin;     /* [P, D] */
     float *x;                   /* [N, hidden]: embeddings in, hidden states out */
     float *normed, *wide, *act; /* scratch: [N, hidden], [N, max out], [N, max in] */
@@ -76,7 +77,7 @@ typedef struct {
 #else
 #define REGISTERS 16
 #endif
-/* Panels of a tile of R tokens: as many sums as registers hold, and at least 8 to hide latency. */
+/* Panels in a tile of R tokens: as many sums as fit into registers, and at least 8 to hide latency. */
 #define PANELS_FOR(R) \
     (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : 2) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
 
@@ -85,14 +86,14 @@ typedef struct {
     const float *x[MAX_ROWS];
     float *y[MAX_ROWS]; /* at the module's first output */
     const float *low[MAX_ROWS];
-    const float *b[MAX_ROWS]; /* packed B of the module, NULL: no adapter */
+    const float *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
-    const char *ahead; /* what to fetch into the cache meanwhile, for the first panel, and */
-    int64_t pace;      /* how many bytes of it for each step of the sum */
+    const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
+    int64_t pace;      /* bytes of it to fetch for each step of the sum */
 } Rows;
 
-/* What happens to the sums of one module: y = scale sum (+ bias) (+ y). */
+/* How the sums of one module are finished: y = scale * sum (+ bias) (+ y). */
 typedef struct {
     const float *bias;
     int64_t out;
@@ -100,8 +101,8 @@ typedef struct {
     int add;
 } Finish;
 
-/* The low-rank part of tokens that do not all have the same adapter, P panels. What the next panels
- * will need of the adapters comes from memory meanwhile. */
+/* Add the low-rank part for tokens with different adapters, for P panels. Meanwhile the adapters' rows
+ * for the next panels are fetched from memory. */
 INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
     int64_t longest = 0;
     for (int r = 0; r < R; r++) {
@@ -112,7 +113,7 @@ INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t pan
         longest = rank > longest ? rank : longest;
     }
     for (int64_t k = 0; k < longest; k++) {
-        for (int r = 0; r < R; r++) { /* tokens in turns: one alone would wait for its last sum */
+        for (int r = 0; r < R; r++) { /* tokens take turns, so no sum waits for its own last step */
             if (!rows->b[r] || k >= rows->rank[r]) continue;
             const float *column = rows->b[r] + (panel * rows->rank[r] + k) * PANEL;
             vec value = splat(rows->low[r][k]);
@@ -171,7 +172,7 @@ INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t
     }
 }
 
-/* R tokens times P panels. `w` points to the first panel, which has number `panel` in its module. */
+/* Multiply R tokens by P panels. `w` points to the first panel, number `panel` of its module. */
 INLINE void tile(const int R, const int P, const int half, const Rows *rows, const void *w,
                  int64_t in, int64_t panel, const char *ahead, const Finish *finish) {
     const int C = 2 * P;
@@ -218,7 +219,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
 }
 
-/* Some panels [from, to) of a module for R tokens. */
+/* Compute panels [from, to) of a module for R tokens. */
 INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, int64_t in,
                   int64_t from, int64_t to, const Finish *finish) {
     int64_t bytes = in * PANEL * (half ? 2 : 4);
@@ -246,15 +247,15 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
-/* How many panels a thread takes at a time: enough for a tile, and many more takes than threads. */
+/* Return the panels that a thread takes at a time: enough for a tile, but many tasks per thread. */
 INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     int64_t share = panels / (threads * 6);
     return share < 1 ? 1 : share > 4 ? 4 : share;
 }
 
-/* How `rows` rows are cut into tiles: evenly, as a tile with few rows costs more for each of them. */
+/* How rows are cut into tiles: evenly, since a tile with few rows costs more per row. */
 typedef struct {
-    int64_t tiles, shortest, longer; /* the first `longer` tiles have a row more than the shortest */
+    int64_t tiles, shortest, longer; /* the first `longer` tiles have one row more than `shortest` */
 } Cut;
 
 INLINE Cut cut_rows(int64_t rows) {
@@ -274,7 +275,7 @@ typedef struct {
     int add;
 } Operands;
 
-/* low = scale A x of the tokens of every adapter. */
+/* Compute low = scale x A' for the tokens of every adapter. Ends with a barrier. */
 static void project_down(const Linear *linear, int64_t which, const Batch *batch,
                          const Operands *ops, int64_t low_stride) {
     int64_t most = 0;
@@ -304,8 +305,8 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Some panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
- * likely take next come from memory: `skip` panels on. */
+/* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
+ * probably take next, `skip` panels later, are fetched from memory. */
 static void project_panels(const Linear *linear, int64_t which, int64_t module, const Batch *batch,
                            const Operands *ops, int64_t low_stride, int64_t from, int64_t to,
                            int64_t skip) {
@@ -338,7 +339,7 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     }
 }
 
-/* Called by all threads: y = [x | A x] . [W | s B]'. Ends with a barrier. */
+/* Compute y = [x | low] . [W | B]'. Called by all threads; ends with a barrier. */
 static void project(const Linear *linear, int64_t which, const Batch *batch, const Operands *ops) {
     int64_t low_stride = 0;
     for (int64_t g = 0; g < batch->num_groups; g++)
@@ -394,12 +395,12 @@ static void rotate(float *head, const float *cos, const float *sin, int64_t dim)
     }
 }
 
-/* Where the keys of a head begin that a token attends to; its values are C rows further. */
+/* Return the keys of a head that a token attends to; its values begin C rows later. */
 INLINE float *keys_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
     return batch->kv[t] + index * batch->kv_stride[t] + h * 2 * batch->capacity[t] * model->head_dim;
 }
 
-/* Norm and rotate queries and keys of all tokens, put keys and values into the caches. */
+/* Norm and rotate the queries and keys of all tokens; write keys and values into the caches. */
 static void store_keys(const Model *model, const Layer *layer, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t width = (heads + 2 * kv_heads) * dim;
@@ -436,7 +437,7 @@ static Past past_of(const Model *model, const Batch *batch, int64_t index, int64
                   .split = split};
 }
 
-/* Head sizes of most models are constants to the compiler: nearly twice as fast. */
+/* Common head sizes are constants for the compiler, which is nearly twice as fast. */
 static void attend_heads(int heads, const Looking *tokens, int64_t count, int64_t dim, float *scores,
                          int64_t stride) {
     switch (heads * 1000 + dim) {
@@ -457,7 +458,7 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     float *scores = batch->scores + omp_get_thread_num() * SPAN * SPAN_HEADS * stride;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < batch->num_spans * kv_heads; task++) {
-        /* Head by head: sequences with the same beginning read it from the cache then. */
+        /* Head by head, so that sequences with the same beginning read it from the cache. */
         int64_t span = task % batch->num_spans, h = task / batch->num_spans;
         int64_t first = batch->spans[span], count = batch->spans[span + 1] - first;
         Looking tokens[SPAN];
@@ -495,7 +496,7 @@ static void gate(const Batch *batch, int64_t inner) {
     }
 }
 
-/* All blocks: batch->x holds embeddings before and hidden states (without final norm) after. */
+/* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
 void forward_blocks(const Model *model, const Batch *batch) {
     int64_t hidden = model->hidden, dim = model->head_dim, inner = model->inner;
     int64_t q_size = model->heads * dim, qkv = q_size + 2 * model->kv_heads * dim;
@@ -518,7 +519,7 @@ void forward_blocks(const Model *model, const Batch *batch) {
     }
 }
 
-/* Final norm and head: batch->x [N, hidden] -> logits [N, V]. */
+/* Run the final norm and the head: from batch->x [N, hidden] to logits [N, V]. */
 void forward_head(const Model *model, const Batch *batch, float *logits) {
 #pragma omp parallel num_threads((int)batch->num_threads)
     {

@@ -1,4 +1,4 @@
-"""What the compiled products read: a packed matrix, and an adapter beside it."""
+"""The operands of the compiled products: a packed matrix and an adapter."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["LoraPair", "PackedOperand"]
 
 @dataclass(frozen=True)
 class LoraPair:
-    """An adapter's part of a stacked matrix: `y += B low`, `low = scale A x`, module by module."""
+    """An adapter's A and B for a stacked matrix: `y += low B'` per module, `low = scale x A'`."""
 
     a: torch.Tensor
-    """[rank * modules, in] in the format of the matrix."""
+    """[rank * modules, in], in the format of the matrix."""
     b: tuple[torch.Tensor, ...]
-    """Per module float32 [out, rank]."""
+    """float32 [out, rank] for each module."""
     scale: float
 
 
 class PackedOperand(Protocol):
-    """A matrix [out, in] of stacked modules, in panels of neighbouring outputs."""
+    """A matrix [out, in] of stacked modules, in panels; see `model/packed_matrix`."""
 
     @property
     def outs(self) -> tuple[int, ...]:
-        """Outputs of each module."""
+        """Number of outputs of each module."""
         ...
 
     @property
@@ -41,5 +41,5 @@ class PackedOperand(Protocol):
         ...
 
     def module_addresses(self) -> list[int]:
-        """Where each module's first panel begins."""
+        """Return the address of each module's first panel."""
         ...

@@ -1,12 +1,14 @@
-/* Products of many rows with frozen packed matrices, and the low-rank parts beside them, in float32.
+/* Products of many rows with frozen packed matrices and low-rank adapters, in float32.
  *
- * A call computes parts (results) as sums over terms: part = sum of term.x . term.right[part]. Terms
- * come in order, and a later term may read a part that is complete: so one call serves
- * `low = scale A x, y = [x | low] . [W | B]'` of several stacked modules, and the way back.
+ * A call computes parts (results) as sums over terms: part = sum over terms of term.x . term.right[part].
+ * Terms are computed in order, and a later term may read a part that is complete. So one call computes
  *
- * Each thread takes its own rows. One copy of a matrix serves both directions and, in bfloat16, half
+ *     forward:   low = scale x A'                y = x W' + low B'           (per stacked module)
+ *     backward:  low_grad = scale y_grad B       x_grad = y_grad W + low_grad A
+ *
+ * Each thread takes its own rows. One copy of a matrix serves both directions; in bfloat16 it needs half
  * the memory traffic. An output is one chain of sums in the order of the terms, as in
- * `decode_kernels.c`: the same bits however rows are grouped.
+ * `decode_kernels.c`: its bits do not depend on how rows are grouped.
  */
 #include "tiles.h"
 
@@ -22,12 +24,12 @@ typedef struct {
 
 typedef struct {
     int64_t rows, threads, num_terms, num_parts;
-    float *scratch; /* per thread product_scratch() floats */
+    float *scratch; /* product_scratch() floats per thread */
     Term terms[MAX_TERMS];
     Part parts[MAX_PARTS];
 } Product;
 
-/* All terms and parts of some rows. */
+/* Compute all terms and parts for the given rows. */
 static void run_rows(const Product *p, int64_t row, int64_t rows, float *x, float *space) {
     int first[MAX_PARTS], last[MAX_PARTS];
     for (int64_t i = 0; i < p->num_parts; i++) {
@@ -60,7 +62,7 @@ int omp_get_num_threads(void);
 
 #define SPACE_FLOATS (STRIP * PANEL)
 
-/* Floats of scratch memory for a thread. */
+/* Return the floats of scratch memory for each thread. */
 int64_t product_scratch(void) { return SPACE_FLOATS + MAX_UNITS * MR * STRIP + 16; }
 
 void product(const Product *p) {

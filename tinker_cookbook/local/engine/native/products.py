@@ -1,12 +1,13 @@
-"""Products with packed matrices and an adapter beside them, forward and backward: one call each.
+"""Products with a packed matrix and an adapter, forward and backward, in one call each.
 
-The compiled counterpart of `matrices.DenseMatrix`'s products; see `products.c`. Used by one thread.
+The compiled counterpart of the products of `matrices.DenseMatrix`; see `products.c`, which computes
+parts (results) as sums over terms. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ _STRUCTS = (_Right, _Term, _Part, _Product)
 
 
 class Products:
-    """Calls of `products.c`."""
+    """Calls `products.c`."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -72,7 +73,7 @@ class Products:
             size = library.product_struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
         self.panel = int(library.panel_width())
-        """Outputs side by side in a packed matrix, on this machine."""
+        """Number of outputs in a panel, on this machine."""
         self._scratch_floats = int(library.product_scratch())
         self._scratch = torch.empty(0)
 
@@ -86,9 +87,13 @@ class Products:
         add_to: Tensor | None = None,
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`x W' + low B' (+ bias) (+ add_to)` [T, out] and `low = scale x A'` [T, rank * modules].
+        """Return `x W' + low B' (+ bias) (+ add_to)`, [T, out], and `low = scale x A'`.
 
-        `out`, if given, takes the result.
+        Args:
+            out: takes the result, if given.
+
+        Returns:
+            The product, and `low` [T, rank * modules].
         """
         y = x.new_empty(len(x), matrix.out_features) if out is None else out
         low = x.new_empty(len(x), 0 if lora is None else len(lora.a))
@@ -112,7 +117,10 @@ class Products:
     def backward(
         self, matrix: PackedOperand, grad: Tensor, lora: LoraPair | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Gradients [T, in] of `x` and [T, rank * modules] of `x A'` from that of `forward`'s y."""
+        """Return the gradients of `x` [T, in] and of `x A'` [T, rank * modules].
+
+        `grad` [T, out] is the gradient of `forward`'s product.
+        """
         x_grad = grad.new_empty(len(grad), matrix.in_features)
         low_grad = grad.new_empty(len(grad), 0 if lora is None else len(lora.a))
         call, terms, parts = self._call(len(grad), len(matrix.outs), 1)
@@ -130,7 +138,7 @@ class Products:
         return x_grad, low_grad
 
     def _add_lora(self, call: _Product, lora: LoraPair, low: Tensor) -> None:
-        """`low` as one more part, and a term for each module that reads its columns of it."""
+        """Add `low` as one more part, and a term per module that reads its columns of `low`."""
         num_modules, rank = len(lora.b), lora.b[0].shape[1]
         _set_part(call.parts[num_modules], low, scale=lora.scale)
         _set_right(call.terms[0].right[num_modules], lora.a, _COLUMNS)
@@ -141,7 +149,7 @@ class Products:
         call.num_parts, call.num_terms = num_modules + 1, num_modules + 1
 
     def _add_lora_gradient(self, call: _Product, lora: LoraPair, low_grad: Tensor) -> None:
-        """A part for each module's columns of `low_grad`, and a term that reads them all."""
+        """Add a part for each module's columns of `low_grad`, and one term that reads them all."""
         num_modules, rank = len(lora.b), lora.b[0].shape[1]
         for index, b in enumerate(lora.b):
             columns = low_grad[:, index * rank : (index + 1) * rank]
@@ -152,7 +160,9 @@ class Products:
         _set_right(term.right[0], lora.a, _ROWS)
         call.num_parts, call.num_terms = num_modules + 1, num_modules + 1
 
-    def _call(self, rows: int, num_terms: int, num_parts: int) -> tuple[_Product, Any, Any]:
+    def _call(
+        self, rows: int, num_terms: int, num_parts: int
+    ) -> tuple[_Product, Sequence[_Term], Sequence[_Part]]:
         threads = torch.get_num_threads()
         if len(self._scratch) < threads * self._scratch_floats:
             self._scratch = torch.empty(threads * self._scratch_floats)

@@ -1,13 +1,13 @@
 /* Exponentials of logits and their sums, block by block, for draws and logprobs on a CPU.
  *
- * A row is read twice, for its largest logit and for the exponentials; a row's numbers do not depend
- * on the other rows. `sampling.py` computes the same with torch.
+ * A row is read twice: for its largest logit and for the exponentials. A row's results do not depend on
+ * other rows. `sampling/logits.py` computes the same with torch.
  */
 #include "vectors.h"
 
 #define BLOCK 128
 
-/* The largest of a row; what is not a number does not count. */
+/* Return the largest number of a row; NaN is ignored. */
 static float highest_of(const float *row, int64_t size) {
     vec most = splat(-INFINITY);
     int64_t k = 0;
@@ -17,7 +17,7 @@ static float highest_of(const float *row, int64_t size) {
     return highest;
 }
 
-/* exp((row - highest) inverse) of one block, and their sum; places beyond `size` become 0. */
+/* Write exp((row - highest) inverse) of one block and return the sum; places beyond `size` become 0. */
 INLINE float exp_block(float *to, const float *row, int64_t size, float highest, float inverse) {
     float rest[BLOCK];
     if (size < BLOCK) {
@@ -34,8 +34,8 @@ INLINE float exp_block(float *to, const float *row, int64_t size, float highest,
     return sum_lanes(total);
 }
 
-/* Per row: weights [blocks, BLOCK] (or NULL), their sums [blocks], and the logarithm of the sum of
- * exp(logit inverse). `inverse` is NULL for ones. Rows of logits are `stride` floats apart. */
+/* Write for each row: weights [blocks, BLOCK] (unless NULL), their sums [blocks], and the logsumexp of
+ * logit * inverse. `inverse` is NULL for ones. Rows of logits are `stride` floats apart. */
 void exp_blocks(float *weights, double *sums, float *lse, const float *logits, int64_t stride,
                 const float *inverse, int64_t rows, int64_t vocab, int64_t threads) {
     int64_t blocks = (vocab + BLOCK - 1) / BLOCK;

@@ -1,4 +1,4 @@
-"""Exponentials of logits, their sums per block and logsumexp in one call; `sampling` uses it."""
+"""Exponentials of logits, their sums per block and their logsumexp in one call, for sampling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinker_cookbook.local.engine.native.build import load_kernels
 __all__ = ["BLOCK", "exp_blocks"]
 
 BLOCK = 128
-"""Tokens of a block, as in `softmax.c`."""
+"""Number of tokens in a block, as in `softmax.c`."""
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
 
@@ -26,11 +26,17 @@ def _library() -> ctypes.CDLL | None:
 def exp_blocks(
     logits_NV: Tensor, inverse_N: Tensor | None, *, keep_weights: bool
 ) -> tuple[Tensor | None, Tensor, Tensor] | None:
-    """exp(logit * inverse - max) [N, B, BLOCK], filled up with zeros; float64 sums [N, B]; and
-    float32 logsumexp of logit * inverse [N].
+    """Return exponentials, their block sums and their logsumexp; None where the kernel is missing.
 
-    None where the kernel does not apply: other devices and formats, or no compiler. The first
-    result is None without `keep_weights`.
+    It is missing for other devices and formats, and without a compiler.
+
+    Args:
+        inverse_N: factor of each row's logits, such as 1 / temperature; None for ones.
+        keep_weights: whether to return the exponentials.
+
+    Returns:
+        exp(logit * inverse - max) [N, B, BLOCK], filled up with zeros, or None without
+        `keep_weights`; float64 sums [N, B]; float32 logsumexp of logit * inverse [N].
     """
     rows, vocab = logits_NV.shape
     fits = logits_NV.dtype == torch.float32 and logits_NV.device.type == "cpu"

@@ -1,8 +1,8 @@
-/* Tiles of products of float32 rows, for kernels with many rows.
+/* Tiled products of float32 rows, for kernels with many rows.
  *
- * A block of rows is packed, MR side by side, to stay in the second-level cache; a strip of PANEL
- * outputs of the right side is put into the first-level cache, whatever layout and format it has in
- * memory, and used for all rows of the block. The blocking is that of Goto and van de Geijn, "Anatomy
+ * A block of rows is packed, MR side by side, and stays in the second-level cache. A strip of PANEL
+ * outputs of the right side is brought into the first-level cache, whatever its layout and format in
+ * memory, and is used for all rows of the block. The blocking is that of Goto and van de Geijn, "Anatomy
  * of High-Performance Matrix Multiplication" (2008). An output is one chain of sums.
  */
 #ifndef TILES_H
@@ -11,22 +11,22 @@
 
 #define PANEL (2 * LANES)
 #define MR 6
-/* Length of a strip, a multiple of PANEL: 18 KiB of the first-level cache with vectors of 8. */
+/* Length of a strip, a multiple of PANEL: with vectors of 8 it fills 18 KiB of the first-level cache. */
 #define STRIP (LANES >= 16 ? 128 : 288)
 
 typedef enum { PANELS, PANELS_TURNED, ROWS, COLUMNS } Layout;
 
 /* The right side of a product, [count, outs]. */
 typedef struct {
-    const void *at; /* NULL: the term does not add to this part */
-    int64_t layout; /* PANELS: packed [panels, stride, PANEL], an output is a row of the matrix;
-                     * PANELS_TURNED: the same, an output is a column; ROWS, COLUMNS: float32 [count,
-                     * outs] and [outs, count], rows `stride` floats apart */
-    int64_t half;   /* whether a packed matrix is bfloat16 */
+    const void *at; /* NULL if the term does not add to this part */
+    int64_t layout; /* PANELS: packed [panels, stride, PANEL], an output is a row of the matrix (x W');
+                     * PANELS_TURNED: the same memory, an output is a column (grad W);
+                     * ROWS, COLUMNS: float32 [count, outs] and [outs, count], rows `stride` apart */
+    int64_t half;   /* whether a packed matrix is in bfloat16 */
     int64_t stride;
 } Right;
 
-/* y = scale sum (+ bias) (+ start). */
+/* One result: y = scale * sum (+ bias) (+ start). */
 typedef struct {
     float *y; /* [rows, outs] */
     int64_t stride, outs;
@@ -36,7 +36,7 @@ typedef struct {
 } Part;
 
 #if defined(__AVX2__)
-/* Eight rows of eight, to columns `step` floats apart. */
+/* Transpose eight rows of eight; the columns are written `step` floats apart. */
 INLINE void turn_8(const __m256 *row, float *to, int64_t step) {
     __m256 pair[8], four[8];
     for (int i = 0; i < 4; i++) {
@@ -56,7 +56,7 @@ INLINE void turn_8(const __m256 *row, float *to, int64_t step) {
 }
 #endif
 
-/* to[j * step + i] = from[i * stride + j] for i < rows, j < columns. */
+/* Transpose: to[j * step + i] = from[i * stride + j] for i < rows, j < columns. */
 static void turn(float *to, int64_t step, const float *from, int64_t stride, int64_t rows,
                  int64_t columns) {
     int64_t i = 0;
@@ -76,7 +76,7 @@ static void turn(float *to, int64_t step, const float *from, int64_t stride, int
         for (int64_t j = 0; j < columns; j++) to[j * step + i] = from[i * stride + j];
 }
 
-/* Rows of x, MR side by side: [units, count, MR]; what is missing of the last unit repeats a row. */
+/* Pack rows of x, MR side by side: [units, count, MR]. The last unit repeats the last row. */
 static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, int64_t count) {
     for (int64_t first = 0; first < rows; first += MR, to += count * MR) {
         const float *row[MR];
@@ -84,7 +84,8 @@ static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, i
             row[r] = x + (first + r < rows ? first + r : rows - 1) * stride;
         int64_t k = 0;
 #if defined(__AVX2__)
-        /* A store of eight covers two places of the next, which comes after it: not the last. */
+        /* Stores of eight overwrite two places of the next column, which is written later; the last
+         * column has no next one, so it is left to the loop below. */
         for (; k + 8 < count; k += 8) {
             __m256 part[8];
             for (int r = 0; r < MR; r++) part[r] = _mm256_loadu_ps(row[r] + k);
@@ -97,7 +98,7 @@ static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, i
     }
 }
 
-/* PANEL outputs from `out` on of a block of a packed matrix, turned: sums run over its rows. */
+/* Transpose a block of a packed matrix into `to`: PANEL outputs from `out` on, summed over its rows. */
 static void fill_turned(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
                         int64_t outs) {
     float block[PANEL * PANEL];
@@ -113,8 +114,8 @@ static void fill_turned(float *to, const Right *right, int64_t from, int64_t cou
     }
 }
 
-/* The strip [count, PANEL] of a right side from row `from` and output `out` on, in `to` or, if it
- * lies in memory as it should, there. Outputs that do not exist are 0 or not read. */
+/* Return the strip [count, PANEL] of a right side from row `from` and output `out` on. It is copied to
+ * `to` unless memory already has it in this layout. Missing outputs are 0 or never read. */
 static const float *strip(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
                           int64_t all_outs) {
     int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
@@ -143,17 +144,17 @@ static const float *strip(float *to, const Right *right, int64_t from, int64_t c
     return to;
 }
 
-/* Where a tile stands in its part, and what is to be done with it. */
+/* The place of a tile in its part, and how to finish its sums. */
 typedef struct {
     float *y;
     int64_t stride;
-    const float *bias, *start; /* at this tile, NULL: none, or sums are not complete */
+    const float *bias, *start; /* at this tile; NULL if there is none or the sums are incomplete */
     int64_t start_stride;
     float scale;
     int first, last;
 } Tile;
 
-/* R rows times PANEL outputs, over one strip. */
+/* Multiply R rows by PANEL outputs, over one strip. */
 INLINE void tile(const int R, const float *x, const float *w, int64_t count, const Tile *t) {
     vec sum[MR][2];
     for (int r = 0; r < R; r++) {
@@ -193,7 +194,7 @@ static void run_tile(int rows, const float *x, const float *w, int64_t count, co
     }
 }
 
-/* A tile that is narrower than PANEL goes through a copy. */
+/* Compute a tile that is narrower than PANEL, in a copy. */
 static void run_edge_tile(int rows, const float *x, const float *w, int64_t count, const Tile *t,
                           int64_t outs) {
     float y[MR * PANEL] = {0}, start[MR * PANEL] = {0}, bias[PANEL] = {0};
@@ -210,7 +211,7 @@ static void run_edge_tile(int rows, const float *x, const float *w, int64_t coun
     for (int r = 0; r < rows; r++) memcpy(t->y + r * t->stride, y + r * PANEL, bytes);
 }
 
-/* Line `n` of the memory that the strip from output `out` on comes from. */
+/* Return cache line `n` of the memory that holds the strip from output `out` on. */
 static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
     int64_t size = right->half ? 2 : 4, at = 0;
     if (right->layout == PANELS) {
@@ -222,8 +223,8 @@ static const char *source_line(const Right *right, int64_t from, int64_t out, in
     return (const char *)right->at + at;
 }
 
-/* One block of rows, packed in `x`, times one strip-high slice of a term, for one part. While tiles
- * are computed, what the next ones write and the next strip are fetched. */
+/* Multiply one block of rows, packed in `x`, by one slice of a term (at most STRIP high), for one part.
+ * Meanwhile the results of the next tiles and the next strip are fetched into the cache. */
 static void multiply(const Part *part, const Right *right, const float *x, float *space,
                      int64_t row, int64_t rows, int64_t from, int64_t count, int first, int last) {
     int packed = right->layout == PANELS || right->layout == PANELS_TURNED;

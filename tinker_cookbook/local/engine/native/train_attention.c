@@ -1,11 +1,12 @@
 /* Causal attention inside the segments of a pack, forward and backward, in float32.
  *
- * Query heads that share a key head are interleaved: row t G + g of a head belongs to token t. Blocks
- * of rows meet blocks of keys, with a running softmax (Dao et al., "FlashAttention", 2022): no matrix
- * of all scores exists, and masked blocks are not computed. The backward pass computes the
- * probabilities again from the logarithm of their sums. Queries come multiplied by 1 / sqrt(D).
+ * Query heads that share a key head are interleaved: row t G + g of a key head belongs to token t.
+ * Blocks of rows meet blocks of keys with a running softmax (Dao et al., "FlashAttention", 2022): no
+ * matrix of all scores exists, and masked blocks are not computed. The backward pass recomputes the
+ * probabilities as exp(score - lse). Queries arrive multiplied by 1 / sqrt(D). `model/attention.py`
+ * computes the same with torch and has the formulas of the gradients.
  *
- * Sums run in an order that depends on the lengths alone: the same bits with any number of threads.
+ * The order of all sums depends on the lengths only: the same bits with any number of threads.
  */
 #include "tiles.h"
 
@@ -13,25 +14,25 @@
 #define BLOCK_KEYS 256
 #define MAX_DIM 256
 
-/* Queries [first, last) of a segment, for the forward pass one block of them. */
+/* Queries [first, last) of a segment; in the forward pass one block of them. */
 typedef struct {
-    int64_t start, first, last; /* the segment's first token; the others count from it */
-    int64_t partial;            /* backward: where its keys' gradients begin in the partial ones, or
-                                 * -1: they are the segment's own */
+    int64_t start, first, last; /* start: the segment's first token; first and last count from it */
+    int64_t partial;            /* backward: row at which its gradients of keys begin in partial_k and
+                                 * partial_v; -1 if it writes those of the segment itself */
 } Task;
 
 typedef struct {
     int64_t tokens, kv_heads, group, dim, threads, num_tasks, num_partial;
     const Task *tasks;
     const float *q, *k, *v;          /* [K, T G, D], [K, T, D] twice */
-    float *out, *lse;                /* [K, T G, D], [K, T G]; read by the backward pass */
-    const float *grad;               /* of out */
+    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them */
+    const float *grad;               /* gradient of out */
     float *q_grad, *k_grad, *v_grad;
     float *partial_k, *partial_v;    /* [K, num_partial, D] */
-    float *scratch;                  /* per thread attention_scratch() floats */
+    float *scratch;                  /* attention_scratch() floats per thread */
 } Attention;
 
-/* A thread's working memory. */
+/* The working memory of a thread. */
 typedef struct {
     float strip[BLOCK_KEYS * PANEL];
     float q[(BLOCK_ROWS + MR) * MAX_DIM], grad[(BLOCK_ROWS + MR) * MAX_DIM]; /* packed */
@@ -40,13 +41,13 @@ typedef struct {
     float highest[BLOCK_ROWS], sums[BLOCK_ROWS], dots[BLOCK_ROWS];
 } Space;
 
-/* Rows of one block of queries, at keys [from, from + count). */
+/* One block of queries, at keys [from, from + count). */
 typedef struct {
-    int64_t token, rows; /* of its first query in the segment */
+    int64_t token, rows; /* token: its first query, counted in the segment */
     int64_t from, count;
 } Block;
 
-/* y (+)= x . right, x packed, [rows, count] . [count, outs]. */
+/* y = x . right, or y += x . right if `adds`: [rows, count] . [count, outs], with x packed. */
 static void product_of(float *y, int64_t stride, int64_t outs, int64_t rows, const float *x,
                        int64_t count, Right right, int adds, Space *space) {
     Part part = {.y = y, .stride = stride, .outs = outs, .scale = 1};
@@ -56,7 +57,7 @@ static void product_of(float *y, int64_t stride, int64_t outs, int64_t rows, con
 INLINE Right rows_of(const float *at, int64_t stride) { return (Right){at, ROWS, 0, stride}; }
 INLINE Right columns_of(const float *at, int64_t stride) { return (Right){at, COLUMNS, 0, stride}; }
 
-/* Keys of the block that row r may see. */
+/* Return how many keys of the block row r may see: causal, so those up to its own token. */
 INLINE int64_t visible(const Attention *a, const Block *b, int64_t r) {
     int64_t seen = b->token + r / a->group + 1 - b->from;
     return seen < 0 ? 0 : seen < b->count ? seen : b->count;
@@ -77,14 +78,15 @@ INLINE float dot_of(const float *x, const float *y, int64_t size) {
     return sum_lanes(sums) + sum;
 }
 
-/* The largest of a row and `most`; reads up to whole vectors. */
+/* Return the largest number of a row and `most`; reads whole vectors. */
 INLINE float largest(const float *row, int64_t size, float most) {
     vec highest = splat(most);
     for (int64_t k = 0; k < size; k += LANES) highest = larger_of(highest, load(row + k));
     return largest_lane(highest);
 }
 
-/* Scores to exp(score - highest), 0 where masked; what was summed before shrinks accordingly. */
+/* Turn scores into exp(score - highest), 0 where masked. If this block has a new highest score, what
+ * earlier blocks summed is scaled down to it. */
 static void soften(const Attention *a, const Block *b, Space *space, float *out) {
     for (int64_t r = 0; r < b->rows; r++) {
         float *row = space->scores + r * BLOCK_KEYS, before = space->highest[r];
@@ -131,7 +133,7 @@ static void forward_block(const Attention *a, const Task *task, int64_t head, Sp
     }
 }
 
-/* Columns of x [count, columns], MR side by side, as the rows of a product. */
+/* Pack the columns of x [count, columns], MR side by side, so that they are the rows of a product. */
 static void pack_columns(float *to, const float *x, int64_t stride, int64_t columns, int64_t count) {
     for (int64_t first = 0; first < columns; first += MR) {
         int64_t num = columns - first < MR ? columns - first : MR;
@@ -143,7 +145,8 @@ static void pack_columns(float *to, const float *x, int64_t stride, int64_t colu
     }
 }
 
-/* Probabilities from scores, and the gradient of the scores from that of the probabilities. */
+/* Turn scores into probabilities P, and the gradient of P in `slopes` into that of the scores:
+ * P * (P_grad - dot), with dot = sum_j P_ij P_grad_ij = out_i . grad_i. */
 static void slopes_of(const Attention *a, const Block *b, const float *lse, Space *space) {
     for (int64_t r = 0; r < b->rows; r++) {
         float *weights = space->scores + r * BLOCK_KEYS, *slopes = space->slopes + r * BLOCK_KEYS;
@@ -151,7 +154,7 @@ static void slopes_of(const Attention *a, const Block *b, const float *lse, Spac
         vec sum = splat(lse[r]), dot = splat(space->dots[r]), none = {0};
         for (; k < seen; k += LANES) {
             vec over = load(weights + k) - sum;
-            ivec positive = over > none; /* by rounding, or masked */
+            ivec positive = over > none; /* from rounding, or masked */
             vec weight = exp_vec((vec)(~positive & (ivec)over));
             store(weights + k, weight);
             store(slopes + k, weight * (load(slopes + k) - dot));
@@ -160,7 +163,7 @@ static void slopes_of(const Attention *a, const Block *b, const float *lse, Spac
     }
 }
 
-/* One block of queries on the way back; adds to the gradients of the keys it sees. */
+/* The backward pass of one block of queries; adds to the gradients of the keys that it sees. */
 static void backward_block(const Attention *a, const Task *task, int64_t first, int64_t last,
                            int64_t head, float *k_grad, float *v_grad, Space *space) {
     int64_t dim = a->dim, row = (head * a->tokens + task->start + first) * a->group;
@@ -170,7 +173,7 @@ static void backward_block(const Attention *a, const Task *task, int64_t first, 
     Block b = {.token = first, .rows = (last - first) * a->group};
     pack_rows(space->q, q, dim, b.rows, dim);
     pack_rows(space->grad, grad, dim, b.rows, dim);
-    for (int64_t r = 0; r < b.rows; r++) /* what the gradient of a softmax subtracts */
+    for (int64_t r = 0; r < b.rows; r++) /* the sum in the gradient of a softmax; see slopes_of */
         space->dots[r] = dot_of(out + r * dim, grad + r * dim, dim);
     for (; b.from < last; b.from += BLOCK_KEYS) {
         b.count = last - b.from < BLOCK_KEYS ? last - b.from : BLOCK_KEYS;

@@ -1,11 +1,11 @@
 /* The elementwise parts of training on a CPU in float32, each in one pass over its operands.
  *
- * Rows are tokens; a row of an operand may be part of a wider one, `stride` floats from the next.
- * The formulas are those of `ops.py`, which computes the same with torch.
+ * Rows are tokens. A row of an operand may be part of a wider row: rows are then `stride` floats apart.
+ * `model/ops.py` computes the same with torch and explains the formulas.
  */
 #include "vectors.h"
 
-/* Few rows are not worth waking threads for. */
+/* Use threads only if there are enough rows to repay waking them. */
 #define FOR_ROWS                                                                                 \
     _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (rows >= 64)")       \
     for (int64_t t = 0; t < rows; t++)
@@ -18,7 +18,7 @@ INLINE vec sigmoid(vec x) {
     return top / (splat(1.0f) + e);
 }
 
-/* silu(gate) * up of [rows, 2 inner] into [rows, inner]. */
+/* Write silu(gate) * up of [rows, 2 inner] into [rows, inner]. */
 void swiglu_forward(float *out, int64_t out_stride, const float *gate_up, int64_t rows,
                     int64_t inner, int64_t threads) {
     FOR_ROWS {
@@ -31,7 +31,7 @@ void swiglu_forward(float *out, int64_t out_stride, const float *gate_up, int64_
     }
 }
 
-/* The gradient [rows, 2 inner], and the forward value [rows, inner] once more. */
+/* Write the gradient [rows, 2 inner], and the forward value [rows, inner] again. */
 void swiglu_gradient(float *result, float *activation, const float *grad, int64_t grad_stride,
                      const float *gate_up, int64_t rows, int64_t inner, int64_t threads) {
     FOR_ROWS {
@@ -56,7 +56,7 @@ void swiglu_gradient(float *result, float *activation, const float *grad, int64_
     }
 }
 
-/* x * inverse * weight, [rows, size]. */
+/* Write x * inverse * weight, [rows, size]; `inverse` has one number per row. */
 void norm_forward(float *out, int64_t out_stride, const float *x, const float *inverse,
                   const float *weight, int64_t rows, int64_t size, int64_t threads) {
     FOR_ROWS {
@@ -70,7 +70,7 @@ void norm_forward(float *out, int64_t out_stride, const float *x, const float *i
     }
 }
 
-/* The gradient of the norm's input, plus `add` where it is not NULL: [rows, size]. */
+/* Write the gradient of the norm's input, [rows, size], plus `add` unless that is NULL. */
 void norm_gradient(float *out, const float *grad, int64_t grad_stride, const float *x,
                    const float *inverse, const float *weight, const float *add, int64_t rows,
                    int64_t size, int64_t threads) {
@@ -98,7 +98,7 @@ void norm_gradient(float *out, const float *grad, int64_t grad_stride, const flo
     }
 }
 
-/* Rotate one head by the first half of a row of the tables, times `scale`; may be in place. */
+/* Rotate one head and multiply it by `scale`; direction -1 rotates back. May be in place. */
 INLINE void turn(float *out, const float *x, const float *cos, const float *sin, int64_t half,
                  float scale, float direction) {
     int64_t i = 0;
@@ -118,11 +118,11 @@ INLINE void turn(float *out, const float *x, const float *cos, const float *sin,
 typedef struct {
     int64_t rows, kv_heads, group, dim, threads;
     const int64_t *positions; /* [rows] */
-    const float *cos, *sin;   /* [positions, dim], of which half a row is used */
+    const float *cos, *sin;   /* [positions, dim]; the first half of each row is used */
 } Heads;
 
-/* qkv [rows, (K G + 2 K) dim] -> rotated and scaled q [K, rows, G, dim], rotated k and v
- * [K, rows, dim]. */
+/* From qkv [rows, (K G + 2 K) dim] to rotated and scaled q [K, rows, G, dim], rotated k [K, rows, dim]
+ * and v [K, rows, dim]. */
 void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float *v) {
     int64_t rows = heads->rows, kv = heads->kv_heads, group = heads->group, dim = heads->dim;
     int64_t half = dim / 2, width = (group + 2) * kv * dim, threads = heads->threads;
@@ -142,7 +142,7 @@ void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float
     }
 }
 
-/* The gradient of split_heads: its arguments the other way round. */
+/* From the gradients of q, k and v to that of qkv: split_heads in reverse, with rotations back. */
 void join_heads(const Heads *heads, float *qkv, const float *q, const float *k, const float *v) {
     int64_t rows = heads->rows, kv = heads->kv_heads, group = heads->group, dim = heads->dim;
     int64_t half = dim / 2, width = (group + 2) * kv * dim, threads = heads->threads;

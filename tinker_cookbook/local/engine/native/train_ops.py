@@ -1,7 +1,7 @@
-"""The elementwise parts of training as single passes; `ops` uses them where they apply.
+"""The elementwise parts of training, each in one pass; `model/ops` uses them where they apply.
 
-They take float32 tensors on the CPU whose last axis is dense. Elsewhere, and without a compiler,
-`ops` computes the same with torch.
+They take float32 tensors on the CPU whose last axis is contiguous. For other tensors, and without a
+compiler, `ops` computes the same with torch.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class _Heads(ctypes.Structure):
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Heads and positions of a pack of T tokens."""
+    """The heads and positions of a pack of T tokens."""
 
     kv_heads: int
     group: int
-    """Query heads of a key head."""
+    """Number of query heads per key head."""
     dim: int
     positions: Tensor
     """int64 [T]."""
     cos: Tensor
-    """float32 [P, dim], as `RopeTable` has them; `sin` likewise."""
+    """float32 [P, dim] by position, from `RopeTable`; `sin` likewise."""
     sin: Tensor
 
     def struct(self) -> _Heads:
-        """What the kernels read."""
+        """Return the record that the kernels read."""
         return _Heads(
             len(self.positions),
             self.kv_heads,
@@ -64,20 +64,20 @@ class HeadLayout:
 
 @functools.lru_cache(maxsize=1)
 def train_kernels() -> TrainKernels | None:
-    """The kernels, waiting for the compiler if it still runs; None: use torch."""
+    """Return the kernels, waiting for the compiler if it still runs; None: use torch."""
     library = load_kernels()
     return None if library is None else TrainKernels(library)
 
 
 class TrainKernels:
-    """Calls of `train_kernels.c`; the caller has checked with `fits`."""
+    """Calls `train_kernels.c`; the caller must have checked with `fits`."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     @staticmethod
     def fits(*tensors: Tensor) -> bool:
-        """Whether all are float32 matrices on the CPU with dense rows."""
+        """Return whether all are float32 matrices on the CPU with contiguous rows."""
         return all(
             t.dtype == torch.float32
             and t.dim() == 2
@@ -87,12 +87,14 @@ class TrainKernels:
         )
 
     def swiglu(self, out: Tensor, gate_up: Tensor) -> None:
+        """Compute `ops.swiglu_into`."""
         rows, inner = out.shape
         self._library.swiglu_forward(
             *_row(out), _at(gate_up), _Long(rows), _Long(inner), _threads()
         )
 
     def swiglu_gradient(self, grad: Tensor, gate_up: Tensor, activation: Tensor) -> Tensor:
+        """Compute `ops.swiglu_backward`."""
         result = torch.empty_like(gate_up)
         rows, inner = grad.shape
         self._library.swiglu_gradient(
@@ -107,6 +109,7 @@ class TrainKernels:
         return result
 
     def norm(self, out: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> None:
+        """Compute `ops.rms_norm_into`."""
         rows, size = x.shape
         self._library.norm_forward(
             *_row(out), _at(x), _at(inverse), _at(weight), _Long(rows), _Long(size), _threads()
@@ -115,6 +118,7 @@ class TrainKernels:
     def norm_gradient(
         self, grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Tensor | None
     ) -> Tensor:
+        """Compute `ops.rms_norm_backward`."""
         rows, size = x.shape
         result = torch.empty_like(x)
         self._library.norm_gradient(
@@ -131,7 +135,7 @@ class TrainKernels:
         return result
 
     def split_heads(self, layout: HeadLayout, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated and scaled queries [K, T G, D], rotated keys and values [K, T, D]."""
+        """Return rotated and scaled queries [K, T G, D], rotated keys and values [K, T, D]."""
         rows = len(qkv)
         q = qkv.new_empty(layout.kv_heads, rows * layout.group, layout.dim)
         k = qkv.new_empty(layout.kv_heads, rows, layout.dim)
@@ -141,7 +145,7 @@ class TrainKernels:
         return q, k, v
 
     def join_heads(self, layout: HeadLayout, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The gradient [T, (K G + 2 K) D] from those of `split_heads`' results."""
+        """Return the gradient [T, (K G + 2 K) D], given those of `split_heads`' results."""
         width = (layout.group + 2) * layout.kv_heads * layout.dim
         qkv = q.new_empty(len(layout.positions), width)
         struct = layout.struct()
@@ -154,7 +158,7 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def _row(tensor: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
-    """Address and distance of rows."""
+    """Return the address of a matrix and the distance between its rows, in numbers."""
     return _at(tensor), _Long(tensor.stride(0))
 
 

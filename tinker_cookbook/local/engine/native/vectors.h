@@ -1,4 +1,4 @@
-/* What the kernels share: vectors of float32, their products and sums, and an exponential. */
+/* Shared by all kernels: vectors of float32, their products and sums, and an exponential. */
 #ifndef VECTORS_H
 #define VECTORS_H
 #include <math.h>
@@ -21,8 +21,8 @@
 #define LANES 4
 #define FUSED(a, b, c) ((a) * (b) + (c))
 #endif
-/* Products and sums are fused where FUSED or fmaf stands and nowhere else (-ffp-contract=off):
- * left to the compiler, the choice would differ between the sizes of a tile. */
+/* A product and a sum are fused only where FUSED or fmaf is written (-ffp-contract=off). If the compiler
+ * chose, the choice could differ between tile sizes, and so would the bits of a result. */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -33,8 +33,9 @@ typedef float vec_any __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 INLINE vec load(const float *p) { return *(const vec_any *)p; }
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-/* Two vectors of neighbours from a packed matrix that is float32, or bfloat16 if `half`. A bfloat16 is
- * the upper half of a float32; a word holds that of the first vector below that of the second. */
+/* Load two neighbouring vectors of a packed matrix in float32, or in bfloat16 if `half`. A bfloat16 is
+ * the upper half of a float32. A 32-bit word holds one number of each vector: the lower half belongs to
+ * the first vector, the upper half to the second. */
 INLINE void load_pair(const void *w, int64_t index, const int half, vec *pair) {
     if (half) {
         uvec bits = *(const uvec_any *)((const uint16_t *)w + index);
@@ -48,7 +49,7 @@ INLINE void load_pair(const void *w, int64_t index, const int half, vec *pair) {
 INLINE void store(float *p, vec v) { *(vec_any *)p = v; }
 INLINE vec splat(float s) { return s - (vec){0}; }
 
-/* Keep a loaded vector in its register: reloading it for every product would halve the speed. */
+/* Keep a loaded vector in its register; reloading it for every product would halve the speed. */
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+x"(v))
 #elif defined(__aarch64__)
@@ -57,10 +58,10 @@ INLINE vec splat(float s) { return s - (vec){0}; }
 #define IN_REGISTER(v)
 #endif
 
-/* Fetch a line of memory into the second-level cache; the address may be any. */
+/* Fetch a cache line into the second-level cache; any address is allowed. */
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
 
-/* The larger of each pair; what is not a number in `other` does not count. */
+/* Return the larger of each pair; NaN in `other` is ignored. */
 INLINE vec larger_of(vec v, vec other) {
     ivec larger = other > v;
     return (vec)((larger & (ivec)other) | (~larger & (ivec)v));
@@ -80,7 +81,7 @@ INLINE float sum_lanes(vec v) {
     return a[0];
 }
 
-/* The sums of four vectors, each in the order of sum_lanes. */
+/* Sum four vectors, each in the order of sum_lanes. */
 INLINE void sum_lanes_of_4(const vec *v, float *out) {
 #if LANES >= 8 && defined(__AVX2__)
     __m128 half[4];
@@ -103,7 +104,8 @@ INLINE void sum_lanes_of_4(const vec *v, float *out) {
 #endif
 }
 
-/* exp for x <= 0, relative error 2e-7; results below 2^-126 become 0. Coefficients: Cephes expf. */
+/* exp(x) for x <= 0, with relative error 2e-7; results below 2^-126 become 0. Source of the
+ * coefficients: expf of Cephes. */
 INLINE vec exp_vec(vec x) {
     vec low = splat(-87.0f);
     ivec tiny = x < low;

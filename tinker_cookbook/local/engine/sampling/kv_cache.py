@@ -31,6 +31,7 @@ __all__ = ["CacheShape", "KvCache", "Pool", "PrefixStore", "Row", "cache_shape",
 
 _SMALLEST_CAPACITY = 128
 _MIN_SHARED_TOKENS = 8
+"""Shorter prefixes are not stored and not copied: computing them is as fast."""
 _MAX_STORED_PREFIXES = 512
 
 

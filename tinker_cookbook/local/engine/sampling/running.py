@@ -39,7 +39,7 @@ class Prefill:
 
 
 class RunningSequences:
-    """Sequences that hold a place, in the order in which they got it."""
+    """The sequences that hold one of the limited places, each in the order in which they got it."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits

@@ -1,13 +1,14 @@
 """Computes an uploaded loss: one graph per datum, the losses summed, the gradient by autograd.
 
-As the SDK defines it: each datum's graph sees the datum's logprobs and the inputs it names, and
-returns a scalar loss and scalar metrics; metrics add up or average over the data by their suffix.
+As the SDK defines it, each datum's graph reads the datum's logprobs and the inputs that it names,
+and returns a scalar loss and scalar metrics. The suffix of a metric's name says whether it is
+summed or averaged over the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -29,7 +30,7 @@ from tinker_cookbook.local.errors import UserError
 __all__ = ["DatumInputs", "GraphPackLoss", "run_graph"]
 
 DatumInputs = Mapping[str, torch.Tensor]
-"""What one datum's graph reads besides logprobs: float32 or int64 with the declared rank."""
+"""The inputs of one datum's graph without logprobs: float32 or int64 with the declared rank."""
 
 
 def run_graph(
@@ -39,7 +40,7 @@ def run_graph(
     *,
     deadline: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The scalar loss and the scalar metrics of one datum.
+    """Return the scalar loss and the scalar metrics of one datum.
 
     Args:
         logprobs: float32 [N] or [N, K], as declared.
@@ -60,24 +61,27 @@ class _Interpreter:
         self._graph = graph
         self._given = {"logprobs": logprobs, **inputs}
         self._device = logprobs.device
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, object] = {}
         self._budget = budget
 
     def run(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         for node in self._graph.nodes[:-1]:
             try:
                 self._values[node.name] = self._compute(node)
-            # whatever torch makes of a client's arguments is the client's fault
+            # Any error of torch here comes from the client's arguments.
             except Exception as error:
                 raise self._refuse(node, error) from error
         output = self._graph.nodes[-1]
-        loss, metrics = self._value(output.args[0])
+        # `parse_loss_graph` has checked that the output is a pair of a node and a dict of nodes.
+        loss, named = cast("tuple[object, dict[str, object]]", self._value(output.args[0]))
         if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
             shown = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise self._refuse(output, UserError(f"the loss must be a scalar tensor, got {shown}"))
-        for key, value in metrics.items():
+        metrics: dict[str, torch.Tensor] = {}
+        for key, value in named.items():
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                raise self._refuse(output, UserError(f"metric {key!r} is no scalar tensor"))
+                raise self._refuse(output, UserError(f"metric {key!r} is not a scalar tensor"))
+            metrics[key] = value
         return loss, metrics
 
     def _refuse(self, node: GraphNode, error: Exception) -> UserError:
@@ -86,7 +90,7 @@ class _Interpreter:
             f"custom loss {self._graph.name!r}: node {node.name!r} ({node.target}): {text}"
         )
 
-    def _compute(self, node: GraphNode) -> Any:
+    def _compute(self, node: GraphNode) -> object:
         if node.kind == "placeholder":
             return self._given[node.target]
         args = [self._value(value) for value in node.args]
@@ -94,15 +98,16 @@ class _Interpreter:
         if isinstance(kwargs.get("device"), str):
             kwargs["device"] = self._device
         if node.kind == "attribute":
-            return read_attribute(args[0], args[1])
+            return read_attribute(args[0], str(args[1]))
         call = call_method if node.kind == "method" else call_function
         return call(node.target, args, kwargs, self._budget)
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: object) -> object:
+        """Replace references and constants in an argument by what they stand for."""
         if isinstance(value, Ref):
             return self._values[value.name]
         if isinstance(value, Constant):
-            # a tensor that the loss makes belongs where its logprobs are
+            # A tensor that the loss makes must be on the device of its logprobs.
             return self._device if value.kind == "device" else getattr(torch, value.name)
         if isinstance(value, Slice):
             return slice(*(self._value(part) for part in value.parts))
@@ -116,7 +121,7 @@ class _Interpreter:
 
 
 class GraphPackLoss:
-    """The loss of one pack, computed at once; a `PackLoss`."""
+    """The uploaded loss of one pack, a `PackLoss`; computed for all rows at once."""
 
     by_sequence = True
     compares = True
@@ -124,10 +129,10 @@ class GraphPackLoss:
     def __init__(
         self, graph: LossGraph, inputs: Sequence[DatumInputs], lengths: Sequence[int]
     ) -> None:
-        """`inputs` and `lengths` of the pack's data, in the order of its rows."""
+        """`inputs` and `lengths` describe the pack's data, in the order of its rows."""
         self.total = 0.0
         self.metrics: dict[str, float] = {}
-        """Sums over the pack's data."""
+        """Sums over the data of the pack."""
         self._graph, self._inputs, self._lengths = graph, inputs, list(lengths)
         self._gradient: torch.Tensor | None = None
 
@@ -148,7 +153,7 @@ class GraphPackLoss:
         self._gradient = torch.cat(gradients)
 
     def gradient(self, rows: slice, training_logprobs: torch.Tensor) -> torch.Tensor:
-        """[C, K] of these rows."""
+        """Return the gradient [C, K] of these rows."""
         assert self._gradient is not None, "see_all comes first"
         return self._gradient[rows]
 

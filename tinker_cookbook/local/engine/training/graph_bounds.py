@@ -1,7 +1,7 @@
-"""How much an operation of an uploaded loss will make, told from its operands before it runs.
+"""Bounds of the work of one operation of an uploaded loss, from its operands, before it runs.
 
-Sizes may come as numbers, as tensors of one number, or inside lists and tuples. What has no rule of
-its own makes no more values than its operands hold together or broadcast to.
+Sizes may be numbers, tensors with one number, or inside lists and tuples. Operations without a rule
+here make at most as many values as their operands hold together or broadcast to.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -19,56 +18,66 @@ from tinker_cookbook.local.errors import UserError
 __all__ = ["Cost", "bound"]
 
 _PAIRS = frozenset("sort topk cummax cummin max min aminmax median nanmedian kthvalue mode".split())
-"""Values and their positions: twice as much."""
+"""Operations that return values and their positions: two results."""
 _PRODUCTS_PER_SINGULAR_VALUE = 32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation takes."""
+    """Upper bounds for one operation."""
 
     cells: int
-    """Values of its results."""
+    """Number of values in its results."""
     tensors: int = 1
-    """Tensors that it reads and makes; a view holds no values and is not free either."""
+    """Number of tensors that it reads and makes; views count too, since they are not free."""
     products: int = 0
-    """Multiplications of a matrix product."""
+    """Number of multiplications in a matrix product."""
 
 
 class _Call:
     """The arguments of an operation, by position or by name."""
 
-    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: Sequence[object], kwargs: dict[str, object]) -> None:
         self.args = list(args)
         self.kwargs = kwargs
 
-    def get(self, position: int, *names: str, default: Any = None) -> Any:
+    def get(self, position: int, *names: str, default: object = None) -> object:
+        """Return an argument by position or by one of its names."""
         if position < len(self.args):
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
-    def rest(self, position: int, *names: str) -> list[Any]:
-        """What follows a position, as `x.repeat(2, 3)`, `x.repeat((2, 3))` or by name."""
+    def rest(self, position: int, *names: str) -> list[object]:
+        """Return all sizes from a position on: `x.repeat(2, 3)`, `x.repeat((2, 3))` or by name."""
         given = self.args[position:] or [self.kwargs[n] for n in names if n in self.kwargs]
         return list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
 
+    def tensor(self, position: int, *names: str) -> torch.Tensor:
+        """Return an argument that must be a tensor."""
+        found = self.get(position, *names)
+        if not isinstance(found, torch.Tensor):
+            raise UserError(f"{names[0]} is a {type(found).__name__}; expected a tensor")
+        return found
+
     @property
     def owner(self) -> torch.Tensor:
+        """The tensor that the operation is a method of."""
         owner = self.get(0, "input", "self")
         if not isinstance(owner, torch.Tensor):
             raise UserError(f"the first operand is a {type(owner).__name__}; expected a tensor")
         return owner
 
 
-def bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Cost:
-    """What the operation of this name, such as `repeat`, will make of these operands.
+def bound(name: str, args: Sequence[object], kwargs: dict[str, object]) -> Cost:
+    """Return the bounds for an operation with this name, such as `repeat`, and these operands.
 
     Raises:
-        UserError: a size is no whole number.
+        UserError: if a size is not a whole number.
     """
     call = _Call(args, kwargs)
-    if name == "getitem" and isinstance(call.get(0), tuple | list | str):
-        return Cost(len(args[0]) if isinstance(call.get(1), slice) else 0)
+    owner = call.get(0)
+    if name == "getitem" and isinstance(owner, tuple | list | str):
+        return Cost(len(owner) if isinstance(call.get(1), slice) else 0)
     operands = [v for v in walk([*args, kwargs]) if isinstance(v, torch.Tensor)]
     if name in _PRODUCTS:
         cells, products = _PRODUCTS[name](operands)
@@ -82,8 +91,8 @@ def bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Cost:
     return Cost(cells * (2 if name in _PAIRS else 1), 1 + len(operands), products)
 
 
-def _number(value: Any) -> int:
-    """A size: a number, or a tensor that holds one."""
+def _number(value: object) -> int:
+    """Return a size, which is a number or a tensor with one number."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -92,15 +101,15 @@ def _number(value: Any) -> int:
     return math.ceil(value)
 
 
-def _real(value: Any) -> float:
+def _real(value: object) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError("a bound of the range is no finite number")
+        raise UserError("a bound of the range is not a finite number")
     return float(value)
 
 
-def _product_of(sizes: Sequence[Any]) -> int:
+def _product_of(sizes: Sequence[object]) -> int:
     return math.prod(abs(_number(size)) for size in sizes)
 
 
@@ -110,15 +119,16 @@ def _broadcast_size(operands: Sequence[torch.Tensor]) -> int:
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> list[int]:
-    """The largest size of each axis, counted from the last; shapes that do not fit are refused
-    later, when the operation runs.
+    """Return the largest size of each axis, aligned at the last axis.
+
+    Shapes that do not broadcast are refused when the operation runs.
     """
     rank = max(map(len, shapes), default=0)
     padded = [[1] * (rank - len(shape)) + list(shape) for shape in shapes]
     return [max(sizes) for sizes in zip(*padded, strict=True)]
 
 
-# --- operations that make something new ---------------------------------------------------------
+# --- operations that make new values ------------------------------------------------------------
 
 
 def _created(call: _Call) -> int:
@@ -140,10 +150,10 @@ def _created_full_by(call: _Call) -> int:
 
 
 def _counted(call: _Call) -> int:
-    """`arange(end)`, `arange(start, end)` or `arange(start, end, step)`."""
+    """Bound `arange(end)`, `arange(start, end)` and `arange(start, end, step)`."""
     names = ("start", "end", "step")
     if len(call.args) == 1 and "end" not in call.kwargs:
-        given: dict[str, Any] = {"end": call.args[0]}
+        given: dict[str, object] = {"end": call.args[0]}
     else:
         given = dict(zip(names, call.args, strict=False))
     given |= {name: call.kwargs[name] for name in names if name in call.kwargs}
@@ -168,16 +178,16 @@ def _expanded(call: _Call) -> int:
 
 def _selected(call: _Call) -> int:
     dim = _number(call.get(1, "dim"))
-    owner, index = call.owner, call.get(2, "index")
+    owner, index = call.owner, call.tensor(2, "index")
     return owner.numel() // max(owner.shape[dim], 1) * index.numel()
 
 
 def _taken(call: _Call) -> int:
-    return call.owner.numel() + call.get(1, "index").numel()
+    return call.owner.numel() + call.tensor(1, "index").numel()
 
 
 def _taken_along(call: _Call) -> int:
-    owner, index, dim = call.owner, call.get(1, "indices"), call.get(2, "dim")
+    owner, index, dim = call.owner, call.tensor(1, "indices"), call.get(2, "dim")
     if dim is None:
         return owner.numel() + index.numel()
     along, shapes = index.shape[_number(dim)], [list(owner.shape), list(index.shape)]
@@ -187,14 +197,15 @@ def _taken_along(call: _Call) -> int:
 
 
 def _chosen(call: _Call) -> int:
-    """`where`; of a condition alone, the places where it holds, one index for each axis."""
+    """Bound `where`; with a condition alone it returns one index per axis where that holds."""
     operands = [v for v in walk([call.args, call.kwargs]) if isinstance(v, torch.Tensor)]
     alone = len(call.args) + len(call.kwargs) == 1
     return _broadcast_size(operands) * (max(operands[0].ndim, 1) if alone and operands else 1)
 
 
 def _padded(call: _Call) -> int:
-    pads = [abs(_number(side)) for side in call.get(1, "pad", default=())]
+    given = call.get(1, "pad")
+    pads = [abs(_number(side)) for side in (given if isinstance(given, list | tuple) else ())]
     shape = list(call.owner.shape)
     for axis in range(min(len(pads) // 2, len(shape))):
         shape[-1 - axis] += pads[2 * axis] + pads[2 * axis + 1]
@@ -210,7 +221,7 @@ def _one_hot(call: _Call) -> int:
 
 
 def _indexed(call: _Call) -> int:
-    """`x[index]`: lists and tensors of numbers may name a row many times, and cross with others."""
+    """Bound `x[index]`: lists and tensors of numbers may name a row many times, and broadcast."""
     owner, index = call.owner, call.get(1)
     items = list(index) if isinstance(index, tuple) else [index]
     num_axes = sum(_num_axes(item) for item in items)
@@ -232,21 +243,23 @@ def _indexed(call: _Call) -> int:
     return max(owner.numel(), kept * chosen * math.prod(axes))
 
 
-def _num_axes(item: Any) -> int:
+def _num_axes(item: object) -> int:
+    """Return how many axes of the owner an item of an index takes."""
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
-    is_mask = isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8)
-    return item.ndim if is_mask else 1
+    if isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8):
+        return item.ndim
+    return 1
 
 
 def _picked_shape(item: torch.Tensor | list | tuple) -> list[int]:
-    """What an index of numbers, or of true and false, adds to the result's shape at most."""
+    """Return what an index of numbers, or a mask, adds to the result's shape at most."""
     if isinstance(item, torch.Tensor):
         is_mask = item.dtype in (torch.bool, torch.uint8)
         return [int(item.count_nonzero())] if is_mask else list(item.shape)
     leaves = list(walk(item))
     if any(not isinstance(leaf, int) for leaf in leaves):
-        raise UserError("a list as an index holds something that is no whole number")
+        raise UserError("a list as an index holds a value that is not a whole number")
     return [len(leaves)]
 
 
@@ -254,7 +267,7 @@ def _picked_shape(item: torch.Tensor | list | tuple) -> list[int]:
 
 
 def _axis(call: _Call, position: int) -> int:
-    """The size of the axis that `dim` names; the first unless told otherwise."""
+    """Return the size of the axis that `dim` names; the first axis by default."""
     owner = call.owner
     dim = _number(call.get(position, "dim", default=0))
     return owner.shape[dim] if owner.ndim else 1
@@ -276,7 +289,7 @@ def _num_chunks(call: _Call) -> int:
 
 
 def _matmul(operands: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Values made, those of broadcast operands with them, and multiplications."""
+    """Return the number of values, including those of broadcast operands, and multiplications."""
     if len(operands) != 2:
         return _broadcast_size(operands), 0
     a, b = (list(tensor.shape) or [1] for tensor in operands)
@@ -293,11 +306,11 @@ def _outer(operands: Sequence[torch.Tensor]) -> tuple[int, int]:
 
 
 def _spectral_products(name: str, call: _Call) -> int:
-    """Norms of a matrix that need its singular values: `norm` with "nuc", `linalg_norm` with 2."""
+    """Bound matrix norms by singular values: `norm` with "nuc", `linalg_norm` with 2 or -2."""
     orders = {"norm": ("nuc",), "linalg_norm": ("nuc", 2, -2)}.get(name, ())
     if call.get(1, "p", "ord") not in orders or isinstance(call.get(2, "dim"), int):
         return 0
-    # the axes can be any two
+    # Any two axes may form the matrix, so the longest one counts.
     owner = call.owner
     return _PRODUCTS_PER_SINGULAR_VALUE * owner.numel() * max(owner.shape, default=1)
 

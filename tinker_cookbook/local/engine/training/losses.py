@@ -1,61 +1,111 @@
-"""The loss functions: from the trainer's logprobs of the targets to one loss value per position.
+"""The loss functions. Each is one pure function and one `Loss` record; no other module names them.
 
-Each is a pure function of `(training_logprobs, inputs, config)`; all tensors are float32 [M] or,
-where several targets per position are allowed, [M, K]. The loss of a batch is the plain sum: over
-positions, data and calls, never a mean. Gradients come from autograd over these small tensors.
+A loss is a function of `(training_logprobs, inputs, config)`. It returns one value per position;
+the loss of a batch is the plain sum over positions, data and calls, never a mean. Gradients come
+from autograd over these small tensors. All tensors are float32 (int64 where declared) of shape [M],
+one row per position, or [M, K] where a position may have several targets.
 
+Legend: p training logprob, q sampling logprob, r = exp(p - q), A advantage, w weight.
+
+To add a loss, write its function and its record below; docs/adding_a_loss.md has an example.
 Source: the Tinker documentation of its losses (tinker-docs.thinkingmachines.ai/tinker/losses).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
-__all__ = ["CUSTOM", "LOSSES", "BuiltInPackLoss", "Loss", "loss_and_gradient"]
+__all__ = ["CUSTOM", "LOSSES", "UNAVAILABLE", "Config", "Inputs", "Loss", "Setting"]
 
 Inputs = Mapping[str, torch.Tensor]
+"""The declared inputs by name, and `sequence`, which numbers the data of the rows."""
 Config = Mapping[str, float]
+"""All settings of the loss; those that a request leaves out have their defaults."""
+InputType = Literal["float32", "int64"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that `loss_fn_config` may set."""
+
+    default: float
+    low: float = 0.0
+    high: float = math.inf
+    """Bounds of accepted values, inclusive; only finite values are accepted."""
+    per_token: bool = False
+    """A datum may also give it per position, as a float32 loss input with the same name."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function, and everything that the rest of the engine needs to know about it."""
+
+    compute: Callable[[torch.Tensor, Inputs, Config], torch.Tensor]
+    inputs: Mapping[str, InputType]
+    """Keys of `loss_fn_inputs` that each datum must have, in addition to `target_tokens`. They have
+    the shape of `target_tokens`."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """Keys of `loss_fn_config`; no other keys are accepted."""
+    ordered: tuple[str, str] | None = None
+    """Two settings of which the first must not be above the second."""
+    driver: str = ""
+    """An input whose zeros mean that a position has no gradient, so its backward pass is skipped.
+    Empty: every position has a gradient."""
+    multi_target: bool = False
+    """Whether `target_tokens` may be [N, K]."""
+    by_sequence: bool = False
+    """Whether a position's gradient depends on other positions of its datum."""
+    compares: bool = True
+    """Whether training logprobs are compared with others, such as the sampler's. They are then
+    computed in the sampler's arithmetic."""
+
+    @property
+    def per_token_settings(self) -> tuple[str, ...]:
+        """Settings that a datum may also give per position."""
+        return tuple(name for name, setting in self.settings.items() if setting.per_token)
 
 
 def cross_entropy(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """`-w p`: negative log likelihood, weighted; any real weight is allowed."""
+    """Return `-w p`, the weighted negative log likelihood; weights may be negative."""
     return -inputs["weights"] * training_logprobs
 
 
 def importance_sampling(
     training_logprobs: torch.Tensor, inputs: Inputs, config: Config
 ) -> torch.Tensor:
-    """`-r A` with the ratio `r = exp(p - q)` of trainer and sampler."""
+    """Return `-r A`."""
     return -_ratio(training_logprobs, inputs) * inputs["advantages"]
 
 
 def ppo(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """`-min(r A, clamp(r) A)`, token by token (arXiv:1707.06347)."""
+    """Return `-min(r A, clamp(r) A)` (arXiv:1707.06347)."""
     ratio = _ratio(training_logprobs, inputs)
     advantages = inputs["advantages"]
     return -torch.minimum(ratio * advantages, _clamp(ratio, inputs, config) * advantages)
 
 
 def cispo(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """`-clamp(r) p A` without a gradient through the ratio (arXiv:2506.13585)."""
+    """Return `-clamp(r) p A`, without a gradient through the ratio (arXiv:2506.13585)."""
     ratio = _ratio(training_logprobs.detach(), inputs)
     return -_clamp(ratio, inputs, config) * training_logprobs * inputs["advantages"]
 
 
 def dro(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """`-(p A - beta / 2 (p - q)^2)` (arXiv:2405.19107)."""
+    """Return `-(p A - beta / 2 (p - q)^2)` (arXiv:2405.19107)."""
     drift = training_logprobs - inputs["logprobs"]
     return -(training_logprobs * inputs["advantages"] - 0.5 * config["beta"] * drift.square())
 
 
 def gspo(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """PPO with one ratio per sequence: the geometric mean over its masked positions.
+    """Return PPO's loss with one ratio per sequence: the geometric mean of r over its positions.
 
-    `inputs["sequence"]` numbers the sequences; the mean counts positions whose
-    `sequence_ratio_mask` is not 0. Each token keeps its own gradient (arXiv:2507.18071).
+    The mean counts positions whose `sequence_ratio_mask` is not 0. Each token keeps its own
+    gradient, as `exp(p - stop_gradient(p))` is 1 with the gradient of p (arXiv:2507.18071).
     """
     counted = (inputs["sequence_ratio_mask"] != 0).to(training_logprobs.dtype)
     sequence = inputs["sequence"].long()
@@ -75,7 +125,7 @@ def _ratio(training_logprobs: torch.Tensor, inputs: Inputs) -> torch.Tensor:
 
 
 def _clamp(ratio: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """Bounds are on the ratio itself; a bound given per token replaces the configured one."""
+    """Bound the ratio itself; a bound given per token replaces the configured one."""
     low, high = (
         inputs[key] if key in inputs else ratio.new_tensor(config[key])
         for key in ("clip_low_threshold", "clip_high_threshold")
@@ -84,91 +134,32 @@ def _clamp(ratio: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
 
 
 def _no_formula(training_logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    raise AssertionError("an uploaded loss is computed by graph_loss")
+    raise AssertionError("custom_loss computes uploaded losses")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A loss function and what it takes."""
-
-    compute: Callable[[torch.Tensor, Inputs, Config], torch.Tensor]
-    required_inputs: tuple[str, ...]
-    optional_inputs: tuple[str, ...] = ()
-    defaults: Mapping[str, float] = field(default_factory=dict)
-    """Settings with their defaults; no other settings are accepted."""
-    multi_target: bool = False
-    """Targets may be [N, K]."""
-    by_sequence: bool = False
-    """A position's gradient depends on the other positions of its datum."""
-    driver: str = "advantages"
-    """The input whose zeros mean: no gradient at this position."""
-
-    @property
-    def compares(self) -> bool:
-        """Whether it may set the trainer's logprobs against others, such as the sampler's."""
-        return "weights" not in self.required_inputs
-
-
-_RL_INPUTS = ("logprobs", "advantages")
-_CLIP_INPUTS = ("clip_low_threshold", "clip_high_threshold")
-_CLIP_DEFAULTS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+_RL: dict[str, InputType] = {"logprobs": "float32", "advantages": "float32"}
+_RL_GSPO: dict[str, InputType] = {**_RL, "sequence_ratio_mask": "float32"}
+# Clip bounds of gspo and beta of dro have no documented default; these are this service's.
+_CLIP = {
+    "clip_low_threshold": Setting(0.8, per_token=True),
+    "clip_high_threshold": Setting(1.2, per_token=True),
+}
+_CLIP_ORDER = ("clip_low_threshold", "clip_high_threshold")
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(cross_entropy, ("weights",), (), {}, multi_target=True, driver="weights"),
-    "importance_sampling": Loss(importance_sampling, _RL_INPUTS, (), {}, multi_target=True),
-    "ppo": Loss(ppo, _RL_INPUTS, _CLIP_INPUTS, _CLIP_DEFAULTS),
-    "cispo": Loss(cispo, _RL_INPUTS, _CLIP_INPUTS, _CLIP_DEFAULTS),
-    "dro": Loss(dro, _RL_INPUTS, (), {"beta": 0.05}, driver=""),
-    "gspo": Loss(
-        gspo,
-        (*_RL_INPUTS, "sequence_ratio_mask"),
-        _CLIP_INPUTS,
-        _CLIP_DEFAULTS,
-        by_sequence=True,
+    "cross_entropy": Loss(
+        cross_entropy, {"weights": "float32"}, driver="weights", multi_target=True, compares=False
     ),
+    "importance_sampling": Loss(importance_sampling, _RL, driver="advantages", multi_target=True),
+    "ppo": Loss(ppo, _RL, _CLIP, _CLIP_ORDER, driver="advantages"),
+    "cispo": Loss(cispo, _RL, _CLIP, _CLIP_ORDER, driver="advantages"),
+    "dro": Loss(dro, _RL, {"beta": Setting(0.05)}),
+    "gspo": Loss(gspo, _RL_GSPO, _CLIP, _CLIP_ORDER, driver="advantages", by_sequence=True),
 }
-"""Clip bounds of gspo and beta of dro have no documented default; these are this service's."""
+"""`loss_fn` of a request -> the loss."""
 
-CUSTOM = Loss(_no_formula, (), multi_target=True, by_sequence=True, driver="")
-"""Stands for uploaded losses, which `graph_loss` computes."""
+UNAVAILABLE = {"stable_reinforce": "its formula is not public"}
+"""Losses that the SDK names but this service lacks -> the reason."""
 
-
-def loss_and_gradient(
-    loss: Loss, training_logprobs: torch.Tensor, inputs: Inputs, config: Config
-) -> tuple[float, torch.Tensor]:
-    """The summed loss and its gradient with respect to the logprobs."""
-    leaf = training_logprobs.detach().requires_grad_()
-    with torch.enable_grad():
-        values = loss.compute(leaf, inputs, config)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return float(values.detach().double().sum()), gradient
-
-
-class BuiltInPackLoss:
-    """A loss of `LOSSES` for one pack, asked for its gradient slice by slice."""
-
-    def __init__(self, loss: Loss, config: Config, inputs: Inputs) -> None:
-        """`inputs` are float32 [M, K] (and `sequence` [M, 1])."""
-        self.by_sequence = loss.by_sequence
-        self.compares = loss.compares
-        self.total = 0.0
-        self.metrics: dict[str, float] = {}
-        self._loss, self._config, self._inputs = loss, config, inputs
-        self._gradient: torch.Tensor | None = None
-
-    def see_all(self, training_logprobs: torch.Tensor) -> None:
-        """Compute everything at once, from logprobs [M, 1]; for losses `by_sequence`."""
-        inputs = {name: values[:, 0] for name, values in self._inputs.items()}
-        self.total, gradient = loss_and_gradient(
-            self._loss, training_logprobs[:, 0], inputs, self._config
-        )
-        self._gradient = gradient[:, None]
-
-    def gradient(self, rows: slice, training_logprobs: torch.Tensor) -> torch.Tensor:
-        """[C, K] for the logprobs [C, K] of these rows; adds their loss to `total`."""
-        if self._gradient is not None:
-            return self._gradient[rows]
-        inputs = {name: values[rows] for name, values in self._inputs.items()}
-        value, gradient = loss_and_gradient(self._loss, training_logprobs, inputs, self._config)
-        self.total += value
-        return gradient
+CUSTOM = Loss(_no_formula, {}, multi_target=True, by_sequence=True)
+"""The record of every uploaded loss; `custom_loss` computes them."""

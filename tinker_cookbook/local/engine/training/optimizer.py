@@ -16,11 +16,11 @@ __all__ = ["AdamState", "check_adam_spec"]
 
 _PIECE = 2**17
 _TINY = 1e-30
-"""Keeps 0 / 0 away where a parameter never had a gradient and eps is 0."""
+"""Smallest eps: avoids 0 / 0 for a parameter that never had a gradient."""
 
 
 def check_adam_spec(adam: AdamSpec) -> None:
-    """Refuse settings that would poison or freeze the adapter."""
+    """Refuse settings that would make parameters NaN or keep them from changing."""
     for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
         value = getattr(adam, name)
         if not (_is_number(value) and 0 <= value < math.inf):
@@ -36,7 +36,7 @@ def _is_number(value: object) -> bool:
 
 
 class AdamState:
-    """First and second moment estimates and the number of steps taken."""
+    """The first and second moment estimates and the number of steps taken."""
 
     def __init__(self, like: torch.Tensor) -> None:
         self.num_steps = 0
@@ -44,9 +44,9 @@ class AdamState:
         self.exp_avg_sq = torch.zeros_like(like)
 
     def step(self, parameters: torch.Tensor, gradient: torch.Tensor, adam: AdamSpec) -> float:
-        """Update `parameters` in place; returns the gradient's norm before clipping.
+        """Update `parameters` in place; return the norm of the gradient before clipping.
 
-        `gradient` may be scaled in place.
+        Clipping scales `gradient` in place.
         """
         grad_norm = float(torch.linalg.vector_norm(gradient))
         if 0 < adam.grad_clip_norm < grad_norm:
@@ -55,7 +55,7 @@ class AdamState:
         correction1 = 1 - adam.beta1**self.num_steps
         correction2 = 1 - adam.beta2**self.num_steps
         tensors = (parameters, gradient, self.exp_avg, self.exp_avg_sq)
-        # Piece by piece: the operations on a piece find it in the processor's cache.
+        # Piece by piece, so that all operations on a piece find it in the processor's cache.
         for values, grad, mean, square in zip(*(t.split(_PIECE) for t in tensors), strict=True):
             mean.lerp_(grad, 1 - adam.beta1)
             square.mul_(adam.beta2).addcmul_(grad, grad, value=1 - adam.beta2)

@@ -27,9 +27,9 @@ from tinker_cookbook.local.engine.model.lora import (
 )
 from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
-from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
+from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
+from tinker_cookbook.local.engine.training.built_in_loss import BuiltInPackLoss
 from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
-from tinker_cookbook.local.engine.training.losses import BuiltInPackLoss
 from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
@@ -46,22 +46,22 @@ _OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 class TrainingRun:
-    """One LoRA adapter in training. Used by one thread."""
+    """One LoRA adapter in training. Not thread-safe."""
 
     def __init__(self, model: BaseModel, spec: LoraSpec) -> None:
-        """A new adapter; the same seed gives the same run."""
+        """Begin with a new adapter; the same seed gives the same run."""
         self.model = model
         self.adapter = Adapter(spec, model.lora_targets(spec), device=model.device)
         self.gradient: torch.Tensor | None = None
-        """Sum over all calls since the last step; None when there was none."""
+        """Gradient summed over all calls since the last step; None before the first."""
         self.adam_state: AdamState | None = None
 
     @classmethod
     def from_folder(cls, model: BaseModel, folder: Path, *, with_optimizer: bool) -> TrainingRun:
-        """A run that continues from a folder written by `save`.
+        """Return a run that continues from a folder written by `save`.
 
         Raises:
-            UserError: if the folder does not hold what is asked for, or fits another model.
+            UserError: if the folder lacks something that is asked for, or belongs to another model.
         """
         run = cls(model, read_lora_spec(folder))
         run.load(folder, with_optimizer=with_optimizer)
@@ -70,10 +70,10 @@ class TrainingRun:
     def forward_backward(
         self, data: Sequence[TrainDatum], loss: LossSpec, *, backward: bool = True
     ) -> TrainResult:
-        """Logprobs and loss of the data; with `backward` the gradient is added to `gradient`.
+        """Return the logprobs and the loss; with `backward`, add the gradient to `gradient`.
 
         Raises:
-            UserError: if the data or the loss is unusable; no gradient is left behind then.
+            UserError: if the data or the loss is unusable; `gradient` is unchanged then.
         """
         training_pass = TrainingPass(self, data, loss, backward=backward)
         while not training_pass.step():
@@ -81,11 +81,12 @@ class TrainingRun:
         return training_pass.result()
 
     def optim_step(self, adam: AdamSpec) -> dict[str, float]:
-        """One AdamW step on the accumulated gradient, which is cleared. Without one, a no-op step
-        on a zero gradient.
+        """Take one AdamW step on the accumulated gradient, and clear it.
+
+        Without a gradient it is a step on zeros, which still counts and decays the moments.
 
         Raises:
-            UserError: if a setting is unusable; the gradient stays then.
+            UserError: if a setting is unusable; the gradient is kept then.
         """
         check_adam_spec(adam)
         gradient = self.gradient
@@ -104,7 +105,7 @@ class TrainingRun:
 
     @property
     def trains_tied_head(self) -> bool:
-        """Whether it adapts an output embedding that is the input embedding too."""
+        """Whether the run adapts an output embedding that is also the input embedding."""
         trains_head = any(target.part == "unembed" for target in self.adapter.targets)
         return trains_head and self.model.ties_embeddings
 
@@ -119,7 +120,7 @@ class TrainingRun:
         """Write the adapter in PEFT's format, and the optimizer state, into an existing folder.
 
         Args:
-            origin: of the base model's weights; None: the name says where they are.
+            origin: where the base model's weights are from; None if the name says it.
         """
         origin = origin or WeightsOrigin(base_model_name)
         self.adapter.save_peft(folder, base_model_name=base_model_name, origin=origin)
@@ -133,12 +134,12 @@ class TrainingRun:
             sync_folder(folder)
 
     def load(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Take over a saved adapter; pending gradients are dropped.
+        """Load a saved adapter and drop a pending gradient.
 
-        Without the optimizer state the next step starts with fresh moments.
+        Without the optimizer state, the next step starts with fresh moments.
 
         Raises:
-            UserError: if the folder does not fit this run, or has no optimizer state to load.
+            UserError: if the folder does not fit this run, or lacks the optimizer state.
         """
         state = None
         if with_optimizer:
@@ -171,7 +172,7 @@ class TrainingRun:
         return state
 
     def _moments(self, state: AdamState) -> list[tuple[str, str, torch.Tensor]]:
-        """(layout key, name in the file, flat tensor) of every saved moment matrix."""
+        """Return (layout key, name in the file, flat tensor) for every saved moment matrix."""
         return [
             (f"{target.path}.{side}", f"{label}.{peft_tensor_name(target.path, side)}", moment)
             for label, moment in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq))
@@ -181,7 +182,11 @@ class TrainingRun:
 
 
 class TrainingPass:
-    """One forward or forward_backward, pack by pack, so that other work can run in between."""
+    """One forward or forward_backward request, computed pack by pack.
+
+    The engine's thread does other work between two packs, such as sampling. Gradients are gathered
+    in a separate tensor: the run's own changes only when the whole request has succeeded.
+    """
 
     def __init__(
         self,
@@ -191,7 +196,7 @@ class TrainingPass:
         *,
         backward: bool = True,
     ) -> None:
-        """Check everything and plan the packs; nothing is computed yet.
+        """Check everything and plan the packs; compute nothing yet.
 
         Raises:
             UserError: if the data or the loss is unusable.
@@ -221,12 +226,12 @@ class TrainingPass:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """Number of tokens in the longest sequence."""
         return max(len(datum.tokens) for datum in self._data)
 
     @property
     def num_bytes(self) -> int:
-        """About what the computation takes beside what is there already."""
+        """Estimated extra memory for this pass, in bytes."""
         model, parameters = self._run.model, self._run.adapter.parameters
         sizes = [
             (sum(len(self._data[i].tokens) for i in pack), self._data[pack[0]].targets.shape[1])
@@ -241,7 +246,7 @@ class TrainingPass:
         return largest + results + (parameters.nbytes if self._backward else 0)
 
     def step(self) -> bool:
-        """Compute the next pack; True when all are done."""
+        """Compute the next pack; return True when all are done."""
         if self._next_pack == len(self._packs):
             return True
         indices = self._packs[self._next_pack]
@@ -262,6 +267,7 @@ class TrainingPass:
         self._loss_sum += pack_loss.total
         for key, value in pack_loss.metrics.items():
             self._graph_metrics[key] = self._graph_metrics.get(key, 0.0) + value
+        # Rows of a pack are ordered by whether they have a gradient; undo that.
         in_order = torch.empty_like(logprobs)
         in_order[pack.rows] = logprobs
         for index, part in zip(indices, in_order.split(pack.lengths), strict=True):
@@ -284,7 +290,7 @@ class TrainingPass:
         return GraphPackLoss(self._graph, inputs, pack.lengths)
 
     def result(self) -> TrainResult:
-        """The result; adds the gradient to the run's. Call once, after the last step.
+        """Return the result and add the gradient to the run's. Call it once, after the last step.
 
         Raises:
             UserError: if the loss or its gradient is not finite; the gradient is dropped then.

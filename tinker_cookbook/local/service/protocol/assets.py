@@ -1,4 +1,4 @@
-"""Files that a client may point at instead of sending them: those under one folder of the owner."""
+"""Read the files that clients may point at instead of sending them, all in one folder."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ MAX_ASSET_BYTES = 32 * 2**20
 
 
 def read_asset(assets_dir: Path | None, location: str, where: str) -> bytes:
-    """The bytes of a file under the folder.
+    """Return the bytes of a file in the assets folder.
 
     Args:
-        location: a path relative to the folder, an absolute one inside it, or its `file://` URL.
+        assets_dir: the folder; None: clients may not point at files.
+        location: a path relative to the folder, an absolute path inside it, or a `file://` URL.
+        where: the field of the request, for error messages.
 
     Raises:
-        UserError: assets are not allowed here, or the file is outside of the folder (links
-            followed), missing, not a plain file or too large.
+        UserError: the service has no assets folder, or the file is outside the folder (after
+            following links), missing, not a regular file or too large.
     """
     if assets_dir is None:
         raise UserError(
-            f"{where}.location={location[:200]!r}: this service reads no files for clients; send "
-            "the image itself, or start the service with --assets-dir FOLDER"
+            f"{where}.location={location[:200]!r}: this service does not read files for clients; "
+            "send the image itself, or start the service with --assets-dir FOLDER"
         )
     refusal = UserError(
-        f"{where}.location={location[:200]!r} is no readable file under the service's assets "
-        "folder; give a path inside it"
+        f"{where}.location={location[:200]!r} is not a readable file in the service's assets "
+        "folder; give a path inside the folder"
     )
     if "://" in location:
         parts = urlsplit(location)
@@ -51,14 +53,15 @@ def read_asset(assets_dir: Path | None, location: str, where: str) -> bytes:
 
 
 def _read(path: Path, where: str) -> bytes:
-    # a link put there after the check is not followed, and a pipe not waited for
+    # the file may have changed since the check: do not follow a link or wait for a pipe
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a plain file")
+            raise OSError("not a regular file")
         if status.st_size > MAX_ASSET_BYTES:
             raise UserError(
-                f"{where}: the file has {status.st_size} bytes; at most {MAX_ASSET_BYTES} are read"
+                f"{where}: the file has {status.st_size} bytes; at most {MAX_ASSET_BYTES} are "
+                "accepted"
             )
         return file.read(MAX_ASSET_BYTES)

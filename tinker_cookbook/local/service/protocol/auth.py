@@ -1,7 +1,7 @@
-"""Who may talk to the service: one key, the tokens made from it, and signed download links.
+"""Access to the service: its key, tokens made from the key, and signed download links.
 
-Tokens and links are signed with secrets derived from the key, so they hold across restarts with the
-same key and need no table.
+Tokens and links are signed with secrets that are derived from the key. They stay valid over a
+restart with the same key, and the service does not have to store them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 
@@ -29,12 +28,12 @@ KEY_PREFIX = "tml-"
 
 
 def key_path(state_dir: Path) -> Path:
-    """The file of a key that a service made for itself."""
+    """Return the file that holds the key that a service made for itself."""
     return state_dir / "key"
 
 
 def load_or_make_key(state_dir: Path) -> str:
-    """Read `key` in the state folder, or make a random one there with mode 0600."""
+    """Read the file `key` of the state folder, or create it with a random key and mode 0600."""
     path = key_path(state_dir)
     for _ in range(2):
         try:
@@ -43,9 +42,11 @@ def load_or_make_key(state_dir: Path) -> str:
             _write_new_key(path)
             continue
         if not key.startswith(KEY_PREFIX) or len(key) < 24:
-            raise ConfigurationError(f"{path} holds no key; delete the file to have a new one made")
+            raise ConfigurationError(
+                f"{path} does not hold a key; delete the file, and the next start makes a new key"
+            )
         return key
-    raise ConfigurationError(f"{path} cannot be read; check the rights of its folder")
+    raise ConfigurationError(f"{path} cannot be read; check the permissions of its folder")
 
 
 def _write_new_key(path: Path) -> None:
@@ -56,7 +57,7 @@ def _write_new_key(path: Path) -> None:
         file.flush()
         os.fsync(descriptor)
     try:
-        os.link(temporary, path)  # fails if another process was first, whose key then holds
+        os.link(temporary, path)  # fails if another process was first; its key is then used
     except FileExistsError:
         pass
     finally:
@@ -73,7 +74,7 @@ def _decode(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class DownloadLink:
-    """What a signed link allows: one file of one checkpoint folder until a time."""
+    """What a signed link gives access to: one file of one checkpoint folder, until a time."""
 
     folder: str
     file: str
@@ -81,7 +82,7 @@ class DownloadLink:
 
 
 class Tickets:
-    """Words that sign in to the dashboard once each, within an hour."""
+    """Secrets in links to the dashboard. Each signs in once, within an hour."""
 
     def __init__(self) -> None:
         self._expiry: dict[str, float] = {}
@@ -92,7 +93,7 @@ class Tickets:
         return ticket
 
     def take(self, ticket: str) -> bool:
-        """Whether a ticket is good; it is not a second time."""
+        """Use up a ticket; returns whether it was valid."""
         return self._expiry.pop(_digest(ticket), 0.0) > time.time()
 
 
@@ -101,21 +102,21 @@ def _digest(text: str) -> str:
 
 
 class Authenticator:
-    """Checks keys, makes and checks tokens and links. All comparisons take constant time."""
+    """Checks keys, and makes and checks tokens and links. All comparisons take constant time."""
 
     def __init__(self, api_key: str) -> None:
         self._key = api_key.encode()
         self._token_secret = self._derive(b"jwt")
         self._link_secret = self._derive(b"download")
         self.status_token = _encode(self._derive(b"status"))
-        """Opens what tells about the service and nothing else."""
+        """Gives access to the status and the metrics only."""
         self.tickets = Tickets()
 
     def _derive(self, purpose: bytes) -> bytes:
         return hmac.new(self._key, b"tinker-cookbook " + purpose, hashlib.sha256).digest()
 
     def accepts(self, credential: str | None) -> bool:
-        """Whether a header value is the key or a live token."""
+        """Return whether a header value is the key or a token that has not expired."""
         if not credential:
             return False
         if hmac.compare_digest(credential.encode("utf-8", "replace"), self._key):
@@ -123,7 +124,7 @@ class Authenticator:
         return credential.startswith("eyJ") and self._token_is_live(credential)
 
     def accepts_status(self, credential: str | None) -> bool:
-        """Whether a header value is the status token."""
+        """Return whether a header value is the status token."""
         if not credential:
             return False
         return hmac.compare_digest(
@@ -131,7 +132,7 @@ class Authenticator:
         )
 
     def make_token(self) -> str:
-        """A JWT (HS256) with the claims that the SDK reads."""
+        """Return a JWT (HS256) with the claims that the SDK reads."""
         now = int(time.time())
         claims = {
             "iss": "passport-local",
@@ -152,8 +153,8 @@ class Authenticator:
         claims = self._verified(self._token_secret, token)
         return isinstance(claims, dict) and claims.get("exp", 0) > time.time()
 
-    def _verified(self, secret: bytes, text: str) -> Any:
-        """The JSON payload before the last dot if the signature after it is right, else None."""
+    def _verified(self, secret: bytes, text: str) -> object:
+        """Return the JSON payload of a signed text, or None if its signature is wrong."""
         signed, _, signature = text.rpartition(".")
         expected = self._sign(secret, signed)
         if not hmac.compare_digest(signature.encode("utf-8", "replace"), expected.encode()):
@@ -161,14 +162,14 @@ class Authenticator:
         return json.loads(_decode(signed.rpartition(".")[2]))
 
     def sign_link(self, link: DownloadLink) -> str:
-        """The unguessable part of a download URL."""
+        """Return the signed part of a download URL."""
         payload = _encode(json.dumps([link.folder, link.file, link.expires_at]).encode())
         return f"{payload}.{self._sign(self._link_secret, payload)}"
 
     def read_link(self, token: str) -> DownloadLink | None:
-        """Return what a link allows, or None if it is forged or has expired."""
+        """Return what a link gives access to, or None if it is forged or has expired."""
         values = self._verified(self._link_secret, token)
-        if values is None:
+        if not isinstance(values, list):
             return None
         link = DownloadLink(*values)
         return link if link.expires_at > time.time() else None

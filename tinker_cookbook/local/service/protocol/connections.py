@@ -1,8 +1,8 @@
-"""Connections whose other end is slow: it has gone, takes nothing, or does not say what it wants.
+"""Time limits for connections whose client is gone, does not read, or does not send a request.
 
-Nobody has shown a key before the head of a request is there, and each open connection takes a file
-descriptor, so the head must come soon. What comes after it has times of its own: a body
-`http.BODY_SECONDS`, an idle connection that of uvicorn.
+Each open connection uses a file descriptor, and a client shows its key only with the head of a
+request, so the head must arrive soon. Other limits apply later: `http.BODY_SECONDS` to the body,
+and uvicorn's keep-alive timeout to an idle connection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -23,10 +23,10 @@ Result = TypeVar("Result")
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """Await work that is cancelled when the client goes away; the request's body must be read.
+    """Await work, and cancel it if the client disconnects. The request's body must have been read.
 
     Raises:
-        ClientDisconnect: it went away.
+        ClientDisconnect: the client disconnected first.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(wait_until_gone(request))
@@ -43,28 +43,35 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
 
 
 async def wait_until_gone(request: Request) -> None:
-    """Return when the client has closed its connection; the request's body must be read."""
+    """Return when the client has disconnected. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-class HttpProtocol(AutoHTTPProtocol):
-    """uvicorn's protocol, which cuts off a connection that sends no request or takes no answer.
+class _Cycle(Protocol):
+    """A request and its answer, in uvicorn."""
 
-    Whoever writes waits until the client has taken what was written before; that ends with it.
+    response_complete: bool
+
+
+class HttpProtocol(AutoHTTPProtocol):
+    """uvicorn's protocol, which closes connections whose client stops sending or stops reading.
+
+    A function that writes an answer waits until the client has read what was written before.
+    Closing the connection also ends this wait.
     """
 
     head_seconds = 20.0
-    """How long a client may take to send the head of a request; then its connection ends."""
+    """Time limit for the head of a request."""
     write_seconds = 20.0
-    """How long a client may take nothing; then its connection ends."""
-    transport: Any
-    cycle: Any
+    """Time limit for reading the next part of an answer."""
+    transport: asyncio.Transport
+    cycle: _Cycle | None
     _head_timer: asyncio.TimerHandle | None = None
     _unread = 0
     _check: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._watch_head()
 
@@ -73,7 +80,7 @@ class HttpProtocol(AutoHTTPProtocol):
         self._watch_head()
 
     def _watch_head(self) -> None:
-        """Time what is not yet a request; more bytes of it do not begin the time anew."""
+        """Start the timer for the head of a request; more bytes of the head do not restart it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_watching_head()
         elif self._head_timer is None:
@@ -112,5 +119,8 @@ class HttpProtocol(AutoHTTPProtocol):
         if self.transport.get_write_buffer_size() < self._unread:
             self._watch()
             return
-        logger.warning("a client took nothing of its answer for %g s; cut off", self.write_seconds)
+        logger.warning(
+            "a client did not read its answer for %g s; its connection is closed",
+            self.write_seconds,
+        )
         self.transport.abort()

@@ -1,7 +1,7 @@
-"""Refuses requests whose Host header names another site.
+"""Refuse requests whose Host header names another site.
 
-A page on a foreign site can have its name resolve to 127.0.0.1 (DNS rebinding) and then counts as
-this service's own origin in a browser. Its requests still carry its name as the host.
+A web page can make its own name resolve to 127.0.0.1 (DNS rebinding). A browser then treats this
+service as part of the page's origin. The Host header of such requests still has the page's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tinker_cookbook.local.service.protocol.http import error_response
+from tinker_cookbook.local.service.protocol.failures import Failure, render_failure
 
 __all__ = ["HostGuard", "host_name"]
 
@@ -26,21 +26,21 @@ _HOST = re.compile(
 
 
 def host_name(header: str) -> str | None:
-    """The name in a Host header, without port and brackets, in lower case; None if it is none."""
+    """Return the name in a Host header, without port and brackets; None if it is malformed."""
     found = _HOST.fullmatch(header.strip().lower())
     return None if found is None else found["literal"] or found["name"] or found["bare"]
 
 
 class HostGuard:
-    """Lets requests through that name this service."""
+    """Middleware that lets a request through if its Host header names this service."""
 
     def __init__(self, app: ASGIApp, *, listens_on: str, allowed: Collection[str] = ()) -> None:
         """Wrap an application.
 
         Args:
-            listens_on: the address the service is bound to; any literal address and this name are
-                accepted, since only names can be rebound.
-            allowed: further names, of a reverse proxy for example.
+            listens_on: the address that the service is bound to. This name and every literal
+                address are accepted, because only names can be rebound.
+            allowed: more accepted names, such as the name of a reverse proxy.
         """
         self._app = app
         self._names = {name.lower() for name in (*LOOPBACK_NAMES, listens_on, *allowed)}
@@ -54,12 +54,12 @@ class HostGuard:
             await self._app(scope, receive, send)
             return
         shown = ", ".join(hosts)[:100]
-        refusal = error_response(
+        refusal = Failure(
             421,
             f"Host={shown!r} is not a name of this service; use its address, or start it with "
             "--allowed-host NAME",
         )
-        await refusal(scope, receive, send)
+        await render_failure(refusal)(scope, receive, send)
 
     def _is_ours(self, name: str | None) -> bool:
         if name is None:

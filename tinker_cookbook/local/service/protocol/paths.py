@@ -1,7 +1,6 @@
-"""Names that clients choose and paths they send: grammar and limits.
+"""Grammar and limits of the names and paths that clients send: `tinker://<run>/<segment>/<name>`.
 
-`tinker://<run>/<segment>/<name>`. None of these strings ever becomes part of a file path: folders
-on disk carry ids that the service makes.
+None of these strings becomes part of a file path: the service chooses the names of its folders.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.settings import DAY_SECONDS
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "Segment",
     "check_name",
     "check_ttl",
+    "missing_checkpoint",
     "parse_tinker_path",
 ]
 
@@ -79,11 +79,16 @@ def parse_tinker_path(path: str, *, field: str = "path") -> CheckpointPath:
     return CheckpointPath(run_id, cast(Segment, segment), name)
 
 
+def missing_checkpoint(field: str, path: str) -> NotFoundError:
+    """Return the error for a path without a checkpoint."""
+    return NotFoundError(f"{field}={path!r} does not exist; it may have expired or been deleted")
+
+
 def check_ttl(ttl_seconds: int | None) -> int | None:
-    """Return a time to live unchanged, or raise UserError. None never expires."""
+    """Return a time to live unchanged, or raise UserError. None: never expires."""
     if ttl_seconds is not None and not MIN_TTL_SECONDS <= ttl_seconds <= MAX_TTL_SECONDS:
         raise UserError(
             f"ttl_seconds={ttl_seconds} is out of range; use {MIN_TTL_SECONDS} (an hour) to "
-            f"{MAX_TTL_SECONDS} (ten years), or none to keep the checkpoint"
+            f"{MAX_TTL_SECONDS} (ten years), or null to keep the checkpoint"
         )
     return ttl_seconds

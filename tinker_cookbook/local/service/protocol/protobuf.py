@@ -1,8 +1,8 @@
 """The SDK's generated protobuf module, without importing the SDK.
 
-`import tinker` imports torch where it is installed, which costs seconds of start-up. The generated
-file itself needs only protobuf, so it is loaded from its path. Where the SDK is already imported
-(tests, an in-process server) its own module is used: two copies would clash in the descriptor pool.
+`import tinker` imports torch if it is installed, which takes seconds. The generated file itself
+needs only protobuf, so it is loaded from its path. If the SDK has already been imported, as in
+tests, its module is used: a second copy would clash with the first in protobuf's descriptor pool.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 __all__ = ["load_proto"]
 
@@ -20,7 +19,7 @@ SDK_MODULE = "tinker.proto.tinker_public_pb2"
 
 
 @cache
-def load_proto() -> Any:
+def load_proto() -> ModuleType:
     """Return the module that defines ForwardBackwardRequest, SampleResponse and the rest."""
     loaded = sys.modules.get(SDK_MODULE)
     return loaded if loaded is not None else _load_from_file(_proto_path())

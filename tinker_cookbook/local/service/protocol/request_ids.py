@@ -1,6 +1,7 @@
-"""Lines of the log: an id for every HTTP request in each, and clients' texts in visible letters.
+"""Log lines: each has the id of its HTTP request, and control characters are made visible.
 
-A name with a newline in it must not look like a line of its own, nor one with ESC reach a terminal.
+Clients choose names that are logged. A newline in a name must not look like the start of another
+line, and an escape sequence must not reach a terminal.
 """
 
 from __future__ import annotations
@@ -11,21 +12,30 @@ import re
 import secrets
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
 
 from tinker_cookbook.utils.terminal_text import escape_controls
 
-__all__ = ["JsonFormatter", "RequestIdFilter", "TextFormatter", "begin_request"]
+__all__ = [
+    "JsonFormatter",
+    "RequestIdFilter",
+    "TextFormatter",
+    "begin_request",
+    "current_request_id",
+]
 
 NO_REQUEST = "-"
 _ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+ExceptionInfo = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)
 _current: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 def begin_request(given: str | None) -> str:
-    """Choose the id of the request that is being answered.
+    """Choose and return the id of the request that is being answered.
 
-    Work that it launches keeps the id. A given id that could confuse a log is replaced.
+    Tasks that the request starts keep the id. A given id that could confuse a log is replaced.
     """
     is_usable = given is not None and _ACCEPTED.fullmatch(given) is not None
     chosen = given if is_usable and given is not None else secrets.token_hex(6)
@@ -33,8 +43,13 @@ def begin_request(given: str | None) -> str:
     return chosen
 
 
+def current_request_id() -> str:
+    """Return the id of the request that is being answered."""
+    return _current.get()
+
+
 class RequestIdFilter(logging.Filter):
-    """Gives every record the id of the request that it belongs to."""
+    """Adds the id of the current request to every log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = _current.get()
@@ -42,22 +57,22 @@ class RequestIdFilter(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line for each record; those of a traceback follow it, marked as such."""
+    """Writes one line per record. The lines of a traceback follow it, each with a mark."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escape_controls(record.message)
         return super().formatMessage(record)
 
-    def formatException(self, ei: Any) -> str:
+    def formatException(self, ei: ExceptionInfo) -> str:
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"  | {escape_controls(line)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and what `extra` holds."""
+    """Writes one JSON object per line: time, level, logger, message, request_id, extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,

@@ -1,4 +1,4 @@
-"""Protobuf messages of the SDK <-> the engine's dataclasses.
+"""Protobuf messages of the SDK <-> dataclasses of the engine.
 
 Axes: N input tokens of a datum, K targets per position, D datums.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from tinker_cookbook.local.engine.csr import MAX_COLUMNS, check_csr
 from tinker_cookbook.local.engine.types import (
@@ -26,8 +27,10 @@ from tinker_cookbook.local.engine.types import (
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.protobuf import load_proto
 
+if TYPE_CHECKING:
+    from tinker.proto import tinker_public_pb2 as pb
+
 __all__ = [
-    "MISSING_LOGPROB",
     "TrainRequest",
     "decode_data",
     "decode_train_request",
@@ -38,7 +41,6 @@ __all__ = [
 
 FREE_CELLS = 1 << 24
 CELLS_PER_BYTE = 4
-MISSING_LOGPROB = -99999.0
 _FLOAT32, _INT64, _INT32, _BFLOAT16 = 1, 2, 3, 4
 _ITEM_TYPES = {_FLOAT32: "<f4", _INT64: "<i8", _INT32: "<i4", _BFLOAT16: "<u2"}
 
@@ -51,27 +53,28 @@ class TrainRequest:
     seq_id: int
     loss: LossSpec
     forward_only: bool
-    data: Sequence[Any]
+    data: Sequence[pb.Datum]
     """Protobuf Datum messages."""
     num_bytes: int
-    """Of the request's body."""
+    """Size of the request's body."""
 
 
 class _Room:
-    """How much more the data may hold once decoded: images and sparse tensors say how large they
-    are instead of bringing as many bytes.
+    """Number of values that the rest of the data may take once decoded.
+
+    Images and sparse tensors are larger in memory than in the request: they state their size.
     """
 
     def __init__(self, body_bytes: int) -> None:
         self._left = FREE_CELLS + CELLS_PER_BYTE * body_bytes
 
     def take(self, cells: int, name: str) -> None:
-        """Raises UserError that begins with `name`."""
+        """Subtract values, or raise a UserError that begins with `name`."""
         self._left -= cells
         if self._left < 0:
             raise UserError(
                 f"{name} takes {cells} values in memory, which is too many for a request of few "
-                "bytes; send fewer columns or images at once"
+                "bytes; send fewer columns or images in one request"
             )
 
 
@@ -79,7 +82,7 @@ def decode_train_request(body: bytes) -> TrainRequest:
     """Parse the outer message.
 
     Raises:
-        UserError: not a ForwardBackwardRequest, or its settings are not finite.
+        UserError: the body is not a ForwardBackwardRequest.
     """
     message = load_proto().ForwardBackwardRequest()
     try:
@@ -118,7 +121,7 @@ def decode_data(request: TrainRequest, *, max_data: int) -> list[TrainDatum]:
     ]
 
 
-def _decode_datum(message: Any, where: str, room: _Room) -> TrainDatum:
+def _decode_datum(message: pb.Datum, where: str, room: _Room) -> TrainDatum:
     tokens, images = _decode_chunks(message.model_input, where, room)
     if tokens.size == 0:
         raise UserError(f"{where}.model_input has no tokens; send at least one")
@@ -130,7 +133,7 @@ def _decode_datum(message: Any, where: str, room: _Room) -> TrainDatum:
 
 
 def _decode_chunks(
-    chunks: Iterable[Any], where: str, room: _Room
+    chunks: Iterable[pb.Chunk], where: str, room: _Room
 ) -> tuple[np.ndarray, tuple[ImageInput, ...]]:
     parts: list[np.ndarray] = []
     images: list[ImageInput] = []
@@ -166,14 +169,14 @@ def _decode_chunks(
 def _image_length(expected_tokens: int | None, name: str) -> int:
     if expected_tokens is None or not 0 <= expected_tokens <= 1_000_000:
         raise UserError(
-            f"{name}: expected_tokens={expected_tokens} does not say how many positions the image "
-            "takes; set it to the number of its tokens"
+            f"{name}: expected_tokens={expected_tokens} is not accepted; expected the number of "
+            "tokens that the image takes"
         )
     return expected_tokens
 
 
 def _decode_loss_input(
-    message: Any, num_tokens: int, name: str, room: _Room
+    message: pb.Tensor, num_tokens: int, name: str, room: _Room
 ) -> np.ndarray | SparseRows:
     shape = tuple(message.shape)
     if len(shape) > 2 or any(not 0 <= size <= MAX_COLUMNS for size in shape[1:]):
@@ -188,7 +191,7 @@ def _decode_loss_input(
         return rows
     values = _decode_values(message.dense, message.dtype, name)
     if not shape and values.size == 1 != num_tokens:
-        return values.reshape(())  # a number, which custom losses can read
+        return values.reshape(())  # a single number, for custom losses
     shape = shape or (values.size,)
     _check_positions(shape[0], num_tokens, name)
     if math.prod(shape) != values.size:
@@ -209,8 +212,8 @@ def _decode_values(raw: bytes, dtype: int, name: str) -> np.ndarray:
     if item_type is None:
         raise UserError(f"{name} has dtype number {dtype}; use float32 or int64")
     if len(raw) % np.dtype(item_type).itemsize:
-        raise UserError(f"{name} holds {len(raw)} bytes, which is no whole number of values")
-    values = np.frombuffer(raw, dtype=item_type).copy()  # torch wants writable memory
+        raise UserError(f"{name} holds {len(raw)} bytes, which is not a whole number of values")
+    values = np.frombuffer(raw, dtype=item_type).copy()  # torch needs writable memory
     if dtype == _BFLOAT16:
         values = (values.astype(np.uint32) << 16).view(np.float32)
     elif dtype == _INT32:
@@ -221,7 +224,7 @@ def _decode_values(raw: bytes, dtype: int, name: str) -> np.ndarray:
     return values
 
 
-def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> SparseRows:
+def _decode_sparse(message: pb.Tensor, shape: tuple[int, ...], name: str) -> SparseRows:
     csr = message.sparse_csr
     if len(shape) != 2:
         raise UserError(f"{name} is sparse with shape {list(shape)}; sparse tensors need [N, K]")
@@ -238,7 +241,8 @@ def _decode_sparse(message: Any, shape: tuple[int, ...], name: str) -> SparseRow
 def encode_train_result(result: TrainResult) -> bytes:
     """Serialize a ForwardBackwardOutput.
 
-    One record holds consecutive datums of equal trailing shape; the client concatenates records.
+    One record holds consecutive datums whose arrays have the same trailing shape. The client
+    concatenates the records.
     """
     proto = load_proto()
     message = proto.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
@@ -267,7 +271,7 @@ def _equal_trailing_shapes(arrays: Iterable[np.ndarray]) -> list[list[np.ndarray
 
 
 def result_cells(result: SampleResult) -> int:
-    """About how many numbers a result holds."""
+    """Return about how many numbers a result holds."""
     topk = [sequence.topk_logprobs for sequence in result.sequences]
     topk += [result.topk_prompt_logprobs, result.prompt_alt_tokens]
     cells = sum(len(sequence.tokens) for sequence in result.sequences)
@@ -292,26 +296,27 @@ def encode_sample_result(result: SampleResult) -> bytes:
     return message.SerializeToString()
 
 
-def _bytes(array: np.ndarray, dtype: Any) -> bytes:
+def _bytes(array: np.ndarray, dtype: DTypeLike) -> bytes:
     return np.ascontiguousarray(array, dtype=dtype).tobytes()
 
 
-def _fill_sequence(message: Any, sequence: SampledSequence) -> None:
-    message.stop_reason = 0 if sequence.stop_reason == "stop" else 1
+def _fill_sequence(message: pb.SampledSequence, sequence: SampledSequence) -> None:
+    stop_reason = 0 if sequence.stop_reason == "stop" else 1
+    message.stop_reason = cast("pb.StopReason.ValueType", stop_reason)
     message.tokens = _bytes(sequence.tokens, np.int32)
     message.logprobs = _bytes(sequence.logprobs, np.float32)
     if sequence.topk_logprobs is not None:
         _fill_topk(message.topk_sampled_logprobs, sequence.topk_logprobs)
 
 
-def _fill_topk(message: Any, topk: TokenLogprobs) -> None:
+def _fill_topk(message: pb.TopkLogprobs, topk: TokenLogprobs) -> None:
     message.length, message.k = topk.token_ids.shape
     message.token_ids = _bytes(topk.token_ids, np.int32)
     message.logprobs = _bytes(topk.logprobs, np.float32)
 
 
-def _fill_tensor(message: Any, array: np.ndarray | SparseRows, dtype: int) -> None:
-    message.dtype = dtype
+def _fill_tensor(message: pb.Tensor, array: np.ndarray | SparseRows, dtype: int) -> None:
+    message.dtype = cast("pb.DType.ValueType", dtype)
     item_type = _ITEM_TYPES[dtype]
     message.shape.extend(array.shape)
     if isinstance(array, SparseRows):

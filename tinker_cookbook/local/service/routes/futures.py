@@ -1,4 +1,4 @@
-"""Routes that hand out results."""
+"""Routes that return the results of operations."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from tinker_cookbook.local.errors import GoneError, NotFoundError
+from tinker_cookbook.local.service.protocol.bodies import RetrieveFuture, RetrieveFutures
 from tinker_cookbook.local.service.protocol.connections import unless_gone
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, read_fields
-from tinker_cookbook.local.service.routes.sampling import CLONE_STRIDE, sampling_group
+from tinker_cookbook.local.service.protocol.http import read_request
+from tinker_cookbook.local.service.routes.sampling import sampling_group
 from tinker_cookbook.local.service.state.core import Service
 
 __all__ = ["ROUTES"]
-
-MAX_RETRIEVED = 100_000
-"""Results that a poll may say it has."""
 
 Result = TypeVar("Result")
 
 
 async def retrieve_future(service: Service, request: Request) -> Response:
-    """Hold the request until the result is there; 408 asks the client to come again at once."""
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    request_id = fields.text("request_id")
+    """Hold the request until the result is ready; status 408 tells the client to poll again."""
+    asked = await read_request(request, RetrieveFuture, service.limits.max_json_bytes)
+    request_id = asked.request_id
     entry = service.futures.get(request_id)
     if entry is None:
-        is_gone = service.futures.is_gone(request_id)
-        detail = "is no longer kept" if is_gone else "does not exist"
-        raise HttpError(410 if is_gone else 404, f"request_id={request_id[:80]!r} {detail}")
+        named = f"request_id={request_id[:80]!r}"
+        if service.futures.is_gone(request_id):
+            raise GoneError(f"{named} is no longer kept")
+        raise NotFoundError(f"{named} does not exist")
     hold = service.futures.wait(entry, service.limits.poll_hold_seconds)
     if not entry.done.is_set():
         hold = _held(service, request, entry.session_id, hold)
@@ -45,20 +44,13 @@ async def retrieve_future(service: Service, request: Request) -> Response:
 
 
 async def retrieve_futures(service: Service, request: Request) -> Response:
-    """Completions of one sampling client since its cursor."""
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    target = Fields(fields.object("target"), prefix="target.")
-    target.text("type", choices=("sampling_session",))
-    sampler = service.samplers.get(target.text("sampling_session_id"))
-    clone = target.integer("cloned_sampler_id", 0, minimum=0, maximum=CLONE_STRIDE)
-    hold = service.limits.poll_hold_seconds
-    seconds = min(hold, fields.number("timeout", hold, minimum=0.0))
-    service.futures.drop(fields.texts("retrieved_request_ids", [], max_items=MAX_RETRIEVED))
-    hold = service.futures.wait_group(
-        sampling_group(sampler.sampler_id, clone),
-        fields.integer("prev_cursor", 0, minimum=0),
-        seconds,
-    )
+    """Return which samples of one sampling client have finished since its cursor."""
+    asked = await read_request(request, RetrieveFutures, service.limits.max_json_bytes)
+    sampler = service.samplers.get(asked.target.sampling_session_id)
+    group = sampling_group(sampler.sampler_id, asked.target.cloned_sampler_id)
+    seconds = min(service.limits.poll_hold_seconds, asked.timeout)
+    service.futures.drop(asked.retrieved_request_ids)
+    hold = service.futures.wait_group(group, asked.prev_cursor, seconds)
     entries, cursor = await _held(service, request, sampler.row.session_id, hold)
     completions = [
         {"request_id": entry.request_id, "state": "failed" if entry.failed else "finished"}
@@ -70,7 +62,7 @@ async def retrieve_futures(service: Service, request: Request) -> Response:
 async def _held(
     service: Service, request: Request, session_id: str, hold: Awaitable[Result]
 ) -> Result:
-    """Wait for a session's results, and note it if the client goes away meanwhile."""
+    """Wait for a session's results. If the client closes its connection meanwhile, note that."""
     presence = service.sessions.presence
     with presence.poll(session_id):
         try:

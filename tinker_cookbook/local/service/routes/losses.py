@@ -1,4 +1,4 @@
-"""Losses that clients traced and uploaded: kept per session, used by `forward_backward`."""
+"""Routes for custom losses: clients upload a graph, `forward_backward` requests name it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from starlette.responses import JSONResponse, Response
 from tinker_cookbook.local.engine.loss_graph import LossGraph, parse_loss_graph
 from tinker_cookbook.local.engine.types import LossSpec
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import decode, read_fields
+from tinker_cookbook.local.service.protocol.bodies import CreateCustomLoss, UploadedGraph
+from tinker_cookbook.local.service.protocol.http import read_json
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
+from tinker_cookbook.local.service.protocol.typed_body import read_as
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
-from tinker_cookbook.local.service.state.losses import MAX_GRAPH_BYTES
+from tinker_cookbook.local.service.state.uploaded_losses import MAX_GRAPH_BYTES
 
 __all__ = ["ROUTES", "attach_graph"]
 
-MAX_SEQ_ID = 2**31 - 1
-
 
 async def create_custom_loss(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, MAX_GRAPH_BYTES)
-    graph = await decode(fields, _read_graph, fields)
-    session = service.sessions.get_active(fields.text("session_id"))
-    seq = fields.integer("custom_loss_seq_id", minimum=0, maximum=MAX_SEQ_ID)
+    body = await read_json(request, MAX_GRAPH_BYTES)
+    graph = await body.decode(_read_graph, body.values)
+    asked = body.read_as(CreateCustomLoss)
+    session = service.sessions.get_active(asked.session_id)
+    seq = asked.custom_loss_seq_id
     known = service.losses.request_id_of(session.session_id, seq)
     if known is not None:
         return JSONResponse({"request_id": known})
@@ -40,17 +41,17 @@ async def create_custom_loss(service: Service, request: Request) -> Response:
     return JSONResponse({"request_id": entry.request_id})
 
 
-def _read_graph(fields: Fields) -> LossGraph | UserError:
-    """The loss, or what is wrong with it."""
-    values = fields.values
+def _read_graph(values: JsonObject) -> LossGraph | UserError:
+    """Return the loss, or the error that its future will fail with."""
     try:
-        return parse_loss_graph(fields.text("name"), values.get("inputs"), values.get("graph"))
+        graph = read_as(UploadedGraph, values)
+        return parse_loss_graph(graph.name, graph.inputs, graph.graph)
     except UserError as error:
         return error
 
 
 def attach_graph(service: Service, loss: LossSpec, session_id: str) -> LossSpec:
-    """The loss of a request, with the graph that its `loss_id` names.
+    """Return the loss of a request, with the graph that its `loss_id` names.
 
     Raises:
         UserError: the session has no such loss.

@@ -1,4 +1,4 @@
-"""The page of metrics, as Prometheus reads it.
+"""The metrics page in the text format of Prometheus.
 
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (text format 0.0.4).
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.local.service.state.metrics import Durations, Labels
+from tinker_cookbook.local.service.state.service_metrics import Durations, Labels
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.service.state.core import Service
@@ -23,7 +23,7 @@ Samples = Iterable[tuple[Labels, float]]
 
 
 def render_metrics(service: Service) -> str:
-    """Everything that is counted or can be asked of the service, in the text format."""
+    """Return all metrics of the service in the text format."""
     counted = service.metrics
     page = _Page()
     page.add("tinker_info", "gauge", "1", [((("version", VERSION),), 1)])
@@ -33,15 +33,18 @@ def render_metrics(service: Service) -> str:
     ]
     page.add("tinker_model_info", "gauge", "Loaded models and their number format", formats)
     page.add(
-        "tinker_uptime_seconds", "gauge", "Since start", _one(time.time() - service.started_at)
+        "tinker_uptime_seconds",
+        "gauge",
+        "Time since the start",
+        _one(time.time() - service.started_at),
     )
     page.add("tinker_http_requests", "counter", "HTTP requests", counted.requests.items())
     page.add_histogram(
-        "tinker_http_request_seconds", "Until the answer begins", counted.request_seconds
+        "tinker_http_request_seconds", "Time until the answer begins", counted.request_seconds
     )
     page.add("tinker_operations", "counter", "Finished operations", counted.operations.items())
     page.add_histogram(
-        "tinker_operation_seconds", "From start to result", counted.operation_seconds
+        "tinker_operation_seconds", "Time from the start to the result", counted.operation_seconds
     )
     engine = service.engine_stats()
     _add_queues(page, service, engine)
@@ -83,8 +86,10 @@ def _add_queues(page: _Page, service: Service, engine: Mapping[str, float]) -> N
         "streams": float(service.num_streams),
     }
     samples = [((("queue", name),), value) for name, value in lengths.items()]
-    page.add("tinker_queue_length", "gauge", "Work that waits or runs, by kind", samples)
-    page.add("tinker_results_kept", "gauge", "Results that can be read", _one(futures["futures"]))
+    page.add("tinker_queue_length", "gauge", "Waiting or running work, by kind", samples)
+    page.add(
+        "tinker_results_kept", "gauge", "Results that clients can read", _one(futures["futures"])
+    )
 
 
 def _add_work(page: _Page, service: Service, engine: Mapping[str, float]) -> None:
@@ -94,10 +99,16 @@ def _add_work(page: _Page, service: Service, engine: Mapping[str, float]) -> Non
     page.add("tinker_models_loaded", "gauge", "Base models", _one(engine.get("models", 0.0)))
     counters = {
         "optimizer_steps": ("Optimizer steps", service.progress.num_steps),
-        "trained_tokens": ("Tokens of forward_backward", service.progress.num_trained_tokens),
+        "trained_tokens": (
+            "Tokens of forward_backward requests",
+            service.progress.num_trained_tokens,
+        ),
         "prompt_tokens": ("Prompt tokens computed", engine.get("prompt_tokens", 0.0)),
         "sampled_tokens": ("Tokens sampled", engine.get("sampled_tokens", 0.0)),
-        "sampling_seconds": ("Time the engine sampled", engine.get("sampling_seconds", 0.0)),
+        "sampling_seconds": (
+            "Time that the engine spent sampling",
+            engine.get("sampling_seconds", 0.0),
+        ),
     }
     for name, (text, value) in counters.items():
         page.add(f"tinker_{name}", "counter", text, _one(value))
@@ -105,11 +116,21 @@ def _add_work(page: _Page, service: Service, engine: Mapping[str, float]) -> Non
 
 def _add_memory(page: _Page, service: Service, engine: Mapping[str, float]) -> None:
     results = service.futures.stats()["futures_result_bytes"]
-    page.add("tinker_result_bytes", "gauge", "Results kept in memory", _one(results))
+    page.add("tinker_result_bytes", "gauge", "Memory of the kept results", _one(results))
     cache = engine.get("kv_cache_bytes", 0.0)
-    page.add("tinker_kv_cache_bytes", "gauge", "Keys and values of samples", _one(cache))
-    page.add("process_resident_memory_bytes", "gauge", "RSS", _one(service.resident_bytes()))
-    page.add("process_start_time_seconds", "gauge", "Unix time", _one(service.started_at))
+    page.add("tinker_kv_cache_bytes", "gauge", "Memory of the KV cache", _one(cache))
+    page.add(
+        "process_resident_memory_bytes",
+        "gauge",
+        "Memory of the process (RSS)",
+        _one(service.resident_bytes()),
+    )
+    page.add(
+        "process_start_time_seconds",
+        "gauge",
+        "Start of the process in Unix time",
+        _one(service.started_at),
+    )
 
 
 def _one(value: float) -> Samples:

@@ -1,4 +1,4 @@
-"""Routes that list and search what the index holds."""
+"""Routes that list and search runs, checkpoints and sessions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import math
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import NotFoundError, UserError
+from tinker_cookbook.local.limits import Range
 from tinker_cookbook.local.service.protocol.auth import OWNER
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, query_integer, read_fields
+from tinker_cookbook.local.service.protocol.bodies import (
+    SearchCursor,
+    SearchSessions,
+    StatusQuery,
+)
+from tinker_cookbook.local.service.protocol.http import query_integer, read_request
 from tinker_cookbook.local.service.routes.rest_objects import (
     render_checkpoint,
     render_run,
@@ -23,21 +27,21 @@ from tinker_cookbook.local.service.routes.rest_objects import (
     render_time,
 )
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.index import RunRow, SessionRow
+from tinker_cookbook.local.service.storage.rows import RunRow, SessionRow, Status
 
 __all__ = ["ROUTES"]
 
-MAX_PAGE = 10_000
-MAX_OFFSET = 2**31
+LIMITS = Range(0, 10_000)
+OFFSETS = Range(0, 2**31)
 SEARCH_BATCH = 200
 
 
 def _page(request: Request, default_limit: int) -> tuple[int, int]:
-    limit = query_integer(request, "limit", default_limit, minimum=0, maximum=MAX_PAGE)
-    return limit, query_integer(request, "offset", 0, minimum=0, maximum=MAX_OFFSET)
+    limit = query_integer(request, "limit", default_limit, LIMITS)
+    return limit, query_integer(request, "offset", 0, OFFSETS)
 
 
-def _run_json(service: Service, row: RunRow) -> dict[str, Any]:
+def _run_json(service: Service, row: RunRow) -> dict[str, object]:
     live = service.runs.get(row.run_id)
     if live is not None:
         row.last_request_at = max(row.last_request_at, live.last_request_at)
@@ -48,7 +52,7 @@ def _run_json(service: Service, row: RunRow) -> dict[str, Any]:
 def _require_run(service: Service, run_id: str) -> RunRow:
     row = service.store.index.run(run_id)
     if row is None:
-        raise HttpError(404, f"training run {run_id[:200]!r} does not exist")
+        raise NotFoundError(f"training run {run_id[:200]!r} does not exist")
     return row
 
 
@@ -121,12 +125,12 @@ async def get_session(service: Service, request: Request) -> Response:
 
 
 async def search_sessions(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    search = _SessionSearch(fields)
-    limit = fields.integer("limit", 50, minimum=1, maximum=200)
+    asked = await read_request(request, SearchSessions, service.limits.max_json_bytes)
+    search = _SessionSearch(asked)
+    limit = asked.limit
     found = await asyncio.to_thread(search.run, service, limit + 1)
     page = found[:limit]
-    answer: dict[str, Any] = {"sessions": [search.render(service, row) for row in page]}
+    answer: dict[str, object] = {"sessions": [search.render(service, row) for row in page]}
     if len(found) > limit:
         last = page[-1]
         answer["next_cursor"] = {
@@ -137,45 +141,14 @@ async def search_sessions(service: Service, request: Request) -> Response:
 
 
 class _SessionSearch:
-    """One search: its filters, and the sessions that pass them, newest first."""
+    """One search: its filters, and the sessions that match them, newest first."""
 
-    def __init__(self, fields: Fields) -> None:
-        self.session_id = fields.text("session_id", None)
-        self.display_name = fields.text("display_name", None)
-        self.project_ids = fields.texts("project_ids", None)
-        self.user_metadata = fields.metadata("user_metadata") or {}
-        self.owner = Fields(fields.object("owner", {"type": "own"}), prefix="owner.")
-        self.owner_kind = self.owner.text("type", choices=("own", "accessible", "user"))
-        self.statuses = self._read_statuses(fields.array("statuses", None))
-        self.cursor = self._read_cursor(fields.object("cursor", None))
-
-    @staticmethod
-    def _read_statuses(values: list[Any] | None) -> list[tuple[str, list[str] | None]] | None:
-        """Pairs of a status and the reasons that fit; None: any."""
-        if values is None:
-            return None
-        queries = []
-        for index, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise UserError(f"statuses[{index}]={str(value)[:80]} is not an object")
-            query = Fields(value, prefix=f"statuses[{index}].")
-            queries.append((query.text("type"), query.texts("reasons", None)))
-        return queries
-
-    @staticmethod
-    def _read_cursor(values: dict[str, Any] | None) -> tuple[float, str]:
-        if values is None:
-            return math.inf, ""
-        cursor = Fields(values, prefix="cursor.")
-        text = cursor.text("last_created_at")
-        try:
-            created_at = datetime.fromisoformat(text).timestamp()
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"cursor.last_created_at={text[:40]!r} is not a time") from error
-        return created_at, cursor.text("last_session_id")
+    def __init__(self, asked: SearchSessions) -> None:
+        self._asked = asked
+        self._position = _read_cursor(asked.cursor)
 
     def run(self, service: Service, limit: int) -> list[SessionRow]:
-        """At most `limit` sessions."""
+        """Return at most `limit` sessions."""
         found: list[SessionRow] = []
         for row in self._candidates(service):
             if self._matches(row) and self._matches_status(service, row):
@@ -185,56 +158,74 @@ class _SessionSearch:
         return found
 
     def _candidates(self, service: Service) -> Iterator[SessionRow]:
-        position = self.cursor
+        position = self._position
         while batch := service.store.index.sessions_before(*position, limit=SEARCH_BATCH):
             yield from batch
             position = batch[-1].created_at, batch[-1].session_id
 
     def _matches(self, row: SessionRow) -> bool:
-        metadata = row.user_metadata or {}
+        asked, metadata = self._asked, row.user_metadata or {}
         return (
             self._matches_name(row)
-            and self._matches_owner()
-            and (self.project_ids is None or row.project_id in self.project_ids)
-            and all(metadata.get(key) == value for key, value in self.user_metadata.items())
+            and (asked.owner.type != "user" or OWNER in asked.owner.owner_urns)
+            and (asked.project_ids is None or row.project_id in asked.project_ids)
+            and all(metadata.get(key) == value for key, value in asked.user_metadata.items())
         )
 
     def _matches_status(self, service: Service, row: SessionRow) -> bool:
-        if self.statuses is None:
+        if self._asked.statuses is None:
             return True
-        status = self.render(service, row)["status"]
-        return any(_fits(status, kind, reasons) for kind, reasons in self.statuses)
+        status = self._find_status(service, row)
+        return any(_fits(status, query) for query in self._asked.statuses)
 
     def _matches_name(self, row: SessionRow) -> bool:
-        """The id or every word of the name; without either, any session."""
-        if self.session_id is None and self.display_name is None:
+        """Compare the id, or search every word of the name; without either, any session matches."""
+        session_id, display_name = self._asked.session_id, self._asked.display_name
+        if session_id is None and display_name is None:
             return True
-        if self.session_id == row.session_id:
+        if session_id == row.session_id:
             return True
-        if self.display_name is None or row.display_name is None:
+        if display_name is None or row.display_name is None:
             return False
         name = row.display_name.casefold()
-        return all(word in name for word in self.display_name.casefold().split())
+        return all(word in name for word in display_name.casefold().split())
 
-    def _matches_owner(self) -> bool:
-        return self.owner_kind != "user" or OWNER in self.owner.texts("owner_urns", [])
-
-    def render(self, service: Service, row: SessionRow) -> dict[str, Any]:
-        """A SessionSummary."""
+    @staticmethod
+    def _find_status(service: Service, row: SessionRow) -> Status | None:
+        """Return a session's status; None if it was active and its client has vanished."""
         seconds = service.limits.session_idle_seconds
         is_running = service.sessions.is_here(row.session_id) or (
             time.time() - row.last_seen_at < seconds
         )
+        return None if row.status["type"] == "active" and not is_running else row.status
+
+    def render(self, service: Service, row: SessionRow) -> dict[str, object]:
+        """Return a SessionSummary."""
+        status = self._find_status(service, row)
         num_checkpoints, num_bytes = service.store.index.session_storage(row.session_id)
         return render_session_summary(
-            row, is_running=is_running, num_checkpoints=num_checkpoints, num_bytes=num_bytes
+            row, status=status, num_checkpoints=num_checkpoints, num_bytes=num_bytes
         )
 
 
-def _fits(status: dict[str, Any] | None, kind: str, reasons: list[str] | None) -> bool:
-    if status is None or kind != status["type"]:
+def _read_cursor(cursor: SearchCursor | None) -> tuple[float, str]:
+    """Return the time and the id of the last session of the page before."""
+    if cursor is None:
+        return math.inf, ""
+    text = cursor.last_created_at
+    try:
+        created_at = datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"cursor.last_created_at={text[:40]!r} is not a time") from error
+    return created_at, cursor.last_session_id
+
+
+def _fits(status: Status | None, query: StatusQuery) -> bool:
+    if status is None or query.type != status["type"]:
         return False
-    return reasons is None or status.get("reason", {}).get("type") in reasons
+    reason = status.get("reason")
+    kind = None if reason is None else reason.get("type")
+    return query.reasons is None or kind in query.reasons
 
 
 ROUTES = [

@@ -1,13 +1,12 @@
-"""Rows of the index -> the JSON objects of the REST interface."""
+"""Rows of the index -> JSON objects of the REST routes."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from tinker_cookbook.local.service.protocol.auth import OWNER
 from tinker_cookbook.local.service.protocol.paths import SEGMENT_TYPES
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SessionRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SessionRow, Status
 
 __all__ = ["render_checkpoint", "render_run", "render_session_summary", "render_time"]
 
@@ -16,7 +15,7 @@ def render_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def render_checkpoint(row: CheckpointRow) -> dict[str, Any]:
+def render_checkpoint(row: CheckpointRow) -> dict[str, object]:
     return {
         "checkpoint_id": f"{row.segment}/{row.name}",
         "checkpoint_type": SEGMENT_TYPES[row.segment],
@@ -29,10 +28,10 @@ def render_checkpoint(row: CheckpointRow) -> dict[str, Any]:
     }
 
 
-def render_run(row: RunRow, checkpoints: list[CheckpointRow]) -> dict[str, Any]:
-    """A TrainingRun; `checkpoints` are the run's, newest first."""
+def render_run(row: RunRow, checkpoints: list[CheckpointRow]) -> dict[str, object]:
+    """Return a TrainingRun; `checkpoints` are all of the run's checkpoints, newest first."""
 
-    def last(segment: str) -> dict[str, Any] | None:
+    def last(segment: str) -> dict[str, object] | None:
         found = next((item for item in checkpoints if item.segment == segment), None)
         return None if found is None else render_checkpoint(found)
 
@@ -51,15 +50,14 @@ def render_run(row: RunRow, checkpoints: list[CheckpointRow]) -> dict[str, Any]:
 
 
 def render_session_summary(
-    row: SessionRow, *, is_running: bool, num_checkpoints: int, num_bytes: int
-) -> dict[str, Any]:
-    is_lost = row.status["type"] == "active" and not is_running
+    row: SessionRow, *, status: Status | None, num_checkpoints: int, num_bytes: int
+) -> dict[str, object]:
     return {
         "session_id": row.session_id,
         "created_at": render_time(row.created_at),
         "owner": OWNER,
         "project_id": row.project_id,
-        "status": None if is_lost else row.status,
+        "status": status,
         "checkpoints_count": num_checkpoints,
         "display_name": row.display_name,
         "user_metadata": row.user_metadata,

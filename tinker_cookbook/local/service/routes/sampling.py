@@ -1,4 +1,4 @@
-"""Routes that open samplers and sample."""
+"""Routes that create sampling sessions and sample."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.engine.types import SampleSpec
-from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, decode, no_content, read_fields
-from tinker_cookbook.local.service.protocol.json_requests import decode_sample_spec
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.errors import NotFoundError, UserError
+from tinker_cookbook.local.service.protocol.bodies import (
+    CLONE_STRIDE,
+    CancelFuture,
+    CreateSamplingSession,
+    JoinSamplingSession,
+    SampleRequest,
+)
+from tinker_cookbook.local.service.protocol.engine_requests import decode_sample_spec
+from tinker_cookbook.local.service.protocol.http import no_content, read_json, read_request
+from tinker_cookbook.local.service.protocol.json_body import JsonObject
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import encode_sample_result, result_cells
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.samplers import SamplerSession, SubmittedSample
-from tinker_cookbook.local.service.storage.index import NameTakenError, SamplerRow
+from tinker_cookbook.local.service.storage.checkpoint_index import NameTakenError
+from tinker_cookbook.local.service.storage.rows import SamplerRow
 
 __all__ = ["ROUTES", "sampling_group"]
 
-MAX_SEQ_ID = 2**31 - 1
 INLINE_CELLS = 2**17
-"""Results of more numbers are written on another thread."""
-CLONE_STRIDE = 1_000_000_000
-"""The SDK numbers the samples of its nth copy of a client from n times this."""
+"""Results of more numbers than this are serialized on another thread."""
 
 
 async def create_sampling_session(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    session_id = fields.text("session_id")
-    seq = fields.integer("sampling_session_seq_id", minimum=0, maximum=MAX_SEQ_ID)
-    sampler_id = f"{session_id}:sample:{seq}"
+    asked = await read_request(request, CreateSamplingSession, service.limits.max_json_bytes)
+    session_id = asked.session_id
+    sampler_id = f"{session_id}:sample:{asked.sampling_session_seq_id}"
     answer = {"type": "create_sampling_session", "sampling_session_id": sampler_id}
     if service.samplers.find(sampler_id) is not None:
         return JSONResponse(answer)
@@ -43,8 +47,8 @@ async def create_sampling_session(service: Service, request: Request) -> Respons
     row = SamplerRow(
         sampler_id=sampler_id,
         session_id=session_id,
-        base_model=_base_model(service, fields),
-        model_path=fields.text("model_path", None),
+        base_model=_base_model(service, asked.base_model, asked.model_path),
+        model_path=asked.model_path,
         run_id=None,
         created_at=time.time(),
     )
@@ -53,10 +57,8 @@ async def create_sampling_session(service: Service, request: Request) -> Respons
     return JSONResponse(answer)
 
 
-def _base_model(service: Service, fields: Fields) -> str:
-    """The model of a sampling session: named, or that of the checkpoint."""
-    base_model = fields.text("base_model", None)
-    model_path = fields.text("model_path", None)
+def _base_model(service: Service, base_model: str | None, model_path: str | None) -> str:
+    """Return the base model of a sampling session: the given one, or the one of its checkpoint."""
     if model_path is None:
         if base_model is None:
             raise UserError("base_model and model_path are both missing; give one of them")
@@ -64,13 +66,9 @@ def _base_model(service: Service, fields: Fields) -> str:
     path = parse_tinker_path(model_path, field="model_path")
     run = service.store.index.run(path.run_id)
     if run is None or service.store.find(path.run_id, path.segment, path.name) is None:
-        raise HttpError(404, f"model_path={model_path!r} does not exist; it may have expired")
+        raise missing_checkpoint("model_path", model_path)
     name = service.engine.canonical_name(run.base_model)
-    if base_model is not None and service.engine.canonical_name(base_model) != name:
-        raise UserError(
-            f"base_model={base_model!r} does not fit {model_path}, which was trained on {name!r}; "
-            "leave it out"
-        )
+    service.engine.check_base_model(base_model, name, model_path)
     return name
 
 
@@ -78,47 +76,43 @@ async def get_sampler(service: Service, request: Request) -> Response:
     sampler_id = request.path_params["sampler_id"]
     row = service.samplers.find(sampler_id)
     if row is None:
-        raise HttpError(404, f"sampler_id={sampler_id[:200]!r} does not exist")
+        raise NotFoundError(f"sampler_id={sampler_id[:200]!r} does not exist")
     return JSONResponse(
         {"sampler_id": sampler_id, "base_model": row.base_model, "model_path": row.model_path}
     )
 
 
 async def join_sampling_session(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    sampler = service.samplers.get(fields.text("sampling_session_id"))
+    asked = await read_request(request, JoinSamplingSession, service.limits.max_json_bytes)
+    sampler = service.samplers.get(asked.sampling_session_id)
     sampler.num_clients += 1
     return JSONResponse({"client_counter": sampler.num_clients})
 
 
 def sampling_group(sampler_id: str, clone: int) -> str:
-    """What one sampling client polls together."""
+    """Return the name of the futures that one sampling client polls together."""
     return f"{sampler_id}#{clone}"
 
 
 async def asample(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    if fields.values.get("sampling_session_id") is None:
-        raise UserError("sampling_session_id is missing; create a sampling session first")
-    spec = await decode(fields, _decode, service, fields)
-    sampler = service.samplers.get(fields.text("sampling_session_id"))
-    seq_id = fields.integer("seq_id", minimum=0)
-    sample = sampler.submitted.get(seq_id)
+    body = await read_json(request, service.limits.max_json_bytes)
+    asked = body.read_as(SampleRequest)
+    spec = await body.decode(_decode, service, body.values)
+    sampler = service.samplers.get(asked.sampling_session_id)
+    sample = sampler.submitted.get(asked.seq_id)
     if sample is None:
         service.require_open()
         service.sessions.get_active(sampler.row.session_id)
-        sample = _submit(service, sampler, seq_id, spec)
+        sample = _submit(service, sampler, asked.seq_id, spec)
     return JSONResponse(
         {"request_id": sample.request_id, "sample_sequence_ids": sample.sequence_ids}
     )
 
 
-def _decode(service: Service, fields: Fields) -> SampleSpec | UserError:
-    """What is to be sampled, or why it cannot be."""
+def _decode(service: Service, values: JsonObject) -> SampleSpec | UserError:
+    """Return what to sample, or the error that the request's future will fail with."""
     try:
-        return decode_sample_spec(
-            fields.values, service.limits, assets_dir=service.settings.assets_dir
-        )
+        return decode_sample_spec(values, assets_dir=service.settings.assets_dir)
     except UserError as error:
         return error
 
@@ -154,8 +148,8 @@ def _submit(
 
 
 async def cancel_future(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    entry = service.futures.get(fields.text("request_id"))
+    asked = await read_request(request, CancelFuture, service.limits.max_json_bytes)
+    entry = service.futures.get(asked.request_id)
     if entry is not None and entry.kind == "sample":
         service.cancel(entry.request_id)
     return no_content()

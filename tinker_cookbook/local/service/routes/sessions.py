@@ -1,19 +1,24 @@
-"""Routes about the service itself: configuration, identity, capabilities, sessions' life."""
+"""Routes about the service and its sessions: configuration, keys, models, start and end."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
+from tinker_cookbook.local.errors import GoneError
+from tinker_cookbook.local.service.protocol.bodies import (
+    AssignProject,
+    CreateSession,
+    FinishSession,
+    Heartbeat,
+)
+from tinker_cookbook.local.service.protocol.http import no_content, read_json, read_request
 from tinker_cookbook.local.service.state.core import Service
+from tinker_cookbook.local.service.storage.rows import Reason, Status
 
 __all__ = ["ROUTES"]
 
-CLIENT_CONFIG: dict[str, Any] = {
+CLIENT_CONFIG: dict[str, object] = {
     "pjwt_auth_enabled": True,  # whoami reads the token's claims
     "sample_dispatch_bytes_semaphore_size": 1_000_000_000,
     "inflight_response_bytes_semaphore_size": 1_000_000_000,
@@ -61,7 +66,7 @@ async def describe_key(service: Service, request: Request) -> Response:
 
 
 async def forget_key(service: Service, request: Request) -> Response:
-    """`tinker auth logout`: the client forgets the key; the service's own key stays as it is."""
+    """Answer `tinker auth logout`: the client forgets the key; the service keeps its key."""
     return no_content()
 
 
@@ -83,48 +88,43 @@ async def capabilities(service: Service, request: Request) -> Response:
 
 async def create_session(service: Service, request: Request) -> Response:
     service.require_open()
-    fields = await read_fields(request, service.limits.max_json_bytes)
+    asked = await read_request(request, CreateSession, service.limits.max_json_bytes)
     session = await service.sessions.create(
-        display_name=fields.text("display_name", None),
-        user_metadata=fields.metadata("user_metadata"),
-        tags=fields.texts("tags", []),
-        project_id=fields.text("project_id", None),
-        sdk_version=fields.text("sdk_version", None),
+        display_name=asked.display_name,
+        user_metadata=asked.user_metadata,
+        tags=asked.tags,
+        project_id=asked.project_id,
+        sdk_version=asked.sdk_version,
     )
     return JSONResponse({"type": "create_session", "session_id": session.session_id})
 
 
 async def heartbeat(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    session = service.sessions.hear(fields.text("session_id"))
+    asked = await read_request(request, Heartbeat, service.limits.max_json_bytes)
+    session = service.sessions.hear(asked.session_id)
     if not session.is_active:
-        raise HttpError(410, f"session_id={session.session_id!r} has ended")
+        raise GoneError(f"session_id={session.session_id!r} has ended")
     return JSONResponse({"type": "session_heartbeat"})
 
 
 async def telemetry(service: Service, request: Request) -> Response:
-    """Accepted and dropped: this service collects nothing."""
-    await read_fields(request, service.limits.max_json_bytes)
+    """Accept and drop telemetry: this service collects none."""
+    await read_json(request, service.limits.max_json_bytes)
     return JSONResponse({"status": "accepted"})
 
 
 async def finish_session(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
+    asked = await read_request(request, FinishSession, service.limits.max_json_bytes)
     session = service.sessions.get(request.path_params["session_id"])
-    reason = Fields(fields.object("reason", {"type": "success"}), prefix="reason.")
-    kind = reason.text("type", choices=("success", "errored", "interrupted"))
-    status = {
-        "type": "client_finished",
-        "reason": {"type": kind},
-        "detail": fields.text("detail", None),
-    }
+    reason: Reason = {"type": asked.reason.type}
+    status: Status = {"type": "client_finished", "reason": reason, "detail": asked.detail}
     await service.end_session(session, status)
     return no_content()
 
 
 async def assign_project(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    await service.sessions.set_project(request.path_params["session_id"], fields.text("project_id"))
+    asked = await read_request(request, AssignProject, service.limits.max_json_bytes)
+    await service.sessions.set_project(request.path_params["session_id"], asked.project_id)
     return no_content()
 
 

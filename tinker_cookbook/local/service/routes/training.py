@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinker_cookbook.local.engine.types import LoraSpec, TrainDatum
-from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, read_batch, read_fields
-from tinker_cookbook.local.service.protocol.json_requests import (
+from tinker_cookbook.local.errors import NotFoundError, UserError
+from tinker_cookbook.local.limits import MAX_INT32
+from tinker_cookbook.local.service.protocol.bodies import (
+    CreateModel,
+    GetInfo,
+    LoadIntoRun,
+    LoadWeights,
+    NewRun,
+    NumberedRequest,
+)
+from tinker_cookbook.local.service.protocol.engine_requests import (
+    ADAMW,
     decode_adam,
     decode_lora,
     refuse_other_optimizer,
 )
-from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
+from tinker_cookbook.local.service.protocol.http import (
+    JsonBody,
+    read_batch,
+    read_json,
+    read_request,
+)
+from tinker_cookbook.local.service.protocol.paths import missing_checkpoint, parse_tinker_path
 from tinker_cookbook.local.service.protocol.wire import (
     TrainRequest,
     decode_data,
@@ -30,15 +45,14 @@ from tinker_cookbook.local.service.routes.losses import attach_graph
 from tinker_cookbook.local.service.state.core import Service, Work
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.runs import Run, SequenceGate
-from tinker_cookbook.local.service.storage.index import CheckpointRow, NameTakenError, RunRow
+from tinker_cookbook.local.service.storage.checkpoint_index import NameTakenError
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, Lora, RunRow
 from tinker_cookbook.local.service.threads import READING, STORING
 
 __all__ = ["ROUTES", "ack", "read_numbered"]
 
-MAX_SEQ_ID = 2**31 - 1
 INLINE_BATCH_BYTES = 256 * 1024
 """Larger batches are decoded on another thread, so that other clients are answered meanwhile."""
-ADAMW = {"type": "adamw"}
 
 
 def ack(request_id: str, model_id: str | None = None) -> Response:
@@ -46,53 +60,46 @@ def ack(request_id: str, model_id: str | None = None) -> Response:
     return JSONResponse(values)
 
 
-async def read_numbered(service: Service, request: Request) -> tuple[Fields, Run, int]:
-    """Read a JSON request of a run: its fields, the run and its number."""
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    run = service.get_run(fields.text("model_id"))
-    return fields, run, fields.integer("seq_id", minimum=1, maximum=MAX_SEQ_ID)
+async def read_numbered(service: Service, request: Request) -> tuple[JsonBody, Run, int]:
+    """Read a numbered JSON request of a run; returns the body, the run and the number.
+
+    The rest of the body is checked when the operation starts: a refused request still takes its
+    place in the order of the run, and its future fails.
+    """
+    body = await read_json(request, service.limits.max_json_bytes)
+    asked = body.read_as(NumberedRequest)
+    return body, service.get_run(asked.model_id), asked.seq_id
 
 
 async def create_model(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    user_metadata = fields.metadata("user_metadata")
-    base_model = fields.text("base_model")
-    lora_values = fields.object("lora_config", None)
-    optimizer = fields.object("optimizer_config", None)
+    asked = await read_request(request, CreateModel, service.limits.max_json_bytes)
 
     async def make(run: Run) -> Payload:
-        refuse_other_optimizer(optimizer, field="optimizer_config")
-        run.base_model = service.engine.canonical_name(base_model)
-        run.lora = decode_lora(lora_values)
+        refuse_other_optimizer(asked.optimizer_config, field="optimizer_config")
+        run.base_model = service.engine.canonical_name(asked.base_model)
+        run.lora = decode_lora(asked.lora_config)
         await service.engine.load(run.base_model)
         await service.engine.worker.create_run(run.run_id, run.base_model, run.lora)
-        await _record_run(service, run, user_metadata)
+        await _record_run(service, run, asked.user_metadata)
         return Payload.of_json({"model_id": run.run_id, "type": "create_model"})
 
-    return _begin_run(service, fields, "create_model", make)
+    return _begin_run(service, asked, "create_model", make)
 
 
 async def load_weights(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    if fields.values.get("session_id") is None:
-        return await _load_into_run(service, fields)
-    user_metadata = fields.metadata("user_metadata")
-    path = fields.text("path")
-    with_optimizer = fields.flag("optimizer")
-    base_model = fields.text("base_model", None)
-    optimizer = fields.object("optimizer_config", None)
+    body = await read_json(request, service.limits.max_json_bytes)
+    if body.values.get("session_id") is None:
+        return _load_into_run(service, body.read_as(LoadIntoRun))
+    asked = body.read_as(LoadWeights)
+    path, with_optimizer = asked.path, asked.optimizer
 
     async def make(run: Run) -> Payload:
-        refuse_other_optimizer(optimizer, field="optimizer_config")
+        refuse_other_optimizer(asked.optimizer_config, field="optimizer_config")
         found = _find_training_checkpoint(service, path, with_optimizer)
         source = service.store.index.run(found.run_id)
         assert source is not None, f"{found.tinker_path} has no run"
         run.base_model = service.engine.canonical_name(source.base_model)
-        if base_model is not None and service.engine.canonical_name(base_model) != run.base_model:
-            raise UserError(
-                f"base_model={base_model!r} does not fit {path}, which was trained on "
-                f"{run.base_model!r}; leave it out"
-            )
+        service.engine.check_base_model(asked.base_model, run.base_model, path)
         await service.engine.load(run.base_model)
         with service.store.pin(found):
             folder = await asyncio.to_thread(service.store.verify, found)
@@ -100,17 +107,18 @@ async def load_weights(service: Service, request: Request) -> Response:
                 run.run_id, folder, with_optimizer=with_optimizer
             )
         await _note_origin(service, run, found, with_optimizer)
-        await _record_run(service, run, user_metadata)
+        await _record_run(service, run, asked.user_metadata)
         return Payload.of_json({"path": path, "model_id": run.run_id, "type": "load_weights"})
 
-    return _begin_run(service, fields, "load_weights", make)
+    return _begin_run(service, asked, "load_weights", make)
 
 
-def _begin_run(service: Service, fields: Fields, kind: str, make: Any) -> Response:
-    """Register a run under the id that the client computes too, and start making it."""
-    session_id = fields.text("session_id")
-    seq = fields.integer("model_seq_id", minimum=0, maximum=MAX_SEQ_ID)
-    run_id = f"{session_id}:train:{seq}"
+def _begin_run(
+    service: Service, asked: NewRun, kind: str, make: Callable[[Run], Awaitable[Payload]]
+) -> Response:
+    """Register a run under the id that the client computes too, and start to create it."""
+    session_id = asked.session_id
+    run_id = f"{session_id}:train:{asked.model_seq_id}"
     known = service.runs.get(run_id)
     if known is not None:
         return ack(known.create_request_id, run_id)
@@ -144,7 +152,7 @@ async def _record_run(service: Service, run: Run, user_metadata: dict[str, str] 
         run_id=run.run_id,
         session_id=run.session_id,
         base_model=run.base_model,
-        lora=asdict(run.lora),
+        lora=cast(Lora, asdict(run.lora)),
         user_metadata=user_metadata,
         created_at=now,
         last_request_at=now,
@@ -169,7 +177,7 @@ def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool)
         )
     found = service.store.find(parsed.run_id, parsed.segment, parsed.name)
     if found is None:
-        raise UserError(f"path={path!r} does not exist; it may have expired or been deleted")
+        raise missing_checkpoint("path", path)
     if with_optimizer and not found.has_optimizer:
         raise UserError(f"path={path!r} has no optimizer state; load its weights only")
     return found
@@ -178,18 +186,15 @@ def _find_training_checkpoint(service: Service, path: str, with_optimizer: bool)
 async def _note_origin(
     service: Service, run: Run, found: CheckpointRow, with_optimizer: bool
 ) -> None:
-    """For the dashboard: a run that goes on from a checkpoint is shown with its first part."""
+    """Record which checkpoint a run continues, so that the dashboard shows both as one run."""
     origin = await asyncio.to_thread(service.progress.origin_in, found, is_resumed=with_optimizer)
     service.progress.begin_from(run.run_id, origin)
-    await STORING.run(service.progress.save)  # a service that is killed keeps it
+    await STORING.run(service.progress.save)  # saved at once, in case the service is killed
 
 
-async def _load_into_run(service: Service, fields: Fields) -> Response:
-    """The older form: replace the weights of a run that exists."""
-    run = service.get_run(fields.text("model_id"))
-    seq_id = fields.integer("seq_id", minimum=1, maximum=MAX_SEQ_ID)
-    path = fields.text("path")
-    with_optimizer = fields.flag("optimizer")
+def _load_into_run(service: Service, asked: LoadIntoRun) -> Response:
+    run = service.get_run(asked.model_id)
+    path, with_optimizer = asked.path, asked.optimizer
 
     async def work() -> Payload:
         found = _find_training_checkpoint(service, path, with_optimizer)
@@ -199,15 +204,14 @@ async def _load_into_run(service: Service, fields: Fields) -> Response:
         await _note_origin(service, run, found, with_optimizer)
         return Payload.of_json({"path": path, "type": "load_weights"})
 
-    return ack(service.submit(run, seq_id, "load_weights", work, alone=True))
+    return ack(service.submit(run, asked.seq_id, "load_weights", work, alone=True))
 
 
 async def get_info(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    model_id = fields.text("model_id")
+    model_id = (await read_request(request, GetInfo, service.limits.max_json_bytes)).model_id
     row = await asyncio.to_thread(service.store.index.run, model_id)
     if row is None:
-        raise HttpError(404, f"model_id={model_id[:200]!r} does not exist")
+        raise NotFoundError(f"model_id={model_id[:200]!r} does not exist")
     info = await service.engine.describe(row.base_model)
     loaded = service.engine.loaded_models().get(row.base_model)
     return JSONResponse(
@@ -220,7 +224,7 @@ async def get_info(service: Service, request: Request) -> Response:
                 "tokenizer_id": info.folder,
                 "dtype": None if loaded is None else loaded.dtype,
             },
-            "optimizer_config": ADAMW,
+            "optimizer_config": {"type": ADAMW},
             "is_lora": True,
             "lora_rank": row.lora["rank"],
             "model_name": row.base_model,
@@ -236,8 +240,8 @@ async def forward_backward(service: Service, request: Request) -> Response:
     else:
         message = decode_train_request(body)
     run = service.get_run(message.model_id)
-    if not 1 <= message.seq_id <= MAX_SEQ_ID:
-        raise UserError(f"seq_id={message.seq_id} is out of range; use 1 to {MAX_SEQ_ID}")
+    if not 1 <= message.seq_id <= MAX_INT32:
+        raise UserError(f"seq_id={message.seq_id} is out of range; use 1 to {MAX_INT32}")
     data = _decode(message, service) if not is_large else None
     if data is None:
         data = await READING.run(_decode, message, service)
@@ -247,7 +251,7 @@ async def forward_backward(service: Service, request: Request) -> Response:
 
 
 def _decode(message: TrainRequest, service: Service) -> list[TrainDatum] | UserError:
-    """The data, or what is wrong with them: a refusal still takes its place in the run's order."""
+    """Return the data, or the error: a refused request still takes its place in the run's order."""
     try:
         return decode_data(message, max_data=service.limits.max_data)
     except UserError as error:
@@ -273,10 +277,10 @@ def _train_work(
 
 
 async def optim_step(service: Service, request: Request) -> Response:
-    fields, run, seq_id = await read_numbered(service, request)
+    body, run, seq_id = await read_numbered(service, request)
 
     async def work() -> Payload:
-        adam = decode_adam(fields.values)
+        adam = decode_adam(body.values)
         metrics = await service.engine.worker.optim_step(run.run_id, adam)
         service.progress.add_step(run.run_id)
         return Payload.of_json({"metrics": metrics, "type": "optim_step"})

@@ -1,4 +1,4 @@
-"""Routes that save weights, hand them out as files, and change saved checkpoints."""
+"""Routes that save weights, change saved checkpoints, and serve them as files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,27 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.errors import (
+    ForbiddenError,
+    NotFoundError,
+    StorageError,
+    UserError,
+)
 from tinker_cookbook.local.service.protocol.auth import DownloadLink
-from tinker_cookbook.local.service.protocol.fields import Fields
-from tinker_cookbook.local.service.protocol.http import HttpError, no_content, read_fields
+from tinker_cookbook.local.service.protocol.bodies import (
+    CopyWeights,
+    SaveWeights,
+    SaveWeightsExternal,
+    SaveWeightsForSampler,
+    Saving,
+    SetExpiry,
+    WeightsInfo,
+)
+from tinker_cookbook.local.service.protocol.engine_requests import ADAMW
+from tinker_cookbook.local.service.protocol.http import no_content, read_request
 from tinker_cookbook.local.service.protocol.paths import (
     SEGMENT_TYPES,
-    check_name,
-    check_ttl,
+    missing_checkpoint,
     parse_tinker_path,
 )
 from tinker_cookbook.local.service.routes.rest_objects import render_time
@@ -28,7 +41,7 @@ from tinker_cookbook.local.service.routes.training import ack, read_numbered
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.runs import Run
-from tinker_cookbook.local.service.storage.index import CheckpointRow, RunRow, SamplerRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SamplerRow, Status
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 from tinker_cookbook.local.service.threads import STORING
 
@@ -36,15 +49,14 @@ __all__ = ["ROUTES"]
 
 ARCHIVE = "archive.tar"
 TRACE = "trace.pftrace"
-MAX_SEQ_ID = 2**31 - 1
 
 
 async def save_weights(service: Service, request: Request) -> Response:
-    fields, run, seq_id = await read_numbered(service, request)
+    body, run, seq_id = await read_numbered(service, request)
 
     async def work() -> Payload:
-        name = fields.text("path", f"{seq_id:06d}")
-        new = _new_checkpoint(fields, run, "weights", name)
+        asked = body.read_as(SaveWeights)
+        new = _new_checkpoint(asked, run, "weights", asked.path or f"{seq_id:06d}")
         row = await _save(service, new)
         return Payload.of_json({"path": row.tinker_path, "type": "save_weights"})
 
@@ -52,14 +64,17 @@ async def save_weights(service: Service, request: Request) -> Response:
 
 
 async def save_weights_for_sampler(service: Service, request: Request) -> Response:
-    fields, run, seq_id = await read_numbered(service, request)
+    body, run, seq_id = await read_numbered(service, request)
 
     async def work() -> Payload:
         answer = {"type": "save_weights_for_sampler"}
-        if fields.values.get("sampling_session_seq_id") is not None:
-            sampler_id = await _open_unsaved_sampler(service, run, fields)
+        asked = body.read_as(SaveWeightsForSampler)
+        if asked.sampling_session_seq_id is not None:
+            sampler_id = f"{run.session_id}:sample:{asked.sampling_session_seq_id}"
+            await _open_unsaved_sampler(service, run, sampler_id, asked.kind)
             return Payload.of_json(answer | {"sampling_session_id": sampler_id})
-        new = _new_checkpoint(fields, run, "sampler_weights", fields.text("path", f"{seq_id:06d}"))
+        name = asked.path or f"{seq_id:06d}"
+        new = _new_checkpoint(asked, run, "sampler_weights", name)
         row = await _save(service, new)
         return Payload.of_json(answer | {"path": row.tinker_path})
 
@@ -67,15 +82,16 @@ async def save_weights_for_sampler(service: Service, request: Request) -> Respon
 
 
 async def save_weights_external(service: Service, request: Request) -> Response:
-    fields, run, seq_id = await read_numbered(service, request)
+    body, run, seq_id = await read_numbered(service, request)
 
     async def work() -> Payload:
-        if fields.texts("age_encryption_recipients", None):
+        asked = body.read_as(SaveWeightsExternal)
+        if asked.age_encryption_recipients:
             raise UserError(
                 "age_encryption_recipients is not available on this service; leave it out and "
                 "encrypt the downloaded files"
             )
-        new = _new_checkpoint(fields, run, "external_weights", fields.text("path"))
+        new = _new_checkpoint(asked, run, "external_weights", asked.path)
         row = await _save(service, new)
         answer = {"path": row.tinker_path, "size_bytes": row.size_bytes}
         return Payload.of_json(answer | {"type": "save_weights_external"})
@@ -83,20 +99,20 @@ async def save_weights_external(service: Service, request: Request) -> Response:
     return ack(service.submit(run, seq_id, "save_weights_external", work))
 
 
-def _new_checkpoint(fields: Fields, run: Run, segment: str, name: str) -> NewCheckpoint:
+def _new_checkpoint(asked: Saving, run: Run, segment: str, name: str) -> NewCheckpoint:
     return NewCheckpoint(
         run_id=run.run_id,
         segment=segment,
-        name=check_name(name),
+        name=name,
         has_optimizer=segment == "weights",
-        ttl_seconds=check_ttl(fields.integer("ttl_seconds", None)),
-        user_metadata=fields.metadata("user_metadata"),
-        overwrite=fields.flag("overwrite", False),
+        ttl_seconds=asked.ttl_seconds,
+        user_metadata=asked.user_metadata,
+        overwrite=asked.overwrite,
     )
 
 
 async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
-    """Write a run's weights as they are at this point of its order."""
+    """Save a run's weights as they are at this point in the order of its requests."""
     store = service.store
     if not new.overwrite and store.find(new.run_id, new.segment, new.name) is not None:
         raise store.name_taken(new)
@@ -110,11 +126,12 @@ async def _save(service: Service, new: NewCheckpoint) -> CheckpointRow:
         await STORING.run(store.discard, staged)
 
 
-async def _open_unsaved_sampler(service: Service, run: Run, fields: Fields) -> str:
-    """Begin a sampling session on a run's weights without saving them."""
-    seq = fields.integer("sampling_session_seq_id", minimum=0, maximum=MAX_SEQ_ID)
-    kind = fields.text("kind", "snapshot", choices=("snapshot", "inflight"))
-    sampler_id = f"{run.session_id}:sample:{seq}"
+async def _open_unsaved_sampler(service: Service, run: Run, sampler_id: str, kind: str) -> None:
+    """Create a sampling session on a run's weights without saving them.
+
+    A `snapshot` keeps the weights of this moment. All `inflight` sessions of a run share one
+    sampler, which each of these requests updates to the newest weights.
+    """
     worker = service.engine.worker
     if kind == "snapshot":
         key = sampler_id
@@ -135,15 +152,14 @@ async def _open_unsaved_sampler(service: Service, run: Run, fields: Fields) -> s
     )
     for dropped in await service.samplers.adopt(row, key):
         service.futures.drop_group(dropped)
-    return sampler_id
 
 
 def find_checkpoint(service: Service, request: Request) -> CheckpointRow:
-    """The checkpoint that a REST path names; HttpError 404 otherwise."""
+    """Return the checkpoint that the request's path names, or raise NotFoundError."""
     run_id, segment, name = (request.path_params[key] for key in ("run_id", "segment", "name"))
     row = service.store.find(run_id, segment, name) if segment in SEGMENT_TYPES else None
     if row is None:
-        raise HttpError(404, f"checkpoint tinker://{run_id}/{segment}/{name} does not exist"[:400])
+        raise NotFoundError(f"checkpoint tinker://{run_id}/{segment}/{name} does not exist"[:400])
     return row
 
 
@@ -153,7 +169,7 @@ async def delete_checkpoint(service: Service, request: Request) -> Response:
 
 
 async def publish(service: Service, request: Request) -> Response:
-    """POST publishes, DELETE takes it back; doing either twice is no error."""
+    """Publish a checkpoint (POST) or withdraw it (DELETE). Both may be repeated."""
     row = find_checkpoint(service, request)
     await STORING.run(service.store.set_public, row, request.method == "POST")
     return no_content()
@@ -161,8 +177,7 @@ async def publish(service: Service, request: Request) -> Response:
 
 async def set_ttl(service: Service, request: Request) -> Response:
     row = find_checkpoint(service, request)
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    ttl = check_ttl(fields.integer("ttl_seconds", None))
+    ttl = (await read_request(request, SetExpiry, service.limits.max_json_bytes)).ttl_seconds
     expires_at = None if ttl is None else time.time() + ttl
     await STORING.run(service.store.set_expiry, row, expires_at)
     return no_content()
@@ -173,15 +188,13 @@ def _find_by_path(service: Service, path: str, field: str) -> tuple[CheckpointRo
     row = service.store.find(parsed.run_id, parsed.segment, parsed.name)
     run = service.store.index.run(parsed.run_id)
     if row is None or run is None:
-        raise HttpError(
-            404, f"{field}={path!r} does not exist; it may have expired or been deleted"
-        )
+        raise missing_checkpoint(field, path)
     return row, run
 
 
 async def weights_info(service: Service, request: Request) -> Response:
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    _, run = _find_by_path(service, fields.text("tinker_path"), "tinker_path")
+    asked = await read_request(request, WeightsInfo, service.limits.max_json_bytes)
+    _, run = _find_by_path(service, asked.tinker_path, "tinker_path")
     return JSONResponse(
         {
             "base_model": run.base_model,
@@ -191,17 +204,15 @@ async def weights_info(service: Service, request: Request) -> Response:
                 part: run.lora.get(part, True)
                 for part in ("train_unembed", "train_mlp", "train_attn")
             },
-            "optimizer_config": {"type": "adamw"},
+            "optimizer_config": {"type": ADAMW},
         }
     )
 
 
 async def copy_weights(service: Service, request: Request) -> Response:
-    """Copy a checkpoint into a run of its own, in a new session; that run cannot be trained."""
-    fields = await read_fields(request, service.limits.max_json_bytes)
-    source, run = _find_by_path(service, fields.text("source_path"), "source_path")
-    ttl = check_ttl(fields.integer("ttl_seconds", None))
-    project = fields.text("destination_project_id", None)
+    """Copy a checkpoint into a new run of a new session. The new run cannot be trained."""
+    asked = await read_request(request, CopyWeights, service.limits.max_json_bytes)
+    source, run = _find_by_path(service, asked.source_path, "source_path")
     idempotency_key = request.headers.get("x-idempotency-key", "")[:200]
     index = service.store.index
     known = index.copy_of(idempotency_key) if idempotency_key else None
@@ -211,7 +222,7 @@ async def copy_weights(service: Service, request: Request) -> Response:
         display_name=f"copy of {source.tinker_path}",
         user_metadata=None,
         tags=[],
-        project_id=project,
+        project_id=asked.destination_project_id,
         sdk_version=None,
     )
     run_id = f"{session.session_id}:train:0"
@@ -232,10 +243,10 @@ async def copy_weights(service: Service, request: Request) -> Response:
         segment=source.segment,
         name=source.name,
         has_optimizer=source.has_optimizer,
-        ttl_seconds=ttl,
+        ttl_seconds=asked.ttl_seconds,
         user_metadata=source.user_metadata,
     )
-    failed = {"type": "cancelled", "detail": "the copy could not be made"}
+    failed: Status = {"type": "cancelled", "detail": "the copy could not be made"}
     try:
         with service.store.pin(source):
             row = await STORING.run(service.store.copy, source, new)
@@ -244,13 +255,17 @@ async def copy_weights(service: Service, request: Request) -> Response:
         raise
     if idempotency_key:
         await STORING.run(index.put_copy, idempotency_key, row.tinker_path)
-    done = {"type": "client_finished", "reason": {"type": "success"}, "detail": "copied"}
+    done: Status = {
+        "type": "client_finished",
+        "reason": {"type": "success"},
+        "detail": "copied",
+    }
     await service.end_session(session, done)
     return JSONResponse({"tinker_path": row.tinker_path})
 
 
 def download_url(service: Service, request: Request, folder: str, file: str) -> tuple[str, float]:
-    """A link that works without a key until a time."""
+    """Return a link that works without a key, and the time when it expires."""
     expires_at = float(int(time.time() + service.limits.download_link_seconds))
     token = service.auth.sign_link(DownloadLink(folder, file, expires_at))
     base = str(request.base_url).rstrip("/")
@@ -260,7 +275,7 @@ def download_url(service: Service, request: Request, folder: str, file: str) -> 
 async def external_weights_urls(service: Service, request: Request) -> Response:
     row = find_checkpoint(service, request)
     if row.segment != "external_weights":
-        raise HttpError(400, f"{row.tinker_path} is not external; use save_weights_external")
+        raise UserError(f"{row.tinker_path} is not external; use save_weights_external")
     expires_at = 0.0
     urls: dict[str, str] = {}
     for path in await asyncio.to_thread(service.store.weight_files, row):
@@ -269,7 +284,7 @@ async def external_weights_urls(service: Service, request: Request) -> Response:
 
 
 async def archive(service: Service, request: Request) -> Response:
-    """SDKs up to 0.35: a redirect to one tar file."""
+    """Redirect to a tar file of the weights, for SDKs up to 0.35."""
     row = find_checkpoint(service, request)
     url, expires_at = download_url(service, request, row.folder, ARCHIVE)
     expires = format_datetime(datetime.fromtimestamp(expires_at, UTC), usegmt=True)
@@ -277,21 +292,21 @@ async def archive(service: Service, request: Request) -> Response:
 
 
 async def download(service: Service, request: Request) -> Response:
-    """Serve what a signed link allows. This route needs no key."""
+    """Serve the file that a signed link names. This route does not need the key."""
     link = service.auth.read_link(request.path_params["token"])
     if link is None:
-        raise HttpError(403, "this download link is not valid or has expired; ask for a new one")
+        raise ForbiddenError("this download link is not valid or has expired; ask for a new one")
     if link.file == TRACE:
         timeline = await asyncio.to_thread(service.trace.export, link.folder)
         return Response(timeline, media_type="application/octet-stream")
     row = service.store.index.checkpoint_in(link.folder)
     if row is None:
-        raise HttpError(404, "this checkpoint was deleted or has expired")
+        raise NotFoundError("this checkpoint was deleted or has expired")
     files = {path.name: path for path in await asyncio.to_thread(service.store.weight_files, row)}
     if link.file == ARCHIVE:
         return await _send_archive(service, row, list(files.values()))
     if link.file not in files:
-        raise HttpError(404, f"{row.tinker_path} has no file {link.file!r}")
+        raise NotFoundError(f"{row.tinker_path} has no file {link.file!r}")
     return FileResponse(files[link.file], media_type="application/octet-stream")
 
 

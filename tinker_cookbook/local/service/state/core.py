@@ -1,4 +1,4 @@
-"""The service behind the routes: everything they share, and the life of one operation."""
+"""The service behind the routes: the state that they share, and the life of an operation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.freed_memory import FreedMemory
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
-from tinker_cookbook.local.service.state.losses import LossTable
-from tinker_cookbook.local.service.state.metrics import Metrics
 from tinker_cookbook.local.service.state.presence import Presence
+from tinker_cookbook.local.service.state.request_trace import TraceLog
 from tinker_cookbook.local.service.state.runs import Run
 from tinker_cookbook.local.service.state.samplers import SamplerTable
+from tinker_cookbook.local.service.state.service_metrics import Metrics
 from tinker_cookbook.local.service.state.sessions import Session, SessionTable
-from tinker_cookbook.local.service.state.trace import TraceLog
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.state.uploaded_losses import LossTable
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.retention import Retention
+from tinker_cookbook.local.service.storage.rows import Status
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
 
@@ -40,19 +41,17 @@ __all__ = ["Service", "Work"]
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[Payload]]
-"""One operation.
-
-It gives work to the engine before it first awaits, or is submitted `alone`, to keep a run's order.
-"""
+"""One operation. To keep the order of a run, it must give its work to the engine before its first
+`await`, or be submitted with `alone`."""
 
 HOUSEKEEPING_SECONDS = 20.0
 WATCH_SECONDS = 1.0
 FETCH_SECONDS = 2.0
-"""How long a shutdown leaves clients to fetch what has just been finished."""
+"""Time that a shutdown gives clients to fetch results that have just been finished."""
 
 
 class Service:
-    """State of one service process. Used on the event loop's thread only."""
+    """State of one service process. Use it only on the event loop's thread."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
@@ -80,7 +79,6 @@ class Service:
         self._streams: set[asyncio.Future] = set()
         self._housekeeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        """Memory of this process after freed memory was last given back."""
         self._freeing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -89,14 +87,14 @@ class Service:
         self._watching = asyncio.create_task(self._watch_clients())
 
     def require_open(self) -> None:
-        """Refuse new work while shutting down; the SDK sends it again to the next service."""
+        """Refuse new work during a shutdown. The SDK sends it again, to the next service."""
         if self.is_draining:
             raise ShuttingDownError("the service is shutting down")
 
     def launch(
         self, entry: Entry, work: Work, *, lane: str, run: Run | None = None
     ) -> asyncio.Task[None]:
-        """Run an operation and put its result, or its failure, into its future."""
+        """Start an operation whose result or error becomes the result of its future."""
         started_at = time.time()
         task = asyncio.create_task(self._perform(entry, work))
         self._tasks[entry.request_id] = task
@@ -104,7 +102,7 @@ class Service:
             run.num_running += 1
 
         def settle(_: asyncio.Task[None]) -> None:
-            # also reached when the task was cancelled before its first step
+            # also called if the task was cancelled before its first step
             self._tasks.pop(entry.request_id, None)
             self.futures.fail(entry, f"{entry.kind} was cancelled", "user")
             self.trace.add(entry, lane, started_at)
@@ -134,7 +132,7 @@ class Service:
 
     @contextlib.contextmanager
     def in_flight(self, work: asyncio.Future) -> Iterator[None]:
-        """Count work that has no entry of its own; a shutdown waits for it, then cancels it."""
+        """Count work that has no future. A shutdown waits for it, then cancels it."""
         self._streams.add(work)
         try:
             yield
@@ -146,21 +144,21 @@ class Service:
         return len(self._streams)
 
     def engine_stats(self) -> dict[str, float]:
-        """Counts and memory of the engine; empty while it starts."""
+        """Return counts and memory of the engine; empty while it starts."""
         return self.engine.worker.stats() if self.engine.is_ready else {}
 
     def resident_bytes(self) -> int:
-        """Memory of this process."""
+        """Return the memory of this process."""
         return resident_bytes()
 
     def cancel(self, request_id: str) -> None:
-        """Stop an operation; one that is finished or unknown is left alone."""
+        """Cancel an operation. A finished or unknown request is ignored."""
         task = self._tasks.get(request_id)
         if task is not None:
             task.cancel()
 
     def get_run(self, run_id: str) -> Run:
-        """A run in this process's memory; NotFoundError otherwise."""
+        """Return a run that is in this process's memory, or raise NotFoundError."""
         run = self.runs.get(run_id)
         if run is not None:
             return run
@@ -174,18 +172,18 @@ class Service:
         )
 
     def submit(self, run: Run, seq_id: int, kind: str, work: Work, *, alone: bool = False) -> str:
-        """Queue a numbered operation of a run; returns its request id, the same if it is resent.
+        """Queue a numbered operation of a run; returns its request id. A repeat gets the same id.
 
         Args:
-            alone: later operations of the run start when this one is finished, so that it may await
-                other things before it gives work to the engine.
+            alone: start later operations of the run only when this one has finished. It may then
+                await other things before it gives its work to the engine.
         """
         known = run.gate.request_id_of(seq_id)
         if known is not None:
             return known
         if run.gate.has_forgotten(seq_id):
             raise GoneError(
-                f"seq_id={seq_id} of {run.run_id} was answered; its result is no longer kept"
+                f"seq_id={seq_id} of {run.run_id} was answered before; its result is no longer kept"
             )
         self.require_open()
         self.sessions.get_active(run.session_id)
@@ -203,13 +201,13 @@ class Service:
         run.gate.submit(seq_id, entry.request_id, start)
         return entry.request_id
 
-    async def end_session(self, session: Session, status: dict) -> None:
-        """Record the end of a session and free its runs and samplers once their work is done."""
+    async def end_session(self, session: Session, status: Status) -> None:
+        """Record the end of a session, and free its runs and samplers after their work."""
         if not session.is_active:
             return
         try:
             await self.sessions.end(session, status)
-        finally:  # also where the disk does not take the record
+        finally:  # even if the disk is full
             self._begin_freeing(session)
 
     def _begin_freeing(self, session: Session) -> None:
@@ -229,13 +227,15 @@ class Service:
             try:
                 await self.free_run(run)
             except StorageError as error:
-                logger.error("when %s was last used is not recorded: %s", run.run_id, error)
+                logger.error(
+                    "the time of the last use of %s could not be recorded: %s", run.run_id, error
+                )
         self.losses.drop_session(session_id)
         for sampler_id in self.samplers.close_session(session_id):
             self.futures.drop_group(sampler_id)
 
     async def free_run(self, run: Run) -> None:
-        """Remove a run from memory; what it saved stays."""
+        """Remove a run from memory. Its checkpoints stay."""
         self.runs.pop(run.run_id, None)
         await STORING.run(self.progress.save)
         self.progress.drop(run.run_id)
@@ -249,12 +249,12 @@ class Service:
             try:
                 self.drop_unwanted()
             except Exception:
-                logger.exception("samples of clients that are gone could not be dropped")
+                logger.exception("requests of clients that are gone could not be cancelled")
 
     def drop_unwanted(self) -> None:
-        """Cancel the samples of clients that are gone; training that was accepted is finished.
+        """Cancel sample requests of clients that are gone. Accepted training requests continue.
 
-        A client that comes back finds them gone, upon which the SDK asks for them anew.
+        If the client comes back, it is told that the results are gone, and the SDK asks again.
         """
         entries = [self.futures.get(request_id) for request_id in self._tasks]
         samples = [entry for entry in entries if entry is not None and entry.kind == "sample"]
@@ -265,10 +265,12 @@ class Service:
             entry.is_unwanted = True
             self.cancel(entry.request_id)
         for session_id in lost:
-            logger.info("session %s: its client is gone, its samples are dropped", session_id)
+            logger.info(
+                "session %s: its client is gone, its sample requests are cancelled", session_id
+            )
 
     async def _record_use(self) -> None:
-        """Note in the index when sessions and runs were last used."""
+        """Record in the index when sessions and runs were last used."""
         await self.sessions.record_seen()
         used = {run.run_id: run.last_request_at for run in self.runs.values()}
         await STORING.run(self.store.index.touch_runs, used)
@@ -279,12 +281,12 @@ class Service:
             try:
                 await self.keep_house()
             except Exception:
-                logger.exception("housekeeping failed; it is tried again")
+                logger.exception("housekeeping failed; it will be repeated")
 
     async def keep_house(self) -> None:
-        """Drop old results, expired checkpoints and abandoned sessions; note who was seen.
+        """Drop old results, expired checkpoints and abandoned sessions; record the last uses.
 
-        A disk that takes nothing keeps none of it from freeing memory.
+        If the disk is full, the steps that free memory still run.
         """
         self.futures.expire()
         self._forget_answered()
@@ -301,7 +303,7 @@ class Service:
             await self.engine.worker.spill_idle(self.limits.spill_seconds)
 
     def _forget_answered(self) -> None:
-        """Keep no numbers of requests whose results are not kept any more."""
+        """Forget the numbers of requests whose results are no longer kept."""
 
         def is_kept(request_id: str) -> bool:
             return self.futures.get(request_id) is not None
@@ -323,51 +325,51 @@ class Service:
             if self.sessions.is_elsewhere(session, self.limits.session_idle_seconds):
                 self.sessions.forget(session)
                 continue
-            detail = f"no sign of the client for {self.limits.session_idle_seconds:g} s"
+            detail = f"no request of the client for {self.limits.session_idle_seconds:g} s"
             logger.info("session %s expired: %s", session.session_id, detail)
             try:
                 await self.end_session(session, {"type": "cancelled", "detail": detail})
             except StorageError as error:
-                logger.error("the end of %s is not recorded: %s", session.session_id, error)
+                logger.error("the end of %s could not be recorded: %s", session.session_id, error)
             self.trace.drop(session.session_id)
 
     def _unfinished_work(self) -> list[asyncio.Future]:
         return [work for work in (*self._tasks.values(), *self._streams) if not work.done()]
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new work, let what is in flight finish, and fail what does not in time."""
+        """Refuse new work, wait for running work, and fail what does not finish in time."""
         self.is_draining = True
         for run in self.runs.values():
             run.gate.close()
         deadline = time.monotonic() + seconds
-        # some are started, and so seen, when an earlier one of their run is finished
+        # an operation of a run may start, and be listed, only when an earlier one has finished
         while (work := self._unfinished_work()) and time.monotonic() < deadline:
-            logger.info("shutting down: %d operations in flight", len(work))
+            logger.info("shutting down: %d operations are running", len(work))
             await asyncio.wait(work, timeout=deadline - time.monotonic())
         for stream in self._streams:
             if not stream.done():
-                logger.warning("an answer was not finished at shutdown")
+                logger.warning("an answer did not finish before the shutdown")
                 stream.cancel()
         for entry in self.futures.unfinished():
-            logger.warning("%s %s was not finished at shutdown", entry.request_id, entry.kind)
+            logger.warning("%s %s did not finish before the shutdown", entry.request_id, entry.kind)
             self.futures.fail(entry, f"the service stopped before {entry.kind} finished", "server")
         deadline = time.monotonic() + min(seconds, FETCH_SECONDS)
         while self.futures.has_unread() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
     def describe_work(self) -> str:
-        """What is in flight in words, such as `2 forward_backward, 1 save_weights`, or nothing."""
+        """Return the running work in words, such as `2 forward_backward, 1 save_weights`, or ``."""
         kinds = Counter(entry.kind for entry in self.futures.unfinished())
         kinds["OpenAI answer"] = len(self._streams)
         return ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
 
     def abandon(self) -> None:
-        """Remove what a process that ends now would leave to the next start."""
+        """Remove temporary files before the process ends at once."""
         self.progress.save()
         self.store.abandon()
 
     async def close(self) -> None:
-        """Stop the engine and close the store. `drain` comes first."""
+        """Stop the engine and close the store. Call `drain` first."""
         for task in (self._housekeeping, self._watching):
             if task is not None:
                 task.cancel()
@@ -376,7 +378,7 @@ class Service:
         try:
             await self._record_use()
         except StorageError as error:
-            logger.error("what was last used is not recorded: %s", error)
+            logger.error("the last uses could not be recorded: %s", error)
         await asyncio.to_thread(self.engine.close)
         self.progress.save()
         self.store.close()
@@ -384,4 +386,4 @@ class Service:
 
 def _log_task_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.error("freeing a session's memory failed", exc_info=task.exception())
+        logger.error("the memory of a session could not be freed", exc_info=task.exception())

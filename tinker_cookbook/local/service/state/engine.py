@@ -1,6 +1,6 @@
-"""The service's hold on the engine: started in the background, one catalog of models.
+"""Access to the engine, which starts in the background, and the catalog of models.
 
-The engine imports torch and loads weights for seconds while the service already answers.
+The engine takes seconds to import torch and to load weights; the service answers meanwhile.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["EngineAccess", "ModelCard"]
 
 logger = logging.getLogger(__name__)
 
-# What transformers' older configurations call the longest context.
+# Names that models of different ages use for the maximum context length.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 FOLDER_LEVELS = 3
 MAX_LISTED = 500
 _FALLBACK_LENGTH = 2048
-"""Of models without a limit of their own; the engine takes the same."""
+"""Context length of models whose configuration has no limit. The engine uses the same."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What clients ask about a model before they use it."""
+    """What clients can learn about a model before it is loaded."""
 
     folder: str
     architecture: str
@@ -52,7 +52,7 @@ def _read_card(name: str) -> ModelCard:
     folder = resolve_model_folder(name, weights=False).resolve()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ValueError(f"{folder}/config.json holds no object")
+        raise ValueError(f"{folder}/config.json does not hold an object")
     nested = config.get("text_config")
     text_config = nested if isinstance(nested, dict) else config
     lengths = (text_config.get(name) for name in _LENGTH_NAMES)
@@ -65,7 +65,7 @@ def _read_card(name: str) -> ModelCard:
 
 
 def _list_folders(roots: Sequence[Path]) -> list[str]:
-    """Model folders up to three levels below some folders, as the hub's cache has them."""
+    """Return the model folders in some folders, up to three levels deep, as in the hub's cache."""
     found: list[str] = []
     for root in roots:
         for folder, below, files in os.walk(root):
@@ -81,10 +81,10 @@ def _list_folders(roots: Sequence[Path]) -> list[str]:
 
 
 class EngineAccess:
-    """Starts the engine and hands it out once it is there."""
+    """Starts the engine and gives access to it when it is ready."""
 
     def __init__(self, settings: ServiceSettings, *, spill_dir: Path | None = None) -> None:
-        """`spill_dir` is where unused adapters wait."""
+        """`spill_dir` is the folder for adapters that are moved out of memory."""
         self._settings = settings
         self._spill_dir = spill_dir
         self._worker: Future[EngineWorker] = Future()
@@ -115,23 +115,25 @@ class EngineAccess:
         self._worker.set_result(worker)
 
     def _log_first_load(self, load: Future[ModelInfo]) -> None:
-        # what is there now stays; looking through all of it again and again would hold up requests
+        # these objects live until the end; scanning them in each collection would delay requests
         gc.collect()
         gc.freeze()
         error = load.exception()
         if error is not None and self._is_closing:
-            logger.info("model %s was not loaded: the service stops", self._settings.models[0])
+            logger.info(
+                "model %s was not loaded, because the service stops", self._settings.models[0]
+            )
         elif error is not None:
             logger.error("model %s could not be loaded: %s", self._settings.models[0], error)
         else:
             logger.info("model %s is loaded", self._settings.models[0])
 
     async def ready(self) -> EngineWorker:
-        """The engine, waiting for its start."""
+        """Return the engine; wait until it has started."""
         return await asyncio.shield(asyncio.wrap_future(self._worker))
 
     async def wait_for_failure(self) -> None:
-        """Return if the engine cannot be started; the error is logged. Otherwise never return."""
+        """Return when the engine could not start or has ended. Otherwise never return."""
         try:
             worker = await self.ready()
             first = asyncio.wrap_future(self._loads[self._settings.models[0]])
@@ -144,7 +146,7 @@ class EngineAccess:
 
     @property
     def worker(self) -> EngineWorker:
-        """The engine; only for callers that hold something made by it."""
+        """The running engine. Only for callers that know that it is ready."""
         return self._worker.result(timeout=0)
 
     @property
@@ -152,33 +154,33 @@ class EngineAccess:
         return self._worker.done() and self._worker.exception() is None
 
     def loaded_models(self) -> dict[str, ModelInfo]:
-        """What is known of the models that were loaded and have not failed to."""
+        """Return the models that have been loaded."""
         loads = list(self._loads.items())
         done = [(name, load) for name, load in loads if load.done() and not load.cancelled()]
         return {name: load.result() for name, load in done if load.exception() is None}
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that the owner named."""
+        """The models that were named at the start of the service."""
         return self._settings.models
 
     async def offered(self) -> list[str]:
-        """The models that clients may name: those of the owner, then those in the folders."""
+        """Return the models that clients may use: named ones, then those in model folders."""
         found = await asyncio.to_thread(_list_folders, self._settings.model_dirs)
         known = {str(Path(name).resolve()) for name in self.models if Path(name).is_dir()}
         offered = list(self.models)
         for name in found:
             if name not in known:
-                with contextlib.suppress(UserError):  # a folder that holds something else
+                with contextlib.suppress(UserError):  # not a model folder
                     await self.describe(name)
                     offered.append(name)
         return offered
 
     def canonical_name(self, base_model: str, *, field: str = "base_model") -> str:
-        """The served name of a model.
+        """Return the name under which a model is served.
 
         Raises:
-            UserError: this service does not serve it.
+            UserError: the service does not serve it.
         """
         name = self._names.get(base_model) or self._find_in_folders(base_model)
         if name is None:
@@ -189,8 +191,20 @@ class EngineAccess:
             )
         return name
 
+    def check_base_model(self, base_model: str | None, trained_on: str, path: str) -> None:
+        """Refuse a given base model that is not the one of a checkpoint.
+
+        Raises:
+            UserError: the base models differ.
+        """
+        if base_model is not None and self.canonical_name(base_model) != trained_on:
+            raise UserError(
+                f"base_model={base_model!r} does not fit {path}, which was trained on "
+                f"{trained_on!r}; leave it out"
+            )
+
     def _find_in_folders(self, base_model: str) -> str | None:
-        """A model folder under one of the owner's folders, by absolute or relative path."""
+        """Return a folder in one of the model folders, given its absolute or relative path."""
         for root in self._settings.model_dirs:
             try:
                 folder = (root / base_model).resolve(strict=True)
@@ -202,10 +216,10 @@ class EngineAccess:
         return None
 
     async def load(self, name: str) -> ModelInfo:
-        """Load a served model if it is not loaded yet.
+        """Load a served model, unless it is loaded.
 
         Raises:
-            UserError: it cannot be loaded; names the model and the cause.
+            UserError: it cannot be loaded; the message names the model and the cause.
         """
         worker = await self.ready()
         load = self._loads.get(name)
@@ -217,7 +231,7 @@ class EngineAccess:
             raise UserError(f"base_model={name!r} cannot be loaded: {error}") from error
 
     async def describe(self, name: str) -> ModelCard:
-        """What a served model's config.json says; its weights need not be loaded.
+        """Return what a served model's config.json says. Its weights are not loaded.
 
         Raises:
             UserError: the model's files cannot be found or read.
@@ -231,7 +245,7 @@ class EngineAccess:
         return card
 
     def close(self) -> None:
-        """Stop the engine; one that is still starting ends with the process."""
+        """Stop the engine. An engine that is still starting ends with the process."""
         self._is_closing = True
         if self.is_ready:
             self.worker.close()

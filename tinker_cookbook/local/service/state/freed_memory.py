@@ -1,4 +1,4 @@
-"""Gives memory back to the system that large requests took and no longer use."""
+"""Return memory to the system after large requests."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from tinker_cookbook.local.engine.memory import resident_bytes, return_freed_mem
 __all__ = ["FreedMemory"]
 
 IDLE_GROWTH_BYTES, BUSY_GROWTH_BYTES = 32 * 2**20, 512 * 2**20
-"""Freed memory is given back once the process has grown by so much. While it works, that costs
-time, as the work takes most of it again."""
+"""Growth of the process after which freed memory is returned. The limit is higher while it works,
+because returning memory takes time and the work takes most of it again."""
 MAX_ROUNDS = 32
 
 
 class FreedMemory:
-    """Looks after the size of this process, a round of housekeeping at a time."""
+    """Returns freed memory to the system, one round per housekeeping."""
 
     def __init__(self) -> None:
         self._settled_bytes = 0
         self._rounds_left = self._rounds = 0
-        """Until it is tried again although nothing has grown; 0 is never."""
+        """Rounds until the next try without growth; 0: no try."""
 
     async def give_back(self, *, is_idle: bool) -> None:
-        """One round. What was still in use in an earlier one may be free by now.
+        """Do one round. Memory that was in use in an earlier round may be free now.
 
-        Tries that find nothing come at longer and longer intervals, as they cost some time.
+        A try takes some time, so after each try that frees nothing the interval doubles.
         """
         before = resident_bytes()
         least = IDLE_GROWTH_BYTES if is_idle else BUSY_GROWTH_BYTES

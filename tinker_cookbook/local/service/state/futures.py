@@ -1,9 +1,9 @@
-"""Results of requests: kept for repeated retrieval, held while unfinished, dropped by one rule.
+"""Results of requests, which clients may fetch repeatedly, and the rule by which they are dropped.
 
-A result stays for `result_keep_seconds` after it was finished, or once it has been read for
-`read_keep_seconds` after it was last read, or until finished results together exceed
-`result_keep_bytes` (oldest first). After that its id answers "gone", as do
-the ids of an earlier life of the service; an id that no service made is unknown.
+A result is kept for `result_keep_seconds` after it was finished, or, if it has been read, for
+`read_keep_seconds` after the last read. If finished results together exceed `result_keep_bytes`,
+the oldest are dropped first. The id of a dropped result is answered with "gone", as are ids from
+before a restart of the service. An id that no service made is unknown.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from tinker_cookbook.local.errors import shorten_message
 
@@ -39,7 +39,7 @@ class Payload:
     content_type: str
 
     @classmethod
-    def of_json(cls, value: dict[str, Any]) -> Payload:
+    def of_json(cls, value: Mapping[str, object]) -> Payload:
         return cls(json.dumps(value).encode(), JSON)
 
     @classmethod
@@ -59,21 +59,22 @@ class Entry:
     kind: str
     session_id: str
     group: str | None
-    """Sampling session and clone that poll together, else None."""
+    """Name of the sampling client that polls for this and other results together, or None."""
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
     payload: Payload | None = None
     failed: bool = False
     category: Category | None = None
     read_at: float = 0.0
-    """When it was last read; until then, when it was finished."""
+    """Time of the last read; before the first read, the time when it was finished."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     is_unwanted: bool = False
-    """Its client is gone: the result is not kept, so that its id answers "gone"."""
+    """Whether its client is gone. The result is then not kept, and its id is answered with
+    "gone"."""
 
 
 class _Group:
-    """Completions of one sampling client, in order, for `retrieve_futures`."""
+    """Finished requests of one sampling client, in order, for `retrieve_futures`."""
 
     def __init__(self) -> None:
         self.finished: deque[Entry] = deque()
@@ -90,7 +91,7 @@ class _Group:
         return list(self.finished)
 
     def forget(self, kept: Container[str]) -> None:
-        """Let go of completions whose results are not kept; many clients never ask for these."""
+        """Drop entries whose results are no longer kept. Many clients never ask for these."""
         while self.finished and self.finished[0].request_id not in kept:
             self._drop_oldest()
 
@@ -100,12 +101,12 @@ class _Group:
 
 
 class FutureTable:
-    """All futures of this process. Used on the event loop's thread only."""
+    """All futures of this process. Use it only on the event loop's thread."""
 
     def __init__(
         self, *, keep_seconds: float, keep_bytes: int, read_keep_seconds: float | None = None
     ) -> None:
-        """Without `read_keep_seconds`, results that were read stay as long as the others."""
+        """Without `read_keep_seconds`, read and unread results are kept equally long."""
         self.instance = secrets.token_hex(4)
         self._keep_seconds = keep_seconds
         self._read_keep_seconds = keep_seconds if read_keep_seconds is None else read_keep_seconds
@@ -113,7 +114,7 @@ class FutureTable:
         self._entries: dict[str, Entry] = {}
         self._unread: OrderedDict[str, Entry] = OrderedDict()
         self._read: OrderedDict[str, Entry] = OrderedDict()
-        """Finished, as those that were never read, each in the order of `read_at`."""
+        """Finished entries, never read and read, each in the order of `read_at`."""
         self._finished_bytes = 0
         self._groups: dict[str, _Group] = {}
 
@@ -124,13 +125,13 @@ class FutureTable:
         return entry
 
     def resolve(self, entry: Entry, payload: Payload) -> None:
-        """Finish an entry; the first result holds."""
+        """Finish an entry. Only the first call has an effect."""
         if entry.payload is not None:
             return
         entry.payload = payload
         entry.finished_at = entry.read_at = time.time()
         entry.done.set()
-        entry.done = _DONE  # an event takes more memory than many results
+        entry.done = _DONE  # one shared event: an event takes more memory than many results
         if entry.is_unwanted:
             self._entries.pop(entry.request_id, None)
             return
@@ -149,11 +150,11 @@ class FutureTable:
         return self._entries.get(request_id)
 
     def is_gone(self, request_id: str) -> bool:
-        """Whether a service made this id and no longer keeps the result."""
+        """Return whether a service made this id and no longer keeps the result."""
         return _REQUEST_ID.fullmatch(request_id) is not None and request_id not in self._entries
 
     async def wait(self, entry: Entry, seconds: float) -> bool:
-        """Wait until an entry is done; False when the time is up."""
+        """Wait until an entry is finished; returns False if the time is over."""
         if not entry.done.is_set():
             try:
                 await asyncio.wait_for(entry.done.wait(), seconds)
@@ -170,7 +171,7 @@ class FutureTable:
             self._read.move_to_end(entry.request_id)
 
     async def wait_group(self, group: str, cursor: int, seconds: float) -> tuple[list[Entry], int]:
-        """Entries of a group that finished after `cursor`, and the new cursor."""
+        """Return the entries of a group that finished after `cursor`, and the new cursor."""
         state = self._groups.setdefault(group, _Group())
         entries = state.after(cursor)
         if not entries and seconds > 0:
@@ -181,14 +182,14 @@ class FutureTable:
         return entries, state.trimmed + len(state.finished)
 
     def drop(self, request_ids: list[str]) -> None:
-        """Forget finished results that the client says it has."""
+        """Drop finished results that the client has received."""
         for request_id in request_ids:
             entry = self._read.get(request_id) or self._unread.get(request_id)
             if entry is not None:
                 self._forget(entry)
 
     def expire(self, now: float | None = None) -> int:
-        """Drop results by the rule above; returns how many."""
+        """Drop results by the rule of this module; returns their number."""
         now = time.time() if now is None else now
         before = len(self._entries)
         for results, seconds in (
@@ -213,7 +214,7 @@ class FutureTable:
             group.forget(self._entries)
 
     def drop_group(self, sampler_id: str) -> None:
-        """Forget the completion lists of a sampling session that has ended."""
+        """Drop the groups of a sampling session that has ended."""
         for group in [g for g in self._groups if g.rpartition("#")[0] == sampler_id]:
             del self._groups[group]
 
@@ -225,7 +226,7 @@ class FutureTable:
         ]
 
     def has_unread(self) -> bool:
-        """Whether a finished result was never fetched."""
+        """Return whether a finished result was never fetched."""
         return bool(self._unread)
 
     def stats(self) -> dict[str, float]:

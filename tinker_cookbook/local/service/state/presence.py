@@ -1,7 +1,7 @@
-"""Which clients are still there to fetch what is computed for them.
+"""Which clients are still alive and will fetch their results.
 
-A client at work holds a request for each result it waits for and sends heartbeats meanwhile. Ended
-connections without anything after them tell that its process is gone; so does a long silence.
+A client that waits for results polls for them and sends heartbeats. If its polls are disconnected
+and no request follows, its process is gone. The same holds after a long time without any request.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ class _Client:
     heard_at: float = field(default_factory=time.monotonic)
     num_polls: int = 0
     was_cut: bool = False
-    """Whether its last request was left without an answer."""
+    """Whether its last poll was disconnected before the answer."""
     ended_at: float | None = None
-    """When it closed its session."""
+    """Time when it closed its session."""
 
 
 class Presence:
-    """Signs of life of sessions. Used on the event loop's thread only."""
+    """Times of the last requests of sessions. Use it only on the event loop's thread."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._clients: dict[str, _Client] = {}
 
     def hear(self, session_id: str) -> None:
-        """Note a request of a session."""
+        """Record a request of a session."""
         client = self._clients.setdefault(session_id, _Client())
         client.heard_at = time.monotonic()
         client.was_cut = False
 
     @contextmanager
     def poll(self, session_id: str) -> Iterator[None]:
-        """While a request of a session is held; ClientDisconnect is for the caller to raise."""
+        """Mark a session as polling while the block runs."""
         self.hear(session_id)
         client = self._clients[session_id]
         client.num_polls += 1
@@ -52,16 +52,16 @@ class Presence:
             client.heard_at = time.monotonic()
 
     def cut(self, session_id: str) -> None:
-        """Note that a held request ended because its connection did."""
+        """Record that a poll ended because its client disconnected."""
         self._clients.setdefault(session_id, _Client()).was_cut = True
 
     def end(self, session_id: str) -> None:
-        """Note that a client has closed its session, after which it takes no results."""
+        """Record that a client has closed its session: it will not fetch results any more."""
         client = self._clients.setdefault(session_id, _Client())
         client.ended_at = time.monotonic()
 
     def is_lost(self, session_id: str) -> bool:
-        """Whether nobody will come for results any more."""
+        """Return whether nobody will fetch the results of a session any more."""
         client = self._clients.setdefault(session_id, _Client())
         now, patience = time.monotonic(), self._patience
         if client.ended_at is not None:
@@ -70,7 +70,7 @@ class Presence:
         return not client.num_polls and now - client.heard_at > seconds
 
     def forget_silent(self, seconds: float) -> None:
-        """Drop what is known of sessions not heard of for so long."""
+        """Drop the records of sessions without a request for this time."""
         before = time.monotonic() - seconds
         for session_id, client in list(self._clients.items()):
             if client.heard_at < before and not client.num_polls:

@@ -1,8 +1,8 @@
-"""Order within a training run: requests start by `seq_id`, resent ones are answered as before.
+"""Order within a training run: requests start in the order of `seq_id`, repeats are recognized.
 
-A request whose lower numbers have not all arrived is held. The SDK skips a number when it refuses a
-call on its own side, so after a grace period the gap is taken to be final. Refused requests count
-as arrived. A request may also hold up all that come after it, while it prepares its work elsewhere.
+A request is held until all lower numbers have arrived. The SDK skips a number when it refuses a
+call itself, so after a grace period the missing numbers are skipped. Refused requests count as
+arrived. A request may also pause the run until it has finished, while it prepares its work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Start = Callable[[], None]
 
 
 class SequenceGate:
-    """Starts numbered requests in order. Used on the event loop's thread only."""
+    """Starts numbered requests in order. Use it only on the event loop's thread."""
 
     def __init__(self, *, grace_seconds: float, first: int = 1) -> None:
         self._grace_seconds = grace_seconds
@@ -32,23 +32,23 @@ class SequenceGate:
         self._held: dict[int, Start] = {}
         self._request_ids: OrderedDict[int, str] = OrderedDict()
         self._forgotten = first - 1
-        """Numbers up to this one are not accepted any more."""
+        """Numbers up to this one are no longer accepted."""
         self._timer: asyncio.TimerHandle | None = None
         self._late: list[Start] = []
-        """Arrived after their gap was given up, while the gate was paused."""
+        """Requests that arrived after their number was skipped, while the gate was paused."""
         self._is_paused = False
         self._is_closing = False
 
     def request_id_of(self, seq_id: int) -> str | None:
-        """The request that this number was first used for, or None."""
+        """Return the request that used this number first, or None."""
         return self._request_ids.get(seq_id)
 
     def has_forgotten(self, seq_id: int) -> bool:
-        """Whether a number is so old that it cannot be told whether it was used."""
+        """Return whether a number is so old that it is unknown whether it was used."""
         return seq_id <= self._forgotten and seq_id not in self._request_ids
 
     def forget_answered(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget requests whose results are not kept, and refuse their numbers from then on."""
+        """Forget requests whose results are no longer kept; their numbers are refused."""
         while self._request_ids:
             seq_id, request_id = next(iter(self._request_ids.items()))
             if seq_id >= self._next or is_kept(request_id):
@@ -57,21 +57,21 @@ class SequenceGate:
             self._forgotten = max(self._forgotten, seq_id)
 
     def submit(self, seq_id: int, request_id: str, start: Start) -> None:
-        """Register a new number; `start` is called once its turn has come, perhaps at once."""
+        """Register a new number. `start` is called when its turn has come, which may be at once."""
         assert seq_id not in self._request_ids, f"seq_id {seq_id} was submitted twice"
         self._request_ids[seq_id] = request_id
         if seq_id < self._next:
-            self._late.append(start)  # arrived after its gap was given up
+            self._late.append(start)  # arrived after its number was skipped
         else:
             self._held[seq_id] = start
         self._start_ready()
 
     def pause(self) -> None:
-        """Hold everything that comes after the request that is being started."""
+        """Hold all requests after the one that is being started."""
         self._is_paused = True
 
     def resume(self) -> None:
-        """Start what has been held since `pause`, in order."""
+        """Start the requests that were held since `pause`, in order."""
         self._is_paused = False
         if self._is_closing:
             self.close()
@@ -97,7 +97,9 @@ class SequenceGate:
         self._timer = None
         if self._held and not self._is_paused:
             lowest = min(self._held)
-            logger.warning("seq_id %d to %d never arrived; going on", self._next, lowest - 1)
+            logger.warning(
+                "seq_id %d to %d did not arrive; they are skipped", self._next, lowest - 1
+            )
             self._next = lowest
             self._start_ready()
 
@@ -106,7 +108,7 @@ class SequenceGate:
         return len(self._held) + len(self._late)
 
     def close(self) -> None:
-        """Start everything that is still held, in order; what a pause holds once that ends."""
+        """Start all held requests in order, now or when the pause ends."""
         self._is_closing = True
         self._start_ready()
         while self._held and not self._is_paused:
@@ -116,7 +118,7 @@ class SequenceGate:
 
 @dataclass(eq=False)
 class Run:
-    """A training run that lives in this process's engine."""
+    """A training run in this process's engine."""
 
     run_id: str
     session_id: str
@@ -128,7 +130,7 @@ class Run:
     num_running: int = 0
     is_closed: bool = False
     inflight_sampler: str | None = None
-    """Engine sampler shared by the run's in-flight sampling sessions."""
+    """Engine sampler that the run's in-flight sampling sessions share."""
 
     def touch(self) -> None:
         self.last_request_at = time.time()

@@ -1,11 +1,12 @@
-"""Sampling sessions, and the engine samplers behind them.
+"""Sampling sessions, and the engine samplers that they use.
 
-Many sessions share one engine sampler: one per base model, one per saved checkpoint, one per run
-for its in-flight sessions. Those of models and checkpoints can be made again from what is saved; a
-snapshot taken without a name lives as long as its session, or until its run took many newer ones.
+Many sessions share an engine sampler: one per base model, one per saved checkpoint, and one per
+run for its in-flight sessions. The samplers of models and checkpoints can be loaded again. An
+unsaved snapshot exists until its session ends or its run has made many newer ones.
 
-A path can be saved over, so a checkpoint is known by its folder, which is new with every save. A
-session keeps the weights that its path had when it was opened; the next one has the new weights.
+A checkpoint path can be overwritten, so a checkpoint is identified by its folder, which is new with
+every save. A session keeps the weights that its path had when the session was opened. Sessions that
+are opened later use the new weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.protocol.paths import parse_tinker_path
 from tinker_cookbook.local.service.state.engine import EngineAccess
-from tinker_cookbook.local.service.storage.index import CheckpointRow, SamplerRow
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, SamplerRow
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.local.service.threads import STORING
 
@@ -31,17 +32,17 @@ __all__ = ["SamplerSession", "SamplerTable", "SubmittedSample"]
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint:"
-"""Begins the keys of engine samplers of saved weights; the folder's name follows."""
+"""Prefix of the keys of engine samplers of saved weights. The name of the folder follows."""
 MAX_REMEMBERED = 50_000
 MAX_IDLE_ADAPTERS = 8
-"""Saved checkpoints' adapters that stay loaded while nobody samples from them."""
+"""Maximum number of checkpoints' adapters that stay loaded while nobody uses them."""
 MAX_SNAPSHOTS_PER_RUN = 16
-"""Unsaved snapshots kept per run; a loop that takes one each step must not fill the memory."""
+"""Maximum number of unsaved snapshots per run, as a loop may make one in each step."""
 
 
 @dataclass(frozen=True)
 class SubmittedSample:
-    """How an asample request was answered, for answering a resent one."""
+    """The answer to an asample request, kept for repeats of the request."""
 
     request_id: str
     sequence_ids: list[str]
@@ -49,7 +50,7 @@ class SubmittedSample:
 
 @dataclass(eq=False)
 class SamplerSession:
-    """What a client calls a sampling session."""
+    """A sampling session of a client."""
 
     row: SamplerRow
     engine_key: str
@@ -70,17 +71,13 @@ class SamplerSession:
 @dataclass(eq=False)
 class _EngineSampler:
     loaded: asyncio.Task[None] | None
-    """None: it was made by a run and is there already."""
+    """Task that loads it; None: it was made from a run, so it is already loaded."""
     num_running: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
-    @property
-    def is_reloadable(self) -> bool:
-        return self.loaded is not None
-
 
 class SamplerTable:
-    """All sampling sessions of this process. Used on the event loop's thread only."""
+    """All sampling sessions of this process. Use it only on the event loop's thread."""
 
     def __init__(self, engine: EngineAccess, store: Store) -> None:
         self._engine = engine
@@ -89,12 +86,12 @@ class SamplerTable:
         self._engine_samplers: dict[str, _EngineSampler] = {}
 
     def find(self, sampler_id: str) -> SamplerRow | None:
-        """What is known about a sampling session, also of an earlier life of the service."""
+        """Return the record of a sampling session, also of one from before a restart."""
         session = self._sessions.get(sampler_id)
         return session.row if session is not None else self._store.index.sampler(sampler_id)
 
     def get(self, sampler_id: str) -> SamplerSession:
-        """A sampling session that can sample; NotFoundError otherwise."""
+        """Return a sampling session that can sample, or raise NotFoundError."""
         session = self._sessions.get(sampler_id)
         if session is not None:
             return session
@@ -104,15 +101,15 @@ class SamplerTable:
         if row.run_id is not None:
             raise NotFoundError(
                 f"sampling_session_id={sampler_id!r} was not saved by name and is no longer in "
-                f"memory; the service keeps the {MAX_SNAPSHOTS_PER_RUN} last used of a run while "
-                "its session lives. Use save_weights_for_sampler to keep one",
+                f"memory; the service keeps the {MAX_SNAPSHOTS_PER_RUN} last used snapshots of a "
+                "run until its session ends. Use save_weights_for_sampler to keep one",
             )
         if row.model_path is not None and self._checkpoint(row).created_at > row.created_at:
             raise _replaced(row)
         return self._add(row, self._shared_key(row))
 
     def _shared_key(self, row: SamplerRow) -> str:
-        """The engine sampler of a model or of a path's weights; UserError if they are gone."""
+        """Return the engine sampler of a model or a path; UserError if its weights are gone."""
         if row.model_path is None:
             return f"base:{row.base_model}"
         return f"{CHECKPOINT}{self._checkpoint(row).folder}"
@@ -130,7 +127,7 @@ class SamplerTable:
         return session
 
     async def open(self, row: SamplerRow) -> SamplerSession:
-        """Begin a session on a base model or a saved checkpoint, loading it if needed.
+        """Open a session on a base model or a saved checkpoint, and load it if needed.
 
         Raises:
             UserError: the checkpoint does not exist or cannot be loaded.
@@ -141,10 +138,10 @@ class SamplerTable:
         return self._add(row, key)
 
     async def adopt(self, row: SamplerRow, engine_key: str) -> list[str]:
-        """Begin a session on an engine sampler that was made from a run.
+        """Open a session on an engine sampler that was made from a run.
 
         Returns:
-            The ids of the sampling sessions that were let go for it.
+            The ids of older sampling sessions that were closed to make room.
         """
         self._engine_samplers.setdefault(engine_key, _EngineSampler(None))
         await STORING.run(self._store.index.insert, row)
@@ -152,7 +149,7 @@ class SamplerTable:
         return self._drop_old_snapshots(session)
 
     def _drop_old_snapshots(self, newest: SamplerSession) -> list[str]:
-        """Let go of the unsaved snapshots of a run that were not used for longest."""
+        """Close the least recently used unsaved snapshots of a run; returns their session ids."""
         snapshots = [
             session
             for session in self._sessions.values()
@@ -169,7 +166,7 @@ class SamplerTable:
         return [session.sampler_id for session in dropped]
 
     def forget_answered(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget requests whose results are no longer kept: they are not sent again after that."""
+        """Forget requests whose results are no longer kept: clients do not repeat them."""
         for session in self._sessions.values():
             submitted = session.submitted
             while submitted and not is_kept(next(iter(submitted.values())).request_id):
@@ -206,7 +203,7 @@ class SamplerTable:
             await worker.create_sampler(key, row.base_model, folder=folder)
 
     def _make_room(self) -> None:
-        """Let go of the checkpoint adapters that were not used for longest."""
+        """Free the least recently used adapters of checkpoints."""
         idle = [
             (sampler.last_used, key)
             for key, sampler in self._engine_samplers.items()
@@ -217,13 +214,13 @@ class SamplerTable:
             self._free(key)
 
     async def use(self, session: SamplerSession) -> str:
-        """Make sure a session's engine sampler is loaded; returns its key."""
+        """Load a session's engine sampler, unless it is loaded; returns its key."""
         await self._ensure(session.engine_key, session.row)
         return session.engine_key
 
     @contextlib.asynccontextmanager
     async def borrow(self, base_model: str, model_path: str | None) -> AsyncIterator[str]:
-        """The engine sampler of a model or a checkpoint, for a request outside any session."""
+        """Give the engine sampler of a model or a checkpoint to a request without a session."""
         row = SamplerRow("", "", base_model, model_path, None, time.time())
         session = SamplerSession(row, self._shared_key(row))
         key = await self.use(session)
@@ -234,7 +231,7 @@ class SamplerTable:
             self.finish(session)
 
     def begin(self, session: SamplerSession) -> None:
-        """Count a request that is using a session's sampler."""
+        """Count a request that uses a session's sampler."""
         session.num_running += 1
         sampler = self._engine_samplers.get(session.engine_key)
         if sampler is not None:
@@ -248,7 +245,8 @@ class SamplerTable:
             sampler.num_running = max(0, sampler.num_running - 1)
 
     def close_session(self, session_id: str) -> list[str]:
-        """Forget the sampling sessions of a client session; free what only they used.
+        """Close the sampling sessions of a client session, and free the samplers that only they
+        used.
 
         Returns:
             The ids of the sampling sessions that were closed.

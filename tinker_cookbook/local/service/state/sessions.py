@@ -1,20 +1,20 @@
-"""Sessions: who is working, when they were last heard of, how they ended."""
+"""Sessions: which are active, when their client last sent a request, and how they ended."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
 
 from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.storage.index import Index, SessionRow
+from tinker_cookbook.local.service.storage.checkpoint_index import Index
+from tinker_cookbook.local.service.storage.rows import SessionRow, Status
 from tinker_cookbook.local.service.threads import STORING
 
 __all__ = ["ACTIVE", "DEFAULT_PROJECT", "Session", "SessionTable"]
 
-ACTIVE = {"type": "active"}
+ACTIVE: Status = {"type": "active"}
 DEFAULT_PROJECT = "default"
 
 
@@ -38,7 +38,7 @@ class Session:
 
 
 class SessionTable:
-    """Sessions in use here, backed by the index. Used on the event loop's thread only."""
+    """Active sessions of this process. Use it only on the event loop's thread."""
 
     def __init__(self, index: Index, presence: Presence) -> None:
         self._index = index
@@ -71,7 +71,7 @@ class SessionTable:
         return session
 
     def get(self, session_id: str) -> Session:
-        """A session, active or not, of this process or another; NotFoundError if there is none."""
+        """Return a session, active or ended, of any process; NotFoundError if it does not exist."""
         session = self._sessions.get(session_id)
         if session is not None:
             return session
@@ -81,9 +81,9 @@ class SessionTable:
         return Session(row)
 
     def get_active(self, session_id: str) -> Session:
-        """A session that accepts work; UserError otherwise.
+        """Return a session that accepts work, or raise UserError.
 
-        One that an earlier life of the service began is taken up again.
+        An active session from before a restart of the service continues.
         """
         session = self.hear(session_id)
         if not session.is_active:
@@ -94,7 +94,7 @@ class SessionTable:
         return session
 
     def hear(self, session_id: str) -> Session:
-        """Note a sign of the client; NotFoundError if there is no such session."""
+        """Record a request of a session; NotFoundError if the session does not exist."""
         session = self.get(session_id)
         session.touch()
         self.presence.hear(session_id)
@@ -102,8 +102,8 @@ class SessionTable:
             self._sessions[session_id] = session
         return session
 
-    async def end(self, session: Session, status: dict[str, Any]) -> bool:
-        """Record how a session ended; the first reason holds. False if it had ended before."""
+    async def end(self, session: Session, status: Status) -> bool:
+        """Record how a session ended; returns False if it had ended before."""
         if not session.is_active:
             return False
         session.row.status = status
@@ -117,21 +117,21 @@ class SessionTable:
         await STORING.run(self._index.update_session, session_id, project_id=project_id)
 
     def idle(self, seconds: float) -> list[Session]:
-        """Active sessions not heard of for this long."""
+        """Return the active sessions without a request for this time."""
         limit = time.monotonic() - seconds
         return [session for session in self._sessions.values() if session.last_seen < limit]
 
     def is_elsewhere(self, session: Session, seconds: float) -> bool:
-        """Whether another service on the same state folder has heard of it in this time."""
+        """Return whether another service on the same state folder serves this session."""
         row = self._index.session(session.session_id)
         return row is not None and time.time() - row.last_seen_at < seconds
 
     def forget(self, session: Session) -> None:
-        """Leave a session to the service that hears of it."""
+        """Leave a session to the other service that serves it."""
         self._sessions.pop(session.session_id, None)
 
     async def record_seen(self) -> None:
-        """Write to the index when each session was last heard of."""
+        """Write the time of the last request of each session to the index."""
         offset = time.time() - time.monotonic()
         seen = {key: session.last_seen + offset for key, session in self._sessions.items()}
         await STORING.run(self._index.touch_sessions, seen)
@@ -143,9 +143,10 @@ class SessionTable:
         return len(self._sessions)
 
 
-def describe_status(status: dict[str, Any]) -> str:
-    """A status object in words."""
+def describe_status(status: Status) -> str:
+    """Return a status in words."""
     detail = status.get("detail")
-    reason = status.get("reason", {}).get("type")
-    words = [status["type"].replace("_", " "), *([reason] if reason else [])]
+    reason = status.get("reason")
+    kind = None if reason is None else reason.get("type")
+    words = [status["type"].replace("_", " "), *([kind] if kind else [])]
     return ": ".join(words + ([detail] if detail else []))

@@ -1,4 +1,4 @@
-"""What the batches between two optimizer steps tell about a run, added up for the dashboard."""
+"""Sums over the batches between two optimizer steps, for the dashboard."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["BatchSums"]
 
 @dataclass
 class BatchSums:
-    """Sums over data; the means are None where nothing was counted or the value is not finite."""
+    """Sums over datums. A mean is None if nothing was counted or its value is not finite."""
 
     num_batches: int = 0
     num_tokens: int = 0
     loss: float = 0.0
     weight: float = 0.0
-    """Tokens that the loss is taken over: the weights' sum, else how many have an advantage."""
+    """Number of tokens in the loss: the sum of weights, or the number of non-zero advantages."""
     is_linear: bool = False
-    """Weights below 0: the client hands a gradient over, and the loss is not its loss."""
+    """Whether a weight is negative: then the client sends a gradient instead of a loss."""
     num_scored: int = 0
-    """Tokens with a weight or an advantage other than 0."""
+    """Number of tokens whose weight or advantage is not 0."""
     negative_logprob: float = 0.0
     num_compared: int = 0
-    """Those that have a sampling log probability too."""
+    """Number of scored tokens that also have a sampling log probability."""
     half_square: float = 0.0
-    """Half the squared difference of sampling and training log probabilities."""
+    """Sum of half the squared differences of sampling and training log probabilities."""
 
     def add(self, datum: TrainDatum, training_logprobs: np.ndarray | None) -> None:
-        """Count a datum; `training_logprobs` is float32 [N] or [N, K]."""
+        """Add a datum; `training_logprobs` is float32 [N] or [N, K]."""
         self.num_tokens += len(datum.tokens)
         name, values = _weights_of(datum)
         if values is None:
@@ -62,12 +62,12 @@ class BatchSums:
 
     @property
     def mean_negative_logprob(self) -> float | None:
-        """Nats per token; of sampled tokens an estimate of the policy's entropy."""
+        """Nats per token. For sampled tokens, this estimates the entropy of the policy."""
         return _mean(self.negative_logprob, self.num_scored)
 
     @property
     def divergence(self) -> float | None:
-        """Estimate of the KL between sampler and trainer, in nats per token."""
+        """Estimated KL divergence between sampler and trainer, in nats per token."""
         return _mean(self.half_square, self.num_compared)
 
 

@@ -1,7 +1,8 @@
-"""What a service keeps of the past: logs, loss curves, and records of sessions and runs.
+"""How long a service keeps logs, curves, and records of sessions and runs.
 
-Checkpoints go when their owner deletes them or their time to live is over. What is about a run with
-checkpoints stays as long as they do; the rest goes some time after it was last used.
+Checkpoints are removed when their owner deletes them or they expire. The records and the curve of a
+run with checkpoints are kept as long as the checkpoints. Other records, curves and logs are removed
+some time after their last use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinker_cookbook.local.service.settings import RetentionSettings
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.utils.processes import is_running
 
@@ -26,12 +27,12 @@ _LOG_NAME = re.compile(r"service-(\d+)\.log(\.\d+)?")
 
 
 def log_folder(state_dir: Path) -> Path:
-    """Where the services of a state folder write their logs."""
+    """Return the folder of the logs of a state folder's services."""
     return state_dir / "logs"
 
 
 def log_path(state_dir: Path, pid: int) -> Path:
-    """The log of one process; older parts have a number behind it."""
+    """Return the path of a process's log. Older parts have a number appended."""
     return log_folder(state_dir) / f"service-{pid}.log"
 
 
@@ -39,11 +40,11 @@ def prune_logs(folder: Path, *, max_bytes: int, before: float) -> int:
     """Remove logs of ended processes, the oldest first.
 
     Args:
-        max_bytes: what those that stay may hold together.
-        before: logs that were last written before this time go in any case.
+        max_bytes: maximum size of the kept logs together.
+        before: logs that were last written before this time are always removed.
 
     Returns:
-        How many files were removed.
+        The number of removed files.
     """
     num_removed = num_bytes = 0
     for modified_at, size, path in sorted(_ended_logs(folder), reverse=True):
@@ -61,14 +62,14 @@ def _ended_logs(folder: Path) -> list[tuple[float, int, Path]]:
         name = _LOG_NAME.fullmatch(path.name)
         if name is None or is_running(int(name[1])):
             continue
-        with suppress(FileNotFoundError):  # another service removes the same
+        with suppress(FileNotFoundError):  # another service may remove the same file
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))
     return found
 
 
 class Retention:
-    """Removes what is older than the owner wants, once an hour."""
+    """Removes old logs, records and curves, once an hour."""
 
     def __init__(self, settings: RetentionSettings, store: Store, progress: ProgressLog) -> None:
         self._settings = settings
@@ -77,10 +78,10 @@ class Retention:
         self._next_check = 0.0
 
     def remove_old_if_due(self) -> None:
-        """Check if the last time is an hour ago.
+        """Remove old data if the last check was an hour ago.
 
         Raises:
-            StorageError: the disk does not take the change.
+            StorageError: the disk is full or read-only.
         """
         if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + CHECK_SECONDS
@@ -90,7 +91,7 @@ class Retention:
         """Remove old logs, records of old sessions and runs, and the curves of runs that are gone.
 
         Raises:
-            StorageError: the disk does not take the change.
+            StorageError: the disk is full or read-only.
         """
         before = time.time() - self._settings.keep_seconds
         prune_logs(
@@ -98,5 +99,5 @@ class Retention:
         )
         num_removed = self._store.index.remove_old_records(before)
         if num_removed:
-            logger.info("removed %d records of sessions and runs not used for long", num_removed)
+            logger.info("removed %d old records of sessions and runs", num_removed)
         self._progress.remove_unknown(self._store.index.run_ids)

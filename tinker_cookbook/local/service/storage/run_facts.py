@@ -1,16 +1,17 @@
-"""What the dashboard knows about a run besides its curve: its loss, its steps, where it began."""
+"""Facts about a run for the dashboard: its loss, its number of steps and its origin."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+from tinker_cookbook.utils.durable_files import write_atomically
 
 __all__ = ["FactsFiles", "Origin", "RunFacts"]
 
 MAX_MARKS = 1000
-"""The newest checkpoints of a run whose step is known."""
+"""Maximum number of checkpoints of a run whose steps are recorded; the oldest are dropped."""
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,26 @@ class Origin:
     run_id: str
     """The run that saved it."""
     step: int
-    """Optimizer steps behind the checkpoint, those of earlier parts included."""
+    """Number of optimizer steps before the checkpoint, including those of earlier parts."""
     is_resumed: bool
-    """With its optimizer: the run goes on. False: only the weights were taken."""
+    """Whether the optimizer state was loaded too: then the run continues the other run."""
 
 
 @dataclass
 class RunFacts:
-    """Kept as JSON beside the curve."""
+    """Facts about a run, saved as JSON next to its curve."""
 
     loss_fn: str | None = None
-    """Of the newest batch; `custom` where the client computes it."""
+    """Loss of the newest batch; `custom` if the client computes it."""
     num_steps: int = 0
-    """Of this run, without earlier parts."""
+    """Number of optimizer steps of this run, without earlier parts."""
     origin: Origin | None = None
     marks: dict[str, int] = field(default_factory=dict)
     """`SEGMENT/NAME` of a checkpoint -> `num_steps` when it was saved."""
 
     @property
     def first_step(self) -> int:
-        """Steps that earlier parts of the run have done."""
+        """Number of steps of the earlier parts of the run."""
         return self.origin.step if self.origin is not None and self.origin.is_resumed else 0
 
     def mark(self, checkpoint: str) -> None:
@@ -54,19 +55,19 @@ _DAMAGED = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class FactsFiles:
-    """Facts of runs on the disk, perhaps of another service; read again once they have changed."""
+    """Saved facts of runs. A file is read again when it has changed."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], RunFacts]] = {}
 
     def read(self, path: Path) -> RunFacts | None:
-        """None where there are none, or none that can be read."""
+        """Return saved facts, or None if the file is missing or damaged."""
         try:
             status = path.stat()
             version = (status.st_mtime_ns, status.st_size)
             known = self._known.get(path)
             if known is None or known[0] != version:
-                known = (version, _parse(json.loads(path.read_text(encoding="utf-8"))))
+                known = (version, _parse(path.read_text(encoding="utf-8")))
                 self._known[path] = known
         except (OSError, *_DAMAGED):
             self._known.pop(path, None)
@@ -74,14 +75,13 @@ class FactsFiles:
         return known[1]
 
     def write(self, path: Path, facts: RunFacts) -> None:
-        """Replace the file at once; OSError if the disk does not take it."""
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(asdict(facts)), encoding="utf-8")
-        part.replace(path)
+        """Replace the file in one step; OSError if the disk is full or read-only."""
+        write_atomically(path, json.dumps(asdict(facts)))
 
 
-def _parse(values: dict[str, Any]) -> RunFacts:
-    """Raises one of `_DAMAGED` for what no service wrote."""
+def _parse(text: str) -> RunFacts:
+    """Read saved facts; one of `_DAMAGED` if they are damaged."""
+    values = json.loads(text)
     found = values.get("origin")
     origin = None
     if found is not None:

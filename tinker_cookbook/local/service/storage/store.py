@@ -1,14 +1,14 @@
 """Durable checkpoints: folders under the state folder, and the index over them.
 
-    index.sqlite3            what exists
-    checkpoints/<folder>/    PEFT adapter, optimizer state, checkpoint.json (what the index says)
-    staging/<instance>/      being written by a live process
-    locks/<instance>         held by a live process
-    running/<instance>.json  how to reach it
+    index.sqlite3            list of all checkpoints
+    checkpoints/<folder>/    PEFT adapter, optimizer state, checkpoint.json (a copy of its records)
+    staging/<instance>/      folders that a running process is writing
+    locks/<instance>         lock that a running process holds
+    running/<instance>.json  address of a running process
 
 A checkpoint is written into staging, fsynced, renamed into `checkpoints/`, and only then indexed: a
-crash leaves the old state or the new one. What a dead process left behind is removed by the next
-start; what a live process is writing is never touched.
+crash leaves the old state or the new one. The next start removes what a dead process left behind.
+It does not touch the files that a running process is writing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.storage.index import (
-    CheckpointRow,
+from tinker_cookbook.local.service.storage.checkpoint_index import (
     Index,
     IndexDamagedError,
     NameTakenError,
-    RunRow,
 )
+from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow
+from tinker_cookbook.utils.durable_files import flush_folder, move_durably, write_atomically
 
 __all__ = ["SPARE_BYTES", "NewCheckpoint", "Store"]
 
@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
 SPARE_BYTES = 2**20
-"""A disk with less room than this counts as full."""
+"""A disk with less free space than this counts as full."""
 
 
 @dataclass(frozen=True)
 class NewCheckpoint:
-    """What a client asked to save."""
+    """A checkpoint that a client asked to save."""
 
     run_id: str
     segment: str
@@ -58,14 +58,6 @@ class NewCheckpoint:
     ttl_seconds: int | None = None
     user_metadata: dict[str, str] | None = None
     overwrite: bool = False
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash_file(path: Path) -> str:
@@ -85,7 +77,7 @@ def _unusable(state_dir: Path, error: Exception) -> ConfigurationError:
 
 
 class Store:
-    """The state folder of one or several service processes."""
+    """The checkpoints in a state folder, which several service processes may share."""
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
@@ -95,12 +87,12 @@ class Store:
         self._locks = state_dir / "locks"
         self._pins: Counter[str] = Counter()
         self._unwanted: set[str] = set()
-        """Folders that are removed when nobody reads them any more."""
+        """Folders that will be removed when nobody reads them any more."""
         try:
             for folder in (self._checkpoints, self._staging, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
             state_dir.chmod(0o700)
-            _sync_folder(state_dir)  # saved checkpoints are found below it after a power cut
+            flush_folder(state_dir)  # so that checkpoints in it are found after a power failure
             self._lock_file = self._hold_lock()
         except OSError as error:
             raise ConfigurationError(
@@ -123,13 +115,13 @@ class Store:
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # another process may have swept the new file away before it was locked
+            # another process may have removed the new file before it was locked
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
             os.close(descriptor)
 
     def close(self) -> None:
-        """Release everything; staged folders of this process are removed."""
+        """Release the lock and the index, and remove the staged folders of this process."""
         shutil.rmtree(self._staging, ignore_errors=True)
         with suppress(OSError):  # a folder that has become read-only
             self._note.unlink(missing_ok=True)
@@ -138,33 +130,26 @@ class Store:
         self.index.close()
 
     def abandon(self) -> None:
-        """Remove staged folders and the note, while other threads may still be writing.
+        """Remove staged folders and the note, even while other threads are writing.
 
-        The lock goes with the process: what is being saved just now is swept by the next start.
+        The lock ends with the process. The next start removes what is still being written.
         """
         shutil.rmtree(self._staging, ignore_errors=True)
         with suppress(OSError):
             self._note.unlink(missing_ok=True)
 
     def announce(self, values: dict[str, object]) -> None:
-        """Leave a note, readable by the owner only, that says how to reach this process.
+        """Write a note with the address of this process, which only the owner can read.
 
-        It is in `running/` until `close`; one whose instance holds no lock was left by a crash.
+        It is in `running/` until `close`. A note whose instance holds no lock was left by a crash.
 
         Raises:
-            ConfigurationError: the disk does not take it.
+            ConfigurationError: the disk is full or read-only.
         """
-        folder = self.state_dir / "running"
-        temporary = folder / f".{self.instance}"
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(values, file)
-            temporary.replace(self._note)
+            self._note.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(self._note, json.dumps(values), mode=0o600)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise _unusable(self.state_dir, error) from error
 
     @property
@@ -172,17 +157,17 @@ class Store:
         return self.state_dir / "running" / f"{self.instance}.json"
 
     def stage(self) -> Path:
-        """Make an empty folder on the same file system as the checkpoints."""
+        """Create an empty folder on the same file system as the checkpoints."""
         folder = self._staging / secrets.token_hex(16)
         try:
             folder.mkdir()
         except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error}") from error
+            raise StorageError(f"{folder} cannot be created: {error}") from error
         return folder
 
     @property
     def spill_dir(self) -> Path:
-        """Where this process keeps what it moves out of memory; gone with it."""
+        """Folder for adapters that this process moves out of memory; removed when it ends."""
         return self._staging / "spill"
 
     def discard(self, staged: Path) -> None:
@@ -193,11 +178,11 @@ class Store:
         return self._checkpoints / row.folder
 
     def commit(self, staged: Path, new: NewCheckpoint) -> CheckpointRow:
-        """Make a written folder durable, move it in place and index it.
+        """Flush a staged folder to disk, move it to the checkpoints and index it.
 
         Raises:
-            UserError: the name is taken and `overwrite` is false.
-            StorageError: naming the file, if the disk does not take it.
+            UserError: the name exists and `overwrite` is false.
+            StorageError: the disk is full or read-only; the message names the file.
         """
         try:
             return self._commit(staged, new)
@@ -220,13 +205,7 @@ class Store:
             expires_at=None if new.ttl_seconds is None else now + new.ttl_seconds,
         )
         self._write_manifest(staged, row, files)
-        for path in staged.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _sync_folder(staged)
-        target = self._checkpoints / staged.name
-        staged.rename(target)
-        _sync_folder(self._checkpoints)
+        move_durably(staged, self._checkpoints / staged.name)
         try:
             replaced = self.index.put_checkpoint(row, overwrite=new.overwrite)
         except NameTakenError as error:
@@ -241,10 +220,10 @@ class Store:
 
     @staticmethod
     def name_taken(new: NewCheckpoint) -> UserError:
-        """The error for a name that exists."""
+        """Return the error for a name that already exists."""
         overwrite = " or set overwrite=True" if new.segment == "weights" else ""
         return UserError(
-            f"path={new.name!r} exists already as tinker://{new.run_id}/{new.segment}/{new.name}; "
+            f"path={new.name!r} already exists as tinker://{new.run_id}/{new.segment}/{new.name}; "
             f"choose another name{overwrite}"
         )
 
@@ -262,56 +241,44 @@ class Store:
         (staged / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
 
     def set_public(self, row: CheckpointRow, is_public: bool) -> None:
-        """Publish a checkpoint or take that back; durable when the call returns."""
+        """Publish or withdraw a checkpoint. The change is on disk when the call returns."""
         self._change(row, {"is_public": is_public})
 
     def set_expiry(self, row: CheckpointRow, expires_at: float | None) -> None:
-        """Set when a checkpoint goes, in seconds since 1970; durable when the call returns."""
+        """Set when a checkpoint expires, in seconds since 1970; on disk when the call returns."""
         self._change(row, {"expires_at": expires_at})
 
     def _change(self, row: CheckpointRow, changes: dict[str, bool | float | None]) -> None:
-        """Change the index, and the manifest from which a damaged index is built again."""
+        """Change the index, and the manifest from which a damaged index can be rebuilt."""
         with self.index.changing_checkpoint(row.folder, changes):
             try:
                 manifest = self._read_manifest(row)
                 manifest["checkpoint"].update(changes)
             except (UserError, KeyError, TypeError, AttributeError) as error:
-                # it is refused when it is used, and may still be given an end
-                logger.warning("only the index knows %s of %s: %s", changes, row.folder, error)
+                # the damaged checkpoint cannot be used any more, but it can still expire
+                logger.warning("only the index has %s of %s: %s", changes, row.folder, error)
                 return
-            self._replace_manifest(self.folder(row), manifest)
-
-    @staticmethod
-    def _replace_manifest(folder: Path, manifest: dict) -> None:
-        temporary = folder / f".{MANIFEST}.{secrets.token_hex(8)}"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(_manifest_text(manifest))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / MANIFEST)
-            _sync_folder(folder)
-        except OSError as error:
-            raise StorageError(f"{folder / MANIFEST} cannot be written: {error}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            path = self.folder(row) / MANIFEST
+            try:
+                write_atomically(path, _manifest_text(manifest))
+            except OSError as error:
+                raise StorageError(f"{path} cannot be written: {error}") from error
 
     def find(self, run_id: str, segment: str, name: str) -> CheckpointRow | None:
         return self.index.checkpoint(run_id, segment, name)
 
     def weight_files(self, row: CheckpointRow) -> list[Path]:
-        """Files of a checkpoint that a download holds: the adapter without our own records."""
+        """Return the files of a checkpoint that a download contains: the adapter."""
         manifest = self._read_manifest(row)
         return [
             self._file(row, name) for name in manifest["files"] if not name.startswith("optimizer")
         ]
 
     def verify(self, row: CheckpointRow) -> Path:
-        """Return the folder after comparing its files with what was written.
+        """Compare the files of a checkpoint with its manifest; returns its folder.
 
         Raises:
-            UserError: a file is missing, truncated, altered or a link; names it.
+            UserError: a file is missing, truncated, altered or a link; the message names it.
         """
         folder = self.folder(row)
         for name, expected in self._read_manifest(row)["files"].items():
@@ -330,7 +297,7 @@ class Store:
         return folder
 
     def _file(self, row: CheckpointRow, name: str) -> Path:
-        """A file that a manifest lists; a missing one, or one that leads elsewhere, is refused."""
+        """Return the path of a file in a manifest; refuse links and missing files."""
         path = self.folder(row) / name
         if Path(name).name != name or path.is_symlink():
             raise UserError(
@@ -365,7 +332,7 @@ class Store:
 
     @contextmanager
     def pin(self, row: CheckpointRow) -> Iterator[None]:
-        """Keep a checkpoint's files while they are being read, even if it is deleted meanwhile."""
+        """Keep a checkpoint's files while they are read, even if it is deleted meanwhile."""
         self._pins[row.folder] += 1
         try:
             yield
@@ -378,32 +345,34 @@ class Store:
                     self._remove_folder(row.folder)
 
     def delete(self, row: CheckpointRow) -> None:
-        """Forget a checkpoint, then remove its files.
+        """Remove a checkpoint from the index, then its files.
 
         Raises:
-            StorageError: the index does not take the change.
+            StorageError: the index cannot be changed.
         """
         self._forget([row.folder], lambda: self.index.delete_checkpoint(row.folder))
 
     def remove_expired(self) -> int:
-        """Delete checkpoints whose time is over; returns how many."""
+        """Delete expired checkpoints; returns their number."""
         now = time.time()
         expired = self.index.expired(now)
         self._forget(expired, lambda: self.index.remove_expired(now))
         return len(expired)
 
     def _forget(self, folders: Sequence[str], change_index: Callable[[], None]) -> None:
-        """Change the index and remove folders; where the disk is full the files go first.
+        """Change the index, then remove folders. On a full disk, the folders are removed first.
 
-        A change takes some room too. Should it still fail then, the checkpoint is listed, refused
-        as damaged, and can be deleted again.
+        A change of the index needs some free space. If it fails even then, the checkpoint is still
+        listed, is refused as damaged, and can be deleted again.
         """
         try:
             change_index()
         except StorageError:
             if shutil.disk_usage(self.state_dir).free > SPARE_BYTES:
                 raise
-            logger.warning("the disk is full: deleted checkpoints make room before they are noted")
+            logger.warning(
+                "the disk is full: checkpoint folders are removed before the index is changed"
+            )
             self._remove_folders(folders)
             change_index()
         self._remove_folders(folders)
@@ -419,19 +388,20 @@ class Store:
         shutil.rmtree(self._checkpoints / folder, ignore_errors=True)
 
     def remove_leftovers(self) -> int:
-        """Remove what dead processes left: staged folders, and others that were never indexed."""
+        """Remove staged folders of dead processes, and checkpoint folders without a row."""
         removed = sum(self._sweep_dead(lock) for lock in self._locks.iterdir())
         for folder in self._checkpoints.iterdir():
-            # In this order: a live writer holds its lock until after its checkpoint is indexed.
+            # In this order, because a running writer holds its lock until its checkpoint is
+            # indexed.
             if self._has_live_writer(folder) or self.index.has_folder(folder.name):
                 continue
             shutil.rmtree(folder, ignore_errors=True)
-            logger.warning("removed %s, which was not completely saved or deleted", folder)
+            logger.warning("removed %s, which was not saved or deleted completely", folder)
             removed += 1
         return removed
 
     def _sweep_dead(self, lock: Path) -> bool:
-        """Remove the staged folders of an instance whose lock nobody holds."""
+        """Remove the staged folders of an instance if nobody holds its lock."""
         if lock.name == self.instance:
             return False
         try:
@@ -457,22 +427,22 @@ class Store:
             return False
 
     def _put_index_aside(self, error: IndexDamagedError) -> None:
-        """Keep a damaged index for whoever wants to look at it, out of the way."""
+        """Rename a damaged index, so that it can still be examined."""
         mark = f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         for path in self.state_dir.glob("index.sqlite3*"):
             if "damaged" not in path.name:
                 path.rename(path.with_name(f"{path.name}.{mark}"))
         logger.error(
-            "%s; moved to index.sqlite3.%s and built again from the checkpoint folders. Sessions "
-            "and runs without a checkpoint are not listed any more",
+            "%s; it is moved to index.sqlite3.%s and rebuilt from the checkpoint folders. Sessions "
+            "and runs without a checkpoint are no longer listed",
             *(error, mark),
         )
 
     def _rebuild_index(self) -> None:
-        """Fill a new index from checkpoint folders that are already there.
+        """Fill a new index from the existing checkpoint folders.
 
-        A start that is killed meanwhile, or another one at the same time, does no harm: an index
-        counts as complete at the end only, and what it does not list is kept until then.
+        The index is marked as complete only at the end, and folders that it does not list are kept
+        until then. So it is safe if this start is killed, or if another one does the same.
         """
         found: list[tuple[CheckpointRow, RunRow]] = []
         for folder in sorted(self._checkpoints.iterdir()):
@@ -491,7 +461,7 @@ class Store:
                 continue
             checkpoint.folder = folder.name
             found.append((checkpoint, run))
-        # of two with one name the newer has replaced the other
+        # of two checkpoints with the same name, the newer replaced the older
         for checkpoint, run in sorted(found, key=lambda pair: -pair[0].created_at):
             with suppress(NameTakenError):
                 self.index.insert(run)

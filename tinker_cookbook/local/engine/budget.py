@@ -1,0 +1,36 @@
+"""How much memory a run, a sampler and the KV cache get. No torch.
+
+The engine's host reserves memory by these rules, and `serve --plan` adds up the same numbers.
+Adapters are float32; `adapter_bytes` is the size of one adapter's parameters.
+"""
+
+from __future__ import annotations
+
+__all__ = ["cache_budget", "run_bytes", "sampler_bytes"]
+
+_MAX_CACHE_BYTES = 4 * 2**30
+_MIN_CACHE_BYTES = 64 * 2**20
+
+
+def run_bytes(adapter_bytes: int, *, with_gradient: bool) -> int:
+    """Return the memory of a training run: its parameters, two Adam moments and the gradient.
+
+    The gradient exists from the first backward pass to the optimizer step; runs that take turns
+    reuse one tensor for it.
+    """
+    return adapter_bytes * (4 if with_gradient else 3)
+
+
+def sampler_bytes(adapter_bytes: int) -> int:
+    """Return the memory of a sampler: its frozen adapter, and the form in which kernels read it."""
+    return 2 * adapter_bytes
+
+
+def cache_budget(free_bytes: int | None) -> int:
+    """Return the memory limit of a model's KV cache, given what is free once weights are loaded.
+
+    None stands for an unknown amount of free memory.
+    """
+    if free_bytes is None:
+        return _MAX_CACHE_BYTES // 2
+    return max(min(free_bytes // 4, _MAX_CACHE_BYTES), _MIN_CACHE_BYTES)
