@@ -10,8 +10,8 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.losses import (
-    REFERENCE_FREE,
     PAIR_LOSSES,
+    REFERENCE_FREE,
     PairBatch,
     SingleBatch,
     dpo,
