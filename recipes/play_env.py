@@ -149,8 +149,8 @@ async def play(config: Config, model_name: str) -> None:
     builder = build_dataset_builder(config, model_name)
     if not callable(builder):
         raise ConfigurationError(
-            f"env={config.env} is a {type(builder).__name__}, which cannot be called; give a data set "
-            "builder, such as what problem_data(problems, grade) returns."
+            f"env={config.env} cannot be called; give a data set builder, such as what "
+            "problem_data(problems, grade) returns."
         )
     dataset, _ = await builder()
     if config.batch >= len(dataset):
