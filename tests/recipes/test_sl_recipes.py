@@ -93,7 +93,7 @@ def test_the_whole_story_on_a_service_of_its_own(tiny_model_folder: Path, tmp_pa
         check=False,
     )
     assert sampled.returncode == 0, sampled.stderr
-    assert "with `tinker-cookbook serve` in another terminal" in sampled.stdout
+    assert "`tinker-cookbook serve` running in another terminal" in sampled.stdout
     assert "\n> How is the weather out there?\n" in sampled.stdout
 
 
