@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,6 +130,22 @@ def test_a_reply_that_takes_too_long_is_an_error() -> None:
     result = run(client, timeout_seconds=0.3, max_attempts=2)
     assert (result.num_errors, result.score) == (1, 1.0)
     assert sum("Spain" in prompt for prompt, _ in client.requests) == 2
+
+
+def test_a_prompt_that_fills_the_context_is_truncated_and_not_tried_again() -> None:
+    client = ScriptedClient(answer_all)
+    result = run(client, context_window=5)
+    assert (result.num_truncated, result.num_errors, result.score) == (3, 0, 0.0)
+    assert client.requests == []
+
+
+def test_a_reply_that_cannot_be_stored_ends_the_evaluation(tmp_path: Path) -> None:
+    def answer(prompt: str, call: int) -> list[str]:
+        shutil.rmtree(tmp_path / "e", ignore_errors=True)
+        return answer_all(prompt, call)
+
+    with pytest.raises(OSError, match=r"trajectories\.jsonl"):
+        run(ScriptedClient(answer), save_dir=str(tmp_path / "e"))
 
 
 def test_nothing_but_errors_is_an_error() -> None:

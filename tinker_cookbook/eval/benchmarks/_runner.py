@@ -196,8 +196,11 @@ class _Run:
             self._store(example, outcomes)
             return None
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(example)) for example in examples]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(run(example)) for example in examples]
+        except ExceptionGroup as errors:  # such as a full disk; the other tasks are cancelled
+            raise errors.exceptions[0] from errors
         return [name for task in tasks if (name := task.result()) is not None]
 
     def _store(self, example: Example, outcomes: list[Outcome]) -> None:
