@@ -51,6 +51,8 @@ LAYERS = {
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
     "tinker_cookbook.preference.train_dpo": 5,
+    "tinker_cookbook.distillation.train_off_policy": 5,
+    "tinker_cookbook.distillation.train_on_policy": 5,
     "tinker_cookbook.cli_utils": 6,
     "tinker_cookbook.recipe": 6,
     "tinker_cookbook.recipe_runner": 6,
