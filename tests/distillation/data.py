@@ -63,7 +63,7 @@ class TokenBuilder(SupervisedDatasetBuilder):
         return train, kind(self.first + 1000, self.test_size, self.test_size)
 
 
-def train_teacher(service: ServiceProcess, favourite: int, *, steps: int = 15) -> str:
+def train_teacher(service: ServiceProcess, favourite: int, *, steps: int = 5) -> str:
     """Train an adapter to say one token more often; return its sampler path."""
     client = service.connect()
     training = client.create_lora_training_client(service.model, rank=4, seed=1).result()
@@ -74,7 +74,7 @@ def train_teacher(service: ServiceProcess, favourite: int, *, steps: int = 15) -
         datum.loss_fn_inputs["target_tokens"] = tinker.TensorData.from_numpy(targets)
     for _ in range(steps):
         gradient = training.forward_backward(data, "cross_entropy")
-        update = training.optim_step(tinker.AdamParams(learning_rate=2e-2))
+        update = training.optim_step(tinker.AdamParams(learning_rate=1e-2))
         gradient.result()
         update.result()
     return training.save_weights_for_sampler(f"teacher-{favourite}").result().path

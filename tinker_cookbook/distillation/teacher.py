@@ -137,9 +137,18 @@ class Teacher:
     async def score(self, placed: PlacedSequence) -> np.ndarray:
         """Return the log probabilities of the trained tokens, float64 [n]."""
         response = await self._ask(placed, **_only_last(placed))
-        found = response.prompt_logprobs or []
-        values = np.array([np.nan if value is None else value for value in found], np.float64)
-        return values[placed.tokens_n]
+        return _prompt_logprobs(response)[placed.tokens_n]
+
+    async def score_with_top(
+        self, placed: PlacedSequence, count: int
+    ) -> tuple[np.ndarray, Targets | None]:
+        """Return the log probabilities of the trained tokens, and the top tokens if count > 0."""
+        if not count:
+            return await self.score(placed), None
+        response = await self._ask(placed, topk_prompt_logprobs=count, **_only_last(placed))
+        tokens, logprobs = _top_arrays(response, count)
+        rows = placed.tokens_n
+        return _prompt_logprobs(response)[rows], Targets(tokens[rows], logprobs[rows])
 
     async def targets(self, placed: PlacedSequence, count: int, kind: TargetKind) -> Targets:
         """Return `count` tokens for each trained position, from the cache if they are there."""
@@ -360,6 +369,12 @@ def _only_last(placed: PlacedSequence) -> dict[str, Any]:
     if can_score_last_tokens():
         options["prompt_logprobs_last_n"] = placed.num_scored
     return options
+
+
+def _prompt_logprobs(response: tinker.SampleResponse) -> np.ndarray:
+    """Return the log probabilities of all prompt tokens; nan where there is none."""
+    found = response.prompt_logprobs or []
+    return np.array([np.nan if value is None else value for value in found], np.float64)
 
 
 def _top_arrays(response: tinker.SampleResponse, count: int) -> tuple[np.ndarray, np.ndarray]:
