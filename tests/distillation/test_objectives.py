@@ -103,7 +103,7 @@ def test_more_tokens_bring_the_value_to_the_kl_of_the_vocabulary(name: str):
     for count in (1, 4, 12, VOCAB - 1):
         ids = top(teacher, count)
         values.append(TOP_K_DIVERGENCES[name](at(student, ids), at(teacher, ids)).value_T)
-    assert (np.diff(np.array(values), axis=0) >= -1e-12).all()
+    assert float(np.diff(np.array(values), axis=0).min()) >= -1e-12
     assert (values[0] < exact).all()
     np.testing.assert_allclose(values[-1], exact, atol=1e-9)
     ids = top(teacher, VOCAB)

@@ -116,16 +116,18 @@ def test_a_teacher_that_is_the_student_teaches_nothing(make_config, teacher_path
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"kl_discount_factor": 0.9}, {"topk": 8}, {"topk": 8, "objective": "forward_kl"}],
-    ids=["sampled", "discounted", "reverse", "forward"],
+    [{}, {"topk": 8}, {"topk": 8, "objective": "forward_kl"}],
+    ids=["sampled", "reverse", "forward"],
 )
 def test_the_student_comes_nearer_to_the_teacher(
-    make_config, teacher_path: str, changes: dict[str, Any]
+    make_config, taught, teacher_path: str, changes: dict[str, Any]
 ):
-    config = make_config(path=teacher_path, num_batches=16, **changes)
+    num_batches = 12
+    data = taught(teacher_path, num_batches=num_batches, group_size=16, prompt_length=2)
+    config = make_config(dataset_configs=[data], learning_rate=4e-3, max_tokens=2, **changes)
     run(config)
     rows = rows_of(config)
-    assert len(rows) == 16
+    assert len(rows) == num_batches
     first = np.mean([row["teacher_kl"] for row in rows[:2]])
     last = np.mean([row["teacher_kl"] for row in rows[-2:]])
     assert last < 0.8 * first
@@ -239,9 +241,11 @@ def test_prompts_without_grades(make_config, local_service: ServiceProcess, teac
     assert len(dataset) == 1
     group = dataset.get_batch(0)[2]
     environment = asyncio.run(group.make_envs())[0]
-    prompt, _ = asyncio.run(environment.initial_observation())
-    assert "xxxx" in renderer.tokenizer.decode(prompt.to_ints())
-    assert "x" * 30 not in renderer.tokenizer.decode(prompt.to_ints())
+    observation = asyncio.run(environment.initial_observation())
+    assert isinstance(observation, tuple)
+    text = str(renderer.tokenizer.decode(observation[0].to_ints()))
+    assert "xxx" in text
+    assert "x" * 30 not in text
     result = asyncio.run(environment.step([5]))
     assert (result.reward, result.metrics) == (0.0, {"format": 0.0})
     assert group.logging_tags() == ["questions"]
@@ -277,7 +281,7 @@ def test_bad_teachers_and_data_are_refused(make_config, tmp_path: Path, local_se
         groups_per_batch=4,
     )
     with pytest.raises(
-        ConfigurationError, match="1 token ids differ, first id .*<.other.>.*im_end"
+        ConfigurationError, match=r"2 token ids differ, first id 2 .*<.other.>.*im_end"
     ):
         run(make_config("a", dataset_configs=[data]))
     with pytest.raises(ConfigurationError, match="does not have the teacher tinker://no"):
