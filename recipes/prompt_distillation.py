@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.renderers import Message, Renderer
 
-WORDS = """anchor apple arrow bamboo basket beetle bottle branch bridge bucket butter button camera
-candle carpet carrot castle cheese cherry circle coffee copper corner cotton desert dinner doctor
-dragon engine falcon family farmer feather finger flower forest garden ginger guitar hammer harbor
-helmet honey island jacket jungle kettle kitchen ladder lantern lemon letter lizard magnet marble
-market meadow melon mirror monkey mountain needle number ocean olive onion orange oven painter palace
-pencil pepper piano picture pigeon pillow planet pocket potato prince puzzle rabbit river robin rocket
-saddle salmon school shadow silver sister spider spoon station stone summer sunset table teacher
-temple thunder ticket tiger tomato tunnel turtle umbrella uncle valley velvet village violin wagon
-walnut water whale window winter wizard yellow zebra""".split()
+WORDS = """anchor apple arrow bamboo basket beetle bottle branch bridge bucket butter button
+camera candle carpet carrot castle cheese cherry circle coffee copper corner cotton desert dinner
+doctor dragon engine falcon family farmer feather finger flower forest garden ginger guitar hammer
+harbor helmet honey island jacket jungle kettle kitchen ladder lantern lemon letter lizard magnet
+marble market meadow melon mirror monkey mountain needle number ocean olive onion orange oven
+painter palace pencil pepper piano picture pigeon pillow planet pocket potato prince puzzle rabbit
+river robin rocket saddle salmon school shadow silver sister spider spoon station stone summer
+sunset table teacher temple thunder ticket tiger tomato tunnel turtle umbrella uncle valley velvet
+village violin wagon walnut water whale window winter wizard yellow zebra""".split()
 NUM_TEST_WORDS = 38
 
 
 def split_words(num_shots: int, seed: int) -> tuple[list[str], list[str], list[str]]:
     """Return the words of the examples, of training and of the test."""
-    words = WORDS.copy()
+    words: list[str] = list(WORDS)
     random.Random(seed).shuffle(words)
     test, rest = words[:NUM_TEST_WORDS], words[NUM_TEST_WORDS:]
     return rest[:num_shots], rest[num_shots:], test
