@@ -8,7 +8,7 @@ Without `data=`, the model is asked to write about a topic in exactly so many wo
 for each request. The reply that comes nearest to the number and the one that is furthest from it
 are a pair. Topics of held-out requests are not trained on.
 
-A row of your own file is {"prompt": ..., "chosen": ..., "rejected": ...}, with texts or lists of
+A row of such a file is {"prompt": ..., "chosen": ..., "rejected": ...}, with texts or lists of
 messages, or two whole conversations as chosen and rejected. The same command again resumes a
 stopped run.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import os
@@ -36,6 +35,7 @@ from tinker_cookbook.settings_help import (
 )
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
+from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -211,7 +211,7 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
 
     Raises:
         ConfigurationError: for an unknown key (the message suggests the nearest one), a value of
-            the wrong type (the message names the right one), or a missing key.
+            the wrong type (the message names the accepted ones), or a missing key.
     """
     import chz
     from chz import blueprint as chz_blueprint
@@ -260,13 +260,13 @@ def _split_word(word: str) -> tuple[str, str]:
 
 
 def _unknown_key(key: str, value: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    nearest = nearest_name(key, known, cutoff=0.5)
     meant = _COMMON_NAMES.get(key)
     if meant not in known:
         meant = _COMMON_NAMES.get(meant or "")
     if meant in known:
-        nearest = [meant]
-    hint = f" Did you mean {nearest[0]}={value}?" if nearest else ""
+        nearest = meant
+    hint = f" Did you mean {nearest}={value}?" if nearest else ""
     return f"{key}={value} is not a setting of this recipe; --help lists them.{hint}"
 
 
@@ -285,13 +285,12 @@ def _wrong_type(message: str, settings: dict[str, str], known: dict[str, Setting
     if key not in settings:
         return message.strip().splitlines()[0]
     wanted, doc = (known[key].type_text, known[key].doc) if key in known else ("another type", "")
-    problem = f"{key}={settings[key]} has the wrong type; it must be {readable_type(wanted)}."
-    choices = type_choices(wanted)
+    value, choices = settings[key], type_choices(wanted)
     if not choices:
-        return problem
-    nearest = difflib.get_close_matches(settings[key], choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"{problem}{hint} {key}: {doc}"
+        return f"{key}={value} has the wrong type; it must be {readable_type(wanted)}."
+    nearest = nearest_name(value, choices, cutoff=0.5)
+    hint = f" Did you mean {nearest}?" if nearest else ""
+    return f"{key}={value} is not accepted; use {readable_type(wanted)}.{hint} {key}: {doc}"
 
 
 def _one_line(error: Exception) -> str:

@@ -61,11 +61,7 @@ def main(
 
 
 def supervised(
-    config: ModelOptions,
-    data: SupervisedDatasetBuilder,
-    *,
-    prompts: Sequence[str] = (),
-    **own: Any,
+    config: ModelOptions, data: SupervisedDatasetBuilder, *, prompts: Sequence[str] = (), **own: Any
 ) -> sl_train.Config:
     """Return the settings of a supervised train loop.
 

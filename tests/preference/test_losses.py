@@ -10,8 +10,8 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.losses import (
-    NEEDS_NO_REFERENCE,
     PAIR_LOSSES,
+    REFERENCE_FREE,
     PairBatch,
     SingleBatch,
     dpo,
@@ -81,7 +81,7 @@ def test_losses_read_the_reference_or_say_that_they_do_not(name: str):
     batch = random_batch()
     other = shift(batch, "reference_chosen_P", 1.5)
     is_same = np.array_equal(PAIR_LOSSES[name]()(batch).loss_P, PAIR_LOSSES[name]()(other).loss_P)
-    assert is_same == (name in NEEDS_NO_REFERENCE)
+    assert is_same == (name in REFERENCE_FREE)
 
 
 def test_dpo_of_a_model_that_is_its_reference_is_log_2():

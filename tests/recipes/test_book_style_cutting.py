@@ -1,4 +1,4 @@
-"""Cutting a book: all text stays, passages are below the limit, borders are between paragraphs."""
+"""Cutting a book at paragraphs: no text is lost, and every passage is below the limit."""
 
 import re
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from recipes import rl_basic, rl_loop
+from recipes.multiturn import __main__ as multiturn
 from tests.recipes.recipe_process import run_in_this_process
+from tinker_cookbook import recipe
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl import recipe as rl_recipe
 from tinker_cookbook.utils.jsonl_log import read_rows
 
 SMALL = {"groups_per_batch": 2, "group_size": 2, "max_steps": 2, "max_tokens": 6, "lora_rank": 2}
@@ -43,6 +46,23 @@ def test_group_size_is_checked_before_anything_starts():
         rl_basic.Config(group_size=1)
 
 
+def test_recipes_that_have_their_own_main_get_the_same_settings(tmp_path: Path):
+    config = rl_basic.Config(renderer_name="chatml", log_path=str(tmp_path))
+    older = rl_recipe.build_config(
+        config, rl_basic.WordCountDatasetBuilder, "m", recipe_name="mine", lora_rank=3
+    )
+    config = recipe.complete(config, "m")
+    data = recipe.fill(rl_basic.WordCountDatasetBuilder, config)
+    assert older == recipe.rl(config, data, recipe_name="mine", lora_rank=3)
+    assert (older.lora_rank, older.model_name, older.log_path) == (3, "m", str(tmp_path))
+
+
+def test_a_run_directory_is_named_after_recipe_words_and_model(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", "/runs")
+    config = recipe.complete(multiturn.Config(renderer_name="chatml"), "some/Model")
+    assert re.fullmatch(r"/runs/multiturn/guess-number-model-[0-9a-f]{8}", config.log_path or "")
+
+
 def check_report(output: str, rows: list[dict]) -> None:
     """The output shows before and after, every checkpoint with its use, and how to sample."""
     key = next(key for key in rows[-1] if key.endswith("reward/total"))
@@ -71,25 +91,25 @@ def check_names(recipe: str, service, log_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["groups_per_batch", "num_batches", "max_tokens", "max_steps"])
 def test_sizes_are_checked_before_anything_starts(key: str):
-    for recipe in (rl_basic, rl_loop):
-        if hasattr(recipe.Config, key):
+    for module in (rl_basic, rl_loop):
+        if hasattr(module.Config, key):
             with pytest.raises(ConfigurationError, match=f"{key}=0 is less than 1; use 1 or more"):
-                recipe.Config(**{key: 0})
+                module.Config(**{key: 0})
 
 
-@pytest.mark.parametrize("recipe", [rl_basic, rl_loop])
+@pytest.mark.parametrize("module", [rl_basic, rl_loop])
 def test_recipes_run(
-    recipe, local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    module, local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     settings = {"model_name": local_service.model, "base_url": local_service.base_url, **SMALL}
     settings |= {"renderer_name": "chatml", "log_path": tmp_path / "run"}
     words = [f"{key}={value}" for key, value in settings.items()]
-    run_in_this_process(recipe, words)
+    run_in_this_process(module, words)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert any("reward" in key and key.startswith("test/") for key in rows[-1])
     check_report(capsys.readouterr().out, rows)
-    check_names(recipe.__name__.rpartition(".")[2], local_service, tmp_path / "run")
-    run_in_this_process(recipe, words)
+    check_names(module.__name__.rpartition(".")[2], local_service, tmp_path / "run")
+    run_in_this_process(module, words)
     assert "already complete" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_floor_is_measured_on_sampled_tokens_only():
     assert gap is not None
     assert (gap.mean, gap.largest, gap.num_tokens) == (pytest.approx(0.375), 0.5, 2)
     assert gap.half_mean_square == pytest.approx(0.5 * (0.25 + 0.0625) / 2)
-    assert "3.8e-01 nats a token" in gap.describe()
+    assert "3.8e-01 nats per token" in gap.describe()
     assert measure_sampling_gap([], []) is None
 
 

@@ -63,7 +63,7 @@ def test_the_floor_is_said_once_at_the_start(build, capfd, changes):
     """Of data scored before the first update: with more of them the gap would be the update's."""
     run(build(num_batches=2, learning_rate=5e-2, eval_every=0, **changes))
     lines = capfd.readouterr()
-    (line,) = [text for text in (lines.out + lines.err).splitlines() if "nats a token" in text]
+    (line,) = [text for text in (lines.out + lines.err).splitlines() if "nats per token" in text]
     assert float(line.split(" differ by ")[1].split()[0]) < 1e-4
 
 

@@ -289,7 +289,7 @@ PAIR_LOSSES: dict[str, Callable[..., PairLossFunction]] = {
     "orpo": orpo,
 }
 """Builders of the pair losses by name; each takes its own settings as keyword arguments."""
-NEEDS_NO_REFERENCE = frozenset({"simpo", "cpo", "orpo"})
+REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 """Names of losses that never read the reference's log probabilities."""
 
 

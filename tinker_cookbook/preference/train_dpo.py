@@ -128,7 +128,7 @@ def main(config: Config, *, loss: PairLossFunction | None = None) -> RunResult:
 
     Args:
         config: The settings.
-        loss: Your own loss, in place of the one that `config.loss` names.
+        loss: Your own loss; by default the one that `config.loss` names.
 
     Returns:
         Where the weights are.

@@ -96,7 +96,7 @@ class SamplingGap:
     def describe(self) -> str:
         """Return a line for the start of a run."""
         return (
-            f"floor    sampler and trainer differ by {self.mean:.1e} nats a token on the same "
+            f"floor    sampler and trainer differ by {self.mean:.1e} nats per token on the same "
             f"weights (at most {self.largest:.1e}; {self.num_tokens:,} tokens)"
         )
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task, available_cpus
+from tinker_cookbook.supervised.conversation_renderer import RenderedRow
 from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.rendering import RenderedRow
 from tinker_cookbook.supervised.sources.several import Mix
 from tinker_cookbook.supervised.types import SupervisedDataset
 
@@ -76,7 +76,8 @@ class LazyDataset(SupervisedDataset):
     """Batches of a row source; a batch depends on (seed of the epoch, index) and nothing else.
 
     Rows are read and rendered when their batch is asked for, or a few batches before by background
-    processes. Memory: 4 bytes a row for the order given, 4 for the epoch's, and the batches ahead.
+    processes. Memory per row: 4 bytes for the order given and 4 for the epoch's; and the batches
+    ahead.
     A conversation that needs several datums puts all of them into its batch, so a batch may hold
     more datums than `batch_size`.
 

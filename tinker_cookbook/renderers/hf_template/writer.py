@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
 from tinker_cookbook.renderers.hf_template.given import Giver
-from tinker_cookbook.renderers.hf_template.plan import (
+from tinker_cookbook.renderers.hf_template.template_plan import (
     ControlTokens,
     Plan,
     Reply,
@@ -39,7 +39,7 @@ _MAY_BE_DROPPED = frozenset({SegmentKind.THINK, SegmentKind.FRAME})
 class TemplateWriter(Giver):
     """Runs one template and finds in its output which message each character comes from.
 
-    Conversations of the same shape (equal but for their texts) share a plan.
+    Conversations of the same shape (equal except for their texts) share a plan.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, options: Mapping[str, object]) -> None:

@@ -26,7 +26,7 @@ class RowParts:
     text: str | None = None
     """Plain text, trained whole; `messages` is then empty."""
     num_context: int = 0
-    """Number of first messages that are a prompt: nothing of them is trained, whatever their
+    """Number of first messages that are a prompt: they are not trained, whatever their
     role."""
 
 

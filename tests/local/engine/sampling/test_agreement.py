@@ -18,7 +18,7 @@ from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import LoraSpec, LossSpec, SampleSpec, TrainDatum
 
-# Mean and largest difference in nats a token. With kernels: two float32 sums in different orders.
+# Mean and largest difference in nats per token. With kernels: two float32 sums in different orders.
 # On torch alone, bfloat16 rounds at every product of both sides, by half a percent each time.
 TOLERANCE = {
     ("compiled", torch.float32): (1e-5, 2e-4),
