@@ -64,7 +64,7 @@ class HasTeacherPrompt(Protocol):
     """What a group builder has if its teacher sees another prompt than the student."""
 
     def get_teacher_prompt(self) -> tinker.ModelInput:
-        """Return the teacher's prompt, which stands before the student's reply."""
+        """Return the teacher's prompt, which comes before the student's reply."""
         ...
 
 

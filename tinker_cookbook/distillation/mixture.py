@@ -112,7 +112,7 @@ def divide_batch(batch_size: int, weights: Sequence[float]) -> list[int]:
         counts[index] += 1
     if 0 in counts:
         raise ConfigurationError(
-            f"batch_size={batch_size} leaves no datum for dataset_configs[{counts.index(0)}]; use "
+            f"batch_size={batch_size} gives 0 datums to dataset_configs[{counts.index(0)}]; use "
             "a larger batch_size or weight."
         )
     return counts

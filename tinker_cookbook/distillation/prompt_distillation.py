@@ -105,7 +105,7 @@ class PromptDistillationDataset(SupervisedDataset):
 
 @chz.chz
 class PromptDistillationBuilder(SupervisedDatasetBuilder):
-    """Questions, and what stands before them in the teacher's prompt."""
+    """Questions, and the messages that come before them in the teacher's prompt."""
 
     questions: list[str] = chz.field(doc="Questions to train on.")
     test_questions: list[str] = chz.field(default_factory=list, doc="Held-out questions.")

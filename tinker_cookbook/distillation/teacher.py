@@ -88,7 +88,7 @@ def place(
     Args:
         datum: Position i of its input predicts token i + 1, and the last position the last target.
         positions_n: The trained positions, at least one, increasing.
-        teacher_prompt: Stands before the completion in place of the student's prompt. The
+        teacher_prompt: Comes before the completion instead of the student's prompt. The
             completion begins with the first trained token. None: the teacher sees the same tokens.
     """
     import tinker

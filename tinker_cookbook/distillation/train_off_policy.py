@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import chz
 
@@ -149,7 +149,7 @@ async def main(config: Config) -> RunResult:
         config = run.config
         for dataset_config in config.dataset_configs:
             check_same_tokenizer(config.model_name, dataset_config.teacher_config.base_model)
-        with _open_data(config) as (datasets, held_out):
+        async with _open_data(config) as (datasets, held_out):
             mixture = Mixture(
                 datasets,
                 config.datums_per_dataset(),
@@ -287,15 +287,16 @@ async def _open_teachers(run: Run[Config]) -> list[Teacher]:
     )
 
 
-@contextlib.contextmanager
-def _open_data(
+@contextlib.asynccontextmanager
+async def _open_data(
     config: Config,
-) -> Iterator[tuple[list[SupervisedDataset], list[SupervisedDataset | None]]]:
+) -> AsyncIterator[tuple[list[SupervisedDataset], list[SupervisedDataset | None]]]:
     """Open the training and the held-out data, and close them at the end of the block."""
     with contextlib.ExitStack() as opened:
         datasets, held_out = [], []
         for dataset_config in config.dataset_configs:
-            train, test = dataset_config.dataset_builder()
+            # In a thread, because a builder may sample from the service.
+            train, test = await asyncio.to_thread(dataset_config.dataset_builder)
             for dataset in filter(None, (train, test)):
                 opened.callback(dataset.close)
             for line in train.summary:

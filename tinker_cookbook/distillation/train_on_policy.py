@@ -1,7 +1,7 @@
 """On-policy distillation: the student samples, and the teacher scores the same tokens.
 
 The advantage of a token is minus its part of the reverse KL, so training is reinforcement learning
-with the teacher in place of a grade. The loop is that of `rl`; `on_policy_loop` has what differs.
+with the teacher as the grader. The loop is that of `rl`; `on_policy_loop` has what differs.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Config(OnPolicyOptions, rl_config.Config):
         doc="Data sets with their teachers."
     )
     dataset_builder: RLDatasetBuilder = chz.field(
-        default_factory=RLDatasetBuilder, doc="Not used; see dataset_configs."
+        default_factory=RLDatasetBuilder,
+        doc="Unused field of the RL settings; dataset_configs has the data.",
     )
 
     def needs_kl_reference(self) -> bool:
