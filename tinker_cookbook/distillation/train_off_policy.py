@@ -72,7 +72,9 @@ class DatasetWithTeacher:
 class OffPolicyOptions(SharedOptions):
     """Off-policy distillation; a recipe's config adds its own settings."""
 
-    lr_schedule: LRSchedule = chz.field(default="constant", doc="linear, cosine or constant.")
+    lr_schedule: LRSchedule = chz.field(
+        default="constant", doc="Learning rate over time: linear, cosine or constant."
+    )
     objective: str = chz.field(
         default="forward_kl",
         doc=f"What is minimized: {', '.join(OBJECTIVES)}. The first three count the tokens outside "
