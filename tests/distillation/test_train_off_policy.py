@@ -237,7 +237,7 @@ def test_two_teachers_on_two_data_sets(
         assert row["teacher_kl"] == pytest.approx(both, rel=1e-5)
         assert row["num_loss_tokens"] == 4 * REPLY_TOKENS
     assert {"test/teacher_kl/plain", "test/teacher_kl/prompted"} <= rows[-1].keys()
-    assert rows[-2]["teacher_kl/plain"] < 0.7 * rows[0]["teacher_kl/plain"]
+    assert rows[-2]["teacher_kl/plain"] < 0.9 * rows[0]["teacher_kl/plain"]
     assert rows[-2]["teacher_kl/prompted"] < 0.9 * rows[0]["teacher_kl/prompted"]
 
 
