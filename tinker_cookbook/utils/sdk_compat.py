@@ -27,6 +27,7 @@ __all__ = [
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "model_path_of",
     "rest_client_of",
     "sdk_version",
     "service_message",
@@ -123,6 +124,15 @@ def rest_client_of(service_client: tinker.ServiceClient) -> tinker.RestClient:
     if has_rest_client():  # `create_rest_client` gives a warning in these versions
         return tinker.RestClient(_holder=service_client._get_rest_holder())
     return service_client.create_rest_client()
+
+
+async def model_path_of(sampling_client: object) -> str | None:
+    """Return the checkpoint that a sampling client was made from, as the service records it.
+
+    None for a base model, for weights without a path, and for clients that cannot tell.
+    """
+    ask = getattr(sampling_client, "_get_sampler_submit", None)
+    return None if ask is None else getattr(await awaitable(ask()), "model_path", None)
 
 
 def service_message(error: Exception) -> str:
