@@ -4,6 +4,7 @@
   threads where later ones can be awaited.
 - SDK 0.36 and later have a separate `RestClient`.
 - Older SDKs do not support display names of sessions, and cannot close a session.
+- Older SDKs score a whole prompt, or none of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "awaitable",
     "call",
     "can_close_sessions",
+    "can_score_last_tokens",
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
@@ -99,6 +101,13 @@ def drop_unknown_session_options(options: dict[str, Any]) -> dict[str, Any]:
 def can_close_sessions(client: tinker.ServiceClient) -> bool:
     """Return whether this SDK can tell the service that a session has ended."""
     return hasattr(client, "close")
+
+
+def can_score_last_tokens() -> bool:
+    """Return whether this SDK can ask for the scores of only the last tokens of a prompt."""
+    import tinker
+
+    return "prompt_logprobs_last_n" in inspect.signature(tinker.SamplingClient.sample).parameters
 
 
 def has_rest_client() -> bool:
