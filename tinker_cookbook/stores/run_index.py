@@ -94,7 +94,7 @@ class RunIndex:
         self._entries = {key: value for key, value in self._entries.items() if key in prefixes}
 
     def save(self) -> None:
-        """Write the file, if anything has changed. A folder that is not writable is no problem."""
+        """Write the file, if anything has changed. A failure to write it is ignored."""
         entries = self._entries
         changed = any(entry.changed for entry in entries.values())
         if self._path is None or (not changed and len(entries) == self._num_saved):
