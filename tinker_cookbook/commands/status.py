@@ -15,7 +15,7 @@ from tinker_cookbook.utils.byte_sizes import format_bytes
 from tinker_cookbook.utils.durations import format_duration
 from tinker_cookbook.utils.terminal_text import escape_controls
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "read_notes", "run"]
 
 Status = dict[str, Any]
 """JSON of the service's status route, or of the note that a service writes when it starts."""
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from tinker_cookbook.model_files import cookbook_home
 
     state_dir = (args.state_dir or cookbook_home() / "service").expanduser().resolve()
-    found = [_ask(note, args.limit) for note in _read_notes(state_dir)]
+    found = [_ask(note, args.limit) for note in read_notes(state_dir)]
     if args.json:
         print(json.dumps({"state_dir": str(state_dir), "services": found}, indent=1))
     else:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if any(service["answers"] for service in found) else NOT_RUNNING
 
 
-def _read_notes(state_dir: Path) -> list[Status]:
+def read_notes(state_dir: Path) -> list[Status]:
     """Return the notes of running services; a service writes one when it starts."""
     notes = []
     for path in sorted((state_dir / "running").glob("*.json")):
