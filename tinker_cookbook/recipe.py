@@ -20,13 +20,14 @@ from tinker_cookbook import cli_utils
 from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recipe_name, run
 
 if TYPE_CHECKING:
+    from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.rl.types import RLDatasetBuilder
     from tinker_cookbook.runs.options import ModelOptions
     from tinker_cookbook.supervised import train as sl_train
-    from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
+    from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
 
-__all__ = ["blueprint", "complete", "fill", "main", "rl", "run", "supervised"]
+__all__ = ["blueprint", "complete", "fill", "main", "preference", "rl", "run", "supervised"]
 
 
 def main(
@@ -78,3 +79,11 @@ def rl(config: ModelOptions, data: RLDatasetBuilder, **own: Any) -> rl_train.Con
 
     own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
     return fill(train.Config, config, **own)
+
+
+def preference(config: ModelOptions, data: ChatDatasetBuilder, **own: Any) -> train_dpo.Config:
+    """Return the settings of a preference train loop; arguments as in `supervised`."""
+    from tinker_cookbook.preference import train_dpo
+
+    own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
+    return fill(train_dpo.Config, config, **own)

@@ -15,6 +15,7 @@ from tinker_cookbook.runs.directory import default_log_path
 from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
+    from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.supervised import train as sl_train
 
@@ -24,19 +25,21 @@ __all__ = [
     "fill",
     "recipe_name",
     "run",
+    "train_preference",
     "train_rl",
     "train_supervised",
 ]
 
 C = TypeVar("C", bound=ModelOptions)
 """The settings of a recipe."""
-L = TypeVar("L", "sl_train.Config", "rl_train.Config")
+L = TypeVar("L", "sl_train.Config", "rl_train.Config", "train_dpo.Config")
 """The settings of a train loop."""
 T = TypeVar("T")
 
 
 def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None = None) -> None:
     """Train with these settings, then print what changed and where everything is."""
+    from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.supervised import train as sl_train
 
     config = complete(config)
@@ -45,6 +48,8 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
         loop = prepare(config, loop)
     if isinstance(loop, sl_train.Config):
         train_supervised(loop)
+    elif isinstance(loop, train_dpo.Config):
+        train_preference(loop)
     else:
         train_rl(loop)
 
@@ -60,6 +65,19 @@ def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
         result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )
     report_run(loop.log_path, result.sampler_path, read_samples(loop.log_path), command)
+    return result
+
+
+def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
+    """Train, then print the summary of the run."""
+    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.runs.report import report_run, sample_command
+
+    result = train_dpo.main(loop)
+    command = sample_command(
+        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    report_run(loop.log_path, result.sampler_path, [], command)
     return result
 
 

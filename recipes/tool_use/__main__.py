@@ -2,7 +2,7 @@
 
     python -m recipes.tool_use                                 # search, on this machine
     python -m recipes.tool_use tasks=calculator
-    python -m recipes.tool_use tasks=chained warm_start_examples=0 base_url=https://... \
+    python -m recipes.tool_use tasks=chained warm_start_examples=0 base_url=https://... \\
         model_name=Qwen/Qwen3-8B
 
 Questions and documents are generated. The search ranks 120 documents with BM25 (extra `search`).

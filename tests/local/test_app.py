@@ -14,7 +14,7 @@ from tinker_cookbook.local.app import ROUTES, build_app
 from tinker_cookbook.local.errors import StorageError
 from tinker_cookbook.local.service.routes.sessions import CLIENT_CONFIG
 from tinker_cookbook.local.service.settings import Limits, ServiceSettings
-from tinker_cookbook.local.service.state import trace
+from tinker_cookbook.local.service.state import request_trace as trace
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.futures import Entry, Payload

@@ -101,7 +101,9 @@ def test_files_become_supervised_data(comparisons_file: Path, tiny_model_folder:
 def test_a_wrong_row_is_named(tmp_path: Path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"comparison": {"completion_A": []}, "label": "A"}\n')
-    with pytest.raises(DataFormatError, match=r"bad\.jsonl has no 'prompt_conversation'; needs"):
+    with pytest.raises(
+        DataFormatError, match=r"bad\.jsonl:1: comparison\.prompt_conversation is missing"
+    ):
         ComparisonBuilderFromJsonl(train_path=str(path)).get_labeled_comparisons()
 
 

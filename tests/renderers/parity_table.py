@@ -1,4 +1,4 @@
-"""Make the tables of docs/renderers.md: the formats by name, and what was measured per family.
+"""Make tables of the docs: the formats by name, and what was measured per family.
 
 python -m tests.renderers.parity_table --formats        # write the table of formats into the docs
 python -m tests.renderers.parity_table [GENERATED]      # print the counts of each family
@@ -25,13 +25,14 @@ from .conversations import Case, conversations, fixed_cases
 from .families import FAMILIES, Family
 from .test_injection import markers_of
 
-DOCS = Path(__file__).parents[2] / "docs" / "renderers.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "renderers.md", DOCS / "measurements" / "renderers.md")
 _MAX_MARKERS = 60
 COLUMNS = (
     "family",
     "prompt = template",
     "conversation = template",
-    "equal but for a documented difference",
+    "equal except for a documented difference",
     "trained = sampled",
     "reply parses back",
     "injection",
@@ -190,10 +191,12 @@ def format_table() -> str:
 
 def write(markdown: str) -> None:
     """Replace the table in the docs that has the same header."""
-    page = DOCS.read_text("utf-8")
-    start = page.index(markdown.partition("\n")[0])
+    header = markdown.partition("\n")[0]
+    [path] = [path for path in PAGES if header in path.read_text("utf-8")]
+    page = path.read_text("utf-8")
+    start = page.index(header)
     end = page.index("\n\n", start)
-    DOCS.write_text(page[:start] + markdown + page[end:], "utf-8")
+    path.write_text(page[:start] + markdown + page[end:], "utf-8")
 
 
 def main(arguments: list[str]) -> None:

@@ -31,8 +31,8 @@ from tinker_cookbook.supervised import (
     conversation_to_datum,
     conversation_to_datums,
 )
+from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 from tinker_cookbook.supervised.lazy_dataset import LazyDataset, default_num_workers, shuffled
-from tinker_cookbook.supervised.rendering import ConversationRenderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.assets import tokenizer_folder
 from tinker_cookbook.exceptions import DataError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 from tinker_cookbook.supervised.conversations import (
     NOTE_MOVED,
     Conversation,
@@ -17,7 +18,6 @@ from tinker_cookbook.supervised.conversations import (
     SourceRow,
     parse_row,
 )
-from tinker_cookbook.supervised.rendering import ConversationRenderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 USER = {"role": "user", "content": "hi"}

@@ -12,8 +12,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from tinker_cookbook.supervised.check import FileReport
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
+    from tinker_cookbook.supervised.file_report import FileReport
     from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["add_arguments", "run"]
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print a report; return 1 if a row is unusable, else 0."""
-    from tinker_cookbook.supervised.check import check_file
+    from tinker_cookbook.supervised.file_report import check_file
     from tinker_cookbook.supervised.sources.several import mix_lines, open_parts
 
     for option, value, least in (
@@ -127,7 +127,7 @@ def _first_row(file: DataSource, report: FileReport, render: ConversationRendere
 def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationRenderer]:
     from tinker_cookbook.model_info import get_recommended_renderer_name
     from tinker_cookbook.renderers import TrainOnWhat
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
     from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
 
     config = ChatDatasetBuilderCommonConfig(

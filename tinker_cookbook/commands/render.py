@@ -126,7 +126,7 @@ def _examples(
 ) -> Iterator[_Example]:
     from tinker_cookbook.exceptions import DataValidationError, RendererError
     from tinker_cookbook.renderers.picture import token_views
-    from tinker_cookbook.supervised.rendering import ConversationRenderer
+    from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
 
     render = ConversationRenderer(renderer, None, train_on_what)
     for row in rows:

@@ -36,7 +36,7 @@ from tinker_cookbook.local.service.routes import sessions as routes_service
 from tinker_cookbook.local.service.routes import training as routes_training
 from tinker_cookbook.local.service.routes import weights as routes_weights
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.state.metrics import Metrics
+from tinker_cookbook.local.service.state.service_metrics import Metrics
 
 __all__ = ["build_app"]
 

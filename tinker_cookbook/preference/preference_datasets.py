@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.preference.comparison_rows import parse_comparison
 from tinker_cookbook.preference.types import (
-    Comparison,
     ComparisonRenderer,
     ComparisonRendererFromChatRenderer,
     LabeledComparison,
 )
+from tinker_cookbook.supervised.conversations import SourceRow
+from tinker_cookbook.supervised.sources.several import open_data
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     SupervisedDataset,
@@ -132,36 +134,68 @@ class _ComparisonDataset(SupervisedDataset):
 
 @chz.chz
 class ComparisonBuilderFromJsonl(ComparisonDatasetBuilder):
-    """Rows `{"comparison": {"prompt_conversation", "completion_A", "completion_B"}, "label"}`."""
+    """Comparisons from files in the shapes of `comparison_rows`.
+
+    The paths are read like `data=` of the supervised recipes: JSONL, JSON, CSV or Parquet, a folder
+    or several files.
+    """
 
     train_path: str
     test_path: str | None = None
+    test_size: int = 0
+    """Comparisons held out from `train_path` where no `test_path` is given."""
+    seed: int = 0
+    """Decides which comparisons are held out."""
 
-    def get_train_and_test_datasets(self) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-        """Return the rows of the files as plain lists: their types may not fit a table."""
-        test = None if self.test_path is None else _read(self.test_path)
-        return _read(self.train_path), test
-
-    def example_to_labeled_comparison(self, example: dict) -> LabeledComparison | None:
-        """Return the comparison of a row.
+    def get_labeled_comparisons(
+        self,
+    ) -> tuple[list[LabeledComparison], list[LabeledComparison] | None]:
+        """Read the comparisons to train on, and the held-out ones.
 
         Raises:
-            DataFormatError: if a field is missing; the message names it.
+            DataFormatError: naming file, line and field of a row that cannot be used.
         """
-        try:
-            record = example["comparison"]
-            comparison = Comparison(
-                record["prompt_conversation"], record["completion_A"], record["completion_B"]
-            )
-            return LabeledComparison(comparison, example["label"])
-        except (KeyError, TypeError) as error:
-            raise DataFormatError(
-                f"a row of {self.train_path} has no {error}; needs comparison (with "
-                "prompt_conversation, completion_A, completion_B) and label (A, B or Tie)."
-            ) from error
+        trained = _read_comparisons(self.train_path)
+        held_out = None if self.test_path is None else _read_comparisons(self.test_path)
+        if held_out is None and self.test_size:
+            if self.test_size >= len(trained):
+                raise DataFormatError(
+                    f"{self.train_path} has {len(trained)} comparisons and test_size="
+                    f"{self.test_size} of them would be held out; use a smaller test_size."
+                )
+            random.Random(self.seed).shuffle(trained)
+            held_out, trained = trained[: self.test_size], trained[self.test_size :]
+        if self.swap:
+            trained = [c for one in trained for c in (one, one.swap())]
+        return trained, held_out
+
+    def get_train_and_test_datasets(self) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+        """Return the raw rows of JSONL files.
+
+        Lists take the place of data sets, because the columns of a table would not fit all rows.
+        """
+        test = None if self.test_path is None else _read_jsonl(self.test_path)
+        return _read_jsonl(self.train_path), test
+
+    def example_to_labeled_comparison(self, example: dict) -> LabeledComparison | None:
+        """Read one raw row.
+
+        Raises:
+            DataValidationError: naming the field that is wrong.
+        """
+        return parse_comparison(SourceRow(f"a row of {self.train_path}", example))
 
 
-def _read(path: str) -> Any:
+def _read_comparisons(data: str) -> list[LabeledComparison]:
+    """Read all rows of the files that `data` names."""
+    source = open_data(data)
+    try:
+        return [parse_comparison(row) for row in source.rows(range(len(source)))]
+    finally:
+        source.close()
+
+
+def _read_jsonl(path: str) -> Any:
     from tinker_cookbook.utils.file_utils import read_jsonl
 
     return read_jsonl(path)

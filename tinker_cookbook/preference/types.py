@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import chz
@@ -59,6 +59,8 @@ class LabeledComparison:
 
     comparison: Comparison
     label: Label
+    source: str | None = field(default=None, compare=False)
+    """Where it was read from, such as `pairs.jsonl:12`; errors name it."""
 
     def __post_init__(self) -> None:
         if self.label not in SWAPPED:
@@ -66,7 +68,7 @@ class LabeledComparison:
 
     def swap(self) -> LabeledComparison:
         """Return the comparison with A and B exchanged, and the label adapted."""
-        return LabeledComparison(self.comparison.swap(), SWAPPED[self.label])
+        return LabeledComparison(self.comparison.swap(), SWAPPED[self.label], self.source)
 
 
 class ComparisonRenderer:

@@ -189,7 +189,7 @@ _RULES = {
     "learning_rate": (
         lambda value: 0 < value <= 1,
         "is not between 0 and 1",
-        "LoRA usually wants 1e-5 to 2e-3",
+        "use a value in between; 1e-5 to 2e-3 is usual for LoRA",
     ),
     "lora_rank": (
         lambda value: 1 <= value <= MAX_LORA_RANK,

@@ -38,6 +38,9 @@ HELD_OUT = (
     ("bits per byte", "test/bpb"),
     ("held-out reward", "test/env/all/reward/total"),
     ("held-out reward", "test/reward/total"),
+    ("held-out accuracy", "test/accuracy"),
+    ("held-out margin", "test/margin"),
+    ("held-out reward", "test/reward"),
 )
 """Names and keys of the metrics that are measured before the first step and after the last."""
 

@@ -19,18 +19,18 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.hub_datasets import load_hub_table
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.supervised.conversation_renderer import (
+    ConversationRenderer,
+    RenderedRow,
+    conversation_to_datum,
+    conversation_to_datums,
+)
 from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
 from tinker_cookbook.supervised.lazy_dataset import (
     LazyDataset,
     RowSource,
     last_batch_lines,
     shuffled,
-)
-from tinker_cookbook.supervised.rendering import (
-    ConversationRenderer,
-    RenderedRow,
-    conversation_to_datum,
-    conversation_to_datums,
 )
 from tinker_cookbook.supervised.shapes import shape_of
 from tinker_cookbook.supervised.shapes.sharegpt import LIST_KEYS as SHAREGPT_KEYS

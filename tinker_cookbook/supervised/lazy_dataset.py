@@ -11,8 +11,8 @@ import numpy as np
 
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task, available_cpus
+from tinker_cookbook.supervised.conversation_renderer import RenderedRow
 from tinker_cookbook.supervised.conversations import SourceRow
-from tinker_cookbook.supervised.rendering import RenderedRow
 from tinker_cookbook.supervised.sources.several import Mix
 from tinker_cookbook.supervised.types import SupervisedDataset
 

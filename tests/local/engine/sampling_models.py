@@ -11,10 +11,10 @@ from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.sampling.checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
+from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer

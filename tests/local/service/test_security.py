@@ -19,7 +19,7 @@ from tinker_cookbook.local.service.protocol import http as service_http
 from tinker_cookbook.local.service.protocol.auth import Authenticator, DownloadLink
 from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.store import NewCheckpoint
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.local.service.storage.index import CheckpointRow
+    from tinker_cookbook.local.service.storage.checkpoint_index import CheckpointRow
 
 __all__ = ["CheckpointStore", "open_checkpoint_store"]
 

@@ -22,7 +22,7 @@ from tinker_cookbook.local.engine.model.devices import choose_device, choose_dty
 from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
 from tinker_cookbook.local.engine.residency import ResidentRun, Residents, ResidentSampler
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
-from tinker_cookbook.local.engine.sampling.checks import check_sample_spec, place_images
+from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec, place_images
 from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule
 from tinker_cookbook.local.engine.settings import EngineSettings

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
-from tinker_cookbook.local.openai_api.choice import Choice, LogprobEntry, draws_of
 from tinker_cookbook.local.openai_api.codec import TextCodec, TextStream
 from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
+from tinker_cookbook.local.openai_api.reply_choice import Choice, LogprobEntry, draws_of
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
 from tinker_cookbook.local.openai_api.sampling import Drawn
 from tinker_cookbook.local.service.protocol.json_body import JsonObject

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinker_cookbook.renderers.hf_template.plan import ControlTokens
+from tinker_cookbook.renderers.hf_template.template_plan import ControlTokens
 from tinker_cookbook.renderers.parsing import Grammar
 
 __all__ = ["TemplateFacts"]

@@ -8,7 +8,7 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
-from tinker_cookbook.renderers.hf_template.plan import ControlTokens
+from tinker_cookbook.renderers.hf_template.template_plan import ControlTokens
 from tinker_cookbook.renderers.hf_template.text import Conversation, Masker
 from tinker_cookbook.renderers.layout import SegmentKind
 from tinker_cookbook.renderers.tool_calls import openai_call, tool_declaration

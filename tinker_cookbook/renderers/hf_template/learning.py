@@ -12,7 +12,7 @@ from typing import Any
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
-from tinker_cookbook.renderers.hf_template.plan import (
+from tinker_cookbook.renderers.hf_template.template_plan import (
     Atom,
     ControlTokens,
     build_atoms,

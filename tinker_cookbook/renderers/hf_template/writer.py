@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.hf_template.facts import TemplateFacts
 from tinker_cookbook.renderers.hf_template.given import Giver
-from tinker_cookbook.renderers.hf_template.plan import (
+from tinker_cookbook.renderers.hf_template.template_plan import (
     ControlTokens,
     Plan,
     Reply,

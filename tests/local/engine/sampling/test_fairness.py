@@ -16,10 +16,10 @@ import torch
 from tests.local.engine.sampling_models import Sampled, sampled
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
-from tinker_cookbook.local.engine.sampling.checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.fairness import FairTurns
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 from tinker_cookbook.local.engine.sampling.sequence import Request
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer

@@ -19,7 +19,7 @@ from tinker_cookbook.local.engine.loss_graph import MAX_NODES, LossGraph, parse_
 from tinker_cookbook.local.engine.training import graph_ops
 from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss, run_graph
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.service.state.losses import MAX_VALUES_PER_SESSION, LossTable
+from tinker_cookbook.local.service.state.uploaded_losses import MAX_VALUES_PER_SESSION, LossTable
 
 N = 7
 

@@ -64,6 +64,10 @@ def test_adam_defaults_and_values() -> None:
     )
 
 
+def test_the_type_of_adam_params_is_ignored() -> None:
+    assert decode_adam({"adam_params": {"type": 3}}) == AdamSpec()
+
+
 BAD_ADAM = [("learning_rate", None), ("learning_rate", -1e-4), ("beta1", 1.0), ("beta1", -0.1)]
 BAD_ADAM += [
     ("beta2", 1),

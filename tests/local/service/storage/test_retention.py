@@ -22,8 +22,8 @@ from tinker_cookbook.local.service.settings import (
     ServiceSettings,
 )
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage import progress
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage import loss_curves as progress
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.retention import log_path, prune_logs
 from tinker_cookbook.local.service.storage.rows import RunRow, SamplerRow, SessionRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint

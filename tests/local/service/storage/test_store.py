@@ -19,7 +19,7 @@ import pytest
 from tests.local.service.disks import fill, small_disk
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.storage.index import Index
+from tinker_cookbook.local.service.storage.checkpoint_index import Index
 from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow, SessionRow
 from tinker_cookbook.local.service.storage.store import NewCheckpoint, Store
 

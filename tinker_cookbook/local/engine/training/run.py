@@ -27,8 +27,8 @@ from tinker_cookbook.local.engine.model.lora import (
 )
 from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
+from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
 from tinker_cookbook.local.engine.training.built_in_loss import BuiltInPackLoss
-from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
 from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
 from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
 from tinker_cookbook.local.engine.types import (

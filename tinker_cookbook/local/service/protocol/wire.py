@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tinker.proto import tinker_public_pb2 as pb
 
 __all__ = [
-    "MISSING_LOGPROB",
     "TrainRequest",
     "decode_data",
     "decode_train_request",
@@ -42,7 +41,6 @@ __all__ = [
 
 FREE_CELLS = 1 << 24
 CELLS_PER_BYTE = 4
-MISSING_LOGPROB = -99999.0
 _FLOAT32, _INT64, _INT32, _BFLOAT16 = 1, 2, 3, 4
 _ITEM_TYPES = {_FLOAT32: "<f4", _INT64: "<i8", _INT32: "<i4", _BFLOAT16: "<u2"}
 

@@ -14,7 +14,7 @@ from tinker_cookbook.local.service.protocol.json_body import JsonObject
 from tinker_cookbook.local.service.protocol.typed_body import read_as
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
-from tinker_cookbook.local.service.state.losses import MAX_GRAPH_BYTES
+from tinker_cookbook.local.service.state.uploaded_losses import MAX_GRAPH_BYTES
 
 __all__ = ["ROUTES", "attach_graph"]
 

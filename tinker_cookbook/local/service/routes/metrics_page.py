@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.local.service.state.metrics import Durations, Labels
+from tinker_cookbook.local.service.state.service_metrics import Durations, Labels
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.service.state.core import Service

@@ -27,7 +27,7 @@ from tinker_cookbook.local.service.routes.metrics_page import (
 )
 from tinker_cookbook.local.service.routes.rest_objects import render_checkpoint, render_time
 from tinker_cookbook.local.service.state.core import Service
-from tinker_cookbook.local.service.storage.progress import COLUMNS, losses_agree
+from tinker_cookbook.local.service.storage.loss_curves import COLUMNS, losses_agree
 from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow
 from tinker_cookbook.local.service.storage.run_facts import Origin
 from tinker_cookbook.utils.session_naming import RUN_NAME_METADATA_KEY

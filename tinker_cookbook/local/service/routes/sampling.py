@@ -26,7 +26,7 @@ from tinker_cookbook.local.service.protocol.wire import encode_sample_result, re
 from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.samplers import SamplerSession, SubmittedSample
-from tinker_cookbook.local.service.storage.index import NameTakenError
+from tinker_cookbook.local.service.storage.checkpoint_index import NameTakenError
 from tinker_cookbook.local.service.storage.rows import SamplerRow
 
 __all__ = ["ROUTES", "sampling_group"]

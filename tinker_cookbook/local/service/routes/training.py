@@ -45,7 +45,7 @@ from tinker_cookbook.local.service.routes.losses import attach_graph
 from tinker_cookbook.local.service.state.core import Service, Work
 from tinker_cookbook.local.service.state.futures import Payload
 from tinker_cookbook.local.service.state.runs import Run, SequenceGate
-from tinker_cookbook.local.service.storage.index import NameTakenError
+from tinker_cookbook.local.service.storage.checkpoint_index import NameTakenError
 from tinker_cookbook.local.service.storage.rows import CheckpointRow, Lora, RunRow
 from tinker_cookbook.local.service.threads import READING, STORING
 

@@ -23,14 +23,14 @@ from tinker_cookbook.local.service.settings import ServiceSettings
 from tinker_cookbook.local.service.state.engine import EngineAccess
 from tinker_cookbook.local.service.state.freed_memory import FreedMemory
 from tinker_cookbook.local.service.state.futures import Entry, FutureTable, Payload
-from tinker_cookbook.local.service.state.losses import LossTable
-from tinker_cookbook.local.service.state.metrics import Metrics
 from tinker_cookbook.local.service.state.presence import Presence
+from tinker_cookbook.local.service.state.request_trace import TraceLog
 from tinker_cookbook.local.service.state.runs import Run
 from tinker_cookbook.local.service.state.samplers import SamplerTable
+from tinker_cookbook.local.service.state.service_metrics import Metrics
 from tinker_cookbook.local.service.state.sessions import Session, SessionTable
-from tinker_cookbook.local.service.state.trace import TraceLog
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.state.uploaded_losses import LossTable
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.retention import Retention
 from tinker_cookbook.local.service.storage.rows import Status
 from tinker_cookbook.local.service.storage.store import Store

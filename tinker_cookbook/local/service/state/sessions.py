@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tinker_cookbook.local.errors import NotFoundError, UserError
 from tinker_cookbook.local.service.state.presence import Presence
-from tinker_cookbook.local.service.storage.index import Index
+from tinker_cookbook.local.service.storage.checkpoint_index import Index
 from tinker_cookbook.local.service.storage.rows import SessionRow, Status
 from tinker_cookbook.local.service.threads import STORING
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinker_cookbook.local.service.settings import RetentionSettings
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.store import Store
 from tinker_cookbook.utils.processes import is_running
 

@@ -30,7 +30,11 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.service.storage.index import Index, IndexDamagedError, NameTakenError
+from tinker_cookbook.local.service.storage.checkpoint_index import (
+    Index,
+    IndexDamagedError,
+    NameTakenError,
+)
 from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow
 from tinker_cookbook.utils.durable_files import flush_folder, move_durably, write_atomically
 

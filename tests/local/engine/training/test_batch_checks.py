@@ -9,7 +9,7 @@ import pytest
 
 from tests.local.engine.training_data import make_run, random_datum
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.training.checks import check_batch, check_loss
+from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
     ImageInput,

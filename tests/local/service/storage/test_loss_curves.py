@@ -16,7 +16,7 @@ from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, rl_datum, tokens, train_step
 from tinker_cookbook.local.engine.types import SparseRows, TrainDatum, TrainResult
 from tinker_cookbook.local.service.storage.batch_sums import BatchSums
-from tinker_cookbook.local.service.storage.progress import ProgressLog
+from tinker_cookbook.local.service.storage.loss_curves import ProgressLog
 from tinker_cookbook.local.service.storage.rows import CheckpointRow
 from tinker_cookbook.local.service.storage.run_facts import MAX_MARKS, Origin, RunFacts
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinker_cookbook.replies.json_source import JsonObject
 from tinker_cookbook.supervised.background import BackgroundRenderer, Task
+from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer, RenderedRow
 from tinker_cookbook.supervised.conversations import (
     Conversation,
     ConversationError,
@@ -20,7 +21,6 @@ from tinker_cookbook.supervised.conversations import (
     parse_row,
 )
 from tinker_cookbook.supervised.lazy_dataset import default_num_workers
-from tinker_cookbook.supervised.rendering import ConversationRenderer, RenderedRow
 from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
 
 __all__ = ["FileReport", "RowReport", "check_file"]

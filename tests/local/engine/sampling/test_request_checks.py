@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinker_cookbook.local.engine.sampling.checks import check_sample_spec
+from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec
 from tinker_cookbook.local.engine.types import ModelInfo, SampleSpec, SparseRows
 from tinker_cookbook.local.errors import UserError
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.assets import tokenizer_folder
-from tinker_cookbook.local.openai_api.choice import Choice
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
+from tinker_cookbook.local.openai_api.reply_choice import Choice
 from tinker_cookbook.local.openai_api.sampling import Drawn
 
 WORDS = ["▁The", "▁sky", "▁is", "▁blue", "▁today", ".", "▁", "\n"]

@@ -1,0 +1,74 @@
+"""The preference recipe: pairs of the model's own replies, pairs from a file, and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import dpo
+from tests.recipes.recipe_process import run_in_this_process
+from tinker_cookbook.utils.jsonl_log import read_rows
+
+
+def test_held_out_topics_are_not_in_the_pairs():
+    trained = [topic for number, topic in enumerate(dpo.TOPICS) if number % 5]
+    asked = dpo.draw_requests(dpo.TOPICS[::5], 50, seed=1)
+    assert not any(f"about {topic}." in question for question, _ in asked for topic in trained)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [(("one two three", True), 1.0), (("one two three", False), 0.9), (("", True), 0.0)],
+)
+def test_a_reply_that_is_cut_off_loses_a_tenth(reply: tuple[str, bool], expected: float):
+    assert dpo.score(reply, 3) == pytest.approx(expected)
+
+
+def words(local_service, log_path: Path, **settings: object) -> list[str]:
+    common = {
+        "model_name": local_service.model,
+        "base_url": local_service.base_url,
+        "renderer_name": "chatml",
+        "log_path": log_path,
+        "lora_rank": 2,
+        "batch_size": 2,
+        "test_size": 2,
+        "max_steps": 2,
+        **settings,
+    }
+    return [f"{key}={value}" for key, value in common.items()]
+
+
+def test_the_recipe_makes_pairs_trains_and_resumes(
+    local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    # A random model never writes the asked number of words; any difference makes a pair here.
+    monkeypatch.setattr(dpo, "count_reward", lambda reply, num_words: len(reply) / 1000)
+    monkeypatch.setattr(dpo, "MIN_DIFFERENCE", 0.001)
+    settings = words(local_service, tmp_path / "run", num_prompts=8, samples_per_prompt=4)
+    run_in_this_process(dpo, settings)
+    pairs = read_rows(tmp_path / "run" / dpo.PAIRS_FILE)
+    assert len(pairs) >= 4
+    assert all(len(row["chosen"]) > len(row["rejected"]) for row in pairs)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {"test/reward", "test/reward/stderr", "test/accuracy"} <= rows[-1].keys()
+    out = capsys.readouterr().out
+    assert "held-out accuracy  0.5000 -> " in out
+    assert "\nsample   tinker-cookbook sample tinker://" in out
+    run_in_this_process(dpo, settings)
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_pairs_come_from_a_file(
+    local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_in_this_process(dpo, words(local_service, tmp_path / "run", data=path, loss="ipo"))
+    assert "data     6 pairs" in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""Merge a LoRA adapter into its base model: a folder that transformers, vLLM and SGLang load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.exceptions import ConfigurationError, WeightsMergeError
+from tinker_cookbook.model_files import resolve_model_folder
+from tinker_cookbook.weights.adapter_files import Adapter, LoraMatrices, open_adapter
+from tinker_cookbook.weights.base_weights import BaseWeights
+from tinker_cookbook.weights.output_folder import complete_folder
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["build_hf_model"]
+
+DTYPES = ("bfloat16", "float16", "float32")
+HEAD = "lm_head.weight"
+COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+NOT_COPIED = ("config.json", "model.safetensors.index.json")
+
+
+def build_hf_model(
+    *,
+    base_model: str,
+    adapter_path: str,
+    output_path: str,
+    dtype: str = "bfloat16",
+    trust_remote_code: bool | None = None,
+    merge_strategy: str = "auto",
+    dequantize: bool = False,
+    quantize: str | None = None,
+    serving_format: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Write the base model with the adapter merged into it.
+
+    Each weight becomes W + scale * B A, computed in float32 and rounded once. One file of the base
+    model is in memory at a time. If the adapter changes the output embedding of a model that ties
+    it to the input embedding, the copy has a separate output embedding and is not tied.
+
+    Args:
+        base_model: Name or folder of the model that the adapter was trained on.
+        adapter_path: Folder of the adapter.
+        output_path: Folder to create.
+        dtype: Number format of the result: bfloat16, float16 or float32.
+        trust_remote_code: Accepted for older programs; no code of a model is run here.
+        merge_strategy: `auto` or `shard`, which are the same here.
+        dequantize: Not supported; quantized base models are refused.
+        quantize: Not supported.
+        serving_format: Not supported.
+        device: Device of the products, such as `cuda`; default: the CPU.
+
+    Raises:
+        ConfigurationError: if an option is not supported, or the output folder is not empty.
+        WeightsAdapterError: if the adapter cannot be read.
+        WeightsMergeError: if adapter and base model do not fit.
+    """
+    _check_options(dtype, merge_strategy, dequantize, quantize, serving_format)
+    base = BaseWeights(resolve_model_folder(base_model))
+    if "quantization_config" in base.config:
+        raise WeightsMergeError(
+            f"{base_model} is quantized; merge into its unquantized original instead."
+        )
+    with complete_folder(output_path) as output, open_adapter(adapter_path) as adapter:
+        targets = base.find(adapter.matrices)
+        updates = {targets[module]: matrices for module, matrices in adapter.matrices.items()}
+        merger = _Merger(base, adapter, updates, dtype, device or "cpu")
+        merger.write_weights(output)
+        _copy_small_files(base.folder, output)
+        _write_config(base, output, dtype, untie=HEAD in updates)
+
+
+def _check_options(
+    dtype: str,
+    merge_strategy: str,
+    dequantize: bool,
+    quantize: str | None,
+    serving_format: str | None,
+) -> None:
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
+    if merge_strategy not in ("auto", "shard"):
+        raise ConfigurationError(
+            f"merge_strategy={merge_strategy!r} is not supported; use 'auto', which merges file by "
+            "file."
+        )
+    for name, value in (
+        ("dequantize", dequantize),
+        ("quantize", quantize),
+        ("serving_format", serving_format),
+    ):
+        if value:
+            raise ConfigurationError(
+                f"{name}={value!r} is not supported; merge in bfloat16 and quantize the result "
+                "with the tools of your inference engine."
+            )
+
+
+class _Merger:
+    """Writes the files of a merged model."""
+
+    def __init__(
+        self,
+        base: BaseWeights,
+        adapter: Adapter,
+        updates: Mapping[str, LoraMatrices],
+        dtype: str,
+        device: str,
+    ) -> None:
+        import torch
+
+        self._base = base
+        self._scale = adapter.scale
+        self._updates = updates
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._device = device
+
+    def write_weights(self, output: Path) -> None:
+        """Write all files and, if there are several, their index."""
+        from safetensors.torch import save_file
+
+        sources: list[str | None] = [*self._base.files]
+        if self._base.is_tied and HEAD in self._updates:
+            sources.append(None)
+        index, total = {}, 0
+        for number, source in enumerate(sources, 1):
+            tensors = self._merge_head() if source is None else self._merge_file(source)
+            # A file named model.safetensors would be taken for the whole model.
+            name = f"model-{number:05d}-of-{len(sources):05d}.safetensors"
+            name = name if len(sources) > 1 else "model.safetensors"
+            save_file(tensors, output / name, metadata={"format": "pt"})
+            index |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        if len(sources) > 1:
+            text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+            (output / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def _merge_head(self) -> dict[str, torch.Tensor]:
+        """Return the output embedding of a model whose files hold only the input embedding."""
+        return {HEAD: self._merged(HEAD, self._read(self._base.embedding))}
+
+    def _merge_file(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors import safe_open
+
+        tensors = {}
+        with safe_open(self._base.folder / name, framework="pt") as opened:
+            for weight in opened.keys():  # noqa: SIM118  (not a mapping)
+                tensors[weight] = self._merged(weight, opened.get_tensor(weight))
+        return tensors
+
+    def _read(self, weight: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        file = self._base.folder / self._base.file_of[weight]
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(weight)
+
+    def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight of the result, contiguous and in its number format."""
+        update = self._updates.get(name)
+        if update is not None:
+            shape = (update.b.shape[0], update.a.shape[1])
+            if tuple(weight.shape) != shape:
+                raise WeightsMergeError(
+                    f"{name} is {list(weight.shape)} in the base model, and the adapter's update "
+                    f"is {list(shape)}; use the base model that the adapter was trained on."
+                )
+            product = update.b.to(self._device) @ update.a.to(self._device)
+            weight = (weight.to(self._device).float() + self._scale * product).cpu()
+        if weight.is_floating_point():
+            weight = weight.to(self._dtype)
+        return weight.contiguous()
+
+
+def _copy_small_files(source: Path, output: Path) -> None:
+    """Copy tokenizer, chat template and generation settings."""
+    for pattern in COPIED:
+        for file in source.glob(pattern):
+            if file.name not in NOT_COPIED:
+                shutil.copyfile(file, output / file.name)
+
+
+def _write_config(base: BaseWeights, output: Path, dtype: str, *, untie: bool) -> None:
+    """Write config.json with the number format and, if needed, untied embeddings."""
+    config = dict(base.config)
+    for key in ("torch_dtype", "dtype"):
+        if key in config:
+            config[key] = dtype
+    if "torch_dtype" not in config and "dtype" not in config:
+        config["torch_dtype"] = dtype
+    if untie:
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    text = json.dumps(config, indent=2) + "\n"
+    (output / "config.json").write_text(text, encoding="utf-8")
