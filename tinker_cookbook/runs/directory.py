@@ -65,6 +65,7 @@ FREE_FIELDS = frozenset(
         RECIPE_SETTINGS,
         "log_path",
         "base_url",
+        "dry_run",
         "behavior_if_log_dir_exists",
         "wandb_project",
         "wandb_name",
