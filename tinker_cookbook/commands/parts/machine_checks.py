@@ -175,13 +175,13 @@ def _local_service(*, is_needed: bool) -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
-    import torch
-
     from tinker_cookbook.local.engine.model.devices import choose_device, choose_dtype
     from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 
     device = choose_device(None)
-    yield Check("torch", "ok", f"{torch.__version__}, device {device}, {_threads()}")
+    yield Check(
+        "torch", "ok", f"{importlib.metadata.version('torch')}, device {device}, {_threads()}"
+    )
     flags = _processor_flags()
     found = [name for name in PROCESSOR_FEATURES if name in flags] or ["no known vector features"]
     yield Check("processor", "ok", f"{_processor_name()}: {', '.join(found)}")
