@@ -5,8 +5,8 @@
     python -m recipes.play_env env=tool_use player=model             # or model_path=tinker://...
     python -m recipes.play_env env=my_module:MyDatasetBuilder
 
-`env` is a recipe, or a data set builder as module:name. `settings` are the settings of that recipe
-or builder, as JSON.
+`env` is the name of a recipe, or a data set builder as module:name. `settings` are settings of that
+recipe or builder, as JSON.
 """
 
 from __future__ import annotations

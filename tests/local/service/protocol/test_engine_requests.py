@@ -11,7 +11,7 @@ from tinker_cookbook.local.service.protocol.engine_requests import (
     decode_sample_spec,
     refuse_other_optimizer,
 )
-from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
+from tinker_cookbook.utils.shared_limits import MAX_LORA_RANK
 
 
 def sample_body(**changes) -> dict:
