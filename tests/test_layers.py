@@ -33,6 +33,7 @@ LAYERS = {
     "tinker_cookbook.run_report": 2,
     "tinker_cookbook.runs": 2,
     "tinker_cookbook.service": 2,
+    "tinker_cookbook.stores": 3,
     "tinker_cookbook.renderers": 3,
     "tinker_cookbook.display": 4,
     "tinker_cookbook.supervised": 4,

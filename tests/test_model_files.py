@@ -73,7 +73,7 @@ def test_offline_without_a_copy_names_the_way_out(monkeypatch: pytest.MonkeyPatc
         resolve_model_folder("nobody/no-such-model")
 
 
-def test_hub_cache_is_used_without_the_network(
+def testhub_cache_is_used_without_the_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A snapshot as the hub's client leaves it; with weights only where they are complete."""
@@ -99,7 +99,7 @@ def test_hub_cache_is_used_without_the_network(
 @pytest.mark.parametrize(
     "variables", [{}, {"HF_HOME": "/a/b"}, {"HF_HUB_CACHE": "/c"}, {"XDG_CACHE_HOME": "/d"}]
 )
-def test_hub_cache_is_where_the_hub_client_has_it(
+def testhub_cache_is_where_the_hub_client_has_it(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     import os
@@ -112,7 +112,7 @@ def test_hub_cache_is_where_the_hub_client_has_it(
     theirs = subprocess.run(
         [sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True
     )
-    assert str(model_files._hub_cache()) == theirs.stdout.strip()
+    assert str(model_files.hub_cache()) == theirs.stdout.strip()
 
 
 class _Hub(BaseHTTPRequestHandler):

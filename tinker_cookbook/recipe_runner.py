@@ -48,13 +48,21 @@ T = TypeVar("T")
 
 
 def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None = None) -> None:
-    """Train with these settings, then print what changed and where everything is."""
+    """Train with these settings, then print what changed and where everything is.
+
+    With `dry_run`, only what would be trained is printed; no service and no run are started.
+    """
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.supervised import train as sl_train
 
     config = complete(config)
     loop = build(config)
+    if config.dry_run:
+        from tinker_cookbook.commands.parts.dry_run import print_dry_run
+
+        print_dry_run(loop, prepares=prepare is not None)
+        return
     if prepare is not None:
         loop = prepare(config, loop)
     if isinstance(loop, sl_train.Config):

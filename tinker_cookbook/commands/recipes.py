@@ -1,10 +1,8 @@
 """List the recipes, one line each."""
 
 import argparse
-from pathlib import Path
 
-import tinker_cookbook
-from tinker_cookbook.commands.parts.recipe_files import find_recipe, find_recipes, recipes_folder
+from tinker_cookbook.commands.parts.recipe_files import find_recipe, find_recipes, run_prefix
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,9 +25,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"Run one:   python -m {run_prefix()}NAME key=value ...   (--help lists its settings)")
     print("Make it yours:   tinker-cookbook copy NAME FOLDER")
     return 0
-
-
-def run_prefix() -> str:
-    """Return the prefix of a recipe's name after `python -m`: of a checkout, or of a wheel."""
-    installed = recipes_folder().parent == Path(tinker_cookbook.__file__).parent
-    return "tinker_cookbook.recipes." if installed else "recipes."

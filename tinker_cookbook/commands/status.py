@@ -12,9 +12,10 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.byte_sizes import format_bytes
+from tinker_cookbook.utils.durations import format_duration
 from tinker_cookbook.utils.terminal_text import escape_controls
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "read_notes", "run"]
 
 Status = dict[str, Any]
 """JSON of the service's status route, or of the note that a service writes when it starts."""
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from tinker_cookbook.model_files import cookbook_home
 
     state_dir = (args.state_dir or cookbook_home() / "service").expanduser().resolve()
-    found = [_ask(note, args.limit) for note in _read_notes(state_dir)]
+    found = [_ask(note, args.limit) for note in read_notes(state_dir)]
     if args.json:
         print(json.dumps({"state_dir": str(state_dir), "services": found}, indent=1))
     else:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if any(service["answers"] for service in found) else NOT_RUNNING
 
 
-def _read_notes(state_dir: Path) -> list[Status]:
+def read_notes(state_dir: Path) -> list[Status]:
     """Return the notes of running services; a service writes one when it starts."""
     notes = []
     for path in sorted((state_dir / "running").glob("*.json")):
@@ -122,7 +123,7 @@ def _describe(service: Status) -> list[str]:
     models = [f"{m['name']} ({_model_state(m)})" for m in status["models"]]
     free = memory["available_bytes"]
     return [
-        f"A service on {where}, up {_span(status['uptime_seconds'])}"
+        f"A service on {where}, up {format_duration(status['uptime_seconds'])}"
         + (", stopping" if status["is_stopping"] else ""),
         f"  models       {', '.join(models)}",
         f"  queue        {queue['unfinished']} unfinished, {queue['operations']:.0f} waiting for "
@@ -186,18 +187,13 @@ def _describe_saved(state_dir: Path, limit: int) -> str:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     lines = [f"No service is running. Saved runs: {num_runs}, checkpoints: {len(rows)}."]
     for run_id, segment, name, size_bytes, created_at in rows[:limit]:
-        age = _span(datetime.now(UTC).timestamp() - created_at)
+        age = format_duration(datetime.now(UTC).timestamp() - created_at)
         path = escape_controls(f"tinker://{run_id}/{segment}/{name}")
         lines.append(f"  {path}  {format_bytes(size_bytes)}, {age} ago")
     return "\n".join(lines)
 
 
 def _ago(time: str) -> str:
-    return f"{_span((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())} ago"
-
-
-def _span(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+    return (
+        f"{format_duration((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())} ago"
+    )

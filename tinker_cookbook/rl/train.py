@@ -30,6 +30,7 @@ from tinker_cookbook.rl.types import RLDataset, TrajectoryGroup
 from tinker_cookbook.runs.checkpoint_manager import CheckpointManager
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.training_client import snapshot_weights
+from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.utils.misc_utils import timed
 from tinker_cookbook.utils.sdk_compat import create_client
 
@@ -46,6 +47,7 @@ __all__ = [
     "RunResult",
     "StreamMinibatchConfig",
     "context_window",
+    "count_work",
     "gather_with_progress",
     "main",
     "print_group",
@@ -72,9 +74,7 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
     """
     set_rollout_executor(rollout_executor)
     async with open_run(config, config.recipe_name) as run:
-        dataset, test_dataset = await config.dataset_builder()
-        if config.num_epochs > 1:
-            dataset = EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
+        dataset, test_dataset = await _open_data(config)
         _check_loss(config, run.connection)
         has_begun = await run.begin(
             _count_steps(config, dataset), renderer_name=config.renderer_name, shown=SHOWN
@@ -89,6 +89,24 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         )
         loop.add_held_out(test_dataset)
         return await loop.end(await _choose_loop(config)(loop, run.start_step))
+
+
+async def count_work(config: Config) -> Workload:
+    """Count the steps and the groups of a run, without a service; nothing is sampled."""
+    dataset, _ = await _open_data(config)
+    total_steps = _count_steps(config, dataset)
+    if config.async_config is not None:
+        num_groups = total_steps * config.async_config.groups_per_batch
+    else:
+        num_groups = sum(len(dataset.get_batch(index)) for index in range(total_steps))
+    return Workload(total_steps=total_steps, num_rows=num_groups)
+
+
+async def _open_data(config: Config) -> tuple[RLDataset, RLDataset | None]:
+    dataset, test_dataset = await config.dataset_builder()
+    if config.num_epochs > 1:
+        dataset = EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
+    return dataset, test_dataset
 
 
 def _choose_loop(config: Config) -> Callable[[Loop, int], Awaitable[tinker.SamplingClient]]:

@@ -22,6 +22,7 @@ from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
+    "compare_settings",
     "config_differences",
     "default_log_path",
     "delete_run",
@@ -39,6 +40,8 @@ RUNS_DIR_ENV_VAR = "TINKER_COOKBOOK_RUNS_DIR"
 DEFAULT_RUNS_DIR = "~/tinker-runs"
 CHECKPOINTS_FILE = "checkpoints.jsonl"
 SHOWN_DIFFERENCES = 12
+UNSET = "unset"
+"""Value of a setting that a config does not have, in a comparison."""
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, CHECKPOINTS_FILE)
 # The files that a deletion removes. The record of checkpoints comes first: if the deletion is
 # interrupted, nothing is resumed from a part of a run.
@@ -62,6 +65,7 @@ FREE_FIELDS = frozenset(
         RECIPE_SETTINGS,
         "log_path",
         "base_url",
+        "dry_run",
         "behavior_if_log_dir_exists",
         "wandb_project",
         "wandb_name",
@@ -119,10 +123,21 @@ def config_differences(log_dir: str | Path, config: object) -> list[str]:
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataFormatError(f"{path} is not JSON ({error}); delete it or the folder.") from error
-    before, after = _flatten(_relevant(old)), _flatten(_relevant(dump_config(config)))
+    changed = compare_settings(old, dump_config(config))
+    return [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
+
+
+def compare_settings(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
+    """Compare the contents of two config.json files.
+
+    Returns:
+        The old and the new value of each setting that changes what is computed and differs, by
+        dotted key; `unset` where a config does not have it. Settings that both have come first.
+    """
+    before, after = _flatten(_relevant(old)), _flatten(_relevant(new))
     keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     keys.sort(key=lambda key: (key not in before or key not in after, key))
-    return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in keys]
+    return {key: (before.get(key, UNSET), after.get(key, UNSET)) for key in keys}
 
 
 @contextlib.contextmanager

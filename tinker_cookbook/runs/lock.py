@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,12 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.processes import is_running
 
-__all__ = ["LOCK_FILE", "hold", "refuse_if_held"]
+__all__ = ["LOCK_FILE", "hold", "is_in_use", "refuse_if_held"]
 
 LOCK_FILE = ".in_use.json"
 ATTEMPTS = 20
+NOTE_SECONDS = 0.02
+"""Time that a starting run needs at most between creating the lock file and locking it."""
 Note = dict[str, object]
 """The content of the lock file."""
 _MINE: set[tuple[int, int]] = set()
@@ -64,6 +67,35 @@ def refuse_if_held(folder: Path) -> None:
     try:
         if _is_held(descriptor, path):
             raise _in_use(path)
+    finally:
+        os.close(descriptor)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process uses a run directory; for programs that only read runs.
+
+    A process that has ended does not count, even if its lock file is still there. Nothing in the
+    directory is changed, and a run that starts at the same time is not hindered.
+    """
+    path = folder / LOCK_FILE
+    if not path.exists():
+        return False
+    note = _read_note(path)
+    if not note:  # a run that starts now locks the file before it writes the note
+        time.sleep(NOTE_SECONDS)
+        note = _read_note(path)
+    if _is_dead(note):
+        return False
+    # The process may be another one that has got the same number since: ask the system.
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        locked = _try_lock(descriptor)
+        return bool(note) if locked is None else not locked
     finally:
         os.close(descriptor)
 

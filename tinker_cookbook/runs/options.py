@@ -79,6 +79,9 @@ class ModelOptions:
     seed: int = chz.field(
         default=0, doc="Random seed for the adapter's first weights, the data and the samples."
     )
+    dry_run: bool = chz.field(
+        default=False, doc="Whether to print only what would be trained, and stop."
+    )
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
         default="ask",
         doc="What to do if log_path holds a run: resume it, delete it, raise an error, or ask. "

@@ -13,7 +13,7 @@ from tinker_cookbook.utils.ml_log import CONFIG_FILE, RECIPE_SETTINGS
 __all__ = ["read_settings"]
 
 YAML_ENDINGS = (".yaml", ".yml")
-NOT_REPEATED = ("behavior_if_log_dir_exists",)
+NOT_REPEATED = ("behavior_if_log_dir_exists", "dry_run")
 """Settings of a past run that applied only to that start."""
 
 

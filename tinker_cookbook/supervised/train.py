@@ -24,6 +24,7 @@ from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.runs.training_client import add_service_metrics, snapshot_weights
+from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinker_cookbook.utils import trace
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-__all__ = ["Config", "RunOptions", "RunResult", "Schedule", "SubmittedBatch", "main", "run_evals"]
+__all__ = [
+    "Config",
+    "RunOptions",
+    "RunResult",
+    "Schedule",
+    "SubmittedBatch",
+    "count_work",
+    "main",
+    "run_evals",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +152,44 @@ async def main(config: Config) -> RunResult:
             loop = _Loop(run, schedule, dataset)
             loop.add_held_out(test_dataset)
             return await loop.train()
+
+
+def count_work(config: Config) -> Workload:
+    """Render every batch of a run, without a service, and count its rows and tokens.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    from tinker_cookbook import tokenizer_utils
+    from tinker_cookbook.display import describe_example
+
+    num_rows = num_tokens = num_loss_tokens = longest = 0
+    example = None
+    with _open_data(config) as (dataset, _):
+        schedule = _build_schedule(config, len(dataset))
+        opened_epoch = -1
+        for step in range(schedule.total_steps):
+            epoch, _ = schedule.position(step)
+            if epoch != opened_epoch:
+                dataset.set_epoch(seed=_epoch_seed(config.seed, epoch))
+                opened_epoch = epoch
+            data = [datum for index in schedule.batches(step) for datum in dataset.get_batch(index)]
+            if example is None:
+                tokenizer = tokenizer_utils.get_tokenizer(str(config.model_name))
+                example = describe_example(data[0], tokenizer)
+            num_rows += len(data)
+            num_tokens += _num_tokens(data)
+            num_loss_tokens += _num_loss_tokens(data)
+            longest = max([longest, *(datum.model_input.length for datum in data)])
+        return Workload(
+            total_steps=schedule.total_steps,
+            num_rows=num_rows,
+            num_tokens=num_tokens,
+            num_loss_tokens=num_loss_tokens,
+            longest=longest,
+            notes=tuple(dataset.summary),
+            example=example,
+        )
 
 
 @contextlib.contextmanager

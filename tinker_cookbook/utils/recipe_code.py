@@ -17,7 +17,7 @@ from typing import Any
 
 from tinker_cookbook.utils.durable_files import write_atomically
 
-__all__ = ["CODE_FILE", "code_differences", "write_code"]
+__all__ = ["CODE_FILE", "code_differences", "compare_code", "write_code"]
 
 CODE_FILE = "code.json"
 OUTSIDE = "what stands outside functions and classes"  # also a key of stored files
@@ -43,16 +43,29 @@ def code_differences(folder: Path) -> list[str]:
         One line per file. Empty if nothing has changed, or if the digests cannot be compared:
         another version of Python may normalize the same code differently.
     """
+    now = {path.name: digests for path, digests in _read_recipe()}
+    return _compare_files(_read_digests(folder), (_python(), now))
+
+
+def compare_code(old: Path, new: Path) -> list[str]:
+    """Return how the recipe of one run differs from that of another; lines as above."""
+    return _compare_files(_read_digests(old), _read_digests(new))
+
+
+def _read_digests(folder: Path) -> tuple[str, dict[str, _Digests]]:
+    """Return the version of Python and the digests of each file; no files if unknown."""
     try:
         stored = json.loads((folder / CODE_FILE).read_text(encoding="utf-8"))
-        before: dict[str, _Digests] = dict(stored["files"])
-        comparable = stored["python"] == _python()
+        return stored["python"], dict(stored["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return []
-    now = {path.name: digests for path, digests in _read_recipe()}
-    if not comparable or not now:
-        return []
-    return _compare(before, now)
+        return "", {}
+
+
+def _compare_files(
+    old: tuple[str, dict[str, _Digests]], new: tuple[str, dict[str, _Digests]]
+) -> list[str]:
+    comparable = old[0] == new[0] and old[1] and new[1]
+    return _compare(old[1], new[1]) if comparable else []
 
 
 def _compare(before: dict[str, _Digests], now: dict[str, _Digests]) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "find_recipes",
     "recipes_folder",
     "refuse_unknown_recipes",
+    "run_prefix",
     "unknown_recipe_message",
 ]
 
@@ -124,3 +125,9 @@ class _UnknownRecipes:
         if package != self._package or name == "__main__" or sys.argv[:1] != ["-m"]:
             return
         raise ModuleNotFoundError(unknown_recipe_message(name, find_recipes()), name=fullname)
+
+
+def run_prefix() -> str:
+    """Return the prefix of a recipe's name after `python -m`: of a checkout, or of a wheel."""
+    installed = recipes_folder().parent == Path(tinker_cookbook.__file__).parent
+    return "tinker_cookbook.recipes." if installed else "recipes."

@@ -1,0 +1,51 @@
+"""`dry_run=true`: the tokens are exactly those that the run trains on, and nothing is started."""
+
+import re
+from pathlib import Path
+
+from tests.conftest import ServiceProcess
+from tests.recipes.recipe_process import read_jsonl, recipe_environment, run_recipe
+
+SETTINGS = ("renderer_name=chatml", "lora_rank=2", "max_steps=5")
+SUPERVISED = (*SETTINGS, "batch_size=2", "max_length=128", "test_size=100", "num_epochs=2")
+
+
+def run(module: str, *words: str, env: dict[str, str], model: str) -> str:
+    done = run_recipe(module, f"model_name={model}", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return int(found[1].replace(",", ""))
+
+
+def test_the_tokens_are_those_of_the_run(local_service: ServiceProcess, tmp_path: Path):
+    env, model = recipe_environment(local_service, tmp_path), local_service.model
+    log_path = tmp_path / "run"
+    words = (*SUPERVISED, f"log_path={log_path}", "infrequent_eval_every=0", "eval_every=0")
+    out = run("recipes.sl_basic", *words, "dry_run=true", env=env, model=model)
+    assert "Nothing was started" in out
+    assert not log_path.exists()
+    run("recipes.sl_basic", *words, env=env, model=model)
+    rows = [row for row in read_jsonl(log_path / "metrics.jsonl") if "num_tokens" in row]
+    assert number(r"in ([\d,]+) steps", out) == len(rows)
+    assert number(r"rows +([\d,]+)", out) == sum(row["num_sequences"] for row in rows)
+    assert number(r"tokens +([\d,]+)", out) == sum(row["num_tokens"] for row in rows)
+    assert number(r"([\d,]+) of them trained", out) == sum(row["num_loss_tokens"] for row in rows)
+    assert f"{rows[0]['learning_rate']:.3g} in the first step" in out
+    assert f"{rows[-1]['learning_rate']:.3g} in the last" in out
+    assert "holds a run" in run("recipes.sl_basic", *words, "dry_run=true", env=env, model=model)
+
+
+def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess, tmp_path: Path):
+    env, model = recipe_environment(None, tmp_path), local_service.model
+    words = (*SETTINGS, "groups_per_batch=3", "group_size=4", "max_tokens=8", "dry_run=true")
+    out = run("recipes.rl_basic", *words, env=env, model=model)
+    assert "rows     15 groups in 5 steps, 60 episodes" in out
+    assert "at most 480 per turn" in out
+    assert re.search(r"memory +[\d.]+ [KMG]iB on this machine", out)
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "cookbook" / "service").exists()

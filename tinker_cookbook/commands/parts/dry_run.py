@@ -1,0 +1,118 @@
+"""What `dry_run=true` prints: the work of a run and its memory, before anything is started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tinker_cookbook import service
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.runs.directory import holds_a_run
+from tinker_cookbook.runs.options import SharedOptions
+from tinker_cookbook.utils.byte_sizes import format_bytes
+from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
+
+if TYPE_CHECKING:
+    from tinker_cookbook.runs.workload import Workload
+
+__all__ = ["print_dry_run"]
+
+
+def print_dry_run(loop: SharedOptions, *, prepares: bool = False) -> None:
+    """Count the work of a train loop and print it.
+
+    Args:
+        loop: The settings of the loop.
+        prepares: Whether the recipe does something else before the loop, which is not counted.
+    """
+    from tinker_cookbook.rl import train as rl_train
+    from tinker_cookbook.supervised import train as sl_train
+
+    if isinstance(loop, sl_train.Config):
+        work = sl_train.count_work(loop)
+        lines = _supervised_lines(work)
+    elif isinstance(loop, rl_train.Config):
+        work = asyncio.run(rl_train.count_work(loop))
+        lines = _rl_lines(loop, work)
+    else:
+        raise ConfigurationError(
+            "dry_run=true is not supported by this recipe; it is for recipes that train with "
+            "supervised.train or rl.train."
+        )
+    choice = service.choose_service(loop.base_url)
+    assert loop.log_path is not None, "a recipe chooses the run directory"
+    state = "holds a run" if holds_a_run(loop.log_path) else "new"
+    print(choice.describe(str(loop.model_name)))
+    print(f"run      {loop.log_path}  ({state})")
+    print(*lines, _rate_line(loop, work), sep="\n")
+    if choice.kind == "local":
+        print(*_memory_lines(loop), sep="\n")
+    if prepares:
+        print("before   this recipe also prepares the model, which is not counted here")
+    print("\nNothing was started. Without dry_run=true the same command trains.")
+
+
+def _supervised_lines(work: Workload) -> Iterator[str]:
+    yield from (f"data     {line}" for line in work.notes)
+    if work.example is not None:
+        yield work.example
+    yield f"rows     {work.num_rows:,} sequences in {work.total_steps:,} steps"
+    yield (
+        f"tokens   {work.num_tokens:,} in all steps, {work.num_loss_tokens:,} of them trained; "
+        f"the longest sequence has {work.longest:,}"
+    )
+
+
+def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
+    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
+    line = f"rows     {work.num_rows:,} groups in {work.total_steps:,} steps"
+    max_tokens = getattr(loop, "max_tokens", None)
+    if isinstance(size, int):
+        line += f", {work.num_rows * size:,} episodes"
+        yield line
+        if isinstance(max_tokens, int):
+            most = work.num_rows * size * max_tokens
+            yield f"tokens   sampled: at most {most:,} per turn of an episode ({max_tokens} each)"
+    else:
+        yield line
+
+
+def _rate_line(loop: SharedOptions, work: Workload) -> str:
+    def rate(step: int) -> str:
+        multiplier = compute_schedule_lr_multiplier(
+            loop.lr_schedule, step, work.total_steps, warmup_steps=loop.warmup_steps
+        )
+        return f"{loop.learning_rate * multiplier:.3g}"
+
+    last = work.total_steps - 1
+    return (
+        f"rate     {rate(0)} in the first step, {rate(last)} in the last ({loop.lr_schedule} from "
+        f"{loop.learning_rate:.3g}, {loop.warmup_steps} warmup steps)"
+    )
+
+
+def _memory_lines(loop: SharedOptions) -> Iterator[str]:
+    """Return the memory that the local service will use, from the shapes of the model."""
+    from tinker_cookbook.model_files import resolve_model_folder
+    from tinker_cookbook.service.embedded import check_local_extra
+    from tinker_cookbook.unembedding import choose_train_unembed
+
+    check_local_extra()
+    from tinker_cookbook.local.plan import MachineRates, build_plan
+
+    model = str(loop.model_name)
+    plan = build_plan(
+        model,
+        resolve_model_folder(model, weights=False),
+        rank=loop.lora_rank,
+        train_unembed=choose_train_unembed(model, loop.train_unembed),
+        rates=MachineRates(1.0, 1.0),  # no speeds are printed
+    )
+    free = "unknown" if plan.free_bytes is None else format_bytes(plan.free_bytes)
+    verdict = "" if plan.fits else "; MORE THAN IS FREE"
+    yield f"memory   {format_bytes(plan.total_bytes)} on this machine, {free} free{verdict}"
+    yield (
+        f"longest  {plan.max_train_tokens:,} tokens can be trained in the free memory "
+        f"({plan.dtype})"
+    )
