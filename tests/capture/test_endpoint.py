@@ -79,6 +79,7 @@ async def test_a_recorded_call_is_what_the_engine_sampled(sampling_client, rende
     assert call.logprobs == list(direct.sequences[0].logprobs)
     assert shown.choices[0].message.content == renderer.tokenizer.decode(call.tokens)
     assert shown.choices[0].finish_reason == "length"
+    assert shown.usage is not None
     assert shown.usage.prompt_tokens == len(call.new_prompt)
     assert shown.usage.completion_tokens == len(call.tokens) == 6
     assert list(read_calls(tmp_path / "calls.jsonl")) == [call]
@@ -241,7 +242,7 @@ async def test_a_client_that_leaves_cancels_its_call(sampling_client, renderer):
 async def test_text_stops_end_a_reply_and_are_not_shown(sampling_client, renderer):
     async with served(sampling_client, renderer) as (client, rollout, _):
         whole = await client.chat.completions.create(model="m", messages=ASK, seed=3, max_tokens=16)
-        text = whole.choices[0].message.content
+        text = str(whole.choices[0].message.content)
         stop = text[len(text) // 2 :][:1]
         cut = await client.chat.completions.create(
             model="m", messages=ASK, seed=3, max_tokens=16, stop=[stop]

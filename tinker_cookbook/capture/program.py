@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinker_cookbook.capture.rollout import Address
+from tinker_cookbook.exceptions import TrainingError
 
 __all__ = ["ProgramOutcome", "run_program"]
 
@@ -30,6 +31,18 @@ class ProgramOutcome:
     stdout: str
     stderr: str
     timed_out: bool = False
+
+    def raise_for_status(self) -> ProgramOutcome:
+        """Return the outcome itself.
+
+        Raises:
+            TrainingError: the program ended with an error or ran out of time. The message has the
+                end of what it wrote to stderr.
+        """
+        if self.timed_out or self.return_code:
+            ended = "ran out of time" if self.timed_out else f"exit status {self.return_code}"
+            raise TrainingError(f"the agent's program failed ({ended}): {self.stderr[-1000:]}")
+        return self
 
 
 async def run_program(
