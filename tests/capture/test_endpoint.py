@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tinker_cookbook.capture import (
     Rollout,
     read_calls,
 )
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.rl.agent_env import recorded_trajectory
@@ -112,7 +114,7 @@ async def test_a_conversation_merges_into_one_datum_with_the_sampled_tokens(
             )
             messages += [
                 {"role": "assistant", "content": reply.choices[0].message.content},
-                {"role": "user", "content": "Go on."},
+                {"role": "user", "content": "Continue."},
             ]
     for call, prompt in rollout.ordered_calls():
         if call.parent is not None:
@@ -251,3 +253,23 @@ async def test_text_stops_end_a_reply_and_are_not_shown(sampling_client, rendere
     assert cut.choices[0].finish_reason == "stop"
     tokens = rollout.calls[1].tokens
     assert tokens == rollout.calls[0].tokens[: len(tokens)]
+
+
+def test_without_the_packages_of_a_server_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'tinker-cookbook\[local\]'"):
+        RecordingEndpoint().app()
+
+
+def test_names_and_ports_in_use_are_refused():
+    async def go() -> None:
+        async with RecordingEndpoint() as endpoint:
+            endpoint.open(ClientSampler, None, name="iter-3")  # pyright: ignore
+            for name in ("iter-3", "a/b", ""):
+                with pytest.raises(ConfigurationError, match="name="):
+                    endpoint.open(ClientSampler, None, name=name)  # pyright: ignore
+            port = int(endpoint.url.rpartition(":")[2])
+            with pytest.raises(ConfigurationError, match=f"port={port}"):
+                await RecordingEndpoint(port=port).start()
+
+    asyncio.run(go())

@@ -165,7 +165,7 @@ class Rollout:
         return task
 
     def close(self) -> None:
-        """Cancel running calls and take no more."""
+        """Cancel running calls and refuse new ones."""
         self.is_closed = True
         for task in list(self._running):
             task.cancel()
