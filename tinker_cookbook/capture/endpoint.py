@@ -166,7 +166,7 @@ class RecordingEndpoint:
         return rollout
 
     def close(self, rollout: Rollout) -> None:
-        """Close a rollout. Its calls stay in `rollout.calls`; the endpoint keeps nothing of it."""
+        """Close a rollout. Its calls stay in `rollout.calls`; the endpoint drops the rest."""
         rollout.close()
         self._rollouts.pop(rollout.name, None)
 
@@ -320,6 +320,11 @@ def _make_server(app: Starlette) -> uvicorn.Server:
             yield
 
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+        app,
+        log_config=None,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=5,
     )
     return Server(config)
