@@ -4,9 +4,9 @@
     python -m recipes.dpo data=pairs.jsonl test_size=100      # your own pairs
     python -m recipes.dpo loss=simpo dpo_beta=2.0 loss_config.gamma=0.5
 
-Without `data=`, the model is asked to write about a topic in exactly so many words, several times
-for each request. The reply that comes nearest to the number and the one that is furthest from it
-are a pair. Topics of held-out requests are not trained on.
+Without `data=`, the model is asked to write about a topic in a given number of words, several
+times for each request. The reply that comes nearest to the number and the one furthest from it are
+a pair. Topics of held-out requests are not trained on.
 
 A row of such a file is {"prompt": ..., "chosen": ..., "rejected": ...}, with texts or lists of
 messages, or two whole conversations as chosen and rejected. The same command again resumes a

@@ -5,8 +5,8 @@
     python -m recipes.play_env env=tool_use player=model             # or model_path=tinker://...
     python -m recipes.play_env env=my_module:MyDatasetBuilder
 
-`env` is a recipe, or a data set builder as module:name. `settings` are the settings of that recipe
-or builder, as JSON.
+`env` is the name of a recipe, or a data set builder as module:name. `settings` are settings of that
+recipe or builder, as JSON.
 """
 
 from __future__ import annotations
@@ -146,14 +146,20 @@ def check_settings(env: str, settings_class: type, given: dict[str, Any]) -> set
 
 async def play(config: Config, model_name: str) -> None:
     """Play one episode, and show each turn with its reward."""
-    dataset, _ = await build_dataset_builder(config, model_name)()
+    builder = build_dataset_builder(config, model_name)
+    if not callable(builder):
+        raise ConfigurationError(
+            f"env={config.env} cannot be called; give a data set builder, such as what "
+            "problem_data(problems, grade) returns."
+        )
+    dataset, _ = await builder()
     if config.batch >= len(dataset):
         raise ConfigurationError(
             f"batch={config.batch} is beyond the data; use 0 to {len(dataset) - 1}."
         )
-    builder = dataset.get_batch(config.batch)[0]
+    group = dataset.get_batch(config.batch)[0]
     try:
-        env = (await builder.make_envs())[0]
+        env = (await group.make_envs())[0]
         if config.player == "model" or config.model_path:
             await watch_model(config, model_name, env)
         else:
@@ -161,7 +167,7 @@ async def play(config: Config, model_name: str) -> None:
     except EOFError as error:
         print(f"\n{error}; the episode is left unfinished")
     finally:
-        await builder.cleanup()
+        await group.cleanup()
 
 
 async def watch_model(config: Config, model_name: str, env: Env) -> None:

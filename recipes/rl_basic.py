@@ -3,13 +3,13 @@
     python -m recipes.rl_basic                                # the default model, on this machine
     python -m recipes.rl_basic base_url=https://... model_name=Qwen/Qwen3-8B
 
-The task is to write about a topic in exactly so many words. The reward falls with the distance from
-that number, and a tenth is lost if the reply does not end by itself. Topics of the held-out
-problems are not trained on. The same command again resumes a stopped run.
+The task is to write about a topic in a given number of words. The further the reply is from that
+number, the lower is its reward; a reply that does not end by itself loses 0.1. The held-out
+problems have topics that are not trained on. The same command again resumes a stopped run.
 
 Expect the held-out reward to rise from 0.11 (standard error 0.03) to 0.67 (0.02) in the first 10
 steps and to 0.93 (0.01) after all 40, as in recorded runs with seeds 0 and 1; seed 2 went from 0.20
-(0.04) to 0.61 (0.03), where it always writes five words. Six minutes on two cores.
+(0.04) to 0.61 (0.03), where it always writes five words. A run takes six minutes on two cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reinforcement learning with the loop written out: every call of the SDK is on this page.
+"""Reinforcement learning with the loop written out: every call of the SDK is in this file.
 
     python -m recipes.rl_loop                                 # the default model, on this machine
     python -m recipes.rl_loop base_url=https://... model_name=Qwen/Qwen3-8B

@@ -5,9 +5,11 @@
     python -m recipes.sl_basic data=mine.jsonl:0.7,public.parquet:0.3
     python -m recipes.sl_basic base_url=https://... model_name=Qwen/Qwen3-8B
 
-A row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}, or ShareGPT,
-Alpaca, prompt and completion, or text; `tinker-cookbook check FILE` prints how a file is read.
-Some conversations are held out: their loss, and a sampled answer, are shown before and after.
+A row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}, or in the
+form of ShareGPT, Alpaca, prompt and completion, or text; `tinker-cookbook check FILE` prints how a
+file is read. Some conversations are held out: their loss and a sampled answer are shown before and
+after training.
+
 Expect a held-out loss of 4.29 -> 2.7 in 30 steps with the default model and data, and answers that
 end with a remark on the weather. The same command again resumes a stopped run.
 """

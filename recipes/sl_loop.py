@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with the loop written out: every call of the SDK is on this page.
+"""Supervised fine-tuning with the loop written out: every call of the SDK is in this file.
 
     python -m recipes.sl_loop                                 # the default model, on this machine
     python -m recipes.sl_loop data=chats.jsonl num_epochs=2

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     import tinker
@@ -28,6 +29,9 @@ os.environ.setdefault("TINKER_TELEMETRY", "0")
 # By default the processor decides; `TINKER_COOKBOOK_DTYPE=bfloat16 pytest` runs all in the other.
 os.environ.setdefault("TINKER_COOKBOOK_DTYPE", "float32")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
+# A generated example takes as long as the machine is busy: time does not make it wrong.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @dataclass

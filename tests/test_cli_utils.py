@@ -8,6 +8,7 @@ import pytest
 
 from tinker_cookbook import cli_utils
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.settings_help import read_settings_of, type_choices
 
 
 @chz.chz
@@ -42,7 +43,7 @@ def test_values_are_parsed_by_type():
         ("zzz=1", "not a setting of this recipe"),
         ("num_epochs=two", "num_epochs=two has the wrong type; it must be int"),
         ("max_steps=many", "it must be int | None"),
-        ("lr_schedule=lin", "it must be one of linear, cosine. Did you mean linear? lr_schedule: "),
+        ("lr_schedule=lin", "use one of linear, cosine. Did you mean linear? lr_schedule: "),
         ("shuffle=maybe", "it must be bool"),
         ("learning_rate", "write key=value"),
         ("=3", "write key=value"),
@@ -124,12 +125,22 @@ def test_bundled_files_are_found_near_a_recipe_or_in_the_package(tmp_path: Path)
         cli_utils.bundled_file("nothing.jsonl", recipe)
 
 
+def test_an_enum_is_explained_by_the_values_that_users_type():
+    from recipes.code_rl.__main__ import Config as CodeConfig
+
+    setting = read_settings_of(CodeConfig)["sandbox"]
+    assert setting.default == "local"
+    assert type_choices(setting.type_text) == ["local", "sandboxfusion", "modal"]
+    with pytest.raises(ConfigurationError, match="use one of local, sandboxfusion, modal"):
+        cli_utils.parse_config(CodeConfig, ["sandbox=docker"])
+
+
 def test_a_loss_that_not_every_service_has_is_marked():
     from recipes.rl_basic import Config as RLConfig
 
     with pytest.raises(ConfigurationError) as caught:
         cli_utils.parse_config(RLConfig, ["loss_fn=ppoo"])
     message = str(caught.value)
-    assert "it must be one of importance_sampling, ppo, cispo" in message
+    assert "use one of importance_sampling, ppo, cispo" in message
     assert "Did you mean ppo?" in message
     assert "Not every service has stable_reinforce; the local one has all others." in message

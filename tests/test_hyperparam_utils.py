@@ -217,7 +217,7 @@ def test_a_config_without_a_key_is_told_which(kind: str, tmp_path: Path):
 def test_an_unknown_model_is_refused(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="set learning_rate yourself"):
+    with pytest.raises(ConfigurationError, match="Correct model_name, or set learning_rate"):
         hp.get_lr("someone/Unknown-7B")
 
 

@@ -27,6 +27,7 @@ LAYERS = {
     "tinker_cookbook.unembedding": 2,
     "tinker_cookbook.checkpoint_utils": 2,
     "tinker_cookbook.image_processing_utils": 2,
+    "tinker_cookbook.interrupts": 2,
     "tinker_cookbook.run_directory": 2,
     "tinker_cookbook.run_options": 2,
     "tinker_cookbook.run_report": 2,

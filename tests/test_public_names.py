@@ -249,6 +249,8 @@ NAMES = {
     "do_group_rollout_and_filter_constant_reward",
     "tinker_cookbook.rl.train": "AsyncConfig Config KLReferenceConfig StreamMinibatchConfig main "
     "gather_with_progress print_group save_checkpoint_and_get_sampling_client train_step",
+    "tinker_cookbook.interrupts": "hide_import_traceback",
+    "tinker_cookbook.commands._recipe_files": "refuse_unknown_recipes",
     "tinker_cookbook.run_directory": "default_log_path open_log_dir truncate_metrics",
     "tinker_cookbook.run_options": "LogdirBehavior check_options shared_options",
     "tinker_cookbook.run_report": "report_complete report_run sample_command",

@@ -211,7 +211,7 @@ def parse_config(config_class: type[C], words: list[str]) -> C:
 
     Raises:
         ConfigurationError: for an unknown key (the message suggests the nearest one), a value of
-            the wrong type (the message names the right one), or a missing key.
+            the wrong type (the message names the accepted ones), or a missing key.
     """
     import chz
     from chz import blueprint as chz_blueprint
@@ -285,13 +285,12 @@ def _wrong_type(message: str, settings: dict[str, str], known: dict[str, Setting
     if key not in settings:
         return message.strip().splitlines()[0]
     wanted, doc = (known[key].type_text, known[key].doc) if key in known else ("another type", "")
-    problem = f"{key}={settings[key]} has the wrong type; it must be {readable_type(wanted)}."
-    choices = type_choices(wanted)
+    value, choices = settings[key], type_choices(wanted)
     if not choices:
-        return problem
-    nearest = nearest_name(settings[key], choices, cutoff=0.5)
+        return f"{key}={value} has the wrong type; it must be {readable_type(wanted)}."
+    nearest = nearest_name(value, choices, cutoff=0.5)
     hint = f" Did you mean {nearest}?" if nearest else ""
-    return f"{problem}{hint} {key}: {doc}"
+    return f"{key}={value} is not accepted; use {readable_type(wanted)}.{hint} {key}: {doc}"
 
 
 def _one_line(error: Exception) -> str:

@@ -126,8 +126,8 @@ def _config_of(model_name: str) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (WeightsDownloadError, ConfigurationError, OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model_name={model_name} has unknown dimensions, so no learning rate follows from "
-            f"them: {error} Or set learning_rate yourself."
+            f"model_name={model_name} has unknown dimensions, from which the learning rate is "
+            f"computed ({str(error).rstrip('.')}). Correct model_name, or set learning_rate."
         ) from error
 
 

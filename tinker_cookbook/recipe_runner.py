@@ -92,7 +92,7 @@ def train_rl(loop: rl_train.Config) -> rl_train.RunResult:
     )
     samples = read_held_out_samples(loop.log_path)
     report_run(loop.log_path, result.sampler_path, samples, command)
-    print("curve    metrics.jsonl there; replies: transcripts.html")
+    print("curve    metrics.jsonl in that folder; replies: transcripts.html")
     return result
 
 

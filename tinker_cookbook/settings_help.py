@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 __all__ = ["Setting", "help_text", "read_settings_of", "readable_type", "type_choices"]
 
@@ -38,8 +39,22 @@ def read_settings_of(config_class: type) -> dict[str, Setting]:
         columns = re.split(r"\s{2,}", line.strip(), maxsplit=3)
         key, type_text, default, doc = [*columns, "", "", ""][:4]
         value = default.removesuffix("(default)").strip().strip("'")
+        type_text, value = _plain_enum(config_class, key, type_text, value)
         found[key] = Setting(key, type_text, value, doc or _inherited_doc(config_class, key))
     return found
+
+
+def _plain_enum(config_class: type, key: str, type_text: str, value: str) -> tuple[str, str]:
+    """Return type and default of a setting; for an enum as the values that users type."""
+    import chz
+
+    field = chz.chz_fields(config_class).get(key)
+    kind = None if field is None else field.final_type
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return type_text, value
+    member = re.fullmatch(r"<\w+\.(\w+): .*>", value)
+    default = str(kind[member.group(1)].value) if member else value
+    return f"Literal[{', '.join(repr(each.value) for each in kind)}]", default
 
 
 def _inherited_doc(config_class: type, key: str) -> str:

@@ -4,10 +4,10 @@
     python -m recipes.book_style book=novel.epub style="Jane Austen"
     python -m recipes.book_style book=novel.txt base_url=https://... model_name=Qwen/Qwen3-8B
 
-The book is cut at paragraphs into passages of under 1,000 tokens, and each passage gets an
-instruction that it answers. The model is trained for one epoch, with one passage per step and twice
-the recommended learning rate. The last passages are held out: their loss, and a sampled passage,
-are shown before and after. The same command again resumes a stopped run.
+The book is cut into passages of less than 1,000 tokens that end with a paragraph. Each passage gets
+an instruction that it answers. The model is trained for one epoch, with one passage per step and
+twice the recommended learning rate. The last passages are held out: their loss and a sampled
+passage are shown before and after training. The same command again resumes a stopped run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reinforcement learning on programming problems: tests decide the reward.
 
-    python -m recipes.code_rl                                  # on this machine, programs too
-    python -m recipes.code_rl max_turns=2                      # see a failing test, try again
+    python -m recipes.code_rl                                  # programs run on this machine, too
+    python -m recipes.code_rl max_turns=2                      # sees a failing test and tries again
     python -m recipes.code_rl sandbox=sandboxfusion base_url=https://... model_name=Qwen/Qwen3-8B
 
 The problems are generated, each with five tests; a third of them is held out. Code runs in a

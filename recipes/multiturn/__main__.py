@@ -1,4 +1,4 @@
-"""Reinforcement learning over several turns: guess a number, or find a thing by questions.
+"""Reinforcement learning over several turns: guess a number, or find a thing by asking questions.
 
     python -m recipes.multiturn                                # guess_number, on this machine
     python -m recipes.multiturn game=twenty_questions max_turns=8

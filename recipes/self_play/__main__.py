@@ -11,8 +11,8 @@ compared. The same command again resumes a stopped run.
 
 Expect the held-out reward, in games against a random player, to rise from -0.38 (standard error
 0.04) to 0.71 (0.07) in 8 steps, with 73 % of the games won and without illegal moves, as in a
-recorded run with seed 0 that took under 4 minutes on two cores. After the sixth step all games from
-one position were equal, so that there was nothing more to learn.
+recorded run with seed 0 that took less than 4 minutes on two cores. After the sixth step, all games
+from one position had the same reward, so there was nothing more to learn.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def other_model(name: str) -> tinker.SamplingClient:
     connection = service.current_connection()
     client = connection.service_client()
     if name.startswith("tinker://"):
-        return wait_for_client(client.create_sampling_client(model_path=name))
+        return _saved_weights(client, name)
     try:
         model = connection.check_model(name)
     except ConfigurationError as error:
@@ -123,3 +123,17 @@ def other_model(name: str) -> tinker.SamplingClient:
             f"{error}"
         ) from error
     return wait_for_client(client.create_sampling_client(base_model=model))
+
+
+def _saved_weights(client: tinker.ServiceClient, path: str) -> tinker.SamplingClient:
+    import tinker
+
+    from tinker_cookbook.utils.sdk_compat import service_message
+    from tinker_cookbook.utils.sdk_futures import wait_for_client
+
+    try:
+        return wait_for_client(client.create_sampling_client(model_path=path))
+    except (tinker.TinkerError, ValueError) as error:
+        raise ConfigurationError(
+            f"opponent={path} cannot play: {service_message(error)}"
+        ) from error

@@ -2,13 +2,13 @@
 
     python -m recipes.tool_use                                 # search, on this machine
     python -m recipes.tool_use tasks=calculator
-    python -m recipes.tool_use tasks=chained warm_start_examples=0 base_url=https://... \
+    python -m recipes.tool_use tasks=chained warm_start_examples=0 base_url=https://... \\
         model_name=Qwen/Qwen3-8B
 
 Questions and documents are generated. The search ranks 120 documents with BM25 (extra `search`).
-A right answer earns 1; a wrong one earns 0.2 if a tool call worked. All turns of an episode make
-one training record. A few supervised steps on solved questions come first, since the small default
-model never calls a tool without them. The same command again resumes a stopped run.
+A right answer earns 1; a wrong one earns 0.2 if a tool call worked. All turns of an episode become
+one training record. The run begins with a few supervised steps on solved questions, because the
+small default model never calls a tool without them. The same command again resumes a stopped run.
 
 Expect the held-out reward of the search to rise from 0.02 (standard error 0.02), after those
 supervised steps, to 0.69 (0.06) after all 8, as in a recorded run with seed 0.

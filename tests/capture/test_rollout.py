@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 
-from tinker_cookbook.capture import RecordingEndpoint, Rollout
+from tinker_cookbook.capture import CallLimits, RecordingEndpoint, Rollout
 from tinker_cookbook.capture.samplers import SamplingWishes
 from tinker_cookbook.completers import TokensWithLogprobs
+from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.rl.agent_env import recorded_trajectory
@@ -179,3 +181,42 @@ async def test_two_branches_train_each_token_once(renderer):
     assert len(data) == rollout.num_sequences == 2
     trained = sum(sum(datum.loss_fn_inputs["mask"].tolist()) for datum in data)
     assert trained == sum(len(call.tokens) for call in rollout.calls)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_takes_too_long_fails_and_is_not_recorded(renderer):
+    class Slow:
+        async def __call__(self, prompt, stop, wishes: SamplingWishes) -> TokensWithLogprobs:
+            await asyncio.sleep(60)
+            return TokensWithLogprobs([], [])
+
+    async with RecordingEndpoint() as endpoint:
+        rollout = endpoint.open(Slow(), renderer, limits=CallLimits(call_timeout_seconds=0.05))
+        with pytest.raises(TrainingError, match=r"call_timeout_seconds=0\.05"):
+            await rollout.start([{"role": "user", "content": "x"}])
+        assert isinstance(rollout.failure, TrainingError)
+        assert rollout.calls == []
+
+
+@pytest.mark.anyio
+async def test_closing_a_rollout_ends_its_calls(renderer):
+    started = asyncio.Event()
+
+    class Waiting:
+        async def __call__(self, prompt, stop, wishes: SamplingWishes) -> TokensWithLogprobs:
+            started.set()
+            await asyncio.sleep(60)
+            return TokensWithLogprobs([], [])
+
+    async with RecordingEndpoint() as endpoint:
+        rollout = endpoint.open(Waiting(), renderer)
+        address = rollout.address
+        async with openai.AsyncOpenAI(
+            base_url=address.base_url, api_key=address.api_key, max_retries=0
+        ) as client:
+            asking = asyncio.create_task(client.chat.completions.create(model="m", messages=ASK))
+            await started.wait()
+            endpoint.close(rollout)
+            with pytest.raises(openai.APIStatusError, match="is closed"):
+                await asking
+    assert rollout.calls == []

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,7 +120,7 @@ def test_what_is_converted_and_what_is_not_used_is_counted(tmp_path, capsys):
 def test_markup_can_be_refused_by_line(tmp_path, capsys):
     path = write(tmp_path / "chat.jsonl", conversation("a", "<think>\nb\n</think>\n\nc"))
     assert main(check(path, "--markup", "refuse")) == 1
-    assert "chat.jsonl:1: <think> stands in the text of a reply" in capsys.readouterr().out
+    assert "chat.jsonl:1: <think> is in the text of a reply" in capsys.readouterr().out
     assert main(check(path, "--markup", "keep")) == 0
     assert "1 row: <think> or <tool_call> stays text" in capsys.readouterr().out
 
@@ -222,12 +225,17 @@ def test_what_cannot_be_checked_at_all_ends_with_status_2(
     assert message in capsys.readouterr().err
 
 
-def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path):
     path = write(tmp_path / "chat.jsonl", conversation("a", SHORT))
-    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(path / "home"))  # below a file
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["check", str(path)]) == 2
-    [line] = capsys.readouterr().err.splitlines()
+    settings = {
+        "TINKER_COOKBOOK_HOME": str(path / "home"),  # below a file
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    # a new process: this one may have loaded the tokenizer of the default model
+    command = [sys.executable, "-m", "tinker_cookbook.cli", "check", str(path)]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
     assert "cannot be written" in line
     assert "TINKER_COOKBOOK_HOME" in line

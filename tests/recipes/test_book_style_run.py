@@ -88,7 +88,7 @@ def test_a_run_measures_and_samples_before_and_after(
         ("test_passages=0", "leaves nothing to measure"),
         ("max_passages=2", "max_passages=2 leaves nothing to train"),
         ("instructions=openai", "needs instructions_url and instructions_model"),
-        ("instructions=magic", "instructions=magic has the wrong type"),
+        ("instructions=magic", "instructions=magic is not accepted; use one of"),
         ("bok=x.txt", r"Did you mean book=x.txt\?"),
     ],
 )

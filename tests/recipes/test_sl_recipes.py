@@ -93,7 +93,7 @@ def test_the_whole_story_on_a_service_of_its_own(tiny_model_folder: Path, tmp_pa
         check=False,
     )
     assert sampled.returncode == 0, sampled.stderr
-    assert "with `tinker-cookbook serve` in another terminal" in sampled.stdout
+    assert "`tinker-cookbook serve` running in another terminal" in sampled.stdout
     assert "\n> How is the weather out there?\n" in sampled.stdout
 
 
@@ -201,7 +201,7 @@ BAD_INPUT = {
     "a missing file": (["file_path=none.jsonl"], "none.jsonl"),
     "two names of the data": (["file_path=a.jsonl", "data=b.jsonl"], "both given"),
     "half of the weights": (["data=a.jsonl:0.7,b.jsonl"], "weight at some places only"),
-    "trained tokens": (["train_on_what=all"], "it must be one of last_assistant_message"),
+    "trained tokens": (["train_on_what=all"], "use one of last_assistant_message"),
     "a learning rate": (["learning_rate=3"], "learning_rate=3.0 is not between 0 and 1"),
     "a rank": (["lora_rank=0"], "lora_rank=0 is out of range; use 1 to 1024"),
     "an unknown model": (["base_url=local", "model_name=no-such/model"], "no-such/model"),
@@ -214,7 +214,7 @@ BAD_INPUT = {
     "an old folder": (["log_path={old_run}", "learning_rate=0.1"], "learning_rate: 0.5 -> 0.1"),
     "a folder that is a file": (["log_path={bad_file}"], "is a file; name a folder"),
     "weights of another kind": (["load_checkpoint_path=tinker://x/weights/y"], "tinker://x"),
-    "a schedule": (["lr_schedule=step"], "it must be one of linear, cosine, constant"),
+    "a schedule": (["lr_schedule=step"], "use one of linear, cosine, constant"),
     "a model of elsewhere": (["model_name=openai/gpt-oss-20b"], "is not offered by http"),
     "an empty value": (["data="], "data= has no value; give one, or leave the key out"),
     "no value": (["learning_rate"], "write key=value"),

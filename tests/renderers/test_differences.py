@@ -156,7 +156,7 @@ def test_llama_refuses_what_its_template_drops_or_raises_on() -> None:
     body = ToolCall.FunctionBody(name="f", arguments="{}")
     call = ToolCall(function=body)
     reply: Message = {"role": "assistant", "content": "text", "tool_calls": [call]}
-    with pytest.raises(RendererError, match="tool calls and nothing else"):
+    with pytest.raises(RendererError, match="writes only tool calls"):
         renderer.render([talk("A")[0], reply])
     two: Message = {**reply, "content": "", "tool_calls": [call, call]}
     written = renderer.encoder.decode(renderer.render([talk("A")[0], two]).tokens())

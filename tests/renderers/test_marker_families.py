@@ -132,10 +132,10 @@ def test_what_stands_between_two_results(name: str, gap: str) -> None:
 @pytest.mark.parametrize("name", ["deepseekv3_thinking", "deepseek_r1"])
 def test_where_the_prompt_opens_no_thinking_nothing_is_sampled(name: str) -> None:
     talk: list[Message] = [QUESTION, called("f"), {"role": "tool", "content": "1"}]
-    with pytest.raises(RendererError, match="opens no think block"):
+    with pytest.raises(RendererError, match="does not open a think block"):
         FAMILIES[name].renderer.render_prompt(talk)
     answered: list[Message] = [*talk, {"role": "assistant", "content": "A"}]
-    with pytest.raises(RendererError, match="opens no think block"):
+    with pytest.raises(RendererError, match="does not open a think block"):
         FAMILIES[name].renderer.build_supervised_example(answered)
     assert FAMILIES[name].renderer.render_prompt([*answered, QUESTION]).length
 
@@ -152,7 +152,7 @@ def test_deepseek_calls_parse_and_broken_ones_come_back() -> None:
         ("g", "{}"),
     ]
     for body, reason in [
-        ("f<｜tool▁sep｜>{", "no JSON object"),
+        ("f<｜tool▁sep｜>{", "not a JSON object"),
         ("f{}", "expected a name"),
         ("<｜tool▁sep｜>{}", "name is missing"),
     ]:
@@ -242,7 +242,7 @@ def test_shapes_of_a_gpt_oss_reply(
 @pytest.mark.parametrize(
     ("markup", "reason"),
     [
-        (" to=functions.f<|channel|>commentary json<|message|>{<|call|>", "no JSON object"),
+        (" to=functions.f<|channel|>commentary json<|message|>{<|call|>", "not a JSON object"),
         (" to=browser.open<|channel|>commentary<|message|>{}<|call|>", "is not functions.NAME"),
         (" to=functions.f<|channel|>commentary json<|message|>{}<|return|>", "does not end in"),
         (" to=functions.f<|channel|>commentary json<|message|>{", "unterminated"),

@@ -272,7 +272,7 @@ def test_an_interrupted_program_does_not_wait_for_what_is_in_flight(tiny_model_f
     assert not any(sample.future().done() for sample in work)
     began = time.monotonic()
     connection.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
-    assert time.monotonic() - began < 3, "it would finish what it can in 8 seconds"
+    assert time.monotonic() - began < 6, "it would finish what it can in 8 seconds"
 
 
 def test_an_unknown_model_is_refused_before_anything_starts(monkeypatch):

@@ -30,7 +30,7 @@ from tinker_cookbook.capture.calls import RecordedCall, count_sequences, ordered
 from tinker_cookbook.capture.samplers import Sampler, SamplingWishes
 from tinker_cookbook.capture.store import CallLog
 from tinker_cookbook.completers import ContextOverflowError, StopCondition, TokensWithLogprobs
-from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.exceptions import DataValidationError, TrainingError
 from tinker_cookbook.renderers.types import Message, ToolSpec
 
 if TYPE_CHECKING:
@@ -212,7 +212,18 @@ class Rollout:
         )
         stop = _stop_condition(self.renderer, stops)
         sampling = self._sampler(tinker.ModelInput.from_ints(whole), stop, wishes)
-        return await asyncio.wait_for(sampling, self._limits.call_timeout_seconds)
+        timer = asyncio.timeout(self._limits.call_timeout_seconds)
+        try:
+            async with timer:
+                return await sampling
+        except TimeoutError as error:
+            if not timer.expired():
+                raise  # the sampler itself raised it
+            raise TrainingError(
+                "sampling one reply took longer than "
+                f"call_timeout_seconds={self._limits.call_timeout_seconds}; raise it, or lower "
+                "max_tokens."
+            ) from error
 
     def _record(
         self,

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
+from tinker_cookbook.utils.shared_limits import MAX_LORA_RANK
 
 __all__ = [
     "INT32",

@@ -58,8 +58,8 @@ logger = logging.getLogger(__name__)
 class PreferenceOptions(SharedOptions):
     """The settings of every preference run; a recipe's config adds its own."""
 
-    learning_rate: float = chz.field(default=1e-5, doc="Peak learning rate.")
-    lr_schedule: LRSchedule = chz.field(default="linear", doc="linear, cosine or constant.")
+    learning_rate: float = 1e-5
+    lr_schedule: LRSchedule = "linear"
     num_epochs: int = chz.field(default=1, doc="Number of passes over the pairs.")
     loss: str = chz.field(default="dpo", doc=f"Loss of a pair: {', '.join(PAIR_LOSSES)}.")
     dpo_beta: float = chz.field(

@@ -14,7 +14,7 @@ from tinker_cookbook.rl.metrics import SamplingGap, compute_kl_sample_train, mea
 from tinker_cookbook.runs.training_client import add_service_metrics
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.misc_utils import split_list
-from tinker_cookbook.utils.sdk_compat import awaitable
+from tinker_cookbook.utils.sdk_compat import awaitable, service_message
 
 if TYPE_CHECKING:
     import tinker
@@ -90,8 +90,8 @@ class PendingUpdate:
                 add_service_metrics(metrics, (await awaitable(future)).metrics)
         except (tinker.TinkerError, ValueError) as error:
             raise TrainingError(
-                f"the training step failed on the service: {error}. The same command resumes from "
-                "the last checkpoint."
+                f"the training step failed on the service: {service_message(error)} The same "
+                "command resumes from the last checkpoint."
             ) from error
         first = slice(0, self._num_before_step)
         self.gap = measure_sampling_gap(self.data_D[first], logprobs_D[first])

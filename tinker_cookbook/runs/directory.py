@@ -255,7 +255,9 @@ def _make_folder(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"log_path={folder} cannot be created: {error}.") from error
+        raise ConfigurationError(
+            f"log_path={folder} cannot be created: {error}. Use a folder in which you may write."
+        ) from error
     return missing
 
 
@@ -279,7 +281,7 @@ def _decide(folder: Path, behavior: LogdirBehavior, config: object) -> None:
         rest = f"... and {len(differences) - SHOWN_DIFFERENCES} more: it is a different kind of run"
         differences = [*differences[:SHOWN_DIFFERENCES], rest]
     shown = "".join(f"\n  {line}" for line in differences)
-    told = f", and these have changed since its start:{shown}\n" if differences else "; "
+    told = f", and these have changed since its start:{shown}\n" if differences else ". "
     if not sys.stdin.isatty():
         raise ConfigurationError(
             f"log_path={folder} already holds a run{told}Start over "

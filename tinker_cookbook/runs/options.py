@@ -14,8 +14,12 @@ from typing import Any, Literal
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
+from tinker_cookbook.utils.shared_limits import (
+    MAX_LORA_RANK,
+    MAX_TTL_SECONDS,
+    MIN_TTL_SECONDS,
+)
 
 __all__ = [
     "CheckpointOptions",
@@ -181,7 +185,7 @@ _AT_LEAST_1 = (lambda value: value >= 1, "is less than 1", "use 1 or more")
 _NOT_NEGATIVE = (lambda value: value >= 0, "is negative", "use 0 or more")
 _BETA = (lambda value: 0 <= value < 1, "is out of range", "use 0 or more, below 1")
 _TTL = (
-    lambda value: 3600 <= value <= 315_360_000,
+    lambda value: MIN_TTL_SECONDS <= value <= MAX_TTL_SECONDS,
     "is not between 1 hour and 10 years",
     "use 3600 or more",
 )
@@ -189,7 +193,7 @@ _RULES = {
     "learning_rate": (
         lambda value: 0 < value <= 1,
         "is not between 0 and 1",
-        "LoRA usually wants 1e-5 to 2e-3",
+        "use a value in between; 1e-5 to 2e-3 is usual for LoRA",
     ),
     "lora_rank": (
         lambda value: 1 <= value <= MAX_LORA_RANK,

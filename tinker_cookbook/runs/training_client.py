@@ -56,7 +56,10 @@ async def create_training_client(
     elif config.load_checkpoint_path is not None:
         path = config.load_checkpoint_path
         client = await _create(
-            service_client.create_training_client_from_state, path, user_metadata=metadata
+            service_client.create_training_client_from_state,
+            path,
+            setting="load_checkpoint_path",
+            user_metadata=metadata,
         )
         await checkpoint_utils.check_renderer_name_for_checkpoint_async(
             service_client, path, renderer_name
@@ -98,6 +101,7 @@ async def _create_new(
     return await _create(
         service_client.create_lora_training_client,
         config.model_name,
+        setting="model_name",
         rank=config.lora_rank,
         seed=config.seed,
         train_unembed=train_unembed,
@@ -106,7 +110,7 @@ async def _create_new(
 
 
 async def _create(
-    create: Callable[..., Any], source: str, **options: object
+    create: Callable[..., Any], source: str, *, setting: str, **options: object
 ) -> tinker.TrainingClient:
     import tinker
 
@@ -114,7 +118,7 @@ async def _create(
         return await create_client(create, source, **options)
     except (tinker.TinkerError, ValueError) as error:
         raise ConfigurationError(
-            f"the service cannot train {source}: {service_message(error)}"
+            f"{setting}={source} cannot be trained: {service_message(error)}"
         ) from error
 
 

@@ -162,7 +162,8 @@ class Connection:
             raise _refused_key(self.base_url) from error
         except (tinker.TinkerError, ValueError) as error:
             raise ConfigurationError(
-                f"{checkpoint} cannot be found on {self.base_url}: {service_message(error)}"
+                f"{checkpoint} cannot be found on {self.base_url}: {service_message(error)} "
+                "`tinker-cookbook status` lists the checkpoints of the local service."
             ) from error
         return found.base_model
 

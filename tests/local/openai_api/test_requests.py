@@ -91,6 +91,13 @@ def test_reasoning_of_a_history_has_several_names() -> None:
         decode_reply(content="4", reasoning={"effort": "high"})
 
 
+def test_the_number_of_choices_is_limited() -> None:
+    assert decode(n=1024).sampling.n == 1024
+    for n in (0, 1025):
+        with pytest.raises(UserError, match=f"^n={n} .* from 1 up to 1024$"):
+            decode(n=n)
+
+
 @pytest.mark.parametrize("name", ["reasoning_details", "thinking_blocks"])
 def test_reasoning_in_lists_is_refused_by_name_unless_it_is_sent_as_text_too(name: str) -> None:
     details = [{"type": "reasoning.text", "text": "add"}]

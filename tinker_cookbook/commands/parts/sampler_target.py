@@ -49,7 +49,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -
         help="tinker://RUN/sampler_weights/NAME, or the name of a model",
     )
     parser.add_argument(
-        "--model", metavar="NAME", help="name of the model, if PATH does not say it"
+        "--model", metavar="NAME", help="base model of PATH, if the service does not know it"
     )
     parser.add_argument(
         "--renderer",

@@ -31,6 +31,8 @@ TOP_LOGPROBS = Range(0, 20)
 MAX_TEXT = 16 * 2**20
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
+MAX_CHOICES = 1024
+"""Maximum number of completions per prompt, fewer than the native API has."""
 MAX_CALLS = 1024
 COMPLETION_TOKENS = 16
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -95,7 +97,7 @@ class _Body(SamplingParams):
     model: str
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
-    n: Annotated[int, SAMPLING["num_samples"]] = 1
+    n: Annotated[int, Range(1, MAX_CHOICES)] = 1
     stop: Annotated[list[str], STOP_TEXTS] = field(default_factory=list)
     stop_token_ids: Annotated[np.ndarray, TOKEN_IDS] | None = None
     return_token_ids: bool = False

@@ -155,9 +155,9 @@ def build_page(
     if logged_page is not None:
         body.append(f'<p><a href="{html.escape(logged_page)}">What the environments logged</a></p>')
     body.append(
-        f'<p class="note">{len(shown_P)} of {num_groups} groups, {_means(shown_P)}. A sampled '
-        "token is the darker orange the less likely it was; point at it for its log probability. "
-        "An advantage above 0 makes a reply likelier.</p>"
+        f'<p class="note">{len(shown_P)} of {num_groups} groups, {_means(shown_P)}. Darker '
+        "orange marks less likely tokens; point at a token to see its log probability. Training "
+        "makes replies with an advantage above 0 more likely.</p>"
     )
     body += _filter(shown_P)
     for index, item in enumerate(shown_P):

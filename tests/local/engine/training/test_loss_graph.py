@@ -495,7 +495,7 @@ def test_what_uploaded_losses_hold_is_bounded() -> None:
     fill(1, fits)
     with pytest.raises(UserError, match="custom losses of this session would hold"):
         fill(1, 1)
-    with pytest.raises(UserError, match="of all sessions"):
+    with pytest.raises(UserError, match="in all sessions"):
         fill(20, fits)
     table.drop_session("0")
     table.add("new", 0, large, request_id="x")

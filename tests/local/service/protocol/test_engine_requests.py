@@ -11,7 +11,7 @@ from tinker_cookbook.local.service.protocol.engine_requests import (
     decode_sample_spec,
     refuse_other_optimizer,
 )
-from tinker_cookbook.utils.lora_rank import MAX_LORA_RANK
+from tinker_cookbook.utils.shared_limits import MAX_LORA_RANK
 
 
 def sample_body(**changes) -> dict:
@@ -62,6 +62,10 @@ def test_adam_defaults_and_values() -> None:
     assert decode_adam({"adam_params": {"learning_rate": 0, "grad_clip_norm": 1.5}}) == AdamSpec(
         learning_rate=0.0, grad_clip_norm=1.5
     )
+
+
+def test_the_type_of_adam_params_is_ignored() -> None:
+    assert decode_adam({"adam_params": {"type": 3}}) == AdamSpec()
 
 
 BAD_ADAM = [("learning_rate", None), ("learning_rate", -1e-4), ("beta1", 1.0), ("beta1", -0.1)]

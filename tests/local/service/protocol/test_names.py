@@ -4,11 +4,11 @@ import pytest
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.protocol.paths import (
-    MAX_TTL_SECONDS,
     check_name,
     check_ttl,
     parse_tinker_path,
 )
+from tinker_cookbook.utils.shared_limits import MAX_TTL_SECONDS
 
 
 @pytest.mark.parametrize("name", ["a", "000010", "step-3", "final_v1.2", "a=1,b=2", "x" * 200])

@@ -127,7 +127,7 @@ def sparse(crow, col, data=(1.0,), shape=(5, 3)) -> tinker.TensorData:
         ({"weights": np.ones((5, 1, 1), np.float32)}, r"shape \[5, 1, 1\]"),
         ({"weights": np.array([1, 2, np.nan, 4, 5], np.float32)}, "holds nan at value 2"),
         ({"weights": np.array([1, 2, 3, 4, np.inf], np.float32)}, "holds inf at value 4"),
-        ({"weights": sparse([0, 1, 1, 1, 1], [0])}, "crow_indices must be 6 values"),
+        ({"weights": sparse([0, 1, 1, 1, 1], [0])}, "crow_indices must have 6 values"),
         ({"weights": sparse([0, 2, 1, 1, 1, 1], [0])}, "never fall"),
         ({"weights": sparse([0, 2**63 - 1, -(2**63), -1, 0, 1], [0])}, "never fall"),
         ({"weights": sparse([-(2**63), 2**63 - 1, -1, 0, 0, 1], [0])}, "begin at 0"),

@@ -60,16 +60,16 @@ def read_metrics(text: str) -> dict[str, float]:
     return values
 
 
-def test_training_and_sampling_move_the_metrics(local_service, service_client) -> None:
-    before = read_metrics(get(local_service, "/metrics").text)
-    run = service_client.create_lora_training_client(base_model=local_service.model, rank=4)
-    run = run.result()
+def test_training_and_sampling_move_the_metrics(service_factory, tiny_model_folder) -> None:
+    service = service_factory(tiny_model_folder)  # what other clients do would move them too
+    before = read_metrics(get(service, "/metrics").text)
+    run = service.connect().create_lora_training_client(base_model=service.model, rank=4).result()
     for _ in range(3):
         train_step(run, batch(2, length=10))
     sampler = run.save_weights_and_get_sampling_client().result()
     prompt = tinker.ModelInput.from_ints([1, 2, 3])
     sampler.sample(prompt, 2, tinker.SamplingParams(max_tokens=5, stop=[])).result()
-    answer = get(local_service, "/metrics")
+    answer = get(service, "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     after = read_metrics(answer.text)
     grown = {name: after[name] - before.get(name, 0.0) for name in after}
@@ -84,10 +84,10 @@ def test_training_and_sampling_move_the_metrics(local_service, service_client) -
     assert after["process_resident_memory_bytes"] > 50e6
     assert 'route="/api/v1/optim_step",status="200"' in answer.text
     assert 'tinker_operations_total{kind="optim_step",outcome="done"}' in answer.text
-    status = get(local_service, "/api/v1/local/status").json()
+    status = get(service, "/api/v1/local/status").json()
     (shown,) = [item for item in status["runs"] if item["run_id"] == run.model_id]
     assert (shown["num_steps"], shown["is_live"], shown["lora_rank"]) == (3, True, 4)
-    curve = get(local_service, f"/api/v1/local/curves/{run.model_id}").json()
+    curve = get(service, f"/api/v1/local/curves/{run.model_id}").json()
     assert [point[0] for point in curve["points"]] == [1, 2, 3]
     losses = [point[1] for point in curve["points"]]
     assert losses[2] < losses[0], "the same batch three times"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from tinker_cookbook.utils.durable_files import write_durably
 
 __all__ = ["TIED_HEAD_WARNING", "WeightsOrigin", "find_origin", "write_card"]
 
@@ -58,7 +59,4 @@ def write_card(folder: Path, name: str, origin: WeightsOrigin, *, tied_head: boo
     if not notes:
         return
     text = "\n\n".join([f"# LoRA adapter for `{name}`", *notes]) + "\n"
-    with (folder / "README.md").open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(folder / "README.md", text)

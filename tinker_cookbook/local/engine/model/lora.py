@@ -29,6 +29,7 @@ from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_sha
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
 from tinker_cookbook.local.limits import RANK, check_ranges
+from tinker_cookbook.utils.durable_files import flush_folder, write_durably
 
 __all__ = [
     "HEAD_PATH",
@@ -40,7 +41,6 @@ __all__ = [
     "peft_tensor_name",
     "read_base_model_name",
     "read_lora_spec",
-    "sync_folder",
     "write_tensors",
 ]
 
@@ -223,12 +223,8 @@ class Adapter:
         metadata = {"format": "pt", "trained_parts": parts, _BASE_MODEL_KEY: base_model_name}
         write_tensors(folder / "adapter_model.safetensors", tensors, metadata)
         config = _peft_config(self.spec, self.targets, origin)
-        path = folder / "adapter_config.json"
-        with path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(config, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(folder)
+        write_durably(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+        flush_folder(folder)
 
     def load_peft(self, folder: Path) -> None:
         """Load the weights of a saved adapter with the same rank and modules.
@@ -373,12 +369,3 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} cannot be written: {error}; free some space") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

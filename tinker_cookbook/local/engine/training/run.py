@@ -22,7 +22,6 @@ from tinker_cookbook.local.engine.model.lora import (
     Adapter,
     peft_tensor_name,
     read_lora_spec,
-    sync_folder,
     write_tensors,
 )
 from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
@@ -39,6 +38,7 @@ from tinker_cookbook.local.engine.types import (
     TrainResult,
 )
 from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.utils.durable_files import flush_folder
 
 __all__ = ["TrainingPass", "TrainingRun"]
 
@@ -131,7 +131,7 @@ class TrainingRun:
             for key, name, moment in self._moments(state):
                 tensors[name] = self.adapter.layout.matrix(moment, key)
             write_tensors(folder / _OPTIMIZER_FILE, tensors, {"optimizer": "adamw"})
-            sync_folder(folder)
+            flush_folder(folder)
 
     def load(self, folder: Path, *, with_optimizer: bool) -> None:
         """Load a saved adapter and drop a pending gradient.

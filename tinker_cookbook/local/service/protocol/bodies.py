@@ -45,7 +45,6 @@ __all__ = [
     "SamplingParams",
     "SaveWeights",
     "SaveWeightsExternal",
-    "SaveWeightsForSampler",
     "Saving",
     "SearchCursor",
     "SearchSessions",
@@ -53,6 +52,7 @@ __all__ = [
     "StatusQuery",
     "TargetTokens",
     "UploadedGraph",
+    "UseWeights",
     "WeightsInfo",
 ]
 
@@ -214,7 +214,8 @@ class AdamParams:
     eps: AtLeastZero = AdamSpec.eps
     weight_decay: AtLeastZero = AdamSpec.weight_decay
     grad_clip_norm: AtLeastZero = AdamSpec.grad_clip_norm
-    type: str = "adamw"
+    type: object = None
+    """Ignored: `optimizer_params.type` chooses the optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +252,13 @@ class SaveWeights(Saving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveWeightsForSampler(SaveWeights):
-    sampling_session_seq_id: SeqId | None = None
-    """Given if the weights are not saved: a sampling session of this number uses them directly."""
+class UseWeights:
+    """The form of `save_weights_for_sampler` that saves nothing.
+
+    A sampling session of this number uses the weights directly.
+    """
+
+    sampling_session_seq_id: SeqId
     kind: Literal["snapshot", "inflight"] = "snapshot"
 
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from tinker_cookbook.local.errors import NotFoundError, UserError
-from tinker_cookbook.local.service.settings import DAY_SECONDS
+from tinker_cookbook.utils.shared_limits import MAX_TTL_SECONDS, MIN_TTL_SECONDS
 
 __all__ = [
     "MAX_NAME_LENGTH",
-    "MAX_TTL_SECONDS",
-    "MIN_TTL_SECONDS",
     "SEGMENT_TYPES",
     "CheckpointPath",
     "Segment",
@@ -34,8 +32,6 @@ SEGMENT_TYPES: dict[str, str] = {
 }
 
 MAX_NAME_LENGTH = 200
-MIN_TTL_SECONDS = 3600
-MAX_TTL_SECONDS = 10 * 366 * DAY_SECONDS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+=@,~:]*")
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-:]*")

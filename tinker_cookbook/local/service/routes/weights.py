@@ -24,9 +24,9 @@ from tinker_cookbook.local.service.protocol.bodies import (
     CopyWeights,
     SaveWeights,
     SaveWeightsExternal,
-    SaveWeightsForSampler,
     Saving,
     SetExpiry,
+    UseWeights,
     WeightsInfo,
 )
 from tinker_cookbook.local.service.protocol.engine_requests import ADAMW
@@ -68,11 +68,12 @@ async def save_weights_for_sampler(service: Service, request: Request) -> Respon
 
     async def work() -> Payload:
         answer = {"type": "save_weights_for_sampler"}
-        asked = body.read_as(SaveWeightsForSampler)
-        if asked.sampling_session_seq_id is not None:
-            sampler_id = f"{run.session_id}:sample:{asked.sampling_session_seq_id}"
-            await _open_unsaved_sampler(service, run, sampler_id, asked.kind)
+        if body.values.get("sampling_session_seq_id") is not None:
+            use = body.read_as(UseWeights)
+            sampler_id = f"{run.session_id}:sample:{use.sampling_session_seq_id}"
+            await _open_unsaved_sampler(service, run, sampler_id, use.kind)
             return Payload.of_json(answer | {"sampling_session_id": sampler_id})
+        asked = body.read_as(SaveWeights)
         name = asked.path or f"{seq_id:06d}"
         new = _new_checkpoint(asked, run, "sampler_weights", name)
         row = await _save(service, new)
