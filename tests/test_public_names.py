@@ -64,11 +64,26 @@ PACKAGES = {
         "unregister_renderer",
     },
     "tinker_cookbook.eval": {
+        "REGISTRY",
+        "BenchmarkBuilder",
+        "BenchmarkConfig",
+        "BenchmarkEvaluator",
+        "BenchmarkEvaluatorBuilder",
+        "BenchmarkResult",
+        "EvalStore",
         "Evaluator",
         "EvaluatorBuilder",
+        "RunMetadata",
         "SamplingClientEvaluator",
         "SamplingClientEvaluatorBuilder",
+        "StoredTrajectory",
         "TrainingClientEvaluator",
+        "compare_results",
+        "load_result",
+        "print_trajectory",
+        "register",
+        "run_benchmark",
+        "run_benchmarks",
     },
 }
 
@@ -93,6 +108,21 @@ SIGNATURES = {
     ),
     "tinker_cookbook.cli_utils:check_log_dir": "log_dir, behavior_if_exists",
     "tinker_cookbook.cli_utils:model_name_from_argv": "argv, default",
+    "tinker_cookbook.eval.benchmarks:run_benchmark": (
+        "benchmark, sampling_client, renderer, config=None"
+    ),
+    "tinker_cookbook.eval.benchmarks:run_benchmarks": (
+        "names, sampling_client, renderer, config=None, parallel=True"
+    ),
+    "tinker_cookbook.eval.benchmarks:load_trajectories": (
+        "save_dir, benchmark_name, correct_only=False, incorrect_only=False, errors_only=False"
+    ),
+    "tinker_cookbook.eval.benchmarks:regrade_trajectories": (
+        "save_dir, benchmark_name, grade_fn=None, aggregate_fn=None"
+    ),
+    "tinker_cookbook.eval.benchmark_evaluator:BenchmarkEvaluator": (
+        "benchmark_name, renderer, max_examples=100, max_tokens=32768, temperature=0.6"
+    ),
     "tinker_cookbook.hyperparam_utils:get_lr": "model_name, is_lora=True",
     "tinker_cookbook.hyperparam_utils:get_lora_lr_over_full_finetune_lr": (
         "model_name, lora_alpha=32"

@@ -27,7 +27,7 @@ PROGRAM = "tinker-cookbook"
 EXIT_USER_ERROR = 2
 INTERRUPTED = "interrupted"
 _COMMANDS_PACKAGE = "tinker_cookbook.commands"
-_FIRST_SHOWN = ("recipes", "copy", "serve", "status", "chat", "sample", "render", "check", "clean")
+_FIRST_SHOWN = tuple("recipes copy serve status chat sample eval render check clean".split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

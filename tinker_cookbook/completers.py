@@ -132,6 +132,22 @@ class TinkerTokenCompleter(TokenCompleter):
             ContextOverflowError: if the prompt fills the context window.
             TrainingError: if the service fails.
         """
+        return (await self.sample_many(model_input, stop, 1, max_tokens=max_tokens))[0]
+
+    async def sample_many(
+        self,
+        model_input: tinker.ModelInput,
+        stop: StopCondition,
+        num_samples: int,
+        *,
+        max_tokens: int | None = None,
+    ) -> list[TokensWithLogprobs]:
+        """Sample several replies to one prompt in one request.
+
+        Raises:
+            ContextOverflowError: if the prompt fills the context window.
+            TrainingError: if the service fails.
+        """
         import tinker
 
         params = tinker.SamplingParams(
@@ -145,20 +161,22 @@ class TinkerTokenCompleter(TokenCompleter):
                 self.sampling_client,
                 "sample",
                 prompt=model_input,
-                num_samples=1,
+                num_samples=num_samples,
                 sampling_params=params,
             )
         except (tinker.TinkerError, ValueError) as error:
             raise TrainingError(f"the service could not sample: {error}") from error
-        sequence = response.sequences[0]
-        logprobs = sequence.logprobs
-        return TokensWithLogprobs(
-            tokens=list(sequence.tokens),
-            maybe_logprobs=None if logprobs is None else list(logprobs),
-            stop_reason=sequence.stop_reason,
-            sequence_id=getattr(sequence, "sequence_id", None),
-            prompt_cache_hit_tokens=getattr(response, "prompt_cache_hit_tokens", 0) or 0,
-        )
+        cache_hits = getattr(response, "prompt_cache_hit_tokens", 0) or 0
+        return [
+            TokensWithLogprobs(
+                tokens=list(sequence.tokens),
+                maybe_logprobs=None if sequence.logprobs is None else list(sequence.logprobs),
+                stop_reason=sequence.stop_reason,
+                sequence_id=getattr(sequence, "sequence_id", None),
+                prompt_cache_hit_tokens=cache_hits,
+            )
+            for sequence in response.sequences
+        ]
 
     def for_rollout(self, *names: int | str) -> TokenCompleter:
         """Return a copy with the seed of this rollout; without a seed, the completer itself."""

@@ -20,6 +20,7 @@ from tinker_cookbook import cli_utils
 from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recipe_name, run
 
 if TYPE_CHECKING:
+    from tinker_cookbook.distillation import train_off_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.rl.types import RLDatasetBuilder
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
     from tinker_cookbook.supervised import train as sl_train
     from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
 
-__all__ = ["blueprint", "complete", "fill", "main", "preference", "rl", "run", "supervised"]
+__all__ = [
+    "blueprint",
+    "complete",
+    "distillation",
+    "fill",
+    "main",
+    "preference",
+    "rl",
+    "run",
+    "supervised",
+]
 
 
 def main(
@@ -87,3 +98,13 @@ def preference(config: ModelOptions, data: ChatDatasetBuilder, **own: Any) -> tr
 
     own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
     return fill(train_dpo.Config, config, **own)
+
+
+def distillation(
+    config: ModelOptions, data: Sequence[train_off_policy.DatasetWithTeacher], **own: Any
+) -> train_off_policy.Config:
+    """Return the settings of off-policy distillation; arguments as in `supervised`."""
+    from tinker_cookbook.distillation import train_off_policy
+
+    own = {"recipe_name": recipe_name(type(config)), "dataset_configs": list(data)} | own
+    return fill(train_off_policy.Config, config, **own)

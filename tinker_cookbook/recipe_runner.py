@@ -15,8 +15,10 @@ from tinker_cookbook.runs.directory import default_log_path
 from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
+    from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "fill",
     "recipe_name",
     "run",
+    "train_distillation",
     "train_preference",
     "train_rl",
     "train_supervised",
@@ -32,13 +35,21 @@ __all__ = [
 
 C = TypeVar("C", bound=ModelOptions)
 """The settings of a recipe."""
-L = TypeVar("L", "sl_train.Config", "rl_train.Config", "train_dpo.Config")
+L = TypeVar(
+    "L",
+    "sl_train.Config",
+    "rl_train.Config",
+    "train_dpo.Config",
+    "train_off_policy.Config",
+    "train_on_policy.Config",
+)
 """The settings of a train loop."""
 T = TypeVar("T")
 
 
 def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None = None) -> None:
     """Train with these settings, then print what changed and where everything is."""
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.supervised import train as sl_train
 
@@ -50,6 +61,8 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
         train_supervised(loop)
     elif isinstance(loop, train_dpo.Config):
         train_preference(loop)
+    elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
+        train_distillation(loop)
     else:
         train_rl(loop)
 
@@ -74,6 +87,22 @@ def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
     from tinker_cookbook.runs.report import report_run, sample_command
 
     result = train_dpo.main(loop)
+    command = sample_command(
+        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    report_run(loop.log_path, result.sampler_path, [], command)
+    return result
+
+
+def train_distillation(loop: train_off_policy.Config | train_on_policy.Config) -> RunResult:
+    """Train, then print the summary of the run."""
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.runs.report import report_run, sample_command
+
+    if isinstance(loop, train_on_policy.Config):
+        result = asyncio.run(train_on_policy.main(loop))
+    else:
+        result = asyncio.run(train_off_policy.main(loop))
     command = sample_command(
         result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )

@@ -1,11 +1,6 @@
 """From a preference loss to a gradient on the service, without torch in the client.
 
-A loss L of the target log probabilities p needs two requests: `forward` returns p; the client
-computes dL/dp with NumPy; `forward_backward` with the loss `cross_entropy` and the weights -dL/dp
-then adds exactly the gradient of L, because cross entropy is -sum(weights * p).
-
-The client must have p before it can send the second request. So that the service does not wait, a
-batch is sent in halves: while one half is computed, the client prepares the other.
+`runs.custom_gradient` explains how.
 """
 
 from __future__ import annotations
@@ -17,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from tinker_cookbook.preference.losses import PairBatch, PairLoss, PairLossFunction
+from tinker_cookbook.runs.custom_gradient import submit_custom_gradient
 
 if TYPE_CHECKING:
     import tinker
@@ -55,20 +51,17 @@ async def submit_pair_gradient(
         of the service: an `optim_step` submitted now applies them.
     """
     num_pairs = len(data) // 2
-    middle = 2 * ((num_pairs + 1) // 2)
-    halves = [part for part in (slice(0, middle), slice(middle, len(data))) if data[part]]
-    # The service executes the requests of a run in the order of their submission.
-    forwards = [client.forward(list(data[half]), "cross_entropy") for half in halves]
-    batches, losses, gradients = [], [], []
-    for half, forward in zip(halves, forwards, strict=True):
-        output = await forward
-        policy = sequence_logprobs(data[half], [o["logprobs"] for o in output.loss_fn_outputs])
-        batch = build_pair_batch(data[half], policy, reference_logprobs[half])
+    batches, losses = [], []
+
+    def weigh(part: slice, logprobs: list[np.ndarray]) -> list[np.ndarray]:
+        policy = _weighted_sums(data[part], logprobs)
+        batch = build_pair_batch(data[part], policy, reference_logprobs[part])
         result = loss(batch)
-        weighted = _with_gradient(data[half], result, num_pairs)
-        gradients.append(client.forward_backward(weighted, "cross_entropy"))
         batches.append(batch)
         losses.append(result)
+        return _gradient_weights(data[part], result, num_pairs)
+
+    gradients = await submit_custom_gradient(client, data, weigh, group_size=2)
     return PairStep(_join(batches), _join(losses), gradients)
 
 
@@ -81,11 +74,15 @@ def sequence_logprobs(
         data: N datums with `weights`.
         logprobs: Log probability of every target token, one array per datum.
     """
+    return _weighted_sums(data, [found.to_numpy() for found in logprobs])
+
+
+def _weighted_sums(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(
         [
             np.dot(
                 datum.loss_fn_inputs["weights"].to_numpy().astype(np.float64),
-                found.to_numpy().astype(np.float64),
+                found.astype(np.float64),
             )
             for datum, found in zip(data, logprobs, strict=True)
         ]
@@ -104,24 +101,16 @@ def build_pair_batch(
     )
 
 
-def _with_gradient(
+def _gradient_weights(
     data: Sequence[tinker.Datum], loss: PairLoss, num_pairs: int
-) -> list[tinker.Datum]:
-    """Return the datums with weights that give the gradient of the mean loss."""
-    import tinker
-
+) -> list[np.ndarray]:
+    """Return, per datum, the weights that give the gradient of the mean loss."""
     slopes = np.empty(len(data))
     slopes[0::2], slopes[1::2] = loss.by_chosen_P, loss.by_rejected_P
-    weighted = []
-    for datum, slope in zip(data, slopes, strict=True):
-        weights = datum.loss_fn_inputs["weights"].to_numpy()
-        values = (-slope / num_pairs * weights).astype(np.float32)
-        inputs = {
-            **datum.loss_fn_inputs,
-            "weights": tinker.TensorData(data=values, dtype="float32", shape=[len(values)]),
-        }
-        weighted.append(tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs))
-    return weighted
+    return [
+        -slope / num_pairs * datum.loss_fn_inputs["weights"].to_numpy()
+        for datum, slope in zip(data, slopes, strict=True)
+    ]
 
 
 def _join(parts: list[T]) -> T:

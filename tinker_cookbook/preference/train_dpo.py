@@ -27,7 +27,7 @@ from tinker_cookbook.preference.pair_metrics import DisplacementWatch, compute_p
 from tinker_cookbook.preference.reference import ReferenceScorer
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
-from tinker_cookbook.supervised.schedule import Schedule
+from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.train import run_evals
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import trace
@@ -232,7 +232,7 @@ class _Loop:
         """Return the datums of a step and their log probabilities under the reference."""
         epoch, batch = self._schedule.position(step)
         if epoch != self._epoch:
-            self._dataset.set_epoch(seed=_epoch_seed(self._config.seed, epoch))
+            self._dataset.set_epoch(seed=epoch_seed(self._config.seed, epoch))
             self._epoch = epoch
         data = await asyncio.to_thread(self._dataset.get_batch, batch)
         if len(data) % 2:
@@ -353,8 +353,3 @@ def print_example(datum: tinker.Datum, tokenizer: Tokenizer, label: str = "") ->
         if label
         else colorize_example(datum, tokenizer)
     )
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's data order: the epoch itself for seed 0."""
-    return (seed * 1_000_003 + epoch) % 2**32

@@ -171,7 +171,7 @@ class Config(RunOptions):
 
     @chz.validate
     def _check_loops(self) -> None:
-        if self.kl_penalty_coef > 0 and self.kl_reference_config is None:
+        if self.needs_kl_reference() and self.kl_reference_config is None:
             raise ConfigurationError(
                 f"kl_penalty_coef={self.kl_penalty_coef} needs a reference; set "
                 "kl_reference_config=KLReferenceConfig(base_model=...)."
@@ -187,6 +187,10 @@ class Config(RunOptions):
             )
         if self.stream_minibatch_config is not None:
             _check_minibatches(self.stream_minibatch_config, self.num_substeps)
+
+    def needs_kl_reference(self) -> bool:
+        """Whether the loop compares the policy with `kl_reference_config`."""
+        return self.kl_penalty_coef > 0
 
     def training_loss_fn(self) -> RLLoss:
         """The loss of this run's loop."""

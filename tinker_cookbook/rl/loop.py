@@ -28,7 +28,7 @@ from tinker_cookbook.rl.data_processing import (
 )
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SamplingGap, compute_post_kl, incorporate_kl_penalty
-from tinker_cookbook.rl.optimize import PendingUpdate
+from tinker_cookbook.rl.optimize import PendingUpdate, submit_substeps
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
@@ -118,13 +118,14 @@ class Loop:
         self._best = self._find_best()
         self._floor: SamplingGap | None = None
 
-    def add_held_out(self, test_dataset: RLDataset | None) -> None:
+    def add_held_out(self, test_dataset: RLDataset | None, name: str = "test") -> None:
         """Evaluate on held-out tasks too."""
         if test_dataset is None or len(test_dataset) == 0 or not self.config.eval_every:
             return
         held_out = RLTestSetEvaluator(
             test_dataset,
             self.config.max_tokens,
+            name,
             num_groups_to_log=self.config.num_groups_to_log,
             temperature=self.config.temperature,
             config=self.settings.config,
@@ -230,6 +231,10 @@ class Loop:
                 self.config.kl_discount_factor,
             )
         return data_D, metrics
+
+    async def submit_update(self, step: TrainingStep, data_D: Sequence[tinker.Datum]) -> None:
+        """Submit the gradients of a batch with their optimizer steps."""
+        submit_substeps(step.update, data_D, self.config.num_substeps)
 
     def submit_checkpoint(self, step: TrainingStep) -> None:
         """Queue the checkpoint that is due; call it directly after the optimizer step."""

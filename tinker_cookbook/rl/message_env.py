@@ -127,6 +127,11 @@ class EnvFromMessageEnv(types.Env):
         if limits.max_tool_calls is not None:
             self.set_max_tool_calls(limits.max_tool_calls)
 
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation of the current prompt."""
+        return list(self._messages)
+
     async def initial_observation(
         self,
     ) -> tuple[types.Observation, StopCondition] | types.InitialObservationOverflow:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SamplingGap",
+    "add_to_advantages",
     "compute_kl_sample_train",
     "compute_post_kl",
     "discounted_future_sum_vectorized",
@@ -192,7 +193,7 @@ async def incorporate_kl_penalty(
         penalty_T = kl_penalty_coef * kept_T * (mean - difference_T)
         if kl_discount_factor > 0:
             penalty_T = discounted_future_sum_vectorized(penalty_T, kl_discount_factor) * kept_T
-        penalized_D.append(_add_to_advantages(datum, penalty_T))
+        penalized_D.append(add_to_advantages(datum, penalty_T))
     return penalized_D, {"kl_policy_base": mean}
 
 
@@ -237,7 +238,8 @@ def _whole_sequence(datum: tinker.Datum) -> tinker.ModelInput:
     return unflatten_chunks([*flatten_chunks(datum.model_input.chunks), last])
 
 
-def _add_to_advantages(datum: tinker.Datum, added_T: np.ndarray) -> tinker.Datum:
+def add_to_advantages(datum: tinker.Datum, added_T: np.ndarray) -> tinker.Datum:
+    """Return a datum with a number added to the advantage of each position."""
     import dataclasses
 
     import tinker

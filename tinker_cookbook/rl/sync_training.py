@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.rl.loop import Loop
-from tinker_cookbook.rl.optimize import submit_substeps
 from tinker_cookbook.utils import trace
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ async def do_sync_training(loop: Loop, start_step: int) -> tinker.SamplingClient
             current.sampled_P = await loop.sample_batch(builders_P, policy, step)
             data_D, data_metrics = await loop.build_data(current.sampled_P)
             current.metrics |= evaluated | data_metrics
-            submit_substeps(current.update, data_D, loop.config.num_substeps)
+            await loop.submit_update(current, data_D)
             # Directly after the optimizer step, so that it contains exactly the steps up to here.
             loop.submit_checkpoint(current)
             sampling_client = await loop.snapshot()

@@ -45,6 +45,7 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "StreamMinibatchConfig",
+    "context_window",
     "gather_with_progress",
     "main",
     "print_group",
@@ -83,7 +84,7 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
         loop = Loop(
             run,
             dataset,
-            context_window=await asyncio.to_thread(_context_window, run),
+            context_window=await asyncio.to_thread(context_window, run),
             kl_reference_client=await _create_reference(run),
         )
         loop.add_held_out(test_dataset)
@@ -187,7 +188,7 @@ async def _create_reference(run: Run[Config]) -> tinker.SamplingClient | None:
     return await create_client(run.service_client.create_sampling_client, **source)
 
 
-def _context_window(run: Run[Config]) -> int | None:
+def context_window(run: Run[Any]) -> int | None:
     """Return the maximum tokens of prompt and reply together; None if the service does not say."""
     for model in run.connection.capabilities().supported_models:
         if model.model_name == run.config.model_name:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinker_cookbook.runs.checkpoints import CheckpointRecord
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "epoch_seed"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,11 @@ class Schedule:
         if record.final:
             return self.total_steps
         return (record.epoch or 0) * self.steps_per_epoch + (record.batch or 0) // self.accumulation
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's data order: the epoch itself for seed 0.
+
+    The factor keeps the sequences of different seeds apart.
+    """
+    return (seed * 1_000_003 + epoch) % 2**32

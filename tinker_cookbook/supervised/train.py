@@ -24,7 +24,7 @@ from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.runs.training_client import add_service_metrics, snapshot_weights
-from tinker_cookbook.supervised.schedule import Schedule
+from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.sdk_compat import service_message
@@ -302,7 +302,7 @@ class _Loop:
         epoch, _ = self._schedule.position(step)
         with trace.scope_span_sync("get_batch"):
             if epoch != self._epoch:
-                self._dataset.set_epoch(seed=_epoch_seed(self._config.seed, epoch))
+                self._dataset.set_epoch(seed=epoch_seed(self._config.seed, epoch))
                 self._epoch = epoch
             indices = self._schedule.batches(step)
             return [await asyncio.to_thread(self._dataset.get_batch, index) for index in indices]
@@ -348,14 +348,6 @@ def _build_schedule(config: Config, num_batches: int) -> Schedule:
 def _renderer_name(config: Config) -> str | None:
     common = getattr(config.dataset_builder, "common_config", None)
     return config.renderer_name or getattr(common, "renderer_name", None)
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's data order: the epoch itself for seed 0.
-
-    The factor keeps the sequences of different seeds apart.
-    """
-    return (seed * 1_000_003 + epoch) % 2**32
 
 
 def _num_tokens(data: Sequence[tinker.Datum]) -> int:

@@ -4,6 +4,7 @@
   threads where later ones can be awaited.
 - SDK 0.36 and later have a separate `RestClient`.
 - Older SDKs do not support display names of sessions, and cannot close a session.
+- Older SDKs score a whole prompt, or none of it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ __all__ = [
     "awaitable",
     "call",
     "can_close_sessions",
+    "can_score_last_tokens",
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "model_path_of",
     "rest_client_of",
     "sdk_version",
     "service_message",
@@ -100,6 +103,13 @@ def can_close_sessions(client: tinker.ServiceClient) -> bool:
     return hasattr(client, "close")
 
 
+def can_score_last_tokens() -> bool:
+    """Return whether this SDK can ask for the scores of only the last tokens of a prompt."""
+    import tinker
+
+    return "prompt_logprobs_last_n" in inspect.signature(tinker.SamplingClient.sample).parameters
+
+
 def has_rest_client() -> bool:
     """Return whether this SDK has a client for runs and checkpoints that opens no session."""
     import tinker
@@ -114,6 +124,15 @@ def rest_client_of(service_client: tinker.ServiceClient) -> tinker.RestClient:
     if has_rest_client():  # `create_rest_client` gives a warning in these versions
         return tinker.RestClient(_holder=service_client._get_rest_holder())
     return service_client.create_rest_client()
+
+
+async def model_path_of(sampling_client: object) -> str | None:
+    """Return the checkpoint that a sampling client was made from, as the service records it.
+
+    None for a base model, for weights without a path, and for clients that cannot tell.
+    """
+    ask = getattr(sampling_client, "_get_sampler_submit", None)
+    return None if ask is None else getattr(await awaitable(ask()), "model_path", None)
 
 
 def service_message(error: Exception) -> str:

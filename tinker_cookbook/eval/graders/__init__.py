@@ -1,0 +1,1 @@
+"""Graders: pure functions from a reply and a reference to a verdict."""
