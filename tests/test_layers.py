@@ -45,6 +45,8 @@ LAYERS = {
     "tinker_cookbook.eval": 4,
     "tinker_cookbook.sandbox": 4,
     "tinker_cookbook.tool_use": 4,
+    "tinker_cookbook.third_party": 4,
+    "tinker_cookbook.capture": 4,
     "tinker_cookbook.supervised.train": 5,
     "tinker_cookbook.rl.async_training": 5,
     "tinker_cookbook.rl.loop": 5,

@@ -15,7 +15,7 @@ from tinker_cookbook.completers import (
     TokenCompleter,
     TokensWithLogprobs,
 )
-from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl.rollout_limits import ParseErrorPolicy, RolloutConfig, RolloutLimits
 from tinker_cookbook.rl.types import (
@@ -40,6 +40,7 @@ __all__ = [
     "SupportsParseErrorPolicy",
     "SupportsPolicy",
     "SupportsToolCallLimit",
+    "SupportsWholeEpisode",
     "run_rollout",
     "stop_reason_from_metrics",
 ]
@@ -87,6 +88,15 @@ class SupportsInjectedMessages(Protocol):
 
     async def inject_messages(self, messages: list[Message]) -> tuple[Observation, StopCondition]:
         """Append messages and return the new prompt and what ends the next reply."""
+        ...
+
+
+@runtime_checkable
+class SupportsWholeEpisode(Protocol):
+    """An environment that calls the policy itself, such as one that runs an agent program."""
+
+    async def run_episode(self, policy: TokenCompleter, limits: RolloutLimits) -> Trajectory:
+        """Run the whole episode within the limits."""
         ...
 
 
@@ -157,10 +167,18 @@ async def run_rollout(
         DataValidationError: if the environment returns something that cannot be trained on, or a
             first prompt that fills the model's context.
         SamplingTurnTimeoutError: if one reply takes longer than allowed.
+        ConfigurationError: if there are hooks, and the environment runs its episode as a whole.
     """
     config = config or RolloutConfig()
     limits = limits or config.limits
     parse_errors = parse_errors or config.parse_errors
+    if isinstance(env, SupportsWholeEpisode):
+        if hooks is not None:
+            raise ConfigurationError(
+                f"hooks cannot be called by {type(env).__name__}, which runs its episode as a "
+                "whole; leave them out."
+            )
+        return await env.run_episode(policy, limits)
     if parse_errors is not None and isinstance(env, SupportsParseErrorPolicy):
         env.set_parse_error_policy(parse_errors)
     if limits.max_tool_calls is not None and isinstance(env, SupportsToolCallLimit):

@@ -1,0 +1,330 @@
+"""The recording endpoint: an HTTP server at which each rollout has its own address and key.
+
+    async with RecordingEndpoint(log=CallLog("calls.jsonl")) as endpoint:
+        rollout = endpoint.open(ClientSampler(sampling_client), renderer)
+        client = openai.AsyncOpenAI(
+            base_url=rollout.address.base_url, api_key=rollout.address.api_key
+        )
+        ...
+        endpoint.close(rollout)
+
+A reply is sent after its record is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook.capture import chat
+from tinker_cookbook.capture.rollout import (
+    Address,
+    CallLimits,
+    CallRefusedError,
+    Reply,
+    Rollout,
+    new_key,
+)
+from tinker_cookbook.capture.samplers import Sampler
+from tinker_cookbook.capture.store import CallLog
+from tinker_cookbook.exceptions import ConfigurationError, DataError, RendererError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tinker_cookbook.renderers.base import Renderer
+
+__all__ = ["RecordingEndpoint"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 * 2**20
+MAX_ROLLOUTS = 4096
+MAX_CALLS_AT_ONCE = 1024
+"""Calls above this number wait before their bodies are read."""
+BACKLOG = 2048
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class _GoneError(Exception):
+    """The client closed its connection."""
+
+
+class RecordingEndpoint:
+    """Serves the OpenAI chat completions API to agents and records what was sampled."""
+
+    def __init__(
+        self, *, log: CallLog | None = None, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        """Set where to listen; `async with` starts and stops the server.
+
+        Args:
+            log: Where calls are recorded, in addition to `Rollout.calls`.
+            host: The address to listen on. Every rollout has a secret key, but the connection is
+                not encrypted.
+            port: The port; 0: any free one.
+        """
+        self._log = log
+        self._host = host
+        self._port = port
+        self._rollouts: dict[str, Rollout] = {}
+        self._slots = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of the server, without a path."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    async def __aenter__(self) -> RecordingEndpoint:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start to listen, in the running event loop.
+
+        Raises:
+            ConfigurationError: the packages for a server are missing, or the port is in use.
+        """
+        app = self.app()
+        try:
+            listener = socket.create_server(
+                (self._host, self._port),
+                family=socket.AF_INET6 if ":" in self._host else socket.AF_INET,
+                backlog=BACKLOG,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"port={self._port} of host={self._host} cannot be used ({error}); use a free "
+                "port, or 0 for any."
+            ) from error
+        self._port = listener.getsockname()[1]
+        self._server = _make_server(app)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Close all rollouts and stop the server."""
+        for rollout in list(self._rollouts.values()):
+            self.close(rollout)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+
+    def open(
+        self,
+        sampler: Sampler,
+        renderer: Renderer,
+        *,
+        name: str | None = None,
+        model: str = "policy",
+        limits: CallLimits | None = None,
+    ) -> Rollout:
+        """Return a new rollout, which has its own address and key.
+
+        Args:
+            sampler: Samples the replies.
+            renderer: The chat format.
+            name: A name for records, which is part of the address; None: a random one.
+            model: The model's name for the agent. Requests may name any model.
+            limits: Limits on the calls.
+
+        Raises:
+            ConfigurationError: the name is malformed or in use, or too many rollouts are open.
+        """
+        name = secrets.token_hex(8) if name is None else name
+        if not _NAME.fullmatch(name) or name in self._rollouts:
+            raise ConfigurationError(
+                f"name={name!r} is in use or malformed; use up to 200 letters, digits, '.', '_' "
+                "and '-', different for each open rollout."
+            )
+        if len(self._rollouts) >= MAX_ROLLOUTS:
+            raise ConfigurationError(
+                f"{MAX_ROLLOUTS} rollouts are open, which is the maximum; close finished ones."
+            )
+        address = Address(f"{self.url}/rollout/{name}/v1", new_key(), model)
+        rollout = Rollout(
+            sampler, renderer, address, name=name, limits=limits or CallLimits(), log=self._log
+        )
+        self._rollouts[name] = rollout
+        return rollout
+
+    def close(self, rollout: Rollout) -> None:
+        """Close a rollout. Its calls stay in `rollout.calls`; the endpoint drops the rest."""
+        rollout.close()
+        self._rollouts.pop(rollout.name, None)
+
+    def app(self) -> Starlette:
+        """Return the ASGI application, for a server of yours.
+
+        Raises:
+            ConfigurationError: the packages for a server are missing.
+        """
+        try:
+            from starlette.applications import Starlette
+            from starlette.routing import Route
+        except ImportError as error:
+            raise _missing_packages(error) from error
+        return Starlette(
+            routes=[
+                Route("/rollout/{name}/v1/models", self._models),
+                Route("/rollout/{name}/v1/chat/completions", self._chat, methods=["POST"]),
+            ]
+        )
+
+    # ---- requests ----
+
+    async def _models(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        rollout = self._find(request)
+        if not isinstance(rollout, Rollout):
+            return rollout
+        shown = {"id": rollout.address.model, "object": "model", "created": 0, "owned_by": "run"}
+        return JSONResponse({"object": "list", "data": [shown]})
+
+    async def _chat(self, request: Request) -> Response:
+        rollout = self._find(request)
+        if not isinstance(rollout, Rollout):
+            return rollout
+        async with self._slots:
+            try:
+                return await self._complete(request, rollout)
+            except _GoneError:
+                return _error(499, "client_closed_request", "the client closed the connection.")
+            except asyncio.CancelledError:
+                if not rollout.is_closed:
+                    raise
+                return _error(410, "closed", f"rollout {rollout.name} is closed.")
+            except CallRefusedError as error:
+                # the code that clients know for prompts that are too long
+                overflow = error.reason == "context_overflow"
+                code = "context_length_exceeded" if overflow else error.reason
+                return _error(400, code, str(error))
+            except (DataError, RendererError) as error:
+                return _error(400, "invalid_request", str(error))
+            except Exception as error:
+                logger.warning("a call of rollout %s failed: %s", rollout.name, error)
+                return _error(500, "sampling_failed", str(error) or type(error).__name__)
+
+    async def _complete(self, request: Request, rollout: Rollout) -> Response:
+        from starlette.responses import JSONResponse, StreamingResponse
+
+        asked = chat.read_chat_request(await _read_body(request))
+        task = rollout.start(asked.messages, asked.tools, asked.stops, asked.wishes)
+        reply = await _unless_gone(request, task)
+        parts = chat.reply_parts(reply, asked, rollout.renderer)
+        if not asked.stream:
+            return JSONResponse(chat.completion(reply, asked, parts))
+        events = _events(list(chat.chunks(reply, asked, parts)))
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    def _find(self, request: Request) -> Rollout | Response:
+        """Return the rollout that a request names and has the key of, or the error to answer."""
+        name = request.path_params["name"]
+        rollout = self._rollouts.get(name)
+        if rollout is None:
+            return _error(404, "unknown_rollout", f"rollout {name} is unknown or closed.")
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        is_known = secrets.compare_digest(key.strip().encode(), rollout.address.api_key.encode())
+        if scheme.lower() != "bearer" or not is_known:
+            text = "the API key does not belong to this rollout; send its key as a bearer token."
+            return _error(401, "invalid_api_key", text)
+        return rollout
+
+
+async def _unless_gone(request: Request, task: asyncio.Task[Reply]) -> Reply:
+    """Await a call, and cancel it if the client disconnects."""
+    gone = asyncio.create_task(_wait_until_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _GoneError
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(request: Request) -> bytes:
+    from starlette.requests import ClientDisconnect
+
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise DataError(f"the body has more than {MAX_BODY_BYTES} bytes; send less.")
+    except ClientDisconnect as error:
+        raise _GoneError from error
+    return bytes(body)
+
+
+async def _events(shown: list[dict[str, Any]]) -> AsyncIterator[bytes]:
+    for chunk in shown:
+        yield b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    from starlette.responses import JSONResponse
+
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def _missing_packages(error: ImportError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the recording endpoint needs the package {error.name}; run pip install "
+        "'tinker-cookbook[local]', which contains it."
+    )
+
+
+def _make_server(app: Starlette) -> uvicorn.Server:
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise _missing_packages(error) from error
+
+    class Server(uvicorn.Server):
+        """uvicorn without its signal handlers, which belong to the program."""
+
+        @contextlib.contextmanager
+        def capture_signals(self):
+            yield
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+    )
+    return Server(config)

@@ -1,0 +1,1 @@
+"""Connections to the interfaces of other software."""
