@@ -171,7 +171,7 @@ def count_work(config: Config) -> Workload:
         for step in range(schedule.total_steps):
             epoch, _ = schedule.position(step)
             if epoch != opened_epoch:
-                dataset.set_epoch(seed=_epoch_seed(config.seed, epoch))
+                dataset.set_epoch(seed=epoch_seed(config.seed, epoch))
                 opened_epoch = epoch
             data = [datum for index in schedule.batches(step) for datum in dataset.get_batch(index)]
             if example is None:
