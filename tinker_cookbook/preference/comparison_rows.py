@@ -80,7 +80,7 @@ def _compare(
             f"{where}: the prompts of {names[0]} and {names[1]} differ; both completions must "
             "answer the same messages."
         )
-    if first[1] == second[1]:
+    if first[1] == second[1] != []:
         raise DataValidationError(
             f"{where}: {names[0]} and {names[1]} are equal, so there is nothing to prefer; remove "
             "the row."
@@ -92,7 +92,12 @@ def _compare(
 def _parse_completion(
     prompt: object, fields: Mapping[str, object], key: str, where: str
 ) -> tuple[list[Message], list[Message]]:
-    """Read a prompt and the completion in `fields[key]`, which may repeat the prompt."""
+    """Read a prompt and the completion in `fields[key]`, which may repeat the prompt.
+
+    An empty list is a prompt without a completion, for training that samples its own.
+    """
+    if fields[key] == [] and isinstance(prompt, list):
+        return _parse_prompt(prompt, where), []
     value = _unrepeated(prompt, fields[key])
     row = {"prompt": prompt, "completion": value}
     for optional in ("system", "tools"):
@@ -107,6 +112,13 @@ def _parse_completion(
         raise DataFormatError(f"{where}: tools of preference data are not supported; remove them.")
     messages = conversation.messages
     return messages[: conversation.num_context], messages[conversation.num_context :]
+
+
+def _parse_prompt(prompt: list[object], where: str) -> list[Message]:
+    try:
+        return parse_row(SourceRow(where, {"messages": prompt})).messages
+    except ConversationError as error:
+        raise DataValidationError(str(error).replace("messages", "prompt_conversation")) from error
 
 
 def _unrepeated(prompt: object, completion: object) -> object:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,10 +169,12 @@ def open_log_dir(
             try:
                 yield opened.folder
             except BaseException:
-                opened.forget_failed_start()
+                with _one_cleans():
+                    opened.forget_failed_start()
                 raise
     finally:
-        opened.remove_if_empty()
+        with _one_cleans():
+            opened.remove_if_empty()
         _opened.remove(opened)
 
 
@@ -199,16 +202,35 @@ class _OpenFolder:
                 folder.rmdir()
 
 
+_cleaning = threading.Lock()
+CLEANING_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def _one_cleans() -> Iterator[None]:
+    """Keep the run and the thread that ends the process from cleaning up at the same time.
+
+    A file that one of them finds gone would end the other's work half-way.
+    """
+    has_lock = _cleaning.acquire(timeout=CLEANING_SECONDS)
+    try:
+        yield
+    finally:
+        if has_lock:
+            _cleaning.release()
+
+
 _opened: list[_OpenFolder] = []
 _last_opened: Path | None = None
 
 
 def forget_failed_starts() -> None:
     """Clean up the open run directories as their blocks would; for a process that ends now."""
-    for opened in _opened:
-        (opened.folder / lock.LOCK_FILE).unlink(missing_ok=True)
-        opened.forget_failed_start()
-        opened.remove_if_empty()
+    with _one_cleans():
+        for opened in list(_opened):
+            (opened.folder / lock.LOCK_FILE).unlink(missing_ok=True)
+            opened.forget_failed_start()
+            opened.remove_if_empty()
 
 
 def describe_next_start() -> str:
