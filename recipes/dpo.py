@@ -32,6 +32,7 @@ from tinker_cookbook.preference.preference_datasets import (
     ComparisonDatasetBuilder,
 )
 from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.utils.durable_files import write_atomically
 
 if TYPE_CHECKING:
     import tinker
@@ -122,9 +123,7 @@ class OwnReplyComparisons(ComparisonDatasetBuilder):
         path = Path(self.log_path) / PAIRS_FILE
         if not path.exists():
             rows = self._make_pairs()
-            scratch = path.with_suffix(".part")
-            scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            scratch.rename(path)
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         builder = ComparisonBuilderFromJsonl(train_path=str(path), test_size=self.test_size)
         return builder.get_labeled_comparisons()
 

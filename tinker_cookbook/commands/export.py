@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.byte_sizes import format_bytes
 
 if TYPE_CHECKING:
     from tinker_cookbook.service import Connection
@@ -72,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         model = args.model or connection.model_of(args.checkpoint)
         _export(args, connection, model)
         print(f"{args.form:<8} {args.folder}")
-        print(f"size     {_num_megabytes(Path(args.folder)):.1f} MB")
+        num_bytes = sum(path.stat().st_size for path in Path(args.folder).iterdir())
+        print(f"size     {format_bytes(num_bytes)}")
         return _check(args, connection, model) if args.check else 0
 
 
@@ -107,7 +109,3 @@ def _check(args: argparse.Namespace, connection: Connection, model: str) -> int:
         f"difference {found.max_difference:.2e} nats ({found.num_tokens} tokens)"
     )
     return 0 if found.kl <= args.max_kl else 1
-
-
-def _num_megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinker_cookbook.preference.pair_gradients import sequence_logprobs
+from tinker_cookbook.utils.jsonl_log import append_row, read_rows
 
 if TYPE_CHECKING:
     import tinker
 
 __all__ = ["REFERENCE_FILE", "ReferenceScorer"]
-
-logger = logging.getLogger(__name__)
 
 REFERENCE_FILE = "reference_logprobs.jsonl"
 """File in the run directory with one object per completion: key and logprob."""
@@ -49,7 +46,7 @@ class ReferenceScorer:
         self._client = client
         self._identity = identity
         self._path = Path(folder) / REFERENCE_FILE
-        self._known = _read_scores(self._path)
+        self._known = {row["key"]: float(row["logprob"]) for row in read_rows(self._path)}
 
     async def score(self, data: Sequence[tinker.Datum]) -> np.ndarray:
         """Return the sequence log probability of each datum, float64 [N]."""
@@ -76,22 +73,5 @@ class ReferenceScorer:
         return digest.hexdigest()
 
     def _append(self, scores: dict[str, float]) -> None:
-        lines = [json.dumps({"key": key, "logprob": value}) for key, value in scores.items()]
-        with open(self._path, "a", encoding="utf-8") as file:
-            # After a crash the last line may lack its end; an empty line is skipped on reading.
-            file.write("\n" + "\n".join(lines) + "\n")
-
-
-def _read_scores(path: Path) -> dict[str, float]:
-    """Read a file of scores; a line that a crash has cut is skipped."""
-    scores: dict[str, float] = {}
-    if not path.exists():
-        return scores
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            scores[record["key"]] = float(record["logprob"])
-        except (ValueError, KeyError, TypeError):
-            if line.strip():
-                logger.warning("%s: a damaged line is skipped", path)
-    return scores
+        for key, value in scores.items():
+            append_row(self._path, {"key": key, "logprob": value})

@@ -28,7 +28,7 @@ from tinker_cookbook.preference.reference import ReferenceScorer
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
-from tinker_cookbook.supervised.train import run_evals
+from tinker_cookbook.supervised.train import due_evaluators, run_evals
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
@@ -286,14 +286,12 @@ class _Loop:
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         """Run the evaluators that are due before `step`."""
-        last = step == self._run.total_steps
-        due: list[Evaluator] = []
-        for evaluators, every in (
+        due = due_evaluators(
+            step,
+            self._run.total_steps,
             (self._evaluators, self._config.eval_every),
             (self._infrequent, self._config.infrequent_eval_every),
-        ):
-            if every and (last or step % every == 0):
-                due += evaluators
+        )
         if not due:
             return {}
         async with trace.scope_span("evals"):

@@ -99,6 +99,25 @@ class SubmittedBatch:
     finish_checkpoint: FinishSave | None = None
 
 
+def due_evaluators(
+    step: int, total_steps: int, *groups: tuple[list[Evaluator], int]
+) -> list[Evaluator]:
+    """Return the evaluators that run before a step.
+
+    Args:
+        step: Number of optimizer steps done so far.
+        total_steps: Optimizer steps of the whole run; at its end every group is due.
+        groups: Evaluators, each group with the steps between its evaluations; 0: never.
+    """
+    last = step == total_steps
+    return [
+        evaluator
+        for evaluators, every in groups
+        if every and (last or step % every == 0)
+        for evaluator in evaluators
+    ]
+
+
 async def run_evals(
     evaluators: list[Evaluator], training_client: tinker.TrainingClient, step: int
 ) -> dict[str, float]:
@@ -331,14 +350,12 @@ class _Loop:
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         """Run the evaluators that are due before `step`."""
-        last = step == self._run.total_steps
-        due: list[Evaluator] = []
-        for evaluators, every in (
+        due = due_evaluators(
+            step,
+            self._run.total_steps,
             (self._evaluators, self._config.eval_every),
             (self._infrequent, self._config.infrequent_eval_every),
-        ):
-            if every and (last or step % every == 0):
-                due += evaluators
+        )
         if not due:
             return {}
         if step == 0:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.durable_files import move_durably
 
 __all__ = ["complete_folder"]
 
@@ -33,9 +34,7 @@ def complete_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        scratch.rename(target)
+        move_durably(scratch, target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
