@@ -99,6 +99,10 @@ class PrefixStore:
         """Those that are being filled."""
         self.num_bytes = 0
 
+    def __len__(self) -> int:
+        """Number of prefixes that can be found."""
+        return len(self._new) + len(self._used)
+
     def add(self, key: int, tokens: np.ndarray, row: Row) -> None:
         """Store a copy of a finished sequence; nothing happens where there is no room."""
         prefix = self._allocate(key, tokens)
@@ -106,7 +110,7 @@ class PrefixStore:
             source = row.pool.kv[:, row.index, ..., : len(tokens), :]
             prefix.row.pool.kv[:, 0] = source
             self._used[prefix] = None
-            self._index.add(prefix, prefix.hashes)
+            self._show(prefix)
 
     def begin(self, key: int, tokens: np.ndarray) -> StoredPrefix | None:
         """Return a pinned prefix that a prefill fills; None where there is no room."""
@@ -124,9 +128,7 @@ class PrefixStore:
             return
         del self._unready[prefix]
         self._new[prefix] = None
-        self._index.add(prefix, prefix.hashes)
-        if prefix.hidden_from == 0:
-            self._with_hidden.add(prefix, prefix.hashes)
+        self._show(prefix)
 
     def find(
         self, hashes: list[int], tokens: np.ndarray, first_hidden: int, alignment: int = 1
@@ -201,10 +203,16 @@ class PrefixStore:
         room = self._limit() - num_bytes
         if room < 0:
             return False
-        if len(self._new) + len(self._used) >= _MAX_PREFIXES:
-            room = min(room, self.num_bytes - 1)  # evicts at least one
         self.shrink(room)
         return self.num_bytes <= room
+
+    def _show(self, prefix: StoredPrefix) -> None:
+        """Let others find a prefix."""
+        self._index.add(prefix, prefix.hashes)
+        if prefix.hidden_from == 0:
+            self._with_hidden.add(prefix, prefix.hashes)
+        if len(self) > _MAX_PREFIXES:
+            self.shrink(self.num_bytes - 1)  # evicts one
 
     def _drop(self, prefix: StoredPrefix) -> None:
         """Let nobody find a prefix, and free its memory unless it is in use."""
