@@ -1,7 +1,7 @@
-"""Scorings that begin alike: the prefix is computed once, and every result is that of a scoring alone.
+"""Scorings that begin alike: the prefix is computed once, and results are those of each one alone.
 
-The compiled kernels give the same bits. torch's products may round a row by its place in the batch,
-so results of the torch decoder agree within `LOGPROB_TOLERANCE`.
+The compiled kernels give the same bits. torch's products may round a row by its place in the
+batch, so results of the torch decoder agree within `LOGPROB_TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def test_weights_that_go_while_they_are_in_use_leave_nothing_afterwards():
     assert model.cache.num_bytes == 0
 
 
-@pytest.mark.parametrize("steps", range(0, 8))
+@pytest.mark.parametrize("steps", range(8))
 def test_a_cancelled_request_leaves_nothing_and_the_others_go_on(steps):
     model = sampled(decoder="compiled", limits=SchedulerLimits(max_batch_tokens=16))
     prompts = behind(tokens_of(50), 5)
