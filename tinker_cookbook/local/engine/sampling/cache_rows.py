@@ -46,8 +46,12 @@ class CacheShape:
 
         Zeros, not uninitialized memory: masked positions get weight 0, and 0 times NaN is NaN.
         """
+        return self.empty(num_rows, capacity).zero_()
+
+    def empty(self, num_rows: int, capacity: int) -> Tensor:
+        """Allocate [L, R, H, 2, C, D] for rows that are read only where they were written."""
         size = (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
-        return torch.zeros(size, dtype=self.dtype, device=self.device)
+        return torch.empty(size, dtype=self.dtype, device=self.device)
 
 
 def cache_shape(arch: ArchConfig, weights: ModelWeights, dtype: torch.dtype) -> CacheShape:

@@ -42,7 +42,7 @@ class StoredPrefix:
         self.tokens = np.ascontiguousarray(tokens, np.int32)
         self.hashes = hash_beginnings(key, self.tokens)
         pool = Pool(shape, len(tokens))
-        pool.resize(1)
+        pool.kv = shape.empty(1, len(tokens))
         self.row: Row = pool.add()
         """A row in a separate pool, of exactly T tokens."""
         self.hidden: Tensor | None = None
