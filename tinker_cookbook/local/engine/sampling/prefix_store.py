@@ -104,7 +104,7 @@ class PrefixStore:
         return len(self._new) + len(self._used)
 
     def add(self, key: int, tokens: np.ndarray, row: Row) -> None:
-        """Store a copy of a finished sequence; nothing happens where there is no room."""
+        """Store a copy of a finished sequence; if memory is full, nothing is stored."""
         prefix = self._allocate(key, tokens)
         if prefix is not None:
             source = row.pool.kv[:, row.index, ..., : len(tokens), :]
@@ -113,7 +113,7 @@ class PrefixStore:
             self._show(prefix)
 
     def begin(self, key: int, tokens: np.ndarray) -> StoredPrefix | None:
-        """Return a pinned prefix that a prefill fills; None where there is no room."""
+        """Return a pinned prefix that a prefill fills; None if memory is full."""
         prefix = self._allocate(key, tokens)
         if prefix is not None:
             prefix.num_users = 1

@@ -91,7 +91,7 @@ class RowAllocator:
             return Prefill(sequence, tokens, 0)
         assert sequence.row is not None, "a prefix is restored into a row"
         request = sequence.request
-        # prompt logprobs come from hidden states; those of a completion that goes on are not needed
+        # prompt logprobs come from hidden states; a resumed completion needs none
         first_hidden = len(tokens) - 1 if sequence.tokens else request.first_hidden
         best, other = self._find_decoding(request, tokens[:first_hidden])
         hashes = hash_beginnings(request.adapter_key, tokens)

@@ -1,9 +1,9 @@
 """Prefix sharing of requests for one token: most of these only score their prompts.
 
-Such a request needs no keys and values once its prompt is computed. So it gets no row with a copy
-of a known prefix; it reads the prefix where it is stored, and only the rest of the prompt is
-computed. Where much of a prompt is new, its keys and values are stored for the requests that
-follow. Where a running prefill stores most of a waiting prompt, the request waits for that.
+Once the prompt of such a request is computed, nothing reads its keys and values. So it gets no row
+with a copy of a known prefix; it reads the prefix where it is stored, and only the rest of the
+prompt is computed. Where much of a prompt is new, its keys and values are stored for the requests
+that follow. Where a running prefill stores most of a waiting prompt, the request waits for that.
 """
 
 from __future__ import annotations
