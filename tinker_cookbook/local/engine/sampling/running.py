@@ -78,7 +78,7 @@ class Prefill:
                 self._store.learn(prefix, scores.known, count)
 
     def close(self) -> None:
-        """Let go of the prefixes; one that is not filled completely is dropped."""
+        """Free the prefixes; one that is not filled completely is dropped."""
         for prefix in (self.source, self.kept):
             if prefix is not None and self._store is not None:
                 self._store.release(prefix)
