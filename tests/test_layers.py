@@ -54,6 +54,7 @@ LAYERS = {
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
+    "tinker_cookbook.preference.loop": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.distillation.sdft": 5,
     "tinker_cookbook.distillation.train_off_policy": 5,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.renderers.types import Message
 
-__all__ = ["DPODatasetBuilderFromComparisons", "PairDataset"]
+__all__ = ["DPODatasetBuilderFromComparisons", "PairDataset", "all_datums"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,3 +149,10 @@ class PairDataset(SupervisedDataset):
             ),
         )
         return datum_from_model_input_weights(model_input, weights, self._max_length)
+
+
+def all_datums(dataset: SupervisedDataset) -> list[tinker.Datum]:
+    """Return the datums of every pair, also of those that do not fill the last batch."""
+    if isinstance(dataset, PairDataset):
+        return [datum for pair in dataset.pairs for datum in dataset.build_pair(pair)]
+    return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class DisplacementWatch:
     def __init__(self) -> None:
         self._has_warned = False
 
-    def check(self, metrics: dict[str, float], step: int) -> None:
+    def check(self, metrics: Mapping[str, float], step: int) -> None:
         """Look at the metrics of a step."""
         if self._has_warned or metrics["chosen_log_ratio"] > -DISPLACED_NATS:
             return
