@@ -55,6 +55,7 @@ LAYERS = {
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
     "tinker_cookbook.preference.loop": 5,
+    "tinker_cookbook.preference.one_step": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.preference.train_kto": 5,
     "tinker_cookbook.distillation.sdft": 5,

@@ -219,7 +219,7 @@ def read_hhh(text: str) -> list[Message]:
 
 
 def _read_arena(turns: Iterable[Row]) -> list[Message] | None:
-    """Return the messages of a conversation; None if one is not text or the last is no reply."""
+    """Return the messages of a conversation; None unless all are text and the last is a reply."""
     messages = []
     for turn in turns:
         parts = turn["content"]

@@ -226,6 +226,11 @@ async def _submit(client: Any, data: Any, reference: np.ndarray, loss: Any) -> A
 
 DPO_LOSSES: list[tuple[str, dict[str, float], dict[str, Any]]] = [
     ("dpo", {}, {"loss_type": ["sigmoid"]}),
+    (
+        "dpo_with_nll",
+        {"nll_weight": 0.5},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+    ),
     ("robust_dpo", {"label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}),
     ("ipo", {}, {"loss_type": ["ipo"]}),
     ("hinge", {}, {"loss_type": ["hinge"]}),

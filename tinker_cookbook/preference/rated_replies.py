@@ -240,7 +240,7 @@ class RatedReplyDataset(SupervisedDataset):
     def _render_mismatched(self, number: int, partner: int) -> tinker.Datum:
         """Return the prompt of one reply with the completion of another.
 
-        Where a long prompt leaves no room for that completion, the reply itself takes its place.
+        If a long prompt fills `max_length`, the reply itself is used instead.
         """
         try:
             prompt = self.replies[number].prompt_conversation

@@ -28,6 +28,7 @@ from tinker_cookbook.preference.loop import (
     open_reference,
 )
 from tinker_cookbook.preference.losses import PAIR_LOSSES, PairLossFunction
+from tinker_cookbook.preference.one_step import create_dpo_clients, do_update
 from tinker_cookbook.preference.pair_evaluator import HeldOutPairs
 from tinker_cookbook.preference.pair_gradients import submit_pair_gradient
 from tinker_cookbook.preference.pair_metrics import DisplacementWatch, compute_pair_metrics
@@ -50,6 +51,8 @@ __all__ = [
     "build_loss",
     "compute_dpo_loss",
     "count_work",
+    "create_dpo_clients",
+    "do_update",
     "main",
     "print_example",
 ]

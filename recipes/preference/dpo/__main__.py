@@ -40,6 +40,7 @@ class Config(train_dpo.PreferenceOptions):
     num_prompts: int = chz.field(default=48, doc="Requests that pairs are made from.")
     samples_per_prompt: int = chz.field(default=8, doc="Replies sampled per request.")
     pairs_per_prompt: int = chz.field(default=3, doc="Maximum pairs made from one request.")
+    loss: str = "dpo_with_nll"
     num_epochs: int = 2
     learning_rate: float = 2e-4
     eval_every: int = 100
