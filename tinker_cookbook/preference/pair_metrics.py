@@ -60,8 +60,8 @@ class DisplacementWatch:
             logger.warning(
                 "step %d: chosen completions have become less likely than under the reference "
                 "(%.1f nats on average) while the margin grows (%.2f). Replies may degrade: lower "
-                "learning_rate, raise dpo_beta, or use a loss with a supervised term (dpo_with_nll, "
-                "cpo, orpo).",
+                "learning_rate, raise dpo_beta, or use a loss with a supervised term "
+                "(dpo_with_nll, cpo, orpo).",
                 step,
                 metrics["chosen_log_ratio"],
                 metrics["margin"],
