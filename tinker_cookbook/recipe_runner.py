@@ -16,7 +16,7 @@ from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_pointwise
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
@@ -28,6 +28,7 @@ __all__ = [
     "recipe_name",
     "run",
     "train_distillation",
+    "train_judge",
     "train_preference",
     "train_rl",
     "train_supervised",
@@ -42,6 +43,7 @@ L = TypeVar(
     "train_dpo.Config",
     "train_off_policy.Config",
     "train_on_policy.Config",
+    "train_pointwise.Config",
 )
 """The settings of a train loop."""
 T = TypeVar("T")
@@ -53,7 +55,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_pointwise
     from tinker_cookbook.supervised import train as sl_train
 
     config = complete(config)
@@ -69,6 +71,8 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
         train_supervised(loop)
     elif isinstance(loop, train_dpo.Config):
         train_preference(loop)
+    elif isinstance(loop, train_pointwise.Config):
+        train_judge(loop)
     elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
         train_distillation(loop)
     else:
@@ -95,6 +99,21 @@ def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
     from tinker_cookbook.runs.report import report_run, sample_command
 
     result = train_dpo.main(loop)
+    command = sample_command(
+        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    report_run(loop.log_path, result.sampler_path, [], command)
+    return result
+
+
+def train_judge(loop: train_pointwise.Config | sl_train.Config) -> RunResult:
+    """Train a judge of either kind, then print the summary of the run."""
+    from tinker_cookbook.preference import train_pointwise
+    from tinker_cookbook.runs.report import report_run, sample_command
+
+    if not isinstance(loop, train_pointwise.Config):
+        return train_supervised(loop)
+    result = asyncio.run(train_pointwise.main(loop))
     command = sample_command(
         result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )
