@@ -304,6 +304,7 @@ def test_prompts_longer_than_the_context_are_reported(build):
         ({"temperature": 0.0}, "temperature=0.0 is not above 0"),
         ({"max_tokens": 0}, "max_tokens=0 is less than 1"),
         ({"kl_penalty_coef": 0.1}, "needs a reference"),
+        ({"loss_fn": "ppoo"}, "loss_fn=ppoo is unknown; .* Did you mean 'ppo'"),
         (
             {
                 "stream_minibatch_config": train.StreamMinibatchConfig(

@@ -24,6 +24,7 @@ from tinker_cookbook.rl.rollouts import RolloutSettings
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = [
     "AsyncConfig",
@@ -168,6 +169,15 @@ class Config(RunOptions):
         default="test/env/all/reward/total",
         doc="Name of the metric whose highest value marks the best checkpoint.",
     )
+
+    @chz.validate
+    def _check_loss(self) -> None:
+        loss_fn = self.training_loss_fn()
+        if loss_fn not in LOSSES:
+            raise ConfigurationError(
+                f"loss_fn={loss_fn} is unknown; use one of {', '.join(LOSSES)}."
+                f"{did_you_mean(loss_fn, LOSSES)}"
+            )
 
     @chz.validate
     def _check_loops(self) -> None:
