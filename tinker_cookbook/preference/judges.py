@@ -98,23 +98,23 @@ class PointwiseJudge(PreferenceModel):
         messages = pointwise_messages(prompt, completion)
         key = json.dumps(messages, default=str)
         task = self._scores.get(key)
-        if task is None:
+        if task is None or _has_failed(task):
             task = asyncio.create_task(self._score(messages))
             self._scores[key] = task
             while len(self._scores) > MAX_REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-        try:
-            # Another match may await the same score, so a cancelled match does not cancel it.
-            return await asyncio.shield(task)
-        except Exception:
-            self._scores.pop(key, None)
-            raise
+        # Another match may await the same score, so a cancelled match does not cancel it.
+        return await asyncio.shield(task)
 
     async def _score(self, messages: list[Message]) -> float:
         prompt = self.renderer.build_generation_prompt(messages)
         yes, no = await read_label_logprobs(self.sampling_client, prompt, self._tokens)
         self.num_scored += 1
         return float(yes - no)
+
+
+def _has_failed(task: asyncio.Task[float]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def pointwise_messages(prompt: Sequence[Message], completion: Sequence[Message]) -> list[Message]:

@@ -2,7 +2,7 @@
 
 python -m recipes.preference.rlhf                         # the default model, on this machine
 python -m recipes.preference.rlhf rm_kind=pointwise
-python -m recipes.preference.rlhf run_sft=false run_rm=false rl_name=rl_free length_control=None
+python -m recipes.preference.rlhf run_sft=false run_rm=false rl_name=rl_free length_method=none
 """
 
 from __future__ import annotations

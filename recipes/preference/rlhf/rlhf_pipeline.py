@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import chz
 
@@ -67,9 +67,15 @@ class CLIConfig(TrackingOptions, CheckpointOptions, ModelOptions):
     kl_penalty_coef: float = chz.field(
         default=0.02, doc="Coefficient of the KL penalty to the supervised model; 0: none."
     )
-    length_control: LengthControl | None = chz.field(
-        default_factory=LengthControl, doc="What the length of a reply costs; None: nothing."
+    length_method: Literal["penalty", "residual", "none"] = chz.field(
+        default="penalty",
+        doc="How the length of a reply counts: penalty per token above length_free_tokens, "
+        "residual (less what length explains of the reward), or none.",
     )
+    length_coef: float = chz.field(
+        default=0.02, doc="Reward that a token costs (penalty), or share taken away (residual)."
+    )
+    length_free_tokens: int = chz.field(default=0, doc="Tokens that cost nothing (penalty).")
     rl_name: str = chz.field(
         default="rl", doc="Folder of the RL stage, so that several settings can be compared."
     )
@@ -84,11 +90,21 @@ class CLIConfig(TrackingOptions, CheckpointOptions, ModelOptions):
                 f"rl_group_size={self.rl_group_size} must be 2 or greater, so that replies can be "
                 "compared."
             )
+        _ = self.length_control  # checks its settings
 
     @property
     def rm_name(self) -> str:
         """Name of the reward model's stage; judges of both kinds can be trained side by side."""
         return f"rm_{self.rm_kind}"
+
+    @property
+    def length_control(self) -> LengthControl | None:
+        """The guard against rewards that grow with the length."""
+        if self.length_method == "none":
+            return None
+        return LengthControl(
+            method=self.length_method, coef=self.length_coef, free_tokens=self.length_free_tokens
+        )
 
     def folder(self, stage: str) -> str:
         """Return the run directory of a stage."""

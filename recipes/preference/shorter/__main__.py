@@ -11,10 +11,41 @@ stopped run.
 
 from __future__ import annotations
 
-from tinker_cookbook import recipe
+import chz
 
-from .train import CLIConfig as Config
-from .train import build
+from tinker_cookbook import recipe
+from tinker_cookbook.rl import train
+from tinker_cookbook.rl.preference_envs import PairwisePreferenceRLDatasetBuilder
+
+from .env import ShorterComparisonBuilder, ShorterPreferenceModelBuilder
+
+
+@chz.chz
+class Config(train.RunOptions):
+    """The settings of this recipe, and those of every RL run."""
+
+    batch_size: int = chz.field(default=8, doc="Questions per step.")
+    group_size: int = chz.field(default=8, doc="Replies per question, which play a tournament.")
+    num_batches: int = chz.field(default=10, doc="Number of steps.")
+    max_tokens: int = 32
+    learning_rate: float = 3e-4
+    eval_every: int = 0
+
+
+def build(config: Config) -> train.Config:
+    """Return the train loop's settings."""
+    data = PairwisePreferenceRLDatasetBuilder(
+        comparison_builder=ShorterComparisonBuilder(
+            num_comparisons=config.batch_size * config.num_batches
+        ),
+        batch_size=config.batch_size,
+        policy_renderer_name=str(config.renderer_name),
+        policy_model_name=str(config.model_name),
+        group_size=config.group_size,
+        preference_model_builder=ShorterPreferenceModelBuilder(),
+    )
+    return recipe.rl(config, data)
+
 
 if __name__ == "__main__":
     recipe.main(Config, build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import chz
@@ -29,7 +30,7 @@ QUESTIONS = (
 
 
 class PreferenceModelShorter(PreferenceModel):
-    """Prefers the reply with fewer characters."""
+    """Prefers the reply with fewer characters; a reply without text loses."""
 
     async def __call__(self, comparison: Comparison) -> float:
         """Return -1 if A is shorter, 1 if B is shorter, 0 if they have the same length."""
@@ -66,5 +67,6 @@ class ShorterComparisonBuilder(ComparisonDatasetBuilder):
         return found, None
 
 
-def _length(completion: Sequence[Message]) -> int:
-    return sum(len(format_content_as_string(message["content"])) for message in completion)
+def _length(completion: Sequence[Message]) -> float:
+    texts = [format_content_as_string(message["content"]).strip() for message in completion]
+    return sum(map(len, texts)) or math.inf
