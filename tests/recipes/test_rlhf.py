@@ -101,7 +101,7 @@ def words(service: ServiceProcess, folder: Path, log_path: Path, **changes: obje
         "rm_steps": 4,
         "rl_steps": 3,
         "sft_batch_size": 2,
-        "rm_batch_size": 4,
+        "rm_batch_size": 2,
         "rl_groups_per_batch": 2,
         "rl_group_size": 3,
         "rl_max_tokens": 5,

@@ -111,6 +111,8 @@ class SampledComparisons(ComparisonDatasetBuilder):
     sampler_path: str | None = None
     """Weights that write the replies (tinker://...); None: the base model."""
     samples_per_prompt: int = 4
+    pairs_per_prompt: int = 3
+    """Maximum comparisons of the replies to one prompt, chosen at random."""
     max_tokens: int = 24
     seed: int = 0
 
@@ -130,6 +132,7 @@ class SampledComparisons(ComparisonDatasetBuilder):
             self.renderer_name,
             self.sampler_path,
             self.samples_per_prompt,
+            self.pairs_per_prompt,
             self.max_tokens,
             self.seed,
             self.prompts(),
@@ -188,10 +191,11 @@ class SampledComparisons(ComparisonDatasetBuilder):
     def _compare(
         self, split: str, prompt: Conversation, replies: list[SampledReply], rng: random.Random
     ) -> list[dict[str, object]]:
-        """Return a row for every pair of different replies, in a random order."""
+        """Return the rows of pairs of different replies, each in a random order."""
         rows = []
         texts = dict.fromkeys(reply.text for reply in replies if reply.text)
-        for pair in itertools.combinations(texts, 2):
+        pairs = list(itertools.combinations(texts, 2))
+        for pair in rng.sample(pairs, min(len(pairs), self.pairs_per_prompt)):
             first, second = rng.sample(pair, 2)
             label = self.label(prompt, first, second)
             if label is None:

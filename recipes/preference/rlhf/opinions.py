@@ -65,11 +65,11 @@ def ask(topics: Sequence[str], questions_per_topic: int) -> list[list[Message]]:
 
 
 def draw_examples(count: int, seed: int) -> list[list[Message]]:
-    """Return conversations for the supervised stage: half plain, some with a reason, some long."""
+    """Return conversations for the supervised stage: plain ones, some with a reason, some long."""
     rng = random.Random(seed)
     examples = []
     for _ in range(count):
-        kind = rng.choices((PLAIN, REASONED, LONG), (0.5, 0.25, 0.25))[0]
+        kind = rng.choices((PLAIN, REASONED, LONG), (0.45, 0.35, 0.2))[0]
         topic, (word, other) = rng.choice(TRAINED), rng.sample(WORDS, 2)
         question = rng.choice(QUESTIONS).format(topic)
         reply = rng.choice(kind).format(topic=topic, word=word, other=other)

@@ -80,6 +80,8 @@ def build_rm(config: CLIConfig, policy: Policy) -> sl_train.Config | train_point
     if config.rm_kind == "pointwise":
         data = PointwiseDatasetBuilder(common_config=common, comparison_builder=comparisons)
         return recipe.fill(train_pointwise.Config, config, dataset_builder=data, **settings)
+    # A batch has each comparison in both orders.
+    common = _common(config, 2 * config.rm_batch_size)
     data = ChatDatasetBuilderFromComparisons(
         common_config=common, comparison_builder=comparisons, swap=True
     )

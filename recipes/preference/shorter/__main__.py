@@ -24,11 +24,11 @@ from .env import ShorterComparisonBuilder, ShorterPreferenceModelBuilder
 class Config(train.RunOptions):
     """The settings of this recipe, and those of every RL run."""
 
-    batch_size: int = chz.field(default=8, doc="Questions per step.")
+    batch_size: int = chz.field(default=4, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Replies per question, which play a tournament.")
     num_batches: int = chz.field(default=10, doc="Number of steps.")
     max_tokens: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     eval_every: int = 0
 
 
