@@ -113,7 +113,7 @@ async def measure_judge(
     """Judge all comparisons concurrently, in both orders.
 
     Raises:
-        ConfigurationError: if there is no comparison without a tie.
+        ConfigurationError: if all comparisons are ties.
     """
     labeled = [one for one in comparisons if one.label != "Tie"]
     if not labeled:

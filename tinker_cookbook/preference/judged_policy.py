@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chz
 import numpy as np
@@ -123,8 +123,7 @@ class JudgedPolicyEvaluatorBuilder:
     opponent_path: str | None
     """Sampler weights of the opponent; None: the base model."""
     base_url: str | None = None
-    rule: Any = None
-    """A `Rule`, or None."""
+    rule: Rule | None = None
     num_prompts: int = 32
     samples: int = 2
     max_tokens: int = 64

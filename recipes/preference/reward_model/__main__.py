@@ -12,8 +12,6 @@ loss. The same command again resumes a stopped run.
 
 from __future__ import annotations
 
-from typing import Any
-
 import chz
 
 from tinker_cookbook import recipe
@@ -50,7 +48,7 @@ class Config(train_pointwise.PointwiseOptions):
     save_every: int = 10
 
 
-def build(config: Config) -> Any:
+def build(config: Config) -> sl_train.Config | train_pointwise.Config:
     """Return the settings of the train loop, which depends on the kind of judge."""
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
@@ -82,4 +80,4 @@ def build(config: Config) -> Any:
 
 
 if __name__ == "__main__":
-    recipe.main(Config, build)
+    recipe.main(Config, build)  # pyright: ignore[reportArgumentType]  # either kind of settings

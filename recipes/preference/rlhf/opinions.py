@@ -80,7 +80,7 @@ def draw_examples(count: int, seed: int) -> list[list[Message]]:
 def find_topic(prompt: list[Message]) -> str:
     """Return the topic of a question."""
     words = re.findall(r"[a-z]+", str(prompt[-1]["content"]).lower())
-    return next((word for word in words if word in TOPICS), "")
+    return next(filter(TOPICS.__contains__, words), "")
 
 
 def names_topic(prompt: list[Message], reply: str) -> bool:
