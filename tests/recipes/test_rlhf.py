@@ -201,6 +201,15 @@ def test_settings_that_cannot_work_are_refused(capsys):
     assert "length_control.coef=2.0" in refusal(["length_method=residual", "length_coef=2"], capsys)
 
 
+def test_a_dry_run_starts_nothing(tiny_model_folder: Path, tmp_path: Path, capsys):
+    settings = [f"model_name={tiny_model_folder}", "renderer_name=chatml", "base_url=local"]
+    run_in_this_process(rlhf, [*settings, f"log_path={tmp_path / 'run'}", "dry_run=true"])
+    out = capsys.readouterr().out
+    assert "rl: 12 steps of 24 replies of at most 32 tokens" in out
+    assert "rows     224 sequences in 14 steps" in out
+    assert not (tmp_path / "run").exists()
+
+
 def moments(log_path: Path) -> dict[str, Callable[[], bool]]:
     """When to kill, in the order in which a pipeline comes by."""
 

@@ -114,6 +114,9 @@ class CLIConfig(TrackingOptions, CheckpointOptions, ModelOptions):
 def run_pipeline(config: CLIConfig) -> None:
     """Run the stages that are asked for; the same command again resumes a stopped pipeline."""
     config = recipe.complete(config)
+    if config.dry_run:
+        _describe(config)
+        return
     Path(str(config.log_path)).mkdir(parents=True, exist_ok=True)
     if config.run_sft:
         sft_stage(config)
@@ -121,6 +124,21 @@ def run_pipeline(config: CLIConfig) -> None:
         train_rm(config)
     if config.run_rl:
         train_rl(config)
+
+
+def _describe(config: CLIConfig) -> None:
+    """Print the work of the stages. Only that of the first is known before it has run."""
+    from tinker_cookbook.commands.parts.dry_run import print_dry_run
+
+    from . import stages
+
+    replies = config.rl_groups_per_batch * config.rl_group_size
+    print(
+        f"stages   rm: {config.rm_steps} steps of {config.rm_batch_size} comparisons; rl: "
+        f"{config.rl_steps} steps of {replies} replies of at most {config.rl_max_tokens} tokens; "
+        "sft:"
+    )
+    print_dry_run(stages.build_sft(config))
 
 
 def sft_stage(config: CLIConfig) -> RunResult:
