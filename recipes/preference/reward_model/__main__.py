@@ -59,7 +59,8 @@ def build(config: Config) -> sl_train.Config | train_pointwise.Config:
             train_path=config.data, test_size=config.test_size, seed=config.seed
         )
     common = recipe.fill(ChatDatasetBuilderCommonConfig, config, max_length=None)
-    evaluators = [recipe.fill(JudgeEvaluatorBuilder, config, comparison_builder=comparisons)]
+    evaluator = recipe.fill(JudgeEvaluatorBuilder, config, comparison_builder=comparisons)
+    evaluators = [evaluator] if config.test_size else []
     if config.kind == "pointwise":
         data = PointwiseDatasetBuilder(common_config=common, comparison_builder=comparisons)
         return recipe.fill(
