@@ -4,9 +4,13 @@
     python -m recipes.preference.shorter base_url=https://... model_name=Qwen/Qwen3-8B
 
 The judge is not a model, so this recipe shows the tournament alone: several replies to one question
-are compared two by two, and the reward of a reply is its wins minus its losses per match. Watch
-env/all/ac_tokens_per_turn, the mean number of tokens per reply. The same command again resumes a
-stopped run.
+are compared two by two, and the reward of a reply is its wins minus its losses per match. The same
+command again resumes a stopped run.
+
+Expect the mean number of tokens per reply (env/all/ac_tokens_per_turn; at most 32) to fall from 31
+to 14 in 5 steps and to 3.4 in 10, as in a recorded run with seed 0. The replies no longer answer
+the question: a judge that looks only at the length gets only that. kl_penalty_coef= keeps the
+policy near the base model.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ def build(config: Config) -> train.Config:
         group_size=config.group_size,
         preference_model_builder=ShorterPreferenceModelBuilder(),
     )
-    return recipe.rl(config, data)
+    reference = train.KLReferenceConfig(base_model=str(config.model_name))
+    return recipe.rl(config, data, kl_reference_config=reference)
 
 
 if __name__ == "__main__":
