@@ -58,6 +58,7 @@ LAYERS = {
     "tinker_cookbook.preference.one_step": 5,
     "tinker_cookbook.preference.train_dpo": 5,
     "tinker_cookbook.preference.train_kto": 5,
+    "tinker_cookbook.preference.train_pointwise": 5,
     "tinker_cookbook.distillation.sdft": 5,
     "tinker_cookbook.distillation.train_off_policy": 5,
     "tinker_cookbook.distillation.on_policy_loop": 5,

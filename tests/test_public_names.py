@@ -321,6 +321,14 @@ NAMES = {
     "tinker_cookbook.preference.types": "Comparison ComparisonRenderer "
     "ComparisonRendererFromChatRenderer LabeledComparison PreferenceModel PreferenceModelBuilder "
     "PreferenceModelBuilderFromChatRenderer PreferenceModelFromChatRenderer",
+    "tinker_cookbook.preference.bradley_terry": "PointwiseDatasetBuilder bradley_terry",
+    "tinker_cookbook.preference.judge_quality": "CheckedJudgeBuilder JudgeEvaluatorBuilder "
+    "JudgeQuality check_judge measure_judge",
+    "tinker_cookbook.preference.judged_policy": "JudgedPolicyEvaluatorBuilder",
+    "tinker_cookbook.preference.judges": "JudgeBuilder PairwiseJudge PointwiseJudge",
+    "tinker_cookbook.preference.sampled_comparisons": "DistinctPrompts SampledComparisons "
+    "SampledReply sample_replies",
+    "tinker_cookbook.preference.train_pointwise": "Config main",
     "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
     "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
     "ensure_text image_to_chunk message_to_jsonable parse_content_blocks "
@@ -342,6 +350,10 @@ NAMES = {
     "tinker_cookbook.renderers.qwen3_8": "Qwen3_8DisableThinkingRenderer Qwen3_8Renderer "
     "REASONING_EFFORT_INSTRUCTIONS",
     "tinker_cookbook.renderers.role_colon": "RoleColonRenderer",
+    "tinker_cookbook.rl.length_control": "LengthControl",
+    "tinker_cookbook.rl.preference_envs": "PairwisePreferenceDataset "
+    "PairwisePreferenceGroupBuilder PairwisePreferenceRLDatasetBuilder PreferenceEnv "
+    "TournamentPattern get_pairs get_pairs_chunked",
     "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder logger",
     "tinker_cookbook.rl.rollouts": "do_group_rollout do_single_rollout set_rollout_executor "
     "do_group_rollout_and_filter_constant_reward",
@@ -382,6 +394,10 @@ RECIPE_NAMES = {
     "HelpSteer2ComparisonBuilder HelpSteer3ComparisonBuilder Tulu38BComparisonBuilder "
     "UltraFeedbackComparisonBuilder",
     "preference.dpo.train": "CLIConfig cli_main get_dataset_builder",
+    "preference.rlhf.rlhf_pipeline": "CLIConfig sft_stage train_rl train_rm",
+    "preference.shorter.env": "PreferenceModelShorter ShorterComparisonBuilder "
+    "ShorterPreferenceModelBuilder",
+    "preference.shorter.train": "CLIConfig cli_main",
     "rl_basic": "build_config_blueprint",
     "sl_basic": "build_config_blueprint",
 }

@@ -26,8 +26,14 @@ class Recipe:
     """One recipe: a module, or a package with `__main__.py`."""
 
     name: str
+    """Name behind `recipes.`, such as `sl_basic`, or `preference.rlhf` in a folder of recipes."""
     path: Path
     """The module file, or the package's folder."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module in a copy of the recipe."""
+        return self.path.stem
 
     @property
     def entry(self) -> Path:
@@ -76,12 +82,16 @@ def recipes_folder() -> Path:
 
 def find_recipes() -> dict[str, Recipe]:
     """Return every recipe by name, in alphabetical order."""
-    recipes = {}
+    found = {}
     for path in sorted(recipes_folder().iterdir()):
         is_module = path.suffix == ".py" and not path.name.startswith("_")
         if is_module or (path / "__main__.py").is_file():
-            recipes[path.stem] = Recipe(path.stem, path)
-    return recipes
+            found[path.stem] = Recipe(path.stem, path)
+        else:
+            inside = sorted(path.glob("*/__main__.py"))
+            names = {f"{path.name}.{entry.parent.name}": entry.parent for entry in inside}
+            found |= {name: Recipe(name, folder) for name, folder in names.items()}
+    return found
 
 
 def find_recipe(name: str) -> Recipe:
