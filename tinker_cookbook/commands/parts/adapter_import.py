@@ -14,8 +14,6 @@ from tinker_cookbook.exceptions import ConfigurationError, WeightsAdapterError
 from tinker_cookbook.utils.nearest_name import nearest_name
 
 if TYPE_CHECKING:
-    import torch
-
     from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget
     from tinker_cookbook.local.engine.types import LoraSpec
     from tinker_cookbook.local.service.storage.store import Store
@@ -121,9 +119,7 @@ def _convert(source: PeftAdapter, base_folder: Path) -> Adapter:
     )
     adapter = Adapter(spec, [target for target in targets.values() if target.part in parts])
     adapter.parameters.zero_()
-    for module, matrices in source.matrices.items():
-        _copy(adapter.a(module), matrices.a, f"{module} lora_A", source.folder)
-        _copy(adapter.b(module), matrices.b, f"{module} lora_B", source.folder)
+    _copy_matrices(source, adapter)
     return adapter
 
 
@@ -157,13 +153,16 @@ def _check_modules(source: PeftAdapter, targets: Mapping[str, LoraTarget]) -> No
         )
 
 
-def _copy(place: torch.Tensor, matrix: torch.Tensor, name: str, folder: Path) -> None:
-    if place.shape != matrix.shape:
-        raise WeightsAdapterError(
-            f"{folder}: {name} has the shape {tuple(matrix.shape)}, this model and rank need "
-            f"{tuple(place.shape)}. Check --model and the rank."
-        )
-    place.copy_(matrix)
+def _copy_matrices(source: PeftAdapter, adapter: Adapter) -> None:
+    for module, matrices in source.matrices.items():
+        pairs = {"A": (adapter.a(module), matrices.a), "B": (adapter.b(module), matrices.b)}
+        for side, (place, matrix) in pairs.items():
+            if place.shape != matrix.shape:
+                raise WeightsAdapterError(
+                    f"{source.folder}: {module} lora_{side} has the shape {tuple(matrix.shape)}, "
+                    f"this model and rank need {tuple(place.shape)}. Check --model and the rank."
+                )
+            place.copy_(matrix)
 
 
 def _save(
