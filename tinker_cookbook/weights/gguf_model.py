@@ -91,6 +91,12 @@ class GgufModel:
         """Whether llama.cpp writes a begin-of-sequence token before a prompt."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template in the file; empty if there is none."""
+        found = self._lib.llama_model_chat_template(self._model, None)
+        return found.decode() if found else ""
+
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Return the logits after each token, float32 [T, vocabulary]."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)

@@ -185,13 +185,13 @@ class _Merger:
         """Return a weight of the result, contiguous and in its number format."""
         update = self._updates.get(name)
         if update is not None:
-            shape = (update.b.shape[0], update.a.shape[1])
-            if tuple(weight.shape) != shape:
+            product = update.b.to(self._device) @ update.a.to(self._device)
+            product = product.T if self._base.is_transposed(name) else product
+            if weight.shape != product.shape:
                 raise WeightsMergeError(
                     f"{name} is {list(weight.shape)} in the base model, and the adapter's update "
-                    f"is {list(shape)}; use the base model that the adapter was trained on."
+                    f"is {list(product.shape)}; use the base model that the adapter was trained on."
                 )
-            product = update.b.to(self._device) @ update.a.to(self._device)
             weight = (weight.to(self._device).float() + self._scale * product).cpu()
         if weight.is_floating_point():
             weight = weight.to(self._dtype)
