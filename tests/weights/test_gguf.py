@@ -188,6 +188,7 @@ def _write_experts(folder: Path, vocab_size: int) -> None:
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=32,
+        norm_topk_prob=True,
         bos_token_id=0,
         eos_token_id=2,
     )
