@@ -1,7 +1,7 @@
 """Store a PEFT adapter as a checkpoint of the local service, to sample or to train further.
 
 The adapter gets two paths: one continues training (load_checkpoint_path=...), the other samples.
-Its rank, its scale and the adapted modules stay as they are. Services of this machine that use the
+Its rank, its scale and the adapted modules do not change. Services of this machine that use the
 state folder need not be restarted.
 """
 
