@@ -25,7 +25,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 MAX_KL = 0.01
 """Nats per token. Rounding weights to bfloat16 costs about 0.0003."""
-MAX_KL_QUANTISED = 0.2
+MAX_KL_QUANTISED = 0.5
 """The same for formats below 8 bits, which cost more the smaller the model is."""
 
 
