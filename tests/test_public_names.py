@@ -85,10 +85,32 @@ PACKAGES = {
         "run_benchmark",
         "run_benchmarks",
     },
+    "tinker_cookbook.weights": {
+        "ModelCardConfig",
+        "build_gguf",
+        "build_gguf_adapter",
+        "build_hf_model",
+        "build_lora_adapter",
+        "download",
+        "generate_model_card",
+        "publish_to_hf_hub",
+    },
 }
 
 # Function: its parameters in order, with the defaults that callers leave out.
 SIGNATURES = {
+    "tinker_cookbook.weights:download": "tinker_path, output_dir, base_url=None",
+    "tinker_cookbook.weights:build_lora_adapter": (
+        "base_model, adapter_path, output_path, trust_remote_code=None"
+    ),
+    "tinker_cookbook.weights:build_hf_model": (
+        "base_model, adapter_path, output_path, dtype='bfloat16', trust_remote_code=None, "
+        "merge_strategy='auto', dequantize=False, quantize=None, serving_format=None, device=None"
+    ),
+    "tinker_cookbook.weights:publish_to_hf_hub": (
+        "model_path, repo_id, private=True, token=None, model_card=None"
+    ),
+    "tinker_cookbook.weights:generate_model_card": "config, repo_id=None, model_path=None",
     "tinker_cookbook.supervised.common:datum_from_model_input_weights": (
         "model_input, weights, max_length=None, reduction='none'"
     ),
