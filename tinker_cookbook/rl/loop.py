@@ -33,7 +33,8 @@ from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, Rollo
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
 from tinker_cookbook.rl.transcripts.page import write_transcripts
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
+from tinker_cookbook.rl.transcripts.token_rows import TrainedTokens, collect_trained_tokens
+from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, Trajectory, TrajectoryGroup
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
 from tinker_cookbook.runs.open_run import Run, RunResult
@@ -117,6 +118,8 @@ class Loop:
         self._errors = RolloutErrorCounter()
         self._best = self._find_best()
         self._floor: SamplingGap | None = None
+        self._origins: dict[int, Trajectory] = {}
+        """The trajectory of each datum in use, by `id` of the datum."""
 
     def add_held_out(self, test_dataset: RLDataset | None, name: str = "test") -> None:
         """Evaluate on held-out tasks too."""
@@ -217,7 +220,7 @@ class Loop:
             estimator=self.config.advantage_estimator,
             length_normalization=self.config.length_normalization,
         )
-        data_D, _ = assemble_training_data(
+        data_D, metadata_D = assemble_training_data(
             groups_P,
             advantages_P,
             include_provenance=self.config.records_stability_info(),
@@ -230,6 +233,9 @@ class Loop:
                 self.config.kl_penalty_coef,
                 self.config.kl_discount_factor,
             )
+        for datum, place in zip(data_D, metadata_D, strict=True):
+            trajectories_G = groups_P[place["group_idx"]].trajectories_G
+            self._origins[id(datum)] = trajectories_G[place["traj_idx"]]
         return data_D, metrics
 
     async def submit_update(self, step: TrainingStep, data_D: Sequence[tinker.Datum]) -> None:
@@ -251,14 +257,17 @@ class Loop:
             next_client: The weights after it, for `compute_post_kl`.
         """
         with trace.trace_iteration(step.step, window=step.window):
-            _, found = await step.update.finish()
+            logprobs_D, found = await step.update.finish()
             if self.config.compute_post_kl and next_client is not None:
                 found |= await compute_post_kl(step.update.data_D, next_client)
         metrics = step.metrics | self._rollout_metrics(step.sampled_P) | found
         metrics |= self._count_data(step.update)
         self._measure_floor(step)
         self._warn(metrics, step)
-        self._write_transcripts(step)
+        trained = collect_trained_tokens(self._origins, step.update.data_D, logprobs_D)
+        for datum in step.update.data_D:
+            self._origins.pop(id(datum), None)
+        self._write_transcripts(step, trained)
         await self._run.finish_step(step.step, metrics, step.window, step.saving)
 
     def _rollout_metrics(self, sampled_P: Sequence[SampledGroup]) -> dict[str, float]:
@@ -328,7 +337,7 @@ class Loop:
                 ", ".join(f"{reason} {count}" for reason, count in ends.most_common()),
             )
 
-    def _write_transcripts(self, step: TrainingStep) -> None:
+    def _write_transcripts(self, step: TrainingStep, trained: dict[int, TrainedTokens]) -> None:
         if not self.config.rollout_json_export:
             return
         groups = [
@@ -342,6 +351,7 @@ class Loop:
             groups,
             num_groups_on_page=self.config.num_groups_to_log,
             estimator=self.config.advantage_estimator,
+            trained=trained,
         )
 
     # ---- evaluation ----

@@ -29,6 +29,7 @@ __all__ = [
     "delete_run",
     "describe_interruption",
     "describe_next_start",
+    "flatten_settings",
     "forget_failed_starts",
     "holds_a_run",
     "open_log_dir",
@@ -128,6 +129,11 @@ def config_differences(log_dir: str | Path, config: object) -> list[str]:
     return [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
 
 
+def flatten_settings(config: Row) -> Row:
+    """Return the settings of a config.json that change what is computed, by dotted key."""
+    return _flatten(_relevant(config))
+
+
 def compare_settings(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
     """Compare the contents of two config.json files.
 
@@ -135,7 +141,7 @@ def compare_settings(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
         The old and the new value of each setting that changes what is computed and differs, by
         dotted key; `unset` where a config does not have it. Settings that both have come first.
     """
-    before, after = _flatten(_relevant(old)), _flatten(_relevant(new))
+    before, after = flatten_settings(old), flatten_settings(new)
     keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     keys.sort(key=lambda key: (key not in before or key not in after, key))
     return {key: (before.get(key, UNSET), after.get(key, UNSET)) for key in keys}

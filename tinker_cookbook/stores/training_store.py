@@ -27,7 +27,9 @@ TIMING_FILE = "timing_spans.jsonl"
 CODE_DIFF_FILE = "code.diff"
 ITERATION = re.compile(r"iteration_(\d+)")
 ROLLOUTS_END = "_rollout_summaries.jsonl"
+TOKENS_END = "_tokens.jsonl"
 LOGTREE_END = "_logtree.json"
+SAMPLES_FILE = "samples.jsonl"
 TRAIN = "train"
 
 
@@ -96,6 +98,14 @@ class TrainingRunStore:
         rows = self.read_rollouts(iteration, base_name)
         wanted = (group_idx, traj_idx)
         return next((r for r in rows if (r.get("group_idx"), r.get("traj_idx")) == wanted), None)
+
+    def read_tokens(self, iteration: int, base_name: str = TRAIN) -> list[Row]:
+        """Return the sampled tokens of the rollouts on the transcript page of a step."""
+        return self._read_rows(_iteration_path(iteration, base_name, TOKENS_END))
+
+    def read_samples(self) -> list[Row]:
+        """Return the sampled answers, oldest first."""
+        return self._read_rows(SAMPLES_FILE)
 
     def read_checkpoints(self) -> list[Row]:
         """Return the records of checkpoints, oldest first."""
