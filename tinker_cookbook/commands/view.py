@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tinker_cookbook.commands.parts.run_pages import add_page_arguments, open_registry, show_page
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from tinker_cookbook.commands.parts.run_pages import add_page_arguments
-
     parser.add_argument(
         "folder",
         nargs="?",
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve or write the page."""
-    from tinker_cookbook.commands.parts.run_pages import open_registry, show_page
     from tinker_cookbook.viewer.answers import Answers
 
     return show_page(Answers(open_registry(args.folder)), args, shows_all=False)

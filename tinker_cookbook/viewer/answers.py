@@ -182,7 +182,8 @@ class Answers:
         """Return a text that changes when the files of the run do."""
         storage = self._registry.storage_for(run.run_id)
         stats = [
-            storage.stat(storage_join(run.prefix, name)) for name in (METRICS_FILE, CHECKPOINTS_FILE)
+            storage.stat(storage_join(run.prefix, name))
+            for name in (METRICS_FILE, CHECKPOINTS_FILE)
         ]
         sizes = [found.size if found else 0 for found in stats]
         return "-".join(map(str, [run.status, run.iteration_count, *sizes]))

@@ -99,7 +99,7 @@ function linesOf(chart) {
   return lines;
 }
 const axisTitle = () => view.axis === "step" ? "step" : view.axis === "axis/seconds" ? "seconds of training" : "tokens";
-const axisNumber = (value) => Math.abs(value) >= 1e4 ? count(value) : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(6)));
+const axisNumber = (value) => Math.abs(value) >= 1e4 ? count(value) : value !== 0 && Math.abs(value) < 1e-3 ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(6)));
 const axisTime = (value) => view.axis === "axis/seconds" && value >= 90 ? span(value) : axisNumber(value);
 
 class Chart {
@@ -156,7 +156,7 @@ class Chart {
       width: this.plot.clientWidth || 360, height: isLarge ? (innerWidth < 861 ? 260 : 380) : 220, legend: { show: false }, padding: [8, 10, 0, 0],
       cursor: { drag: { x: true, y: false, setScale: true }, points: { size: 7 }, focus: { prox: -1 }, y: false },
       scales: { x: { time: false }, y: view.log ? { distr: 3, range: (u, low, high) => [low * 0.92, high * 1.08] } : { range: (u, low, high) => padded(low, high) } },
-      axes: [{ ...axis, size: 30, values: (u, splits) => splits.map((value) => value === null ? "" : axisTime(value)), space: 60 }, { ...axis, size: 54, values: (u, splits) => splits.map((value) => value === null ? "" : axisNumber(value)) }],
+      axes: [{ ...axis, size: 30, values: (u, splits) => splits.map((value) => value === null || (view.axis === "step" && !Number.isInteger(value)) ? "" : axisTime(value)), space: 60 }, { ...axis, size: 54, values: (u, splits) => splits.map((value) => value === null ? "" : axisNumber(value)) }],
       series: [{}, ...lines.map((each) => ({
         stroke: colourOf(each.id), alpha: each.faint ? 0.3 : 1, width: each.faint ? 1 : 1.8, dash: each.dash, spanGaps: true,
         points: each.x.length < 4 ? { show: true, size: 7, fill: colourOf(each.id) } : { show: false },
