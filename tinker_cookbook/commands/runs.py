@@ -147,8 +147,9 @@ def _compare(registry: RunRegistry, args: argparse.Namespace) -> int:
     storages = {owner.primary_storage.url(): owner.primary_storage for owner, _ in found}
     wanted = {owner.get_training_store(run.run_id).url() for owner, run in found}
     joined = RunRegistry(list(storages.values()))
-    runs = [run.run_id for run in joined.refresh()]
-    only = [run for run in runs if joined.get_training_store(run).url() in wanted]
+    # A run may be in two of the storages: in a folder of runs, and named by its own folder.
+    by_url = {joined.get_training_store(run.run_id).url(): run.run_id for run in joined.refresh()}
+    only = [run for url, run in by_url.items() if url in wanted]
     return show_page(Answers(joined, only), args, shows_all=True)
 
 

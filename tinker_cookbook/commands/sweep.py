@@ -83,7 +83,7 @@ def _run_plan(plan: SweepPlan, folder: Path, args: argparse.Namespace) -> int:
     from tinker_cookbook.utils.durable_files import write_atomically
     from tinker_cookbook.viewer.answers import Answers
 
-    if "base_url" in plan.axes or "model_name" in plan.axes and _is_started_here(plan):
+    if "base_url" in plan.axes or ("model_name" in plan.axes and _is_started_here(plan)):
         raise ConfigurationError(
             "the runs of a sweep share one service with one model; to compare models, start "
             "`tinker-cookbook serve` with all of them and set TINKER_BASE_URL."

@@ -166,6 +166,15 @@ class TrainingRunStore:
         path = self._path(_iteration_path(iteration, base_name, ROLLOUTS_END))
         self._storage.write(path, _encode(records))
 
+    def write_tokens(self, iteration: int, rows: list[Row], base_name: str = TRAIN) -> None:
+        """Write the sampled tokens of the rollouts on the transcript page of a step."""
+        path = self._path(_iteration_path(iteration, base_name, TOKENS_END))
+        self._storage.write(path, _encode(rows))
+
+    def write_sample(self, row: Row) -> None:
+        """Append a sampled answer."""
+        self._append(SAMPLES_FILE, row)
+
     def write_logtree(self, iteration: int, data: Row, base_name: str = TRAIN) -> None:
         """Write a report of a step."""
         path = self._path(_iteration_path(iteration, base_name, LOGTREE_END))

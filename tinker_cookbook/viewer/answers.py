@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs.directory import CHECKPOINTS_FILE, flatten_settings
 from tinker_cookbook.stores.registry import RunInfo, RunRegistry
 from tinker_cookbook.stores.storage import Storage, storage_join
@@ -52,6 +53,7 @@ class Answers:
     def runs(self) -> list[Row]:
         """Return the runs, the newest first."""
         with self._lock:
+            # The first list was made when the program found the runs.
             found = self._registry.get_runs() if self._is_first else self._registry.refresh()
             self._is_first = False
             shown = [run for run in found if self._only is None or run.run_id in self._only]
@@ -117,7 +119,13 @@ class Answers:
         }
 
     def rollouts(self, run: str, step: int, split: str) -> list[Row]:
-        """Return the groups of a step with their rollouts."""
+        """Return the groups of a step with their rollouts.
+
+        Raises:
+            ConfigurationError: if there is no such evaluation.
+        """
+        if "/" in split:
+            raise ConfigurationError(f"split={split} is not the name of an evaluation.")
         return read_rollouts(self._open(run).store, step, split)
 
     def spans(self, run: str, step: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Stored evaluations, as the page shows them: those of an `EvalStore` and of `tinker-cookbook eval`."""
+"""Stored evaluations for the page: those of an `EvalStore` and of `tinker-cookbook eval`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ LIBRARY = ("uPlot.min.css", "uPlot.iife.min.js")
 SAVED_PARTS = 300
 """Intervals of a curve in a saved page; fewer with many runs."""
 SAVED_STEPS = 8
-"""Steps of a run whose rollouts and spans a saved page contains: the first, the last, and others."""
+"""Steps of a run whose rollouts and spans a saved page has: the first, the last, and others."""
 SAVED_GROUPS = 8
 
 

@@ -1,4 +1,4 @@
-"""Reduce a curve to what a screen can show: the lowest and highest point of each part, and means."""
+"""Reduce a curve to what a screen can show: the extremes of each part, and means."""
 
 from __future__ import annotations
 

@@ -127,6 +127,7 @@ class Chart {
     const lines = linesOf(this);
     const shape = JSON.stringify([lines.map((line) => [line.id, line.metric, line.faint]), view.log, view.axis, this.plot.clientWidth, this.plot.clientHeight, colourOf(lines.length ? lines[0].id : "")]);
     this.lines = lines;
+    this.plot.dataset.smooth = String(view.smooth);
     this.plot.dataset.runs = String(new Set(lines.map((line) => line.id)).size);
     if (!lines.length) {
       this.clear();

@@ -69,7 +69,7 @@ function drawGroups() {
     numShown += rollouts.length;
     if ($("order").value === "high") rollouts.sort((a, b) => b.reward - a.reward);
     if ($("order").value === "low") rollouts.sort((a, b) => a.reward - b.reward);
-    if (rollouts.length || (!isFiltered && group.errors.length)) nodes.push(groupSection(group, rollouts, nodes.length < OPEN_ROLLOUTS));
+    if (rollouts.length || (!isFiltered && group.errors.length)) nodes.push(groupSection(group, rollouts, isFiltered ? [] : group.errors, nodes.length < OPEN_ROLLOUTS));
   }
   $("rollout-groups").replaceChildren(...nodes);
   $("rollout-note").textContent = `${numShown} of ${numAll} rollouts in ${nodes.length} groups. ${LEGENDS[$("colour").value]}`;
@@ -81,7 +81,7 @@ const LEGENDS = {
   difference: "Blue: the sampler gave the token a higher probability than the trainer; purple: a lower one.",
   none: "",
 };
-function groupSection(group, rollouts, isOpen) {
+function groupSection(group, rollouts, errors, isOpen) {
   const all = rewardsOf(group), low = Math.min(...all), high = Math.max(...all);
   const bars = make("span", { class: "rewards", role: "img", ariaLabel: `rewards ${all.map(number).join(", ")}` }, ...all.map((value) => {
     const mark = make("i", { title: number(value) });
@@ -90,7 +90,7 @@ function groupSection(group, rollouts, isOpen) {
   }));
   const text = all.length ? (high > low ? `mean ${number(mean(all))}, ${number(low)} to ${number(high)}` : `every reward ${number(low)}: nothing to learn from`) : "no reward";
   return make("section", {}, make("div", { class: "group-head" }, make("h2", {}, `Group ${group.index}`), make("span", { class: "soft small" }, [...group.tags, text].join(" · ")), all.length ? bars : null),
-    ...group.errors.map((error) => make("p", { class: "error small" }, error)), ...rollouts.map((each, index) => rolloutNode(each, isOpen && index === 0)));
+    ...errors.map((error) => make("p", { class: "error small" }, error)), ...rollouts.map((each, index) => rolloutNode(each, isOpen && index === 0)));
 }
 function rolloutNode(rollout, isOpen) {
   const last = rollout.turns.length ? rollout.turns[rollout.turns.length - 1] : {};
