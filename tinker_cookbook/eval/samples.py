@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+from tinker_cookbook.stores.storage import LocalStorage
+from tinker_cookbook.stores.training_store import TrainingRunStore
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.jsonl_log import append_row, read_rows
+from tinker_cookbook.utils.jsonl_log import read_rows
+from tinker_cookbook.utils.run_files import SAMPLES_FILE
 from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
@@ -27,8 +30,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 class SampleEvaluator(SamplingClientEvaluator):
@@ -116,7 +117,8 @@ def record_sample(log_path: str | Path, prompt: str, answer: str) -> None:
     """
     step = trace.current_step()
     row = {} if step is None else {"step": step}
-    append_row(Path(log_path) / SAMPLES_FILE, row | {"prompt": prompt, "answer": answer})
+    store = TrainingRunStore(LocalStorage(log_path))
+    store.write_sample(row | {"prompt": prompt, "answer": answer})
 
 
 def read_samples(log_path: str | Path) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from tinker_cookbook.runs import lock
 from tinker_cookbook.runs.options import LogdirBehavior
 from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import Row, keep_rows, read_rows
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
 
 RUNS_DIR_ENV_VAR = "TINKER_COOKBOOK_RUNS_DIR"
 DEFAULT_RUNS_DIR = "~/tinker-runs"
-CHECKPOINTS_FILE = "checkpoints.jsonl"
 SHOWN_DIFFERENCES = 12
 UNSET = "unset"
 """Value of a setting that a config does not have, in a comparison."""

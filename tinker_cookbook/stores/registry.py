@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs import lock
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.stores.run_facts import Best, Facts, TrainingType, find_best, read_facts
 from tinker_cookbook.stores.run_index import Entry, RunIndex
 from tinker_cookbook.stores.storage import LocalStorage, Storage, storage_join
-from tinker_cookbook.stores.training_store import ITERATION, TIMING_FILE, TrainingRunStore
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
+from tinker_cookbook.stores.training_store import ITERATION, TrainingRunStore
 from tinker_cookbook.utils.nearest_name import did_you_mean
 from tinker_cookbook.utils.recipe_code import CODE_FILE
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE, TIMING_FILE
 
 if TYPE_CHECKING:
     from tinker_cookbook.stores.eval_store import EvalStore

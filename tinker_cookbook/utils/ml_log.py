@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.stores.storage import LocalStorage
+from tinker_cookbook.stores.training_store import TrainingRunStore
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.disk_errors import optional_file
-from tinker_cookbook.utils.durable_files import write_atomically
-from tinker_cookbook.utils.jsonl_log import append_row
 from tinker_cookbook.utils.recipe_code import write_code
+from tinker_cookbook.utils.run_files import CODE_DIFF_FILE, CONFIG_FILE, METRICS_FILE
 
 __all__ = [
+    "CONFIG_FILE",
+    "METRICS_FILE",
     "JsonLogger",
     "Logger",
     "MultiplexLogger",
@@ -37,8 +40,6 @@ __all__ = [
     "setup_logging",
 ]
 
-METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.json"
 RECIPE_SETTINGS = "recipe_settings"
 """Key of config.json: the settings that the recipe got, before it filled in the defaults."""
 Metrics = dict[str, Any]
@@ -124,27 +125,41 @@ class Logger(ABC):
         """Return the web page of the run; None if the logger has none."""
         return None
 
+    @property
+    def store(self) -> TrainingRunStore | None:
+        """The files of the run; None if the logger writes none."""
+        return None
+
 
 class JsonLogger(Logger):
-    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory."""
+    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory.
 
-    def __init__(self, log_dir: str | Path) -> None:
+    Args:
+        log_dir: The run directory; created if it is missing.
+        store: Writes the files; by default, into `log_dir`.
+    """
+
+    def __init__(self, log_dir: str | Path, store: TrainingRunStore | None = None) -> None:
         self.log_dir = Path(log_dir).expanduser()
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._store = store or TrainingRunStore(LocalStorage(self.log_dir))
+
+    @property
+    def store(self) -> TrainingRunStore:
+        """The files of the run."""
+        return self._store
 
     def log_hparams(self, config: object) -> None:
         dumped = dump_config(config)
         if _recipe_config is not None and isinstance(dumped, dict):
             dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
-        text = json.dumps(dumped, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.log_dir / CONFIG_FILE, text)
-        with optional_file(self.log_dir / "code.diff"):
-            write_atomically(self.log_dir / "code.diff", code_state())
+        self._store.write_config(dumped)
+        with optional_file(self.log_dir / CODE_DIFF_FILE):
+            self._store.write_code_diff(code_state())
         write_code(self.log_dir)
 
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
-        row = {} if step is None else {"step": step}
-        append_row(self.log_dir / METRICS_FILE, row | {k: _plain(v) for k, v in metrics.items()})
+        self._store.write_metrics({k: _plain(v) for k, v in metrics.items()}, step)
 
 
 class PrettyPrintLogger(Logger):
@@ -233,6 +248,10 @@ class MultiplexLogger(Logger):
 
     def get_logger_url(self) -> str | None:
         return next(filter(None, (logger.get_logger_url() for logger in self.loggers)), None)
+
+    @property
+    def store(self) -> TrainingRunStore | None:
+        return next((found for logger in self.loggers if (found := logger.store)), None)
 
 
 def setup_logging(

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE, flatten_settings
+from tinker_cookbook.runs.directory import flatten_settings
 from tinker_cookbook.stores.registry import RunInfo, RunRegistry
 from tinker_cookbook.stores.storage import Storage, storage_join
 from tinker_cookbook.stores.training_store import TrainingRunStore
 from tinker_cookbook.utils.jsonl_log import Row
-from tinker_cookbook.utils.ml_log import METRICS_FILE, RECIPE_SETTINGS
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, METRICS_FILE
 from tinker_cookbook.viewer.columns import MetricColumns
 from tinker_cookbook.viewer.evaluations import read_evaluations
 from tinker_cookbook.viewer.rollouts import read_rollouts, read_samples

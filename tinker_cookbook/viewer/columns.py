@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinker_cookbook.stores.storage import Storage, storage_join
-from tinker_cookbook.utils.ml_log import METRICS_FILE
+from tinker_cookbook.utils.run_files import METRICS_FILE
 
 __all__ = ["AXES", "Column", "MetricColumns"]
 
