@@ -68,6 +68,8 @@ FREE_FIELDS = frozenset(
         "log_path",
         "base_url",
         "dry_run",
+        "dry_run_probe",
+        "prices",
         "behavior_if_log_dir_exists",
         "wandb_project",
         "wandb_name",

@@ -18,7 +18,7 @@ from tinker_cookbook.viewer.columns import AXES
 __all__ = ["build_page", "build_saved_page", "collect_data"]
 
 FOLDER = Path(__file__).with_name("page")
-SCRIPTS = ("source.js", "charts.js", "tables.js", "rollouts.js", "main.js")
+SCRIPTS = ("source.js", "charts.js", "tables.js", "rollouts.js", "sweeps.js", "main.js")
 LIBRARY = ("uPlot.min.css", "uPlot.iife.min.js")
 SAVED_PARTS = 300
 """Intervals of a curve in a saved page; fewer with many runs."""

@@ -1,6 +1,6 @@
 // Curves: one chart for each metric, or for several metrics together.
 const FIRST_METRICS = ["test/nll", "train_mean_nll", "test/env/all/reward/total", "env/all/reward/total", "test/accuracy", "test/margin", "dpo_loss", "accuracy", "margin", "teacher_kl", "env/all/correct", "optim/kl_sample_train_v2", "optim/entropy", "learning_rate", "optim/lr", "time/step", "num_tokens"];
-const MAX_FIRST = 6, MAX_TIP = 10, RAW_WITH_SMOOTH = 8, RUNS_AT_ONCE = 10;
+const MAX_FIRST = 6, MAX_TIP = 10, RAW_WITH_SMOOTH = 8, RUNS_AT_ONCE = 10, SMOOTH_FROM = 6;
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 2], [1, 4]];
 const curveCache = new Map();     // metric -> Map(id -> { version, curve })
 const charts = new Set();         // the charts on the page
@@ -91,7 +91,7 @@ function linesOf(chart) {
       const steps = curve && curve.x.length ? onAxis(id, curve.x) : null;
       if (!steps) continue;
       const look = { id, metric, dash: DASHES[index % DASHES.length], total: curve.total };
-      const smooth = view.smooth > 0 && curve.x.length > 2;
+      const smooth = view.smooth > 0 && curve.total >= SMOOTH_FROM;
       if (!smooth || ids.length * chart.metrics.length <= RAW_WITH_SMOOTH) lines.push({ ...look, x: steps, steps: curve.x, y: drawable(curve.y), faint: smooth });
       if (smooth) lines.push({ ...look, x: onAxis(id, curve.mean_x), steps: curve.mean_x, y: drawable(smoothed(curve)), faint: false });
     }

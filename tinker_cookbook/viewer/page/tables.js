@@ -1,5 +1,5 @@
 // Settings, checkpoints, samples, evaluations and times of the chosen runs.
-const MANY_CHARACTERS = 400, TABLE_RUNS = 12, SAMPLE_RUNS = 4, GANTT_RUNS = 6;
+const MANY_CHARACTERS = 400, TABLE_RUNS = 12, MOST_RESULTS = 60, SAMPLE_RUNS = 4, GANTT_RUNS = 6;
 const shorten = (value, most) => value.length > most ? `${value.slice(0, most)}…` : value;
 const show = (value) => value === null || value === undefined ? "–" : typeof value === "string" ? value : typeof value === "number" ? String(Number(value.toPrecision(6))) : JSON.stringify(value);
 const heading = (id) => make("th", { scope: "col" }, swatch(id), nameOf(id));
@@ -12,7 +12,8 @@ async function chosenDetails(most) {
 }
 
 async function showSettings() {
-  const list = await chosenDetails(TABLE_RUNS);
+  const all = await chosenDetails(MOST_RESULTS), list = all.slice(0, TABLE_RUNS);
+  await showResults(all);
   const keys = [...new Set(list.flatMap((each) => Object.keys(each.settings)))].sort();
   const rows = keys.map((key) => [key, list.map((each) => each.settings[key])]).filter(([, values]) =>
     $("equal").checked || list.length < 2 || values.some((value) => JSON.stringify(value) !== JSON.stringify(values[0])));
