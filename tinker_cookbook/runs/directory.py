@@ -73,6 +73,7 @@ FREE_FIELDS = frozenset(
         "behavior_if_log_dir_exists",
         "wandb_project",
         "wandb_name",
+        "loggers",
         "session_name",
         "enable_trace",
         "span_chart_every",

@@ -368,6 +368,7 @@ def _open_loggers(run: Run[Any]) -> Iterator[ml_log.Logger]:
         wandb_name=config.wandb_name,
         config=config,
         print_metrics=False,
+        loggers=config.loggers,
     )
     if num_dropped:
         logger.info("%d metric rows are dropped: their steps are repeated", num_dropped)

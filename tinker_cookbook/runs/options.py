@@ -173,6 +173,11 @@ class TrackingOptions:
     wandb_name: str | None = chz.field(
         default=None, doc="Name of the run in Weights & Biases; default: chosen there."
     )
+    loggers: str | None = chz.field(
+        default=None,
+        doc="Other loggers of the metrics, separated by commas: wandb, trackio, tensorboard, "
+        "mlflow. metrics.jsonl is always written.",
+    )
     session_name: str | None = chz.field(
         default=None,
         doc="Name of the session on the service; default: recipe, run directory and learning rate.",
