@@ -138,11 +138,12 @@ def make_runs() -> None:
     """Photograph the page of a sweep of learning rates."""
     with tempfile.TemporaryDirectory() as name:
         words = [sys.executable, "-m", "tinker_cookbook.cli", "sweep", "sl_basic", "--folder", name]
-        words += ["learning_rate=1e-4,3e-4,1e-3,3e-3", "max_steps=12", "batch_size=4"]
-        subprocess.run([*words, "eval_every=3"], cwd=ROOT, check=True)
+        words += ["learning_rate=3e-4,1e-3,3e-3", "max_steps=6", "batch_size=3", "test_size=8"]
+        subprocess.run([*words, "eval_every=3", "base_url=local"], cwd=ROOT, check=True)
         with open_page() as page:
             page.goto((Path(name) / "sweep.html").as_uri())
-            page.wait_for_selector('.plot[data-runs="4"] canvas')
+            page.wait_for_selector('.plot[data-runs="3"] canvas')
+            page.evaluate("document.getElementById('place').textContent = '~/tinker-runs'")
             page.screenshot(path=HERE / "runs.png")
 
 

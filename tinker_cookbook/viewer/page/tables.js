@@ -33,14 +33,15 @@ async function showSamples() {
   if (!list.length) { $("samples").replaceChildren(empty("None of the chosen runs has recorded samples.")); return; }
   const prompts = [...new Set(list.flatMap((each) => each.samples.map((sample) => sample.prompt)))];
   $("samples").replaceChildren(tooMany(chosenRuns(), SAMPLE_RUNS) || "", ...prompts.map((prompt) => {
-    const columns = list.map((each) => numbered(each.samples.filter((sample) => sample.prompt === prompt)));
+    const asked = list.filter((each) => each.samples.some((sample) => sample.prompt === prompt));
+    const columns = asked.map((each) => numbered(each.samples.filter((sample) => sample.prompt === prompt)));
     const steps = [...new Set(columns.flatMap((column) => [...column.keys()]))].sort((a, b) => a - b);
     const node = make("table", { class: "answers-table" });
     table(node, [], steps.map((step) => make("tr", {}, make("td", {}, step < 0 ? `sample ${step + 1e9}` : `step ${step}`), ...columns.map((column) => {
       const sample = column.get(step);
       return make("td", {}, sample ? sample.answer : "–", sample && typeof sample.reward === "number" ? make("div", { class: "soft small" }, `reward ${number(sample.reward)}`) : null);
     }))), "");
-    node.tHead.rows[0].replaceChildren(make("th", { scope: "col" }, "When"), ...list.map((each) => heading(each.id)));
+    node.tHead.rows[0].replaceChildren(make("th", { scope: "col" }, "When"), ...asked.map((each) => heading(each.id)));
     return make("section", {}, make("p", { class: "prompt" }, prompt), make("div", { class: "scroll" }, node));
   }));
 }
@@ -92,8 +93,9 @@ function bar(name, seconds, whole, note) {
   return [make("div", { class: "name" }, name), make("div", { class: "track" }, mark), make("div", { class: "number" }, note)];
 }
 async function timingOf(each) {
-  const whole = each.times.find((row) => row.name === "total") || each.times.find((row) => row.name === "step") || each.times[0];
-  const parts = each.times.filter((row) => !WHOLE.includes(row.name)), base = Math.max(whole.mean, 1e-9);
+  // Steps may overlap: "step" is the time from the end of one step to the end of the next.
+  const whole = each.times.find((row) => row.name === "step") || each.times.find((row) => row.name === "total") || each.times[0];
+  const parts = each.times.filter((row) => !WHOLE.includes(row.name) && !/_(max|mean|min)$/.test(row.name)), base = Math.max(whole.mean, 1e-9);
   const rows = [whole, ...parts].flatMap((row) => bar(row === whole ? "whole step" : row.name, row.mean, base, `${number(row.mean)} s${row === whole ? "" : `, ${Math.round(100 * row.mean / base)}%`}`));
   const node = make("section", {}, make("h2", {}, swatch(each.id), `Where a step of ${nameOf(each.id)} goes`),
     make("p", { class: "soft small" }, `Mean seconds per step; a part may contain another one. In the last steps, a whole step took ${number(whole.recent)} s.`), make("div", { class: "time" }, ...rows));
@@ -115,5 +117,5 @@ async function spansOf(each) {
     }));
     return [make("div", { class: "name" }, name), track, make("div", { class: "number" }, `${number(items.reduce((sum, item) => sum + item.seconds, 0))} s`)];
   });
-  return make("div", {}, make("div", { class: "head" }, make("h2", {}, "One step over time"), choice), make("div", { class: "time" }, ...rows));
+  return make("div", { class: "spans-of" }, make("div", { class: "head" }, make("h2", {}, "One step over time"), choice), make("div", { class: "time" }, ...rows));
 }
