@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from tinker_cookbook.commands.parts.recipe_files import find_recipe, run_prefix
 from tinker_cookbook.commands.parts.sweep_plan import PlannedRun, SweepPlan
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.stores.run_facts import lower_is_better
 from tinker_cookbook.utils.durations import format_duration
+from tinker_cookbook.utils.metric_names import lower_is_better
 
 if TYPE_CHECKING:
     from tinker_cookbook.service import Connection

@@ -133,6 +133,12 @@ def probe_times(loop: SharedOptions, run: Callable[[Any], object]) -> StepTimes 
         changed |= {"dry_run": False, "behavior_if_log_dir_exists": "resume"}
         if loop.eval_every:
             changed["eval_every"] = PROBE_STEPS
+        # The builders of evaluators may write into the run directory too.
+        changed |= {
+            key: [_in_folder(builder, name) for builder in value]
+            for key in chz.chz_fields(loop)
+            if isinstance(value := getattr(loop, key), list)
+        }
         own = {key: value for key, value in changed.items() if key in chz.chz_fields(loop)}
         started = time.perf_counter()
         with _quiet():
@@ -150,6 +156,13 @@ def describe_time(times: StepTimes, seconds: float, work: Workload) -> str:
         f"time     {_minutes(seconds)}, {seconds / work.total_steps:.2f} s per step"
         f"{evaluation} ({times.source})"
     )
+
+
+def _in_folder(builder: Any, folder: str) -> Any:
+    """Return a builder that writes into another run directory, if it writes into one."""
+    if chz.is_chz(builder) and "log_path" in chz.chz_fields(builder):
+        return chz.replace(builder, log_path=folder)
+    return builder
 
 
 def _delete_checkpoints(store: TrainingRunStore, base_url: str | None) -> None:

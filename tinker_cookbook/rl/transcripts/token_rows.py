@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,21 +49,21 @@ class TrainedTokens:
 
 
 def collect_trained_tokens(
-    origins: Mapping[int, Trajectory],
+    origins: MutableMapping[int, Trajectory],
     data_D: Sequence[tinker.Datum],
     training_logprobs_D: Sequence[np.ndarray],
 ) -> dict[int, TrainedTokens]:
     """Return the numbers of the trained tokens by `id` of the trajectory.
 
     Args:
-        origins: The trajectory of each datum, by `id` of the datum. A trajectory whose prompts do
-            not extend each other has several datums.
+        origins: The trajectory of each datum, by `id` of the datum; those of `data_D` are removed.
+            A trajectory whose prompts do not extend each other has several datums.
         data_D: The datums of a step, in the order of their turns.
         training_logprobs_D: float [T] each, from the gradient pass.
     """
     found: dict[int, TrainedTokens] = {}
     for datum, logprobs_T in zip(data_D, training_logprobs_D, strict=True):
-        origin = origins.get(id(datum))
+        origin = origins.pop(id(datum), None)
         if origin is None:
             continue
         numbers = found.setdefault(id(origin), TrainedTokens([], []))
