@@ -27,6 +27,19 @@ PACKAGES = {
         "conversation_to_datums",
         "datum_from_model_input_weights",
     },
+    "tinker_cookbook.stores": {
+        "AsyncStorage",
+        "FsspecStorage",
+        "IncrementalReader",
+        "LocalStorage",
+        "RunInfo",
+        "RunRegistry",
+        "Storage",
+        "StorageStat",
+        "TrainingRunStore",
+        "storage_from_uri",
+        "storage_join",
+    },
     "tinker_cookbook.renderers": {
         "AudioPart",
         "ContentPart",
@@ -169,6 +182,29 @@ SIGNATURES = {
         "log_dir, wandb_project=None, wandb_name=None, config=None, "
         "do_configure_logging_module=True"
     ),
+    "tinker_cookbook.utils.ml_log:JsonLogger": "log_dir, store=None",
+    "tinker_cookbook.utils.ml_log:TrackioLogger": (
+        "project=None, config=None, log_dir=None, trackio_name=None"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenUsage": (
+        "sampled=0, prefill_cached=0, prefill_uncached=0, trained=0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenCostRates": (
+        "prefill_usd_per_million, cached_prefill_usd_per_million, sample_usd_per_million, "
+        "train_usd_per_million"
+    ),
+    "tinker_cookbook.utils.cost_estimation:rates_from_pricing_entry": "entry",
+    "tinker_cookbook.utils.cost_estimation:load_model_pricing": (
+        "url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:fetch_model_pricing": (
+        "model_name, url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.stores.storage:storage_from_uri": "uri",
+    "tinker_cookbook.stores.storage:LocalStorage": "root, mkdir=True",
+    "tinker_cookbook.stores.registry:RunRegistry": "storages, eval_prefixes=('evals', 'eval')",
+    "tinker_cookbook.stores.training_store:TrainingRunStore": "storage, prefix=''",
+    "tinker_cookbook.stores.eval_store:EvalStore": "storage_or_path, prefix=''",
     "tinker_cookbook.utils.file_utils:read_jsonl": "path",
     "tinker_cookbook.utils.format_colorized:format_colorized": (
         "tokens, weights, tokenizer, draw_newline_arrow=False"

@@ -59,19 +59,24 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
-    from tinker_cookbook.supervised import train as sl_train
-
     config = complete(config)
     loop = build(config)
     if config.dry_run:
         from tinker_cookbook.commands.parts.dry_run import print_dry_run
 
-        print_dry_run(loop, prepares=prepare is not None)
+        print_dry_run(loop, prepares=prepare is not None, train=train_loop)
         return
     if prepare is not None:
         loop = prepare(config, loop)
+    train_loop(loop)
+
+
+def train_loop(loop: L) -> None:
+    """Train with the loop that these settings are for, then print the summary of the run."""
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
+    from tinker_cookbook.supervised import train as sl_train
+
     if isinstance(loop, sl_train.Config):
         train_supervised(loop)
     elif isinstance(loop, train_dpo.Config | train_kto.Config):
