@@ -254,9 +254,14 @@ def _read_choice(choice: Mapping[str, Any]) -> object:
 class MessageWriter:
     """Writes a message, whole or as a stream."""
 
-    def __init__(self, model: str) -> None:
-        """Begin a reply of the model with this name."""
-        self._id = new_id("msg")
+    def __init__(self, model: str, reply_id: str | None = None) -> None:
+        """Begin a reply.
+
+        Args:
+            model: name of the model for the client.
+            reply_id: identifier of the reply, without the API's prefix; None: a new one.
+        """
+        self._id = new_id("msg", reply_id)
         self._model = model
         self._num_blocks = 0
         self._open: str | None = None

@@ -46,16 +46,21 @@ def chat_usage(ending: Ending) -> dict[str, Any]:
 class ChatWriter:
     """Writes one completion, whole or as a stream."""
 
-    def __init__(self, model: str, *, include_usage: bool) -> None:
+    def __init__(self, model: str, *, include_usage: bool, reply_id: str | None = None) -> None:
         """Begin a reply.
 
         Args:
             model: name of the model for the client.
             include_usage: whether a stream ends with the usage.
+            reply_id: identifier of the reply, without the API's prefix; None: a new one.
         """
         self._include_usage = include_usage
         self._num_calls = 0
-        self._head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
+        self._head = {
+            "id": new_id("chatcmpl", reply_id),
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def whole(self, pieces: Sequence[Piece], ending: Ending) -> dict[str, Any]:
         """Return the completion."""

@@ -70,9 +70,9 @@ def join_texts(pieces: Iterable[Piece], kind: PieceKind) -> str:
     return "".join(piece.text for piece in pieces if piece.kind == kind)
 
 
-def new_id(prefix: str) -> str:
-    """Return a new identifier."""
-    return f"{prefix}_{secrets.token_hex(12)}"
+def new_id(prefix: str, name: str | None = None) -> str:
+    """Return an identifier with an API's prefix: of this name, or a random one."""
+    return f"{prefix}_{name or secrets.token_hex(12)}"
 
 
 def data_event(value: object) -> bytes:

@@ -200,9 +200,15 @@ def _read_tool(tool: object, where: str) -> dict[str, Any]:
 class ResponseWriter:
     """Writes a response, whole or as a stream."""
 
-    def __init__(self, model: str, request: Mapping[str, Any]) -> None:
-        """Begin the reply to a request, whose settings the response repeats."""
-        self._head = _head(model, request)
+    def __init__(self, model: str, request: Mapping[str, Any], reply_id: str | None = None) -> None:
+        """Begin a reply.
+
+        Args:
+            model: name of the model for the client.
+            request: the body of the request, whose settings the response repeats.
+            reply_id: identifier of the reply, without the API's prefix; None: a new one.
+        """
+        self._head = _head(model, request) | {"id": new_id("resp", reply_id)}
         self._items: list[dict[str, Any]] = []
         """The finished items."""
         self._item: dict[str, Any] | None = None
@@ -328,7 +334,6 @@ def _head(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return default if value is None else value
 
     return {
-        "id": new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
         "model": model,
