@@ -1,4 +1,4 @@
-"""The recording endpoint with the Responses API and Anthropic's API, with their official clients."""
+"""The recording endpoint's other APIs, with the official clients: Responses and Anthropic's."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import re
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.capture import chat
 from tinker_cookbook.capture.apis import APIS, CHAT, MESSAGES, Api
@@ -46,7 +46,14 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["RecordingEndpoint"]
+__all__ = [
+    "RecordingEndpoint",
+    "error_response",
+    "event_stream",
+    "key_of",
+    "make_server",
+    "read_request",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +123,7 @@ class RecordingEndpoint:
                 "port, or 0 for any."
             ) from error
         self._port = listener.getsockname()[1]
-        self._server = _make_server(app)
+        self._server = make_server(app)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
@@ -233,22 +240,19 @@ class RecordingEndpoint:
         except Exception as error:
             logger.warning("a call of rollout %s failed: %s", rollout.name, error)
             problem = (500, "sampling_failed", str(error) or type(error).__name__)
-        return _error(api, *problem)
+        return error_response(api, *problem)
 
     async def _complete(self, request: Request, rollout: Rollout, api: Api) -> Response:
-        from starlette.responses import JSONResponse, StreamingResponse
+        from starlette.responses import JSONResponse
 
-        body = chat.read_body(await _read_body(request))
-        asked = chat.read_chat_request(api.read(body))
+        body, asked = await read_request(request, api)
         task = rollout.start(asked.messages, asked.tools, asked.stops, asked.wishes)
         reply = await _unless_gone(request, task)
         pieces, ending = chat.reply_pieces(reply, asked, rollout.renderer)
         writer = api.new_writer(body, f"{rollout.name}-{reply.call.index}")
-        if not asked.stream:
-            return JSONResponse(writer.whole(pieces, ending))
-        events = _events(api, writer, pieces, ending)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+        if asked.stream:
+            return event_stream(api, writer, pieces, ending)
+        return JSONResponse(writer.whole(pieces, ending))
 
     async def _count_tokens(self, request: Request) -> Response:
         """Count the tokens of a prompt, as Anthropic's API does; this is not recorded."""
@@ -262,7 +266,7 @@ class RecordingEndpoint:
             asked = chat.read_chat_request(read_messages_request(body, counts_only=True))
             tokens = await rollout.render(asked.messages, asked.tools)
         except (DataError, RendererError) as error:
-            return _error(MESSAGES, 400, "invalid_request", str(error))
+            return error_response(MESSAGES, 400, "invalid_request", str(error))
         return JSONResponse({"input_tokens": len(tokens)})
 
     def _find(self, request: Request, api: Api) -> Rollout | Response:
@@ -270,14 +274,16 @@ class RecordingEndpoint:
         name = request.path_params["name"]
         rollout = self._rollouts.get(name)
         if rollout is None:
-            return _error(api, 404, "unknown_rollout", f"rollout {name} is unknown or closed.")
-        key = _key_of(request)
+            return error_response(
+                api, 404, "unknown_rollout", f"rollout {name} is unknown or closed."
+            )
+        key = key_of(request)
         if not secrets.compare_digest(key.encode(), rollout.address.api_key.encode()):
             text = (
                 "the API key does not belong to this rollout; send its key as a bearer token or "
                 "in the header X-API-Key."
             )
-            return _error(api, 401, "invalid_api_key", text)
+            return error_response(api, 401, "invalid_api_key", text)
         return rollout
 
 
@@ -316,6 +322,26 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
+async def read_request(request: Request, api: Api) -> tuple[dict[str, Any], chat.ChatRequest]:
+    """Return the body of a request, and the call that it asks for.
+
+    Raises:
+        DataError: the body is too large, or the request cannot be read.
+    """
+    body = chat.read_body(await _read_body(request))
+    return body, chat.read_chat_request(api.read(body))
+
+
+def event_stream(api: Api, writer: ReplyWriter, pieces: list[Piece], ending: Ending) -> Response:
+    """Return a complete reply as a stream."""
+    from starlette.responses import StreamingResponse
+
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(
+        _events(api, writer, pieces, ending), headers=headers, media_type="text/event-stream"
+    )
+
+
 async def _events(
     api: Api, writer: ReplyWriter, pieces: list[Piece], ending: Ending
 ) -> AsyncIterator[bytes]:
@@ -331,7 +357,7 @@ async def _events(
         yield api.last_frame
 
 
-def _key_of(request: Request) -> str:
+def key_of(request: Request) -> str:
     """Return the key as OpenAI's clients send it, or as Anthropic's do."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -339,7 +365,7 @@ def _key_of(request: Request) -> str:
     return request.headers.get("x-api-key", "")
 
 
-def _error(api: Api, status: int, code: str, message: str) -> Response:
+def error_response(api: Api, status: int, code: str, message: str) -> Response:
     from starlette.responses import JSONResponse
 
     return JSONResponse(api.error(status, code, message), status_code=status)
@@ -352,7 +378,8 @@ def _missing_packages(error: ImportError) -> ConfigurationError:
     )
 
 
-def _make_server(app: Starlette) -> uvicorn.Server:
+def make_server(app: Starlette, **options: Any) -> uvicorn.Server:
+    """Return a server that leaves signals to the program."""
     try:
         import uvicorn
     except ImportError as error:
@@ -372,5 +399,6 @@ def _make_server(app: Starlette) -> uvicorn.Server:
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=5,
+        **options,
     )
     return Server(config)

@@ -38,7 +38,15 @@ from tinker_cookbook.renderers.types import Message, ToolSpec
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["Address", "CallLimits", "CallRefusedError", "Reply", "Rollout"]
+__all__ = [
+    "Address",
+    "CallLimits",
+    "CallRefusedError",
+    "Reply",
+    "Rollout",
+    "new_key",
+    "stop_condition",
+]
 
 
 class CallRefusedError(DataValidationError):
@@ -229,7 +237,7 @@ class Rollout:
         wishes = SamplingWishes(
             max_tokens, wishes.temperature, wishes.top_p, wishes.top_k, wishes.seed
         )
-        stop = _stop_condition(self.renderer, stops)
+        stop = stop_condition(self.renderer, stops)
         sampling = self._sampler(tinker.ModelInput.from_ints(whole), stop, wishes)
         timer = asyncio.timeout(self._limits.call_timeout_seconds)
         try:
@@ -412,7 +420,7 @@ def _digest(tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(_as_bytes(tokens), digest_size=16).digest()
 
 
-def _stop_condition(renderer: Renderer, stops: Sequence[str]) -> StopCondition:
+def stop_condition(renderer: Renderer, stops: Sequence[str]) -> StopCondition:
     """Return what ends a reply: the renderer's stop sequences, and the texts of the request.
 
     A sampler takes either texts or token ids. With texts, stop tokens are given as texts too.
