@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate
@@ -20,6 +20,7 @@ from tinker_cookbook.local.openai_api.reply import ReplyReader
 from tinker_cookbook.local.openai_api.reply_shape import ReplyShape, parameters_of, tool_name
 from tinker_cookbook.local.openai_api.structured import json_term, literal_term, token_term
 from tinker_cookbook.local.service.protocol.json_body import JsonObject
+from tinker_cookbook.replies.loose import END_THINK
 
 __all__ = ["PLAIN_NOTATION", "CallNotation", "find_notation", "grammar_of"]
 
@@ -44,6 +45,20 @@ class CallNotation:
     after: str
     is_marked: bool = True
     """Whether marks tell a call from other JSON."""
+
+    def fit(self, *, after_thinking: bool, end_names: Collection[str]) -> CallNotation:
+        """Return what remains to be written.
+
+        Args:
+            after_thinking: whether a reasoning block was written before.
+            end_names: tokens that end the reply; the sampler draws them after the call.
+        """
+        before, after = self.before, self.after
+        if after_thinking:
+            before = before.rpartition(END_THINK)[2]
+        for name in end_names:
+            after = after.removesuffix(name)
+        return replace(self, before=before, after=after)
 
 
 PLAIN_NOTATION = CallNotation('{"name": "', '", "arguments": ', "}", is_marked=False)

@@ -114,7 +114,10 @@ def _chat_rule(
     field = shape.schema_field
     if shape.must_call:
         field = f"tool_choice for the tools {', '.join(map(tool_name, chat.tools))[:200]}"
-    notation = find_notation(codec, template)
+    notation = find_notation(codec, template).fit(
+        after_thinking=starts_in_thinking,
+        end_names=[name for name, token in codec.control_ids.items() if token in ends],
+    )
     grammar = grammar_of(shape, chat.tools, notation, codec.control_ids)
     # reasoning is free text; the shape is that of what follows it
     free_until = codec.control_ids.get(END_THINK) if starts_in_thinking else None

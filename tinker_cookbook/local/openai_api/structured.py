@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GrammarCompiler", "GrammarRule", "json_term", "literal_term", "token_term"]
 
-_WHITESPACE = r"[ \n\t]{0,32}"
-"""Between the parts of JSON. It is bounded, so that a model cannot write white space forever."""
+_WHITESPACE = r"( |\n {0,16})?"
+"""Between the parts of JSON: a space, or a line break with indentation. It is bounded, so that a model
+cannot write white space forever."""
 _MAX_GRAMMAR = 2**20
 
 
