@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from tests.assets import tokenizer_folder
@@ -157,3 +158,33 @@ def test_a_notation_leaves_out_what_is_written_elsewhere():
 def test_a_template_without_tools_gets_the_plain_notation(codec: TextCodec):
     assert codec.template is not None
     assert find_notation(codec, codec.template) == PLAIN_NOTATION
+
+
+@pytest.mark.slow
+def test_a_thousand_samples_are_all_valid(local_service):
+    """The model is random, so it would write anything that it may."""
+    pytest.importorskip("llguidance")
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    with openai.OpenAI(
+        base_url=f"{local_service.base_url}/oai/api/v1", api_key=local_service.api_key, timeout=600
+    ) as client:
+        texts: list[str] = []
+        for seed in range(10):
+            reply: Any = client.chat.completions.create(
+                model=local_service.model,
+                messages=[{"role": "user", "content": "Hello"}],
+                response_format=form,  # pyright: ignore[reportArgumentType]
+                max_tokens=200,
+                n=100,
+                seed=seed,
+            )
+            assert {choice.finish_reason for choice in reply.choices} == {"stop"}
+            texts += [choice.message.content for choice in reply.choices]
+    assert len(set(texts)) > 900
+    for text in texts:
+        value = json.loads(text)
+        assert list(value) == ["name", "kind", "size"]
+        assert isinstance(value["name"], str)
+        assert len(value["name"]) <= 8
+        assert value["kind"] in ("a", "b")
+        assert value["size"] in range(10)

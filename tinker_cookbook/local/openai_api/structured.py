@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["GrammarCompiler", "GrammarRule", "json_term", "literal_term", "token_term"]
 
 _WHITESPACE = r"( |\n {0,16})?"
-"""Between the parts of JSON: a space, or a line break with indentation. It is bounded, so that a model
-cannot write white space forever."""
+"""Between the parts of JSON: a space, or a line break with indentation.
+
+It is bounded, so that a model cannot write white space forever."""
 _MAX_GRAMMAR = 2**20
 
 
