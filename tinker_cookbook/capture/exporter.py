@@ -149,7 +149,7 @@ class CaptureExporter:
             batch = [self._queue.get_nowait() for _ in range(size)]
             try:
                 self._sink.export(batch, self._timeout)
-            # A sink may fail in any way; the recorded program must go on.
+            # A sink may fail in any way; the recorded program must not notice.
             except Exception as error:
                 logger.warning("%d capture records could not be kept: %s", len(batch), error)
                 with self._changed:

@@ -88,7 +88,7 @@ class StoreSink:
 
 
 _started: list[subprocess.Popen[bytes]] = []
-"""Servers that this process started. They go on after it; Python warns of forgotten ones."""
+"""Servers that this process started. They run longer than it, so nothing waits for them."""
 
 
 def ensure_daemon(
