@@ -10,6 +10,33 @@ import pytest
 from tinker_cookbook import exceptions
 
 PACKAGES = {
+    "tinker_cookbook.capture": {
+        "RESERVED_KEYS",
+        "Address",
+        "CallDatabase",
+        "CallLimits",
+        "CallLog",
+        "CallRefusedError",
+        "CallStore",
+        "CaptureExporter",
+        "CaptureSink",
+        "ClientSampler",
+        "JsonlFileSink",
+        "PolicySampler",
+        "ProgramOutcome",
+        "RecordedCall",
+        "RecordingEndpoint",
+        "Rollout",
+        "Sampler",
+        "capture",
+        "count_sequences",
+        "current_scope",
+        "instrument_tinker",
+        "open_calls",
+        "read_calls",
+        "run_program",
+        "uninstrument_tinker",
+    },
     "tinker_cookbook": {"__version__", *exceptions.__all__},
     "tinker_cookbook.supervised": {
         "ChatDatasetBuilder",
