@@ -20,7 +20,8 @@ from tinker_cookbook import cli_utils
 from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recipe_name, run
 
 if TYPE_CHECKING:
-    from tinker_cookbook.distillation import train_off_policy
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation.datasets import DistillationDatasetConfig
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.rl.types import RLDatasetBuilder
@@ -34,6 +35,7 @@ __all__ = [
     "distillation",
     "fill",
     "main",
+    "on_policy",
     "preference",
     "rl",
     "run",
@@ -108,3 +110,13 @@ def distillation(
 
     own = {"recipe_name": recipe_name(type(config)), "dataset_configs": list(data)} | own
     return fill(train_off_policy.Config, config, **own)
+
+
+def on_policy(
+    config: ModelOptions, data: Sequence[DistillationDatasetConfig], **own: Any
+) -> train_on_policy.Config:
+    """Return the settings of on-policy distillation; arguments as in `supervised`."""
+    from tinker_cookbook.distillation import train_on_policy
+
+    own = {"recipe_name": recipe_name(type(config)), "dataset_configs": list(data)} | own
+    return fill(train_on_policy.Config, config, **own)
