@@ -20,7 +20,7 @@ from tinker_cookbook import cli_utils
 from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recipe_name, run
 
 if TYPE_CHECKING:
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.distillation.datasets import DistillationDatasetConfig
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
@@ -39,6 +39,7 @@ __all__ = [
     "preference",
     "rl",
     "run",
+    "self_distillation",
     "supervised",
 ]
 
@@ -120,3 +121,11 @@ def on_policy(
 
     own = {"recipe_name": recipe_name(type(config)), "dataset_configs": list(data)} | own
     return fill(train_on_policy.Config, config, **own)
+
+
+def self_distillation(config: ModelOptions, data: sdft.SDFTBuilder, **own: Any) -> sdft.Config:
+    """Return the settings of self-distillation; arguments as in `supervised`."""
+    from tinker_cookbook.distillation import sdft
+
+    own = {"recipe_name": recipe_name(type(config)), "sdft_builder": data} | own
+    return fill(sdft.Config, config, **own)

@@ -15,7 +15,7 @@ from tinker_cookbook.runs.directory import default_log_path
 from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
@@ -42,6 +42,7 @@ L = TypeVar(
     "train_dpo.Config",
     "train_off_policy.Config",
     "train_on_policy.Config",
+    "sdft.Config",
 )
 """The settings of a train loop."""
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.supervised import train as sl_train
 
@@ -69,7 +70,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
         train_supervised(loop)
     elif isinstance(loop, train_dpo.Config):
         train_preference(loop)
-    elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
+    elif isinstance(loop, train_off_policy.Config | train_on_policy.Config | sdft.Config):
         train_distillation(loop)
     else:
         train_rl(loop)
@@ -102,13 +103,17 @@ def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
     return result
 
 
-def train_distillation(loop: train_off_policy.Config | train_on_policy.Config) -> RunResult:
+def train_distillation(
+    loop: train_off_policy.Config | train_on_policy.Config | sdft.Config,
+) -> RunResult:
     """Train, then print the summary of the run."""
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.runs.report import report_run, sample_command
 
     if isinstance(loop, train_on_policy.Config):
         result = asyncio.run(train_on_policy.main(loop))
+    elif isinstance(loop, sdft.Config):
+        result = asyncio.run(sdft.main(loop))
     else:
         result = asyncio.run(train_off_policy.main(loop))
     command = sample_command(

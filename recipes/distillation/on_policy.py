@@ -77,5 +77,10 @@ def make_teacher(config: Config, loop: train_on_policy.Config) -> train_on_polic
     return chz.replace(loop, dataset_configs=[chz.replace(taught, teacher_config=teacher)])
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe with these arguments; by default, those of the command line."""
+    recipe.main(Config, build, prepare=make_teacher, argv=argv)
+
+
 if __name__ == "__main__":
-    recipe.main(Config, build, prepare=make_teacher)
+    main()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import chz
 
 from tinker_cookbook.distillation.compatibility import check_data_format, data_format_of
-from tinker_cookbook.distillation.datasets import TaughtGroup
+from tinker_cookbook.distillation.datasets import HasTeacherPrompt, TaughtGroup
 from tinker_cookbook.distillation.on_policy_loop import OnPolicyLoop
 from tinker_cookbook.distillation.sdft_datums import (
     MAX_CONTEXT_LENGTH,
@@ -79,7 +79,11 @@ class SDFTBatchProvider(Protocol):
     """Batches of questions with good answers."""
 
     def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
-        """Return the groups of a step, and for each its question and its good answer."""
+        """Return the groups of a step, and for each its question and its good answer.
+
+        A group with the method `get_teacher_prompt` has its own prompt for the teacher; others get
+        one from `demo_template`.
+        """
         ...
 
     def __len__(self) -> int:
@@ -352,20 +356,20 @@ class _DemonstrationDataset(RLDataset):
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
         builders, questions, answers = self._provider.get_batch(index)
-        config = self._config
         return [
-            TaughtGroup(
-                _DemonstratedGroup(
-                    builder,
-                    build_sdft_teacher_prompt(
-                        question, answer, self._renderer, config.system_prompt, config.demo_template
-                    ),
-                ),
-                0,
-                "demonstrations",
-            )
+            TaughtGroup(self._demonstrate(builder, question, answer), 0, "demonstrations")
             for builder, question, answer in zip(builders, questions, answers, strict=True)
         ]
+
+    def _demonstrate(self, builder: EnvGroupBuilder, question: str, answer: str) -> EnvGroupBuilder:
+        """Return the group with the teacher's prompt; a group may have its own."""
+        if isinstance(builder, HasTeacherPrompt):
+            return builder
+        config = self._config
+        prompt = build_sdft_teacher_prompt(
+            question, answer, self._renderer, config.system_prompt, config.demo_template
+        )
+        return _DemonstratedGroup(builder, prompt)
 
     def __len__(self) -> int:
         return len(self._provider)
