@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import chz
@@ -38,10 +39,17 @@ from tinker_cookbook.distillation.top_k import check_objective
 from tinker_cookbook.distillation.train_off_policy import DatasetWithTeacher, open_data
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import config as rl_config
+from tinker_cookbook.rl.data_processing import assemble_training_data, compute_advantages
 from tinker_cookbook.rl.dataset_utils import EpochCycledRLDataset
+from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.train import choose_loop, context_window
-from tinker_cookbook.rl.types import RLDataset, RLDatasetBuilder
+from tinker_cookbook.rl.types import (
+    EnvGroupBuilder,
+    RLDataset,
+    RLDatasetBuilder,
+    TrajectoryGroup,
+)
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.supervised.types import SupervisedDataset
 from tinker_cookbook.utils.progress import ShownNumbers
@@ -49,7 +57,9 @@ from tinker_cookbook.utils.progress import ShownNumbers
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["Config", "RunResult", "incorporate_kl_penalty", "main"]
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = ["Config", "RunResult", "incorporate_kl_penalty", "main", "prepare_minibatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +272,45 @@ async def _open_given(run: Run[Config], datasets: list[SupervisedDataset]) -> Ta
     )
     names = [one.name or f"given_{index}" for index, one in enumerate(configs)]
     return TaughtBatches(mixture, teachers, names, count=config.topk, kind="top")
+
+
+async def prepare_minibatch(
+    env_group_builders_P: Sequence[EnvGroupBuilder],
+    trajectory_groups_P: list[TrajectoryGroup],
+    tokenizer: Tokenizer,
+    dataset_indices_P: list[int],
+    teacher_clients: list[tinker.SamplingClient],
+    kl_penalty_coef: float,
+    kl_discount_factor: float,
+) -> tuple[list[tinker.Datum], dict[str, float]]:
+    """Return the datums of groups with the reverse KL in their advantages, and metrics.
+
+    For programs with their own loop. Keep the three lists of groups in step: if a group failed,
+    leave out its entry of all of them.
+
+    Args:
+        env_group_builders_P: Builders of the groups, for the tags of the metrics.
+        trajectory_groups_P: The groups.
+        tokenizer: Not used; the parameter is part of the public interface.
+        dataset_indices_P: Number of the data set of each group.
+        teacher_clients: The teacher of each data set.
+        kl_penalty_coef: Factor on the advantages.
+        kl_discount_factor: Discount of the KL of later tokens.
+    """
+    del tokenizer
+    tags_P = [builder.logging_tags() for builder in env_group_builders_P]
+    metrics = compute_trajectory_metrics(trajectory_groups_P, tags_P)
+    advantages_P = compute_advantages(trajectory_groups_P)
+    data_D, metadata_D = assemble_training_data(trajectory_groups_P, advantages_P)
+    indices_D = [dataset_indices_P[found["group_idx"]] for found in metadata_D]
+    metrics |= await incorporate_kl_penalty(
+        data_D,
+        [teacher_clients[index] for index in indices_D],
+        indices_D,
+        kl_penalty_coef,
+        kl_discount_factor,
+    )
+    return data_D, metrics
 
 
 async def incorporate_kl_penalty(
