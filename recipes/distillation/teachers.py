@@ -18,7 +18,7 @@ from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
 __all__ = ["train_by_examples", "train_by_rewards"]
 
-GROUPS_PER_BATCH, GROUP_SIZE, TEST_GROUP_SIZE = 4, 8, 2
+GROUPS_PER_BATCH, GROUP_SIZE, TEST_GROUP_SIZE = 4, 8, 1
 BATCH_SIZE, MAX_LENGTH = 16, 256
 LEARNING_RATE = 5e-4
 LORA_RANK = 32
