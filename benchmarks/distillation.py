@@ -30,7 +30,7 @@ import numpy as np
 import tinker
 
 from tests.conftest import ServiceProcess, start_service
-from tests.distillation.data import TokenBuilder, train_teacher
+from tests.distillation.data import TokenData, train_teacher
 from tests.tiny_models import build_tiny_model
 from tinker_cookbook.completers import StopCondition
 from tinker_cookbook.distillation import train_off_policy, train_on_policy
@@ -47,10 +47,41 @@ from tinker_cookbook.rl.types import (
     RLDatasetBuilder,
     StepResult,
 )
+from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 
 OBJECTIVES = ("renormalized", "forward_kl")
 GROUPS = 8
+NUM_TOKENS = 6
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8}
+
+
+class FewTokens(TokenData):
+    """Sequences of few different tokens, so that a student can come close to its teacher."""
+
+    def get_batch(self, index: int) -> list[tinker.Datum]:
+        """Return the datums of a batch, with each token replaced by one of a few."""
+        return [narrow(datum) for datum in super().get_batch(index)]
+
+
+def narrow(datum: tinker.Datum) -> tinker.Datum:
+    """Return the datum with its tokens mapped to a few."""
+    tokens = [10 + token % NUM_TOKENS for token in datum.model_input.to_ints()]
+    targets = 10 + datum.loss_fn_inputs["target_tokens"].to_numpy() % NUM_TOKENS
+    inputs = {**datum.loss_fn_inputs, "target_tokens": tinker.TensorData.from_numpy(targets)}
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens), loss_fn_inputs=inputs)
+
+
+@chz.chz
+class FewTokensBuilder(SupervisedDatasetBuilder):
+    """Builder of training and held-out sequences."""
+
+    seed: int
+    count: int
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset]:
+        """Return both."""
+        first = 10_000 * (self.seed + 1)
+        return FewTokens(first, self.count, 8), FewTokens(first + self.count, 32, 32)
 
 
 def measure_rest(service: ServiceProcess, folder: Path, args: argparse.Namespace) -> None:
@@ -68,9 +99,7 @@ def measure_rest(service: ServiceProcess, folder: Path, args: argparse.Namespace
             rows = {}
             for objective in OBJECTIVES:
                 log_path = folder / f"{objective}-{count}-{seed}"
-                data = TokenBuilder(
-                    first=10_000 * (seed + 1), count=args.sequences, batch_size=8, test_size=32
-                )
+                data = FewTokensBuilder(seed=seed, count=args.sequences)
                 config = train_off_policy.Config(
                     log_path=str(log_path),
                     model_name=service.model,
