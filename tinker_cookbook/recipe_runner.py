@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,17 +16,24 @@ from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
+    from tinker_cookbook.distillation.datasets import DistillationDatasetConfig
     from tinker_cookbook.preference import train_dpo
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
+    from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
 __all__ = [
     "blueprint",
     "complete",
+    "distillation",
     "fill",
+    "fill_loop",
+    "on_policy",
+    "preference",
     "recipe_name",
     "run",
+    "self_distillation",
     "train_distillation",
     "train_preference",
     "train_rl",
@@ -166,6 +173,43 @@ def fill(target: type[T], config: ModelOptions, **own: Any) -> T:
     if "model_name_for_tokenizer" in chz.chz_fields(target):
         shared["model_name_for_tokenizer"] = config.model_name
     return target(**shared | own)
+
+
+def fill_loop(loop_class: type[T], config: ModelOptions, own: dict[str, Any]) -> T:
+    """Return the settings of a train loop: the recipe's, its name, and `own`."""
+    return fill(loop_class, config, **{"recipe_name": recipe_name(type(config))} | own)
+
+
+def preference(config: ModelOptions, data: ChatDatasetBuilder, **own: Any) -> train_dpo.Config:
+    """Return the settings of a preference train loop; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.preference import train_dpo
+
+    return fill_loop(train_dpo.Config, config, {"dataset_builder": data} | own)
+
+
+def distillation(
+    config: ModelOptions, data: Sequence[train_off_policy.DatasetWithTeacher], **own: Any
+) -> train_off_policy.Config:
+    """Return the settings of off-policy distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import train_off_policy
+
+    return fill_loop(train_off_policy.Config, config, {"dataset_configs": list(data)} | own)
+
+
+def on_policy(
+    config: ModelOptions, data: Sequence[DistillationDatasetConfig], **own: Any
+) -> train_on_policy.Config:
+    """Return the settings of on-policy distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import train_on_policy
+
+    return fill_loop(train_on_policy.Config, config, {"dataset_configs": list(data)} | own)
+
+
+def self_distillation(config: ModelOptions, data: sdft.SDFTBuilder, **own: Any) -> sdft.Config:
+    """Return the settings of self-distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import sdft
+
+    return fill_loop(sdft.Config, config, {"sdft_builder": data} | own)
 
 
 def recipe_name(config_class: type) -> str:

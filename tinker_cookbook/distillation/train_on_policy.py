@@ -118,6 +118,7 @@ class OnPolicyOptions(rl_config.RunOptions):
                 f"num_substeps={self.num_substeps} with topk={self.topk} is not supported; use "
                 "num_substeps=1."
             )
+        _check_reward_settings(self)
         if self.teacher_concurrency < 1:
             raise ConfigurationError(
                 f"teacher_concurrency={self.teacher_concurrency} is less than 1; use 1 or more."
@@ -134,6 +135,22 @@ class OnPolicyOptions(rl_config.RunOptions):
                 "temperature=%g: teacher and student are compared at temperature 1, so the KL is "
                 "not that of the sampled distribution",
                 self.temperature,
+            )
+
+
+def _check_reward_settings(options: OnPolicyOptions) -> None:
+    """Refuse settings of reinforcement learning that the signal of a teacher does not have."""
+    wanted = {
+        "credit": "trajectory",
+        "rollout_correction": "none",
+        "train_truncated": True,
+        "max_refill_rounds": 0,
+        "overlong_buffer": 0,
+    }
+    for name, value in wanted.items():
+        if getattr(options, name) != value:
+            raise ConfigurationError(
+                f"{name}={getattr(options, name)} is not supported by distillation; use {value}."
             )
 
 
