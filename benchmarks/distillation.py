@@ -8,7 +8,7 @@ sequences, and prints the held-out KL over the whole vocabulary, which is small 
 
 `overlap` runs the same steps of on-policy distillation in three orders, in turns: sample, score and
 train in sequence; score each group as soon as it is sampled; and also sample and score the next
-batch during training. Episodes wait for something that takes no computing, like a tool or a judge.
+batch during training. Episodes wait without computing, as for a tool or a judge.
 """
 
 from __future__ import annotations

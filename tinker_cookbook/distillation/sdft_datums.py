@@ -1,4 +1,4 @@
-"""Self-distillation for programs with their own loop: datums with what the teacher says.
+"""Datums with the scores of the teacher, for programs with their own loop of self-distillation.
 
 The teacher sees a demonstration in its prompt, and then the student's reply. Each function asks it
 about all replies at once. Replies that are too long for the teacher are left without a signal, and
