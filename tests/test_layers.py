@@ -117,7 +117,11 @@ LOCAL_ROOMS: dict[str, str] = {
 # Only names for code of other recipes; it is not a recipe, so it cannot be copied.
 OTHER_NAMES = "recipes.multiplayer_rl"
 # Importing any of these takes seconds; client code does so inside the functions that need them.
-TORCH_WHEN_CALLED = (f"{PACKAGE}.weights", f"{PACKAGE}.preference.train_dpo")
+TORCH_WHEN_CALLED = (
+    f"{PACKAGE}.weights",
+    f"{PACKAGE}.preference.train_dpo",
+    f"{PACKAGE}.distillation.sdft_datums",
+)
 """Functions of these modules compute with torch; importing them does not load it."""
 HEAVY = ("torch", "tinker", "transformers", "datasets")
 

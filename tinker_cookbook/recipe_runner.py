@@ -15,7 +15,8 @@ from tinker_cookbook.runs.directory import default_log_path
 from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
+    from tinker_cookbook.distillation.datasets import DistillationDatasetConfig
     from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
@@ -28,9 +29,11 @@ __all__ = [
     "distillation",
     "fill",
     "fill_loop",
+    "on_policy",
     "preference",
     "recipe_name",
     "run",
+    "self_distillation",
     "train_distillation",
     "train_judge",
     "train_preference",
@@ -49,6 +52,7 @@ L = TypeVar(
     "train_off_policy.Config",
     "train_on_policy.Config",
     "train_pointwise.Config",
+    "sdft.Config",
 )
 """The settings of a train loop."""
 T = TypeVar("T")
@@ -73,7 +77,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
 def train_loop(loop: L) -> None:
     """Train with the loop that these settings are for, then print the summary of the run."""
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.supervised import train as sl_train
 
@@ -83,7 +87,7 @@ def train_loop(loop: L) -> None:
         train_preference(loop)
     elif isinstance(loop, train_pointwise.Config):
         train_judge(loop)
-    elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
+    elif isinstance(loop, train_off_policy.Config | train_on_policy.Config | sdft.Config):
         train_distillation(loop)
     else:
         train_rl(loop)
@@ -97,7 +101,7 @@ def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
 
     result = asyncio.run(train.main(loop))
     command = sample_command(
-        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+        result.best_sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )
     report_run(loop.log_path, result.sampler_path, read_samples(loop.log_path), command)
     return result
@@ -132,13 +136,17 @@ def train_judge(loop: train_pointwise.Config | sl_train.Config) -> RunResult:
     return result
 
 
-def train_distillation(loop: train_off_policy.Config | train_on_policy.Config) -> RunResult:
+def train_distillation(
+    loop: train_off_policy.Config | train_on_policy.Config | sdft.Config,
+) -> RunResult:
     """Train, then print the summary of the run."""
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.runs.report import report_run, sample_command
 
     if isinstance(loop, train_on_policy.Config):
         result = asyncio.run(train_on_policy.main(loop))
+    elif isinstance(loop, sdft.Config):
+        result = asyncio.run(sdft.main(loop))
     else:
         result = asyncio.run(train_off_policy.main(loop))
     command = sample_command(
@@ -212,6 +220,22 @@ def distillation(
     from tinker_cookbook.distillation import train_off_policy
 
     return fill_loop(train_off_policy.Config, config, {"dataset_configs": list(data)} | own)
+
+
+def on_policy(
+    config: ModelOptions, data: Sequence[DistillationDatasetConfig], **own: Any
+) -> train_on_policy.Config:
+    """Return the settings of on-policy distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import train_on_policy
+
+    return fill_loop(train_on_policy.Config, config, {"dataset_configs": list(data)} | own)
+
+
+def self_distillation(config: ModelOptions, data: sdft.SDFTBuilder, **own: Any) -> sdft.Config:
+    """Return the settings of self-distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import sdft
+
+    return fill_loop(sdft.Config, config, {"sdft_builder": data} | own)
 
 
 def recipe_name(config_class: type) -> str:

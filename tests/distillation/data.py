@@ -63,10 +63,15 @@ class TokenBuilder(SupervisedDatasetBuilder):
         return train, kind(self.first + 1000, self.test_size, self.test_size)
 
 
-def train_teacher(service: ServiceProcess, favourite: int, *, steps: int = 5) -> str:
+def train_teacher(
+    service: ServiceProcess, favourite: int, *, steps: int = 5, renderer_name: str | None = None
+) -> str:
     """Train an adapter to say one token more often; return its sampler path."""
     client = service.connect()
-    training = client.create_lora_training_client(service.model, rank=4, seed=1).result()
+    metadata = {"renderer_name": renderer_name} if renderer_name else None
+    training = client.create_lora_training_client(
+        service.model, rank=4, seed=1, user_metadata=metadata
+    ).result()
     data = [make_datum(number) for number in range(500, 508)]
     for datum in data:
         targets = datum.loss_fn_inputs["target_tokens"].to_numpy().copy()

@@ -26,8 +26,10 @@ FIELDS = {
     "log_path base_url enable_trace span_chart_every eval_every save_every load_checkpoint_path "
     "max_steps",
     "sdft:Config": "model_name recipe_name renderer_name lora_rank base_url learning_rate "
-    "max_tokens temperature topk demo_template system_prompt teacher_sync_every evaluator_builders "
-    "eval_every save_every num_substeps log_path load_checkpoint_path max_steps",
+    "max_tokens temperature loss_fn topk reverse demo_template system_prompt teacher_sync_every "
+    "max_context_length evaluator_builders eval_every save_every num_substeps log_path "
+    "wandb_project wandb_name session_name load_checkpoint_path max_steps enable_trace "
+    "span_chart_every",
 }
 PARAMETERS = {
     "datasets:CompositeDataset": "datasets groups_per_batch_list",
@@ -37,6 +39,15 @@ PARAMETERS = {
     "datasets:load_deepmath_prompts": "split",
     "train_on_policy:incorporate_kl_penalty": "data_D teacher_clients_D dataset_indices_D "
     "kl_penalty_coef kl_discount_factor",
+    "train_on_policy:prepare_minibatch": "env_group_builders_P trajectory_groups_P tokenizer "
+    "dataset_indices_P teacher_clients kl_penalty_coef kl_discount_factor",
+    "sdft:compute_sdft_advantages": "data_D metadata_D teacher_client teacher_prompts_P "
+    "max_context_length",
+    "sdft:build_topk_distillation_datums": "data_D metadata_D teacher_client teacher_prompts_P "
+    "topk max_context_length vocab_size skip_first_n_tokens",
+    "sdft:build_reverse_kl_datums": "data_D metadata_D teacher_client teacher_prompts_P topk "
+    "max_context_length vocab_size skip_first_n_tokens",
+    "sdft:reverse_kl_custom_loss": "data logprobs_list",
     "sdft:build_sdft_teacher_prompt": "question golden_answer renderer system_prompt demo_template",
     "sdft:main": "cfg sdft_dataset test_dataset",
 }

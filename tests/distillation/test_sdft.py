@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tinker
 
 from tests.conftest import ServiceProcess
 from tests.number_format import by_format
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.datasets import PromptGroup
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import load_renderer
+from tinker_cookbook.rl.config import AsyncConfig
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
 
@@ -111,7 +119,78 @@ def test_a_resumed_run_continues_with_the_refreshed_teacher(make_config, local_s
             )
 
 
+PROGRAM = """
+import asyncio, pickle, sys
+from tests.distillation.test_sdft import Questions
+from tinker_cookbook.distillation import sdft
+config = pickle.load(open(sys.argv[1], "rb"))
+if __name__ == "__main__":
+    asyncio.run(sdft.main(config, Questions(config.model_name, 5)))
+"""
+
+
+def test_a_killed_run_equals_an_unbroken_one(make_config, local_service, tmp_path: Path):
+    options = {"teacher_sync_every": 2, "save_every": 1}
+    unbroken, broken = make_config("unbroken", **options), make_config("broken", **options)
+    asyncio.run(sdft.main(unbroken, Questions(local_service.model, 5)))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "config.pkl").write_bytes(pickle.dumps(broken))
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "config.pkl")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+    )
+    metrics = Path(broken.log_path) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    asyncio.run(sdft.main(broken, Questions(local_service.model, 5)))
+    assert load_checkpoints_file(broken.log_path)[-1].final
+    for one, other in zip(rows_of(unbroken), rows_of(broken), strict=True):
+        for key in ("teacher_kl", "top_k/teacher_kl", "grad_norm", "teacher_nll"):
+            assert other[key] == pytest.approx(
+                one[key], rel=by_format(float32=1e-4, bfloat16=0.1), abs=1e-4
+            )
+
+
+def test_a_group_may_have_its_own_prompt_for_the_teacher(make_config, local_service):
+    class Prompted(Questions):
+        def get_batch(self, index: int):
+            groups, questions, answers = super().get_batch(index)
+            return [OwnPrompt(**vars(group)) for group in groups], questions, answers
+
+    own, template = make_config("own", max_steps=1), make_config("template", max_steps=1)
+    asyncio.run(sdft.main(own, Prompted(local_service.model, 1)))
+    asyncio.run(sdft.main(template, Questions(local_service.model, 1)))
+    assert rows_of(own)[0]["teacher_nll"] != pytest.approx(rows_of(template)[0]["teacher_nll"])
+
+
+class OwnPrompt(PromptGroup):
+    def get_teacher_prompt(self) -> tinker.ModelInput:
+        return tinker.ModelInput.from_ints([40, 41, 42])
+
+
+def test_replies_that_are_too_long_for_the_teacher_are_named(make_config, local_service):
+    config = make_config(max_context_length=20)
+    with pytest.raises(DataValidationError, match=r"no sequence of the batch can be scored.* 20"):
+        asyncio.run(sdft.main(config, Questions(local_service.model, 1)))
+
+
+def test_reverse_is_another_name_of_the_objective(make_config):
+    assert make_config(reverse=True).training_objective() == "reverse_kl"
+    assert make_config().training_objective() == "forward_kl"
+
+
 def test_bad_settings_are_refused(make_config):
+    with pytest.raises(ConfigurationError, match="reverse=true with topk=0"):
+        make_config(reverse=True, topk=0)
+    asynchronous = AsyncConfig(max_steps_off_policy=1, groups_per_batch=2)
+    with pytest.raises(ConfigurationError, match="teacher_sync_every=1 with async_config"):
+        make_config(teacher_sync_every=1, async_config=asynchronous)
     with pytest.raises(ConfigurationError, match=r"demo_template has no \{golden_answer\}"):
         make_config(demo_template="{question}")
     with pytest.raises(ConfigurationError, match="teacher_sync_every=0 is less than 1"):

@@ -27,7 +27,7 @@ from tinker_cookbook.distillation.target_cache import TARGETS_FILE, TargetCache
 from tinker_cookbook.distillation.teacher import Teacher, TeacherConfig, place
 from tinker_cookbook.distillation.top_k import OBJECTIVES, TaughtDatum, build_target_datum, measure
 from tinker_cookbook.distillation.train_off_policy import DatasetWithTeacher
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.utils.sdk_compat import wait_for_client
 
 FLOOR = by_format(float32=1e-5, bfloat16=2e-2)
@@ -292,7 +292,7 @@ def test_a_missing_teacher_and_bad_data_are_named(make_config, local_service: Se
     with pytest.raises(ConfigurationError, match="does not have the teacher tinker://no"):
         run(make_config("a", path="tinker://no-such-run:train:0/sampler_weights/000001"))
     with pytest.raises(
-        TrainingError, match=r"could not score a sequence of 11 tokens.*topk_prompt"
+        ConfigurationError, match=r"does not give 1000000 tokens per position: .*topk_prompt"
     ):
         run(make_config("b", n_teacher_targets=10**6, eval_every=0))
     with pytest.raises(ConfigurationError, match="batch_size=64 is more than the data"):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import chz
 import numpy as np
 import pytest
 import tinker
 
 from tests.conftest import ServiceProcess
-from tests.distillation.data import train_teacher
+from tests.distillation.data import REPLY_TOKENS, TokenBuilder, train_teacher
 from tests.number_format import by_format
 from tests.rl.token_task import TokenDatasetBuilder
 from tests.tiny_models import build_tiny_model
@@ -31,7 +33,10 @@ from tinker_cookbook.distillation.datasets import (
     PromptOnlyDatasetBuilder,
     TeacherConfig,
 )
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.distillation.teacher import Teacher
+from tinker_cookbook.distillation.train_off_policy import DatasetWithTeacher
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.rl.config import AsyncConfig, StreamMinibatchConfig
 from tinker_cookbook.utils.sdk_compat import wait_for_client
 
 FLOOR = by_format(float32=1e-5, bfloat16=5e-2)
@@ -203,8 +208,24 @@ if __name__ == "__main__":
 DEPENDS_ON_THE_CLOCK = ("time/", "cached_ob_tokens")
 
 
-def test_a_killed_run_equals_an_unbroken_one(make_config, teacher_path: str, tmp_path: Path):
+@pytest.fixture
+def given(local_service: ServiceProcess):
+    def make(path: str | None) -> DatasetWithTeacher:
+        teacher = TeacherConfig(base_model=local_service.model, load_checkpoint_path=path)
+        return DatasetWithTeacher(
+            dataset_builder=TokenBuilder(count=6, batch_size=2), teacher_config=teacher
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["sampled", "mixed"])
+def test_a_killed_run_equals_an_unbroken_one(
+    make_config, given, teacher_path: str, tmp_path: Path, mixed: bool
+):
     options = {"path": teacher_path, "num_batches": 6, "save_every": 2}
+    if mixed:
+        options |= {"topk": 8, "given_configs": [given(teacher_path)], "given_batch_size": 4}
     unbroken, broken = make_config("unbroken", **options), make_config("broken", **options)
     run(unbroken)
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -230,6 +251,103 @@ def test_a_killed_run_equals_an_unbroken_one(make_config, teacher_path: str, tmp
                 assert found[key] == pytest.approx(wanted[key], rel=1e-5, abs=FLOOR), key
 
 
+def test_given_sequences_join_the_sampled_ones(make_config, given, teacher_path: str):
+    config = make_config(
+        path=teacher_path,
+        num_batches=8,
+        topk=8,
+        objective="jensen_shannon",
+        objective_beta=0.3,
+        given_configs=[given(teacher_path)],
+        given_batch_size=4,
+    )
+    run(config)
+    rows = rows_of(config)
+    for row in rows:
+        assert row["num_datums"] == 4 * 4
+        assert row["given/trained_length"] == REPLY_TOKENS
+    assert 0 < rows[0]["given/teacher_mass"] < 1
+    assert rows[-1]["given/teacher_kl"] < 0.9 * rows[0]["given/teacher_kl"]
+
+
+def test_the_order_of_scoring_changes_nothing(make_config, teacher_path: str):
+    options = {"path": teacher_path, "num_batches": 2}
+    overlapped = make_config("overlapped", **options)
+    in_sequence = make_config("in_sequence", overlap_scoring=False, **options)
+    run(overlapped)
+    run(in_sequence)
+    for one, other in zip(rows_of(overlapped), rows_of(in_sequence), strict=True):
+        for key in ("teacher_kl", "teacher_kl_stderr", "grad_norm", "env/all/reward/total"):
+            assert other[key] == pytest.approx(one[key], rel=1e-4, abs=FLOOR)
+
+
+def test_the_next_batch_is_sampled_and_scored_during_training(make_config, teacher_path: str):
+    config = make_config(
+        path=teacher_path,
+        num_batches=4,
+        topk=8,
+        async_config=AsyncConfig(max_steps_off_policy=1, groups_per_batch=4),
+    )
+    run(config)
+    rows = rows_of(config)
+    assert len(rows) == 4
+    assert max(row["async/staleness_max"] for row in rows) == 1
+    assert all(row["top_k/teacher_kl_reverse"] > 0 for row in rows)
+
+
+def test_groups_may_be_trained_as_they_finish(make_config, teacher_path: str):
+    stream = StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2)
+    config = make_config(path=teacher_path, num_batches=1, stream_minibatch_config=stream)
+    whole = make_config("whole", path=teacher_path, num_batches=1)
+    run(config)
+    run(whole)
+    [one], [other] = rows_of(config), rows_of(whole)
+    for key in ("teacher_kl", "teacher_kl/dataset_0", "env/all/reward/total"):
+        assert one[key] == pytest.approx(other[key], rel=1e-4, abs=FLOOR)
+
+
+def test_a_teacher_of_another_chat_format_is_named(
+    make_config, taught, local_service: ServiceProcess
+):
+    path = train_teacher(local_service, 77, steps=1, renderer_name="role_colon")
+    with pytest.raises(
+        ConfigurationError, match=r"has the chat format role_colon, but the student has chatml"
+    ):
+        run(make_config("refused", path=path, renderer_name="chatml"))
+    one = taught(path, num_batches=1)
+    teacher = chz.replace(one.teacher_config, renderer_name="chatml")
+    config = make_config(
+        renderer_name="chatml", dataset_configs=[chz.replace(one, teacher_config=teacher)]
+    )
+    run(config)
+    assert len(rows_of(config)) == 1
+
+
+class WithoutTopTokens:
+    """A service that ignores the request for top tokens."""
+
+    def sample(self, **request: Any) -> asyncio.Future[tinker.SampleResponse]:
+        answered: asyncio.Future[tinker.SampleResponse] = asyncio.get_running_loop().create_future()
+        answered.set_result(tinker.SampleResponse(sequences=[]))
+        return answered
+
+
+def test_a_teacher_without_top_tokens_is_refused():
+    teacher = Teacher(WithoutTopTokens(), "teacher")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ConfigurationError, match=r"teacher does not give 20 tokens .*topk_prompt_logprobs.*topk=0"
+    ):
+        asyncio.run(teacher.check(20))
+    asyncio.run(teacher.check(0))
+
+
+def test_prompts_longer_than_the_context_are_named(make_config, taught):
+    data = taught(None, num_batches=1, prompt_length=5000)
+    with pytest.raises(TinkerCookbookError) as error:
+        run(make_config(dataset_configs=[data]))
+    assert re.search(r"5,?000|context", str(error.value))
+
+
 def test_prompts_without_grades(make_config, local_service: ServiceProcess, teacher_path: str):
     from tinker_cookbook.renderers import load_renderer
 
@@ -251,10 +369,24 @@ def test_prompts_without_grades(make_config, local_service: ServiceProcess, teac
     assert group.logging_tags() == ["questions"]
 
 
+STREAM = StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2)
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"topk": -1}, "topk=-1 is negative"),
     ({"topk": 4, "num_substeps": 2}, "num_substeps=2 with topk=4"),
-    ({"objective": "forward"}, "objective=forward is unknown"),
+    ({"objective": "forward"}, "objective=forward is unknown.*Did you mean forward_kl"),
+    ({"objective": "renormalized"}, "objective=renormalized is unknown"),
+    ({"objective_beta": 1.0}, "objective_beta=1.0 must be above 0 and below 1"),
+    (
+        {"async_config": AsyncConfig(max_steps_off_policy=1, groups_per_batch=3)},
+        r"async_config.groups_per_batch=3 is not the sum .* set it to 4",
+    ),
+    (
+        {
+            "topk": 4,
+            "stream_minibatch_config": StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2),
+        },
+        "stream_minibatch_config with topk=4",
+    ),
     ({"dataset_configs": []}, "dataset_configs is empty"),
     ({"kl_discount_factor": 2.0}, "kl_discount_factor=2.0"),
 ]

@@ -110,7 +110,9 @@ def _run_entrypoint(module: str, settings: list[str], env: dict[str, str], log: 
 
 def run_in_this_process(module: ModuleType, settings: list[str]) -> None:
     """Run the command line of a recipe here."""
-    if hasattr(module, "build"):
+    if hasattr(module, "build") and hasattr(module, "main"):
+        module.main(settings)
+    elif hasattr(module, "build"):
         recipe.main(module.Config, module.build, argv=settings)
     else:  # a recipe that writes out its loop
         cli_utils.entrypoint(module.main, settings)

@@ -32,7 +32,8 @@ def help_of(module: ModuleType, word: str, capsys: pytest.CaptureFixture[str]) -
 
 def own_keys(module: ModuleType) -> list[str]:
     """The settings that the recipe's own classes declare."""
-    package = module.__name__.removesuffix(".__main__")
+    # `recipes.NAME`; a recipe of a collection shares classes with the other modules of it.
+    package = ".".join(module.__name__.split(".")[:2])
     classes = [c for c in module.Config.__mro__ if c.__module__.startswith(package)]
     return list(dict.fromkeys(name for c in classes for name in vars(c)["__annotations__"]))
 

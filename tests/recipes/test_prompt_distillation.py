@@ -6,25 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from recipes import prompt_distillation
+from recipes.prompt_distillation import __main__ as prompt_distillation
+from recipes.prompt_distillation import create_data, letters, train
 from tests.recipes.recipe_process import run_in_this_process
 from tinker_cookbook.distillation.prompt_distillation import REPLIES_FILE
 from tinker_cookbook.utils.jsonl_log import read_rows
 
 
 def test_examples_training_and_test_share_no_word():
-    shots, trained, test = prompt_distillation.split_words(8, seed=0)
+    shots, trained, test = letters.split_words(8, seed=0)
     assert len(shots) == 8
     assert len(test) == 38
-    assert len({*shots, *trained, *test}) == len(prompt_distillation.WORDS)
-    assert len(set(prompt_distillation.WORDS)) == len(prompt_distillation.WORDS)
+    assert len({*shots, *trained, *test}) == len(letters.WORDS)
+    assert len(set(letters.WORDS)) == len(letters.WORDS)
 
 
 @pytest.mark.parametrize(
     ("reply", "expected"), [("C", True), (" c.", True), ("castle", False), ("D", False)]
 )
 def test_the_first_letter_is_right(reply: str, expected: bool):
-    assert prompt_distillation.is_correct(reply, "castle") is expected
+    assert letters.is_correct(reply, "castle") is expected
 
 
 def test_the_recipe_trains_and_resumes(
@@ -43,7 +44,7 @@ def test_the_recipe_trains_and_resumes(
     ]
     run_in_this_process(prompt_distillation, settings)
     replies = read_rows(tmp_path / "run" / REPLIES_FILE)
-    assert len(replies) == len(prompt_distillation.WORDS) - 2
+    assert len(replies) == len(letters.WORDS) - 2
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert {"teacher_kl", "teacher_mass", "teacher_entropy", "student_entropy"} <= rows[0].keys()
@@ -55,3 +56,26 @@ def test_the_recipe_trains_and_resumes(
     assert "\nsample   tinker-cookbook sample tinker://" in out
     run_in_this_process(prompt_distillation, settings)
     assert "already complete" in capsys.readouterr().out
+
+
+def test_the_recipe_runs_in_two_commands(
+    local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    replies = tmp_path / "replies.jsonl"
+    settings = [
+        f"model_name={local_service.model}",
+        f"base_url={local_service.base_url}",
+        "renderer_name=chatml",
+        "num_shots=2",
+        f"replies={replies}",
+    ]
+    run_in_this_process(create_data, settings)
+    rows = read_rows(replies)
+    assert len(rows) == len(letters.WORDS) - 2
+    assert not (tmp_path / "run").exists()
+    more = [f"log_path={tmp_path / 'run'}", "lora_rank=2", "max_steps=1", "eval_every=0"]
+    run_in_this_process(train, [*settings, *more])
+    assert "replies of the teacher" in capsys.readouterr().out
+    assert not (tmp_path / "run" / REPLIES_FILE).exists()
+    assert read_rows(replies) == rows

@@ -70,7 +70,7 @@ def copy_recipe(recipe: Recipe, folder: Path) -> list[Path]:
 
 
 def _contents(recipe: Recipe, folder: Path) -> dict[Path, bytes]:
-    origin = recipe.path.parent
+    origin = recipe.origin
     files = [*recipe.source_files(), *recipe.data_files()]
     contents = {folder / path.relative_to(origin): path.read_bytes() for path in files}
     readme = _README.format(

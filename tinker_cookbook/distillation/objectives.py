@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 __all__ = [
     "TOP_K_DIVERGENCES",
     "Divergence",
+    "DivergenceFunction",
+    "build_divergence",
     "forward_kl",
     "forward_kl_renormalized",
     "forward_kl_sampled",
@@ -103,12 +106,20 @@ def jensen_shannon(student_TK: np.ndarray, teacher_TK: np.ndarray, beta: float =
     return Divergence(value_T, weights_TK)
 
 
-TOP_K_DIVERGENCES: dict[str, Callable[[np.ndarray, np.ndarray], Divergence]] = {
+DivergenceFunction = Callable[[np.ndarray, np.ndarray], Divergence]
+TOP_K_DIVERGENCES: dict[str, DivergenceFunction] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
 }
 """Divergences with a rest bucket, by name. Their gradients need the student's log probabilities."""
+
+
+def build_divergence(name: str, beta: float = 0.5) -> DivergenceFunction:
+    """Return a divergence with a rest bucket; `beta` is used by `jensen_shannon` only."""
+    if name == "jensen_shannon":
+        return partial(jensen_shannon, beta=beta)
+    return TOP_K_DIVERGENCES[name]
 
 
 def forward_kl_renormalized(teacher_TK: np.ndarray) -> np.ndarray:

@@ -117,6 +117,9 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
     model_name_for_tokenizer: str = chz.field(doc="Model whose tokenizer is used.")
     renderer_name: str = chz.field(doc="Chat format.")
     log_path: str = chz.field(doc="Run directory, where the replies are kept.")
+    replies_path: str | None = chz.field(
+        default=None, doc="File of the replies; None: teacher_replies.jsonl in the run directory."
+    )
     batch_size: int = chz.field(doc="Replies per optimizer step.")
     samples_per_question: int = chz.field(default=1, doc="Replies sampled per question.")
     max_tokens: int = chz.field(default=64, doc="Maximum number of tokens per reply.")
@@ -132,7 +135,7 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name_for_tokenizer)
-        path = Path(self.log_path) / REPLIES_FILE
+        path = Path(self.replies_path or Path(self.log_path) / REPLIES_FILE).expanduser()
         if not path.exists():
             rows = self._sample(renderer)
             scratch = path.with_suffix(".part")

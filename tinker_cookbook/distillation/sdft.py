@@ -19,16 +19,23 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import chz
 
-from tinker_cookbook.distillation.datasets import TaughtGroup
+from tinker_cookbook.distillation.compatibility import check_data_format, data_format_of
+from tinker_cookbook.distillation.datasets import HasTeacherPrompt, TaughtGroup
 from tinker_cookbook.distillation.on_policy_loop import OnPolicyLoop
+from tinker_cookbook.distillation.sdft_datums import (
+    MAX_CONTEXT_LENGTH,
+    build_reverse_kl_datums,
+    build_topk_distillation_datums,
+    compute_sdft_advantages,
+    reverse_kl_custom_loss,
+)
 from tinker_cookbook.distillation.teacher import Teacher, TeacherConfig, open_teachers
 from tinker_cookbook.distillation.train_on_policy import SHOWN, OnPolicyOptions
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import load_renderer
 from tinker_cookbook.rl import config as rl_config
 from tinker_cookbook.rl.loop import TrainingStep
-from tinker_cookbook.rl.sync_training import do_sync_training
-from tinker_cookbook.rl.train import context_window
+from tinker_cookbook.rl.train import choose_loop, context_window
 from tinker_cookbook.rl.types import (
     Env,
     EnvGroupBuilder,
@@ -49,8 +56,13 @@ __all__ = [
     "DEFAULT_DEMO_TEMPLATE",
     "Config",
     "SDFTBatchProvider",
+    "SDFTBuilder",
+    "build_reverse_kl_datums",
     "build_sdft_teacher_prompt",
+    "build_topk_distillation_datums",
+    "compute_sdft_advantages",
     "main",
+    "reverse_kl_custom_loss",
 ]
 
 DEFAULT_DEMO_TEMPLATE = """{question}
@@ -67,7 +79,11 @@ class SDFTBatchProvider(Protocol):
     """Batches of questions with good answers."""
 
     def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
-        """Return the groups of a step, and for each its question and its good answer."""
+        """Return the groups of a step, and for each its question and its good answer.
+
+        A group with the method `get_teacher_prompt` has its own prompt for the teacher; others get
+        one from `demo_template`.
+        """
         ...
 
     def __len__(self) -> int:
@@ -76,20 +92,27 @@ class SDFTBatchProvider(Protocol):
 
 
 @chz.chz
-class Config(OnPolicyOptions, rl_config.Config):
-    """All settings of the loop."""
+class SDFTBuilder:
+    """Base of the builders of questions with good answers."""
 
-    recipe_name: str = chz.field(default="sdft", doc="Name recorded with the session.")
-    dataset_builder: RLDatasetBuilder = chz.field(
-        default_factory=RLDatasetBuilder,
-        doc="Unused field of the RL settings; main takes the data.",
-    )
+    def __call__(self) -> tuple[SDFTBatchProvider, RLDataset | None]:
+        """Return the training data and held-out tasks."""
+        raise NotImplementedError
+
+
+@chz.chz
+class SDFTOptions(OnPolicyOptions):
+    """Self-distillation; a recipe's config adds its own settings."""
+
     learning_rate: float = 2e-5
     lora_rank: int = 128
     max_tokens: int = 2048
     reward_weight: float = 0.0
     topk: int = 20
     objective: str = "forward_kl"
+    reverse: bool = chz.field(
+        default=False, doc="Whether to minimize the reverse KL; the same as objective=reverse_kl."
+    )
     demo_template: str = chz.field(
         default=DEFAULT_DEMO_TEMPLATE,
         doc="The teacher's message, with {question} and {golden_answer}.",
@@ -99,6 +122,10 @@ class Config(OnPolicyOptions, rl_config.Config):
     )
     teacher_sync_every: int | None = chz.field(
         default=None, doc="Steps after which the student becomes the teacher; None: never."
+    )
+    max_context_length: int = chz.field(
+        default=MAX_CONTEXT_LENGTH,
+        doc="Maximum tokens of the teacher's prompt with a reply; longer ones are left out.",
     )
 
     @chz.validate
@@ -110,6 +137,37 @@ class Config(OnPolicyOptions, rl_config.Config):
             raise ConfigurationError(
                 f"teacher_sync_every={self.teacher_sync_every} is less than 1; use 1 or more, or "
                 "leave it out."
+            )
+        if self.reverse and not self.topk:
+            raise ConfigurationError(
+                "reverse=true with topk=0 is the default of topk=0, which always minimizes the "
+                "reverse KL; leave reverse out."
+            )
+
+    def training_objective(self) -> str:
+        """Return the divergence that is minimized."""
+        return "reverse_kl" if self.reverse else self.objective
+
+
+@chz.chz
+class Config(SDFTOptions, rl_config.Config):
+    """All settings of the loop."""
+
+    recipe_name: str = chz.field(default="sdft", doc="Name recorded with the session.")
+    dataset_builder: RLDatasetBuilder = chz.field(
+        default_factory=RLDatasetBuilder,
+        doc="Unused field of the RL settings; main takes the data.",
+    )
+    sdft_builder: SDFTBuilder | None = chz.field(
+        default=None, doc="Builder of the data; None: main gets them as arguments."
+    )
+
+    @chz.validate
+    def _check_loops_of_sdft(self) -> None:
+        if self.teacher_sync_every and self.async_config is not None:
+            raise ConfigurationError(
+                f"teacher_sync_every={self.teacher_sync_every} with async_config is not supported, "
+                "because a group could be scored by either teacher; leave one of them out."
             )
 
     def needs_kl_reference(self) -> bool:
@@ -144,13 +202,15 @@ def build_sdft_teacher_prompt(
 
 
 async def main(
-    cfg: Config, sdft_dataset: SDFTBatchProvider, test_dataset: RLDataset | None = None
+    cfg: Config,
+    sdft_dataset: SDFTBatchProvider | None = None,
+    test_dataset: RLDataset | None = None,
 ) -> RunResult:
     """Train, evaluate and save; the same settings again resume an interrupted run.
 
     Args:
         cfg: The settings.
-        sdft_dataset: Questions with good answers.
+        sdft_dataset: Questions with good answers; None: `cfg.sdft_builder` makes them.
         test_dataset: Held-out tasks.
 
     Returns:
@@ -164,6 +224,8 @@ async def main(
         config = run.config
         if config.renderer_name is None:
             raise ConfigurationError("renderer_name is not set; name the chat format of the data.")
+        if sdft_dataset is None:
+            sdft_dataset, test_dataset = await asyncio.to_thread(_build_data, config)
         total = len(sdft_dataset)
         if config.max_steps is not None:
             total = min(total, config.max_steps)
@@ -173,16 +235,31 @@ async def main(
         renderer = await asyncio.to_thread(load_renderer, config.renderer_name, config.model_name)
         path = await _teacher_path(run)
         teacher = TeacherConfig(base_model=config.model_name, load_checkpoint_path=path)
+        teachers = await open_teachers(
+            run,
+            [teacher],
+            concurrency=config.teacher_concurrency,
+            count=config.topk,
+            max_context_length=config.max_context_length,
+        )
         loop = _SelfTeachingLoop(
             run,
             _DemonstrationDataset(sdft_dataset, renderer, config),
             context_window=await asyncio.to_thread(context_window, run),
-            teachers=await open_teachers(run, [teacher], concurrency=config.teacher_concurrency),
-            settings=config,
+            teachers=teachers,
+            settings=chz.replace(config, objective=config.training_objective()),
         )
         loop.start(run, path, config)
         loop.add_held_out(test_dataset)
-        return await loop.end(await do_sync_training(loop, run.start_step))
+        return await loop.end(await choose_loop(config)(loop, run.start_step))
+
+
+def _build_data(config: Config) -> tuple[SDFTBatchProvider, RLDataset | None]:
+    if config.sdft_builder is None:
+        raise ConfigurationError("sdft_builder is not set; set it, or give main a sdft_dataset.")
+    data_format = data_format_of(config.sdft_builder)
+    check_data_format(config.renderer_name, data_format, "sdft_builder")
+    return config.sdft_builder()
 
 
 async def _teacher_path(run: Run[Config]) -> str | None:
@@ -225,7 +302,15 @@ class _SelfTeachingLoop(OnPolicyLoop):
         client = await create_client(
             run.service_client.create_sampling_client, model_path=self._teacher_path
         )
-        self.teachers = [Teacher(client, self._teacher_path, concurrency=self._concurrency)]
+        [before] = self.teachers
+        self.teachers = [
+            Teacher(
+                client,
+                self._teacher_path,
+                concurrency=self._concurrency,
+                context_window=before.context_window,
+            )
+        ]
 
     def submit_checkpoint(self, step: TrainingStep) -> None:
         """Queue the checkpoint that is due, with the name of the teacher."""
@@ -271,20 +356,20 @@ class _DemonstrationDataset(RLDataset):
 
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
         builders, questions, answers = self._provider.get_batch(index)
-        config = self._config
         return [
-            TaughtGroup(
-                _DemonstratedGroup(
-                    builder,
-                    build_sdft_teacher_prompt(
-                        question, answer, self._renderer, config.system_prompt, config.demo_template
-                    ),
-                ),
-                0,
-                "demonstrations",
-            )
+            TaughtGroup(self._demonstrate(builder, question, answer), 0, "demonstrations")
             for builder, question, answer in zip(builders, questions, answers, strict=True)
         ]
+
+    def _demonstrate(self, builder: EnvGroupBuilder, question: str, answer: str) -> EnvGroupBuilder:
+        """Return the group with the teacher's prompt; a group may have its own."""
+        if isinstance(builder, HasTeacherPrompt):
+            return builder
+        config = self._config
+        prompt = build_sdft_teacher_prompt(
+            question, answer, self._renderer, config.system_prompt, config.demo_template
+        )
+        return _DemonstratedGroup(builder, prompt)
 
     def __len__(self) -> int:
         return len(self._provider)

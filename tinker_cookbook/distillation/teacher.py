@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import chz
 import numpy as np
 
-from tinker_cookbook import checkpoint_utils, tokenizer_utils
+from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.completers import derive_seed
+from tinker_cookbook.distillation.compatibility import (
+    check_same_format,
+    check_same_tokenizer,
+    find_unsuitable_format,
+)
 from tinker_cookbook.distillation.target_cache import TargetCache, Targets
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.utils.sdk_compat import (
@@ -56,6 +61,11 @@ class TeacherConfig:
     base_model: str = chz.field(doc="Base model of the teacher.")
     load_checkpoint_path: str | None = chz.field(
         default=None, doc="Sampler weights (tinker://...); None: the base model itself."
+    )
+    renderer_name: str | None = chz.field(
+        default=None,
+        doc="Chat format of the teacher; None: the one recorded with its weights. Set it to the "
+        "student's to ask a teacher in a format that it was not trained with.",
     )
 
     @property
@@ -129,10 +139,34 @@ class Teacher:
         self.num_scored = 0
         """Sequences that the service has scored for this object."""
         self.client = client
-        self._identity = identity
+        self.identity = identity
+        """A name that differs between teachers."""
+        self.context_window = context_window
+        """Maximum tokens of a sequence; None: unknown."""
         self._cache = cache
         self._slots = asyncio.Semaphore(concurrency)
-        self._context_window = context_window
+
+    async def check(self, count: int, kind: TargetKind = "top") -> None:
+        """Ask for `count` targets of one token, so that a teacher without them is refused early.
+
+        Raises:
+            ConfigurationError: if the service does not return them.
+        """
+        import tinker
+
+        if not count:
+            return
+        probe = PlacedSequence(tinker.ModelInput.from_ints([1, 2]), np.array([1]))
+        ask = self._top_tokens if kind == "top" else self._drawn_tokens
+        try:
+            await ask(probe, count, b"")
+        except TrainingError as error:
+            raise ConfigurationError(
+                f"the teacher {self.identity} does not give {count} tokens per position: {error} "
+                "Use a smaller number, or another service; on-policy distillation needs none with "
+                "topk=0."
+            ) from error
+        self.num_scored -= 1
 
     async def score(self, placed: PlacedSequence) -> np.ndarray:
         """Return the log probabilities of the trained tokens, float64 [n]."""
@@ -163,7 +197,7 @@ class Teacher:
 
     def fits(self, placed: PlacedSequence) -> bool:
         """Return whether the teacher can read the sequence; one more token has to fit."""
-        return self._context_window is None or placed.sequence.length < self._context_window
+        return self.context_window is None or placed.sequence.length < self.context_window
 
     async def _top_tokens(self, placed: PlacedSequence, count: int, key: bytes) -> Targets:
         del key
@@ -204,7 +238,7 @@ class Teacher:
                 )
             except (tinker.TinkerError, ValueError) as error:
                 raise TrainingError(
-                    f"the teacher {self._identity} could not score a sequence of "
+                    f"the teacher {self.identity} could not score a sequence of "
                     f"{placed.sequence.length} tokens: {service_message(error)}"
                 ) from error
         self.num_scored += 1
@@ -212,7 +246,7 @@ class Teacher:
 
     def _key(self, placed: PlacedSequence, count: int, kind: str) -> bytes:
         """Return a digest of the teacher, the request and what the teacher sees."""
-        digest = hashlib.sha256(f"{self._identity}\n{kind}\n{count}\n".encode())
+        digest = hashlib.sha256(f"{self.identity}\n{kind}\n{count}\n".encode())
         for chunk in placed.sequence.chunks:
             tokens = getattr(chunk, "tokens", None)
             if tokens is None:
@@ -239,13 +273,14 @@ async def open_teacher(
         service_client: The session.
         config: The teacher.
         student_model: Base model of the student.
-        renderer_name: The student's chat format; a warning names another one of the teacher.
+        renderer_name: The student's chat format; None: not compared with the teacher's.
         cache: Targets that were computed before.
         concurrency: Maximum number of requests at a time.
         context_windows: Maximum tokens of a sequence, by base model.
 
     Raises:
-        ConfigurationError: if the service does not have the teacher, or its tokenizer differs.
+        ConfigurationError: if the service does not have the teacher, or its tokenizer or chat
+            format differs from the student's.
     """
     import tinker
 
@@ -268,10 +303,10 @@ async def open_teacher(
             "Use a base model that it offers, or the sampler_path of a run in its "
             "checkpoints.jsonl."
         ) from error
-    if path is not None:
-        await checkpoint_utils.check_renderer_name_for_checkpoint_async(
-            service_client, path, renderer_name
-        )
+    if renderer_name is not None:
+        found = await _find_format(service_client, config, base_model, student_model, renderer_name)
+        who = config.identity
+        await asyncio.to_thread(check_same_format, student_model, renderer_name, found, who)
     return Teacher(
         client,
         config.identity,
@@ -281,32 +316,25 @@ async def open_teacher(
     )
 
 
-def check_same_tokenizer(student_model: str, teacher_model: str) -> None:
-    """Refuse a teacher whose token ids mean other tokens than the student's.
-
-    Raises:
-        ConfigurationError: naming both models and the first id that differs.
-    """
-    if student_model == teacher_model:
-        return
-    student = tokenizer_utils.get_tokenizer(student_model).get_vocab()
-    teacher = tokenizer_utils.get_tokenizer(teacher_model).get_vocab()
-    if student == teacher:
-        return
-    of_student = {number: token for token, number in student.items()}
-    of_teacher = {number: token for token, number in teacher.items()}
-    different = sorted(
-        number
-        for number in of_student.keys() | of_teacher.keys()
-        if of_student.get(number) != of_teacher.get(number)
-    )
-    first = different[0]
-    raise ConfigurationError(
-        f"teacher {teacher_model} and student {student_model} have different tokenizers: "
-        f"{len(different)} token ids differ, first id {first} ({of_teacher.get(first)!r} and "
-        f"{of_student.get(first)!r}). Use a teacher with the student's tokenizer, or train on "
-        "texts that the teacher has written (supervised training)."
-    )
+async def _find_format(
+    service_client: tinker.ServiceClient,
+    config: TeacherConfig,
+    base_model: str,
+    student_model: str,
+    student_format: str,
+) -> str:
+    """Return the chat format of a teacher; the student's if nothing says otherwise."""
+    if config.renderer_name is not None:
+        return config.renderer_name
+    if config.load_checkpoint_path is not None:
+        recorded = await checkpoint_utils.get_renderer_name_from_checkpoint_async(
+            service_client, config.load_checkpoint_path
+        )
+        if recorded is not None:
+            return recorded
+    if base_model == student_model:
+        return student_format
+    return find_unsuitable_format(student_format, base_model) or student_format
 
 
 def trained_positions(values: np.ndarray, *, where: str) -> np.ndarray:
@@ -333,11 +361,24 @@ async def open_teachers(
     *,
     cache: TargetCache | None = None,
     concurrency: int = 64,
+    count: int = 0,
+    kind: TargetKind = "top",
+    max_context_length: int | None = None,
 ) -> list[Teacher]:
     """Open the teachers of a run that has begun; equal teachers are opened once.
 
+    Args:
+        run: The run.
+        configs: The teachers.
+        cache: Targets that were computed before.
+        concurrency: Maximum number of requests to a teacher at a time.
+        count: Tokens per position that the run will ask for; every teacher must give so many.
+        kind: Which tokens these are.
+        max_context_length: Maximum tokens of a sequence, if that is less than the model's.
+
     Raises:
-        ConfigurationError: if the service does not have a teacher, or its tokenizer differs.
+        ConfigurationError: if the service does not have a teacher, or its tokenizer or chat format
+            differs from the student's.
     """
     capabilities = await asyncio.to_thread(run.connection.capabilities)
     windows = {
@@ -357,6 +398,12 @@ async def open_teachers(
                 concurrency=concurrency,
                 context_windows=windows,
             )
+    if max_context_length is not None:
+        for teacher in opened.values():
+            teacher.context_window = min(
+                max_context_length, teacher.context_window or max_context_length
+            )
+    await asyncio.gather(*(teacher.check(count, kind) for teacher in opened.values()))
     return [opened[config.identity] for config in configs]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinker_cookbook.distillation.objectives import (
     TOP_K_DIVERGENCES,
+    build_divergence,
     forward_kl,
     forward_kl_renormalized,
     forward_kl_sampled,
@@ -36,12 +37,14 @@ __all__ = [
     "TaughtDatum",
     "check_objective",
     "measure",
+    "ratio_error",
     "submit_step",
     "target_kind",
 ]
 
 RENORMALIZED, SAMPLED = "renormalized", "sampled"
 OBJECTIVES = (*TOP_K_DIVERGENCES, RENORMALIZED, SAMPLED)
+KL_NAMES = {"teacher_kl", "teacher_kl_reverse"}
 FORWARD_DATUMS = 32
 """Datums per forward request of an evaluation."""
 
@@ -80,19 +83,22 @@ class PendingStep:
         return self.student_B
 
 
-def check_objective(name: str) -> None:
-    """Refuse an unknown objective.
+def check_objective(name: str, beta: float, known: Sequence[str] = OBJECTIVES) -> None:
+    """Refuse an unknown objective, or a mixture that is none.
 
     Raises:
-        ConfigurationError: naming the known ones.
+        ConfigurationError: naming the known objectives, or the range of `objective_beta`.
     """
-    if name in OBJECTIVES:
+    if not 0 < beta < 1:
+        raise ConfigurationError(
+            f"objective_beta={beta} must be above 0 and below 1; for its limits, use "
+            "objective=forward_kl or reverse_kl."
+        )
+    if name in known:
         return
-    near = nearest_name(name, OBJECTIVES)
+    near = nearest_name(name, known)
     hint = f" Did you mean {near}?" if near else ""
-    raise ConfigurationError(
-        f"objective={name} is unknown; use one of {', '.join(OBJECTIVES)}.{hint}"
-    )
+    raise ConfigurationError(f"objective={name} is unknown; use one of {', '.join(known)}.{hint}")
 
 
 def target_kind(objective: str) -> TargetKind:
@@ -101,12 +107,21 @@ def target_kind(objective: str) -> TargetKind:
 
 
 async def submit_step(
-    client: tinker.TrainingClient, taught_B: Sequence[TaughtDatum], objective: str
+    client: tinker.TrainingClient,
+    taught_B: Sequence[TaughtDatum],
+    objective: str,
+    beta: float = 0.5,
 ) -> PendingStep:
     """Submit the gradient of the objective, summed over the trained positions of a batch.
 
     Divergences with a rest bucket need the student's log probabilities and so two requests; the
     other objectives need one.
+
+    Args:
+        client: The student.
+        taught_B: The batch.
+        objective: Name of the objective.
+        beta: Share of the teacher in the mixture of `jensen_shannon`.
     """
     taught_B = list(taught_B)
     data = [build_target_datum(taught) for taught in taught_B]
@@ -114,7 +129,7 @@ async def submit_step(
         weights = [_fixed_weights(taught, objective) for taught in taught_B]
         weighted = [with_weights(*pair) for pair in zip(data, weights, strict=True)]
         return PendingStep(taught_B, [client.forward_backward(weighted, "cross_entropy")], [])
-    divergence = TOP_K_DIVERGENCES[objective]
+    divergence = build_divergence(objective, beta)
     student_B: list[np.ndarray] = []
 
     def weigh(part: slice, logprobs: list[np.ndarray]) -> list[np.ndarray]:
@@ -160,25 +175,47 @@ def measure(
         kind: Which tokens the targets are.
 
     Returns:
-        `teacher_kl`, the KL of teacher and student, also per data set if there are several. For
-        the most likely tokens it is a lower bound (with the rest as one outcome), and there are
-        `teacher_kl_reverse`, `teacher_mass` and `student_mass` (the probability of the K tokens),
-        `teacher_entropy` and `student_entropy` (lower bounds), and `teacher_more_certain` (the
-        share of positions where the teacher's entropy is lower). For drawn tokens it is an
-        estimate, and there is `teacher_entropy`.
+        `teacher_kl`, the KL of teacher and student, and `teacher_kl_stderr`, its standard error
+        over sequences; also per data set if there are several. For the most likely tokens it is a
+        lower bound (with the rest as one outcome), which is exact if they are the vocabulary, and
+        there are `teacher_kl_reverse` with its standard error, `teacher_mass` and `student_mass`
+        (the probability of the K tokens), `teacher_entropy` and `student_entropy` (lower bounds),
+        and `teacher_more_certain` (the share of positions where the teacher's entropy is lower).
+        For drawn tokens it is an estimate, and there is `teacher_entropy`. `trained_length` is the
+        mean number of trained tokens per sequence.
     """
     scale_N = np.concatenate([np.abs(taught.scale_n) for taught in taught_B])
     teacher_NK = np.concatenate([taught.targets.logprobs_nK for taught in taught_B])
     compare = _compare_top if kind == "top" else _compare_drawn
     values = compare(np.concatenate(list(student_B)).astype(np.float64), teacher_NK)
     metrics = {name: float(np.average(found, weights=scale_N)) for name, found in values.items()}
-    names_N = np.concatenate([[taught.name] * len(taught.positions_n) for taught in taught_B])
-    if len(names := sorted(set(names_N))) > 1:
-        for name in names:
-            chosen = names_N == name
-            mean = np.average(values["teacher_kl"][chosen], weights=scale_N[chosen])
-            metrics[f"teacher_kl/{name}"] = float(mean)
+    metrics["trained_length"] = len(scale_N) / len(taught_B)
+    names_B = np.array([taught.name for taught in taught_B])
+    number_N = np.repeat(np.arange(len(taught_B)), [len(taught.positions_n) for taught in taught_B])
+    for name in KL_NAMES & values.keys():
+        sums_B = np.bincount(number_N, scale_N * values[name], len(taught_B))
+        weights_B = np.bincount(number_N, scale_N, len(taught_B))
+        metrics |= _means_of_sequences(name, sums_B, weights_B, names_B)
     return metrics
+
+
+def _means_of_sequences(
+    name: str, sums_B: np.ndarray, weights_B: np.ndarray, names_B: np.ndarray
+) -> dict[str, float]:
+    """Return the standard error of a mean over tokens, and both per data set if several."""
+    metrics = {f"{name}_stderr": ratio_error(sums_B, weights_B)}
+    data_sets = sorted(set(names_B))
+    for data_set in data_sets if len(data_sets) > 1 else []:
+        chosen = names_B == data_set
+        metrics[f"{name}/{data_set}"] = float(sums_B[chosen].sum() / weights_B[chosen].sum())
+        metrics[f"{name}_stderr/{data_set}"] = ratio_error(sums_B[chosen], weights_B[chosen])
+    return metrics
+
+
+def ratio_error(sums_B: np.ndarray, counts_B: np.ndarray) -> float:
+    """Return the standard error of sum / count: the tokens of a sequence are not independent."""
+    mean = sums_B.sum() / counts_B.sum()
+    return float(np.sqrt(((sums_B - mean * counts_B) ** 2).sum()) / counts_B.sum())
 
 
 class HeldOutTeacherKL(TrainingClientEvaluator):

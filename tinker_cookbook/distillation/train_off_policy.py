@@ -14,16 +14,15 @@ from collections.abc import AsyncIterator, Sequence
 
 import chz
 
-from tinker_cookbook.distillation.mixture import Example, Mixture, divide_batch, load_examples
-from tinker_cookbook.distillation.target_cache import TargetCache
-from tinker_cookbook.distillation.teacher import (
-    Teacher,
-    TeacherConfig,
+from tinker_cookbook.distillation.compatibility import (
+    check_data_format,
     check_same_tokenizer,
-    open_teachers,
-    place,
-    trained_positions,
+    data_format_of,
 )
+from tinker_cookbook.distillation.mixture import Mixture, divide_batch, load_examples
+from tinker_cookbook.distillation.target_cache import TargetCache
+from tinker_cookbook.distillation.taught_batches import TaughtBatches, teach
+from tinker_cookbook.distillation.teacher import Teacher, TeacherConfig, open_teachers
 from tinker_cookbook.distillation.top_k import (
     OBJECTIVES,
     HeldOutTeacherKL,
@@ -35,7 +34,6 @@ from tinker_cookbook.distillation.top_k import (
 )
 from tinker_cookbook.eval.evaluators import Evaluator, EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
-from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.supervised.train import run_evals
@@ -45,7 +43,7 @@ from tinker_cookbook.utils.lr_scheduling import LRSchedule
 from tinker_cookbook.utils.progress import ShownNumbers
 from tinker_cookbook.utils.sdk_compat import service_message
 
-__all__ = ["Config", "DatasetWithTeacher", "OffPolicyOptions", "RunResult", "main"]
+__all__ = ["Config", "DatasetWithTeacher", "OffPolicyOptions", "RunResult", "main", "open_data"]
 
 SHOWN: ShownNumbers = (
     ("teacher KL", "teacher_kl", ".4f"),
@@ -81,7 +79,15 @@ class OffPolicyOptions(SharedOptions):
         "the top K as one; renormalized leaves them out, which is biased; sampled draws K tokens "
         "from the teacher.",
     )
+    objective_beta: float = chz.field(
+        default=0.5, doc="Share of the teacher in the mixture of jensen_shannon, between 0 and 1."
+    )
     n_teacher_targets: int = chz.field(default=20, doc="Teacher's tokens per position (K).")
+    n_held_out_targets: int | None = chz.field(
+        default=None,
+        doc="Teacher's tokens per position of held-out data; None: n_teacher_targets. More tokens "
+        "bring the held-out KL closer to that of the whole vocabulary.",
+    )
     teacher_concurrency: int = chz.field(
         default=64, doc="Maximum number of requests to a teacher at a time."
     )
@@ -95,7 +101,7 @@ class OffPolicyOptions(SharedOptions):
     @chz.validate
     def _check(self) -> None:
         check_options(self)
-        check_objective(self.objective)
+        check_objective(self.objective, self.objective_beta)
         for name in ("n_teacher_targets", "teacher_concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -149,9 +155,8 @@ async def main(config: Config) -> RunResult:
     """
     async with open_run(config, config.recipe_name) as run:
         config = run.config
-        for dataset_config in config.dataset_configs:
-            check_same_tokenizer(config.model_name, dataset_config.teacher_config.base_model)
-        async with _open_data(config) as (datasets, held_out):
+        _check_datasets(config)
+        async with open_data(config.dataset_configs) as (datasets, held_out):
             mixture = Mixture(
                 datasets,
                 config.datums_per_dataset(),
@@ -175,12 +180,19 @@ class _Loop:
     """The state of a run between its first and last step."""
 
     def __init__(self, run: Run[Config], mixture: Mixture, teachers: list[Teacher]) -> None:
+        config = run.config
         self._run = run
-        self._config = run.config
-        self._mixture = mixture
+        self._config = config
         self._teachers = teachers
-        self._names = run.config.dataset_names()
-        self._evaluators: list[Evaluator] = [build() for build in run.config.evaluator_builders]
+        self._names = config.dataset_names()
+        self._batches = TaughtBatches(
+            mixture,
+            teachers,
+            self._names,
+            count=config.n_teacher_targets,
+            kind=target_kind(config.objective),
+        )
+        self._evaluators: list[Evaluator] = [build() for build in config.evaluator_builders]
 
     async def add_held_out(self, held_out: Sequence[SupervisedDataset | None]) -> None:
         """Evaluate held-out data too."""
@@ -194,50 +206,27 @@ class _Loop:
             for example in load_examples(dataset, step, index)
         ]
         if examples:
-            taught = await self._teach(examples, "held-out data", objective="forward_kl")
+            count = self._config.n_held_out_targets or self._config.n_teacher_targets
+            where = "held-out data"
+            taught = await teach(
+                examples, self._teachers, self._names, where, count=count, kind="top"
+            )
             self._evaluators.insert(0, HeldOutTeacherKL(taught))
 
     async def train(self) -> RunResult:
         """Do the remaining steps, then evaluate and save."""
         run, total = self._run, self._run.total_steps
-        prepared = asyncio.create_task(self._prepare(run.start_step))
         try:
             for step in range(run.start_step, total):
-                taught = await prepared
-                if step + 1 < total:
-                    # The teacher scores the next batch while this one is trained.
-                    prepared = asyncio.create_task(self._prepare(step + 1))
+                taught = await self._batches.get(step, last=step + 1 == total)
                 await self._step(step, taught)
         finally:
-            prepared.cancel()
+            self._batches.cancel()
         with trace.trace_iteration(total) as window:
             evaluated = await self._evaluate(total)
         if evaluated:
             run.metrics.log_metrics(evaluated | window.get_timing_metrics(), step=total)
         return await run.finish({"batch": total}, evaluated)
-
-    async def _prepare(self, step: int) -> list[TaughtDatum]:
-        examples = await asyncio.to_thread(self._mixture.get_batch, step)
-        return await self._teach(examples, f"step {step}", objective=self._config.objective)
-
-    async def _teach(
-        self, examples: Sequence[Example], where: str, *, objective: str
-    ) -> list[TaughtDatum]:
-        """Ask the teachers about a list of examples, all at once."""
-
-        async def teach(number: int, example: Example) -> TaughtDatum:
-            weights = example.datum.loss_fn_inputs["weights"].to_numpy()
-            positions = trained_positions(weights, where=f"{where}, datum {number}")
-            placed = place(example.datum, positions, example.teacher_prompt)
-            targets = await self._teachers[example.dataset_index].targets(
-                placed, self._config.n_teacher_targets, target_kind(objective)
-            )
-            name = self._names[example.dataset_index]
-            return TaughtDatum(example.datum, positions, weights[positions], targets, name)
-
-        return await gather_or_cancel(
-            teach(number, example) for number, example in enumerate(examples)
-        )
 
     async def _step(self, step: int, taught: list[TaughtDatum]) -> None:
         """Evaluate, submit one step, wait for it, and write its row."""
@@ -247,7 +236,12 @@ class _Loop:
         with trace.trace_iteration(step) as window:
             evaluated = await self._evaluate(step)
             try:
-                pending = await submit_step(run.training_client, taught, self._config.objective)
+                pending = await submit_step(
+                    run.training_client,
+                    taught,
+                    self._config.objective,
+                    self._config.objective_beta,
+                )
                 update = run.training_client.optim_step(run.adam_params(step))
                 # Directly after the optimizer step, so that it contains exactly the steps so far.
                 saving = run.submit_checkpoint({"batch": step + 1}, steps_done=step + 1)
@@ -286,17 +280,31 @@ async def _open_teachers(run: Run[Config]) -> list[Teacher]:
         [config.teacher_config for config in run.config.dataset_configs],
         cache=await asyncio.to_thread(TargetCache, run.log_path),
         concurrency=run.config.teacher_concurrency,
+        count=run.config.n_teacher_targets,
+        kind=target_kind(run.config.objective),
     )
 
 
+def _check_datasets(config: Config) -> None:
+    """Refuse a teacher or data that do not fit the student, before anything is opened.
+
+    Raises:
+        ConfigurationError: naming the tokenizers or the chat formats.
+    """
+    for index, dataset in enumerate(config.dataset_configs):
+        check_same_tokenizer(config.model_name, dataset.teacher_config.base_model)
+        data_format = data_format_of(dataset.dataset_builder)
+        check_data_format(config.renderer_name, data_format, f"dataset_configs[{index}]")
+
+
 @contextlib.asynccontextmanager
-async def _open_data(
-    config: Config,
+async def open_data(
+    configs: Sequence[DatasetWithTeacher],
 ) -> AsyncIterator[tuple[list[SupervisedDataset], list[SupervisedDataset | None]]]:
     """Open the training and the held-out data, and close them at the end of the block."""
     with contextlib.ExitStack() as opened:
         datasets, held_out = [], []
-        for dataset_config in config.dataset_configs:
+        for dataset_config in configs:
             # In a thread, because a builder may sample from the service.
             train, test = await asyncio.to_thread(dataset_config.dataset_builder)
             for dataset in filter(None, (train, test)):

@@ -7,16 +7,24 @@ with the teacher as the grader. The loop is that of `rl`; `on_policy_loop` has w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import chz
 
+from tinker_cookbook.distillation.compatibility import (
+    check_data_format,
+    check_same_tokenizer,
+    data_format_of,
+)
 from tinker_cookbook.distillation.datasets import (
     CompositeDataset,
     DistillationDatasetConfig,
     TaughtDataset,
 )
+from tinker_cookbook.distillation.mixture import Mixture, divide_batch
 from tinker_cookbook.distillation.objectives import TOP_K_DIVERGENCES
 from tinker_cookbook.distillation.on_policy_loop import (
     OnPolicyLoop,
@@ -24,25 +32,34 @@ from tinker_cookbook.distillation.on_policy_loop import (
     teacher_metrics,
     with_advantages,
 )
-from tinker_cookbook.distillation.teacher import (
-    Teacher,
-    check_same_tokenizer,
-    open_teachers,
-    place,
-)
+from tinker_cookbook.distillation.target_cache import TargetCache
+from tinker_cookbook.distillation.taught_batches import TaughtBatches
+from tinker_cookbook.distillation.teacher import Teacher, open_teachers, place
+from tinker_cookbook.distillation.top_k import check_objective
+from tinker_cookbook.distillation.train_off_policy import DatasetWithTeacher, open_data
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import config as rl_config
+from tinker_cookbook.rl.data_processing import assemble_training_data, compute_advantages
+from tinker_cookbook.rl.dataset_utils import EpochCycledRLDataset
+from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
-from tinker_cookbook.rl.sync_training import do_sync_training
-from tinker_cookbook.rl.train import context_window
-from tinker_cookbook.rl.types import RLDataset, RLDatasetBuilder
-from tinker_cookbook.runs.open_run import RunResult, open_run
+from tinker_cookbook.rl.train import choose_loop, context_window
+from tinker_cookbook.rl.types import (
+    EnvGroupBuilder,
+    RLDataset,
+    RLDatasetBuilder,
+    TrajectoryGroup,
+)
+from tinker_cookbook.runs.open_run import Run, RunResult, open_run
+from tinker_cookbook.supervised.types import SupervisedDataset
 from tinker_cookbook.utils.progress import ShownNumbers
 
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["Config", "RunResult", "incorporate_kl_penalty", "main"]
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = ["Config", "RunResult", "incorporate_kl_penalty", "main", "prepare_minibatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +92,19 @@ class OnPolicyOptions(rl_config.RunOptions):
     objective: str = chz.field(
         default="reverse_kl", doc=f"Divergence if topk is set: {', '.join(TOP_K_DIVERGENCES)}."
     )
+    objective_beta: float = chz.field(
+        default=0.5, doc="Share of the teacher in the mixture of jensen_shannon, between 0 and 1."
+    )
     teacher_concurrency: int = chz.field(
         default=64, doc="Maximum number of requests to a teacher at a time."
+    )
+    overlap_scoring: bool = chz.field(
+        default=True,
+        doc="Whether a teacher scores a group as soon as it is sampled; False: after the batch.",
+    )
+    evaluate_teachers: bool = chz.field(
+        default=False,
+        doc="Whether the teachers solve the held-out tasks once; metrics begin with teacher/.",
     )
     eval_every: int = chz.field(default=20, doc="Steps between evaluations; 0: none.")
 
@@ -84,24 +112,45 @@ class OnPolicyOptions(rl_config.RunOptions):
     def _check_distillation(self) -> None:
         if self.topk < 0:
             raise ConfigurationError(f"topk={self.topk} is negative; use 0 or more.")
-        if self.objective not in TOP_K_DIVERGENCES:
-            raise ConfigurationError(
-                f"objective={self.objective} is unknown; use one of {', '.join(TOP_K_DIVERGENCES)}."
-            )
+        check_objective(self.objective, self.objective_beta, tuple(TOP_K_DIVERGENCES))
         if self.topk and self.num_substeps != 1:
             raise ConfigurationError(
                 f"num_substeps={self.num_substeps} with topk={self.topk} is not supported; use "
                 "num_substeps=1."
             )
+        _check_reward_settings(self)
         if self.teacher_concurrency < 1:
             raise ConfigurationError(
                 f"teacher_concurrency={self.teacher_concurrency} is less than 1; use 1 or more."
+            )
+        if not self.overlap_scoring and (
+            getattr(self, "async_config", None) or getattr(self, "stream_minibatch_config", None)
+        ):
+            raise ConfigurationError(
+                "overlap_scoring=false with async_config or stream_minibatch_config is not "
+                "supported; leave it out."
             )
         if self.temperature != 1.0:
             logger.warning(
                 "temperature=%g: teacher and student are compared at temperature 1, so the KL is "
                 "not that of the sampled distribution",
                 self.temperature,
+            )
+
+
+def _check_reward_settings(options: OnPolicyOptions) -> None:
+    """Refuse settings of reinforcement learning that the signal of a teacher does not have."""
+    wanted = {
+        "credit": "trajectory",
+        "rollout_correction": "none",
+        "train_truncated": True,
+        "max_refill_rounds": 0,
+        "overlong_buffer": 0,
+    }
+    for name, value in wanted.items():
+        if getattr(options, name) != value:
+            raise ConfigurationError(
+                f"{name}={getattr(options, name)} is not supported by distillation; use {value}."
             )
 
 
@@ -120,6 +169,15 @@ class Config(OnPolicyOptions, rl_config.Config):
         doc="Unused field of the RL settings; dataset_configs has the data.",
     )
 
+    given_configs: list[DatasetWithTeacher] = chz.field(
+        default_factory=list,
+        doc="Data sets of given sequences with their teachers, for a mix of sampled and given "
+        "sequences; needs topk.",
+    )
+    given_batch_size: int = chz.field(
+        default=16, doc="Given sequences per step, in addition to the sampled ones."
+    )
+
     def needs_kl_reference(self) -> bool:
         """Return False: the teachers are what the KL is computed with."""
         return False
@@ -128,9 +186,21 @@ class Config(OnPolicyOptions, rl_config.Config):
     def _check_datasets(self) -> None:
         if not self.dataset_configs:
             raise ConfigurationError("dataset_configs is empty; give one or more data sets.")
-        if self.async_config is not None or self.stream_minibatch_config is not None:
+        if self.topk and self.stream_minibatch_config is not None:
             raise ConfigurationError(
-                "async_config and stream_minibatch_config are not supported; leave them out."
+                f"stream_minibatch_config with topk={self.topk} is not supported; leave it out."
+            )
+        if self.async_config is not None:
+            groups = sum(one.groups_per_batch for one in self.dataset_configs)
+            if self.async_config.groups_per_batch != groups:
+                raise ConfigurationError(
+                    f"async_config.groups_per_batch={self.async_config.groups_per_batch} is not "
+                    f"the sum of groups_per_batch in dataset_configs; set it to {groups}."
+                )
+        if self.given_configs and not self.topk:
+            raise ConfigurationError(
+                "given_configs with topk=0 is not supported, because given sequences are not the "
+                "student's samples; set topk, for example to 20."
             )
 
     def dataset_names(self) -> list[str]:
@@ -151,20 +221,22 @@ async def main(config: Config) -> RunResult:
             the run.
         TrainingError: if the run cannot continue; it can be resumed from its last checkpoint.
     """
-    async with open_run(config, config.recipe_name) as run:
+    async with open_run(config, config.recipe_name) as run, contextlib.AsyncExitStack() as opened:
         config = run.config
         configs = config.dataset_configs
-        for one in configs:
-            check_same_tokenizer(config.model_name, one.teacher_config.base_model)
+        _check_teachers(config)
         built = [await one.dataset_builder() for one in configs]
         composite = CompositeDataset(
-            [train for train, _ in built], [one.groups_per_batch for one in configs]
+            [_repeat(train, config) for train, _ in built],
+            [one.groups_per_batch for one in configs],
         )
+        given_data = await opened.enter_async_context(open_data(config.given_configs))
         has_begun = await run.begin(
             _count_steps(config, len(composite)), renderer_name=config.renderer_name, shown=SHOWN
         )
         if not has_begun:
             return run.result()
+        given = await _open_given(run, given_data[0])
         loop = OnPolicyLoop(
             run,
             TaughtDataset(composite, config.dataset_names()),
@@ -173,11 +245,89 @@ async def main(config: Config) -> RunResult:
                 run,
                 [one.teacher_config for one in configs],
                 concurrency=config.teacher_concurrency,
+                count=config.topk,
             ),
             settings=config,
+            given=given,
         )
+        if given is not None:
+            opened.callback(given.cancel)
         _add_held_out(loop, [test for _, test in built], config.dataset_names())
-        return await loop.end(await do_sync_training(loop, run.start_step))
+        return await loop.end(await choose_loop(config)(loop, run.start_step))
+
+
+def _check_teachers(config: Config) -> None:
+    """Refuse teachers and data that do not fit the student, before anything is opened."""
+    for name in ("dataset_configs", "given_configs"):
+        for index, one in enumerate(getattr(config, name)):
+            check_same_tokenizer(config.model_name, one.teacher_config.base_model)
+            data_format = data_format_of(one.dataset_builder)
+            check_data_format(config.renderer_name, data_format, f"{name}[{index}]")
+
+
+def _repeat(dataset: RLDataset, config: Config) -> RLDataset:
+    """Return the data set for all epochs."""
+    if config.num_epochs == 1:
+        return dataset
+    return EpochCycledRLDataset(dataset, config.num_epochs, config.seed)
+
+
+async def _open_given(run: Run[Config], datasets: list[SupervisedDataset]) -> TaughtBatches | None:
+    """Return the batches of given sequences, which repeat as often as the run needs them."""
+    config = run.config
+    configs = config.given_configs
+    if not configs:
+        return None
+    counts = divide_batch(config.given_batch_size, [one.weight for one in configs])
+    mixture = Mixture(datasets, counts, seed=config.seed)
+    teachers = await open_teachers(
+        run,
+        [one.teacher_config for one in configs],
+        cache=await asyncio.to_thread(TargetCache, run.log_path),
+        concurrency=config.teacher_concurrency,
+        count=config.topk,
+    )
+    names = [one.name or f"given_{index}" for index, one in enumerate(configs)]
+    return TaughtBatches(mixture, teachers, names, count=config.topk, kind="top")
+
+
+async def prepare_minibatch(
+    env_group_builders_P: Sequence[EnvGroupBuilder],
+    trajectory_groups_P: list[TrajectoryGroup],
+    tokenizer: Tokenizer,
+    dataset_indices_P: list[int],
+    teacher_clients: list[tinker.SamplingClient],
+    kl_penalty_coef: float,
+    kl_discount_factor: float,
+) -> tuple[list[tinker.Datum], dict[str, float]]:
+    """Return the datums of groups with the reverse KL in their advantages, and metrics.
+
+    For programs with their own loop. Keep the three lists of groups in step: if a group failed,
+    leave out its entry of all of them.
+
+    Args:
+        env_group_builders_P: Builders of the groups, for the tags of the metrics.
+        trajectory_groups_P: The groups.
+        tokenizer: Not used; the parameter is part of the public interface.
+        dataset_indices_P: Number of the data set of each group.
+        teacher_clients: The teacher of each data set.
+        kl_penalty_coef: Factor on the advantages.
+        kl_discount_factor: Discount of the KL of later tokens.
+    """
+    del tokenizer
+    tags_P = [builder.logging_tags() for builder in env_group_builders_P]
+    metrics = compute_trajectory_metrics(trajectory_groups_P, tags_P)
+    advantages_P = compute_advantages(trajectory_groups_P)
+    data_D, metadata_D = assemble_training_data(trajectory_groups_P, advantages_P)
+    indices_D = [dataset_indices_P[found["group_idx"]] for found in metadata_D]
+    metrics |= await incorporate_kl_penalty(
+        data_D,
+        [teacher_clients[index] for index in indices_D],
+        indices_D,
+        kl_penalty_coef,
+        kl_discount_factor,
+    )
+    return data_D, metrics
 
 
 async def incorporate_kl_penalty(
@@ -227,5 +377,8 @@ def _count_steps(config: Config, num_batches: int) -> int:
 def _add_held_out(loop: OnPolicyLoop, held_out: list[RLDataset | None], names: list[str]) -> None:
     """Evaluate the held-out tasks: as `test`, or for several data sets as `test_<name>`."""
     several = sum(dataset is not None for dataset in held_out) > 1
-    for dataset, name in zip(held_out, names, strict=True):
-        loop.add_held_out(dataset, name=f"test_{name}" if several else "test")
+    for index, (dataset, name) in enumerate(zip(held_out, names, strict=True)):
+        suffix = f"_{name}" if several else ""
+        loop.add_held_out(dataset, name=f"test{suffix}")
+        if dataset is not None and loop.evaluates_teachers:
+            loop.add_teacher_evaluation(dataset, index, name=f"teacher{suffix}")

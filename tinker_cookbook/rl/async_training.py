@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.loop import Loop, SampledGroup, check_batch
-from tinker_cookbook.rl.optimize import submit_substeps
 from tinker_cookbook.rl.types import EnvGroupBuilder
 from tinker_cookbook.utils import trace
 
@@ -51,7 +50,7 @@ async def do_async_training(loop: Loop, start_step: int) -> tinker.SamplingClien
                 current.metrics |= _staleness(current.sampled_P, step)
                 data_D, data_metrics = await loop.build_data(current.sampled_P)
                 current.metrics |= data_metrics
-                submit_substeps(current.update, data_D, loop.config.num_substeps)
+                await loop.submit_update(current, data_D)
                 loop.submit_checkpoint(current)
                 sampling_client = await loop.snapshot()
             groups.advance(step + 1, sampling_client)

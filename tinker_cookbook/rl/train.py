@@ -46,6 +46,7 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "StreamMinibatchConfig",
+    "choose_loop",
     "context_window",
     "count_work",
     "gather_with_progress",
@@ -88,7 +89,7 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
             kl_reference_client=await _create_reference(run),
         )
         loop.add_held_out(test_dataset)
-        return await loop.end(await _choose_loop(config)(loop, run.start_step))
+        return await loop.end(await choose_loop(config)(loop, run.start_step))
 
 
 async def count_work(config: Config) -> Workload:
@@ -109,7 +110,7 @@ async def _open_data(config: Config) -> tuple[RLDataset, RLDataset | None]:
     return dataset, test_dataset
 
 
-def _choose_loop(config: Config) -> Callable[[Loop, int], Awaitable[tinker.SamplingClient]]:
+def choose_loop(config: Config) -> Callable[[Loop, int], Awaitable[tinker.SamplingClient]]:
     """Return the loop that the settings ask for; it returns the final weights."""
     if config.async_config is not None:
         return do_async_training

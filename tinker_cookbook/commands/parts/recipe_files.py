@@ -23,12 +23,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe: a module, or a package with `__main__.py`."""
+    """One recipe: a module, a package with `__main__.py`, or a module of a collection.
+
+    A collection is a package without `__main__.py`: its recipes are the modules with a `Config`,
+    and the other modules are what they share.
+    """
 
     name: str
     """Name behind `recipes.`, such as `sl_basic`, or `preference.rlhf` in a folder of recipes."""
     path: Path
     """The module file, or the package's folder."""
+    collection: Path | None = None
+    """The folder of the collection; None for a recipe outside of one."""
 
     @property
     def module(self) -> str:
@@ -50,21 +56,25 @@ class Recipe:
         """The first line of the description."""
         return self.docstring.partition("\n")[0]
 
+    @property
+    def origin(self) -> Path:
+        """The folder `recipes`, which contains the recipe."""
+        return (self.collection or self.path).parent
+
     def source_files(self) -> list[Path]:
         """Return the absolute paths of all files of the recipe."""
-        if self.path.is_file():
-            return [self.path]
+        folder = self.collection or self.path
+        if folder.is_file():
+            return [folder]
         return sorted(
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
+            path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
         )
 
     def data_files(self) -> list[Path]:
         """Return the files of the shared folder `data` whose names are in the recipe's source."""
         sources = [path for path in self.source_files() if path.suffix == ".py"]
         text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-        data = self.path.parent / "data"
+        data = self.origin / "data"
         return sorted(path for path in data.glob("*") if path.is_file() and path.name in text)
 
 
@@ -87,16 +97,31 @@ def find_recipes() -> dict[str, Recipe]:
         is_module = path.suffix == ".py" and not path.name.startswith("_") and not _is_alias(path)
         if is_module or (path / "__main__.py").is_file():
             found[path.stem] = Recipe(path.stem, path)
-        else:
-            inside = sorted(path.glob("*/__main__.py"))
-            names = {f"{path.name}.{entry.parent.name}": entry.parent for entry in inside}
-            found |= {name: Recipe(name, folder) for name, folder in names.items()}
+        elif path.is_dir():
+            found |= {recipe.name: recipe for recipe in _find_inside(path)}
     return found
 
 
 def _is_alias(path: Path) -> bool:
     """Return whether a module only gives another name to a recipe."""
     return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
+
+
+def _find_inside(folder: Path) -> list[Recipe]:
+    """Return the recipes of a folder: packages that can be run, and modules of a collection."""
+    packages = [
+        Recipe(f"{folder.name}.{entry.parent.name}", entry.parent)
+        for entry in sorted(folder.glob("*/__main__.py"))
+    ]
+    return packages + _find_in_collection(folder)
+
+
+def _find_in_collection(folder: Path) -> list[Recipe]:
+    return [
+        Recipe(f"{folder.name}.{path.stem}", path, folder)
+        for path in sorted(folder.glob("*.py"))
+        if "\nclass Config(" in path.read_text(encoding="utf-8")
+    ]
 
 
 def find_recipe(name: str) -> Recipe:

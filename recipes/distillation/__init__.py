@@ -1,0 +1,1 @@
+"""Recipes of distillation: one teacher, several teachers, and given texts."""

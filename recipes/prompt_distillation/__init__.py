@@ -1,0 +1,1 @@
+"""Prompt distillation: eight solved examples in the prompt become zero."""

@@ -1,0 +1,132 @@
+"""Self-distillation: the model with solved examples in its prompt teaches the model without them.
+
+    python -m recipes.sdft                                    # the default model, on this machine
+    python -m recipes.sdft reverse=true
+    python -m recipes.sdft.supervised                         # the same skill, supervised
+
+The skill is to reply to a name with its initial; nothing in the student's prompt says so. The
+student replies to a name; the teacher, the same model with eight solved examples before the name,
+scores every token of that reply. The names of the test are neither trained on nor shown. The same
+command again resumes a stopped run.
+
+Watch test/accuracy rise, and test/base_kl: how far the replies to everyday questions move away from
+those of the base model. Compare it with the supervised run at equal accuracy: that is forgetting.
+In recorded runs with seed 0, self-distillation reached an accuracy of 0.68 with a KL of 0.25
+(standard error 0.03), and the supervised run 0.71 with 0.10 (0.01).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import chz
+
+from tinker_cookbook import recipe
+from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation.datasets import PromptGroup
+from tinker_cookbook.rl.types import EnvGroupBuilder
+
+from .skill import SkillEvaluatorBuilder, build_examples, split_names
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_cookbook.renderers import Renderer
+
+
+@dataclass(frozen=True)
+class DemonstratedName(PromptGroup):
+    """A name whose teacher sees solved examples before it."""
+
+    examples: tuple[str, ...] = ()
+
+    def get_teacher_prompt(self) -> tinker.ModelInput:
+        """Return the teacher's prompt."""
+        messages = build_examples(self.examples)
+        return self.renderer.build_generation_prompt(
+            [*messages, {"role": "user", "content": self.prompt}]
+        )
+
+
+class Names:
+    """Batches of names, shuffled in every epoch."""
+
+    def __init__(self, data: NamesBuilder, renderer: Renderer) -> None:
+        self._data = data
+        self._renderer = renderer
+        self._examples, self._trained, _ = split_names(data.num_shots, data.seed)
+
+    def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
+        """Return the groups of a step, with their questions and good answers."""
+        names = random.Random(f"{self._data.seed}/{index}").sample(
+            self._trained, self._data.groups_per_batch
+        )
+        groups = [
+            DemonstratedName(
+                name,
+                self._renderer,
+                self._data.group_size,
+                "names",
+                examples=tuple(self._examples),
+            )
+            for name in names
+        ]
+        return groups, names, [name[0] for name in names]
+
+    def __len__(self) -> int:
+        return self._data.num_steps
+
+
+@chz.chz
+class NamesBuilder(sdft.SDFTBuilder):
+    """Builder of the training data; the evaluator has the test."""
+
+    model_name: str
+    renderer_name: str
+    num_shots: int
+    groups_per_batch: int
+    group_size: int
+    num_steps: int
+    seed: int = 0
+
+    def __call__(self) -> tuple[Names, None]:
+        """Return the names to train on."""
+        from tinker_cookbook.renderers import load_renderer
+
+        return Names(self, load_renderer(self.renderer_name, self.model_name)), None
+
+
+@chz.chz
+class Config(sdft.SDFTOptions):
+    """The settings of this recipe."""
+
+    num_shots: int = chz.field(default=8, doc="Solved examples in the teacher's prompt.")
+    groups_per_batch: int = chz.field(default=16, doc="Names per step.")
+    group_size: int = chz.field(default=2, doc="Replies sampled per name.")
+    num_steps: int = chz.field(default=20, doc="Number of steps.")
+    max_tokens: int = 4
+    learning_rate: float = 5e-4
+    lora_rank: int = 16
+    eval_every: int = 2
+    save_every: int = 10
+
+
+def build(config: Config) -> sdft.Config:
+    """Return the train loop's settings."""
+    _, _, test = split_names(config.num_shots, config.seed)
+    evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
+    return recipe.self_distillation(
+        config, recipe.fill(NamesBuilder, config), evaluator_builders=[evaluator]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe with these arguments; by default, those of the command line."""
+    recipe.main(Config, build, argv=argv)
+
+
+if __name__ == "__main__":
+    main()
