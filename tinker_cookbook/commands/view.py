@@ -1,6 +1,6 @@
 """Show runs in a browser: curves, settings, samples, rollouts, evaluations and times.
 
-The page is served on this machine until Ctrl-C, or written to one HTML file that needs no server.
+The page is served on this machine until Ctrl-C, or written to one HTML file that works without a server.
 """
 
 from __future__ import annotations

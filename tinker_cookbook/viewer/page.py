@@ -39,7 +39,7 @@ def build_page(place: str, *, shows_all: bool = False) -> tuple[str, str]:
 
 
 def build_saved_page(data: Row, *, shows_all: bool = True) -> str:
-    """Return the page with its data inside; it needs no server and no network.
+    """Return the page with its data inside; it works without a server and a network.
 
     Args:
         data: The result of `collect_data`.
