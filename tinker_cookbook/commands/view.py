@@ -1,13 +1,12 @@
 """Show runs in a browser: curves, settings, samples, rollouts, evaluations and times.
 
-The page is served on this machine until Ctrl-C, or written to one HTML file that works without a server.
+The page is served on this machine until Ctrl-C, or written to one HTML file that works without a
+server.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
 from tinker_cookbook.commands.parts.run_pages import add_page_arguments, open_registry, show_page
 
 __all__ = ["add_arguments", "run"]
@@ -18,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         nargs="?",
-        type=Path,
         metavar="FOLDER",
-        help="folder to search for runs, or one run (default: the folder of all runs)",
+        help="folder to search for runs, one run, or a URI such as s3://bucket/runs (default: the "
+        "folder of all runs)",
     )
     add_page_arguments(parser)
 
