@@ -7,6 +7,7 @@ server.
 from __future__ import annotations
 
 import argparse
+
 from tinker_cookbook.commands.parts.run_pages import add_page_arguments, open_registry, show_page
 
 __all__ = ["add_arguments", "run"]
