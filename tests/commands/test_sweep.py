@@ -50,7 +50,7 @@ def test_random_values_depend_on_the_seed_and_fit_their_range():
     assert all(1e-5 <= rate <= 1e-2 for rate in rates)
     assert min(rates) < 1e-4 < 1e-3 < max(rates), "even on a logarithmic scale"
     assert {run.settings["rank"] for run in runs} == {"4", "8"}
-    assert len(plan_sweep("r", ["rank=4,8"], num_random=9).runs) == 2, "there are no others"
+    assert len(plan_sweep("r", ["rank=4,8"], num_random=9).runs) == 2, "all combinations"
 
 
 @pytest.mark.parametrize(

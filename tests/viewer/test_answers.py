@@ -190,3 +190,17 @@ def test_a_run_that_is_deleted_while_it_is_shown(url: str, root: Path):
 def test_a_port_in_use_is_named(answers: Answers, url: str):
     with pytest.raises(ConfigurationError, match=url.rpartition(":")[2]):
         open_server(answers, port=int(url.rpartition(":")[2]))
+
+
+def test_runs_at_a_uri_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("TINKER_COOKBOOK_HOME", str(tmp_path / "home"))
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/page-runs/one/metrics.jsonl", b'{"step": 0, "loss": 1.5}\n')
+    target = tmp_path / "page.html"
+    assert cli.main(["view", "memory://page-runs", "--html", str(target)]) == 0
+    found = re.search(r'<script id="data" type="text/plain">([^<]+)', target.read_text())
+    assert found is not None
+    data = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    assert data["curves"]["loss"]["one"]["y"] == [1.5]
+    files.rm("/page-runs", recursive=True)

@@ -7,7 +7,6 @@ server.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from tinker_cookbook.commands.parts.run_pages import add_page_arguments, open_registry, show_page
 
@@ -19,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         nargs="?",
-        type=Path,
         metavar="FOLDER",
-        help="folder to search for runs, or one run (default: the folder of all runs)",
+        help="folder to search for runs, one run, or a URI such as s3://bucket/runs (default: the "
+        "folder of all runs)",
     )
     add_page_arguments(parser)
 

@@ -123,7 +123,7 @@ class Answers:
         """Return the groups of a step with their rollouts.
 
         Raises:
-            ConfigurationError: if there is no such evaluation.
+            ConfigurationError: if `split` is not the name of an evaluation.
         """
         if "/" in split:
             raise ConfigurationError(f"split={split} is not the name of an evaluation.")

@@ -155,7 +155,7 @@ def _number_after(line: bytes, mark: bytes) -> float | None:
     """Return the number after a key of a JSON object; None if the key is missing or not finite.
 
     A key in a text cannot be found, because its quotation marks have a backslash there. This is
-    three times as fast as a regular expression, and makes no object of the rest of the row.
+    three times as fast as a regular expression, and does not parse the rest of the row.
     """
     start = line.find(mark)
     if start < 0:

@@ -44,7 +44,7 @@ def add_page_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_registry(folder: Path | str | None) -> RunRegistry:
-    """Return the runs in a folder; by default in the folder of all runs.
+    """Return the runs in a folder or at a URI; by default in the folder of all runs.
 
     Raises:
         ConfigurationError: if the folder does not exist.
@@ -52,8 +52,8 @@ def open_registry(folder: Path | str | None) -> RunRegistry:
     from tinker_cookbook.runs.directory import runs_path
     from tinker_cookbook.stores import LocalStorage, RunRegistry, storage_from_uri
 
-    if folder is not None and "://" in str(folder).replace(":/", "://", 1):
-        return RunRegistry([storage_from_uri(str(folder).replace(":/", "://", 1))])
+    if isinstance(folder, str) and "://" in folder:
+        return RunRegistry([storage_from_uri(folder)])
     chosen = Path(folder or runs_path()).expanduser()
     if folder is not None and not chosen.is_dir():
         raise ConfigurationError(f"folder={folder} does not exist; give a folder with runs.")

@@ -169,7 +169,7 @@ def _draw_value(values: list[str] | tuple[float, float], generator: random.Rando
 
 
 def _name(settings: dict[str, str]) -> str:
-    """Return the name of a run's folder; a value that cannot be a file name gets a digest."""
+    """Return the name of a run's folder; a name that would not be valid gets a digest."""
     text = ",".join(f"{key}={value}" for key, value in settings.items())
     name = re.sub(r"[^\w.,=+-]", "-", text)
     if name == text and len(name) <= MAX_NAME:

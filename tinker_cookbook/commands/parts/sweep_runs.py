@@ -47,7 +47,7 @@ def find_module(recipe: str) -> str:
     """Return the module or the file of a recipe.
 
     Raises:
-        ConfigurationError: if there is no such recipe.
+        ConfigurationError: if the recipe is unknown.
     """
     if recipe.endswith(".py") and Path(recipe).is_file():
         return recipe

@@ -14,7 +14,7 @@ PARTS = ("look.css", "parts.js")
 
 
 def fill_page(text: str) -> str:
-    """Return a page with the shared style and script instead of the comments that name them."""
+    """Replace the comments that name the shared style and script by their content."""
     for name in PARTS:
         content = Path(__file__).with_name(name).read_text(encoding="utf-8")
         text = text.replace(f"/* {name} */", content.removeprefix('"use strict";\n').rstrip())
