@@ -26,8 +26,14 @@ class Recipe:
     """One recipe: a module, or a package with `__main__.py`."""
 
     name: str
+    """Name behind `recipes.`, such as `sl_basic`, or `preference.rlhf` in a folder of recipes."""
     path: Path
     """The module file, or the package's folder."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module in a copy of the recipe."""
+        return self.path.stem
 
     @property
     def entry(self) -> Path:
@@ -76,12 +82,23 @@ def recipes_folder() -> Path:
 
 def find_recipes() -> dict[str, Recipe]:
     """Return every recipe by name, in alphabetical order."""
-    recipes = {}
+    found = {}
     for path in sorted(recipes_folder().iterdir()):
         is_module = path.suffix == ".py" and not path.name.startswith("_")
+        is_module = is_module and not is_other_name(path)
         if is_module or (path / "__main__.py").is_file():
-            recipes[path.stem] = Recipe(path.stem, path)
-    return recipes
+            found[path.stem] = Recipe(path.stem, path)
+        else:
+            inside = sorted(path.glob("*/__main__.py"))
+            names = {f"{path.name}.{entry.parent.name}": entry.parent for entry in inside}
+            found |= {name: Recipe(name, folder) for name, folder in names.items()}
+    return found
+
+
+def is_other_name(path: Path) -> bool:
+    """Return whether a module defines nothing: it is another name of a recipe elsewhere."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return not any(isinstance(part, ast.ClassDef | ast.FunctionDef) for part in body)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -92,8 +109,11 @@ def find_recipe(name: str) -> Recipe:
     """
     recipes = find_recipes()
     wanted = name.removesuffix(".py").removeprefix("recipes.")
+    inside = [recipe for known, recipe in recipes.items() if known.endswith(f".{wanted}")]
     if wanted in recipes:
         return recipes[wanted]
+    if len(inside) == 1:  # `dpo` for `preference.dpo`
+        return inside[0]
     raise ConfigurationError(unknown_recipe_message(wanted, recipes))
 
 
