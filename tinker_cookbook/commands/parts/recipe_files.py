@@ -94,7 +94,8 @@ def find_recipes() -> dict[str, Recipe]:
     """Return every recipe by name, in alphabetical order; older names are left out."""
     found = {}
     for path in sorted(recipes_folder().iterdir()):
-        is_module = path.suffix == ".py" and not path.name.startswith("_") and not _is_alias(path)
+        is_module = path.suffix == ".py" and not path.name.startswith("_")
+        is_module = is_module and not is_other_name(path)
         if is_module or (path / "__main__.py").is_file():
             found[path.stem] = Recipe(path.stem, path)
         elif path.is_dir():
@@ -102,9 +103,10 @@ def find_recipes() -> dict[str, Recipe]:
     return found
 
 
-def _is_alias(path: Path) -> bool:
-    """Return whether a module only gives another name to a recipe."""
-    return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
+def is_other_name(path: Path) -> bool:
+    """Return whether a module defines nothing: it is another name of a recipe elsewhere."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return not any(isinstance(part, ast.ClassDef | ast.FunctionDef) for part in body)
 
 
 def _find_inside(folder: Path) -> list[Recipe]:
@@ -132,8 +134,11 @@ def find_recipe(name: str) -> Recipe:
     """
     recipes = find_recipes()
     wanted = name.removesuffix(".py").removeprefix("recipes.")
+    inside = [recipe for known, recipe in recipes.items() if known.endswith(f".{wanted}")]
     if wanted in recipes:
         return recipes[wanted]
+    if len(inside) == 1:  # `dpo` for `preference.dpo`
+        return inside[0]
     raise ConfigurationError(unknown_recipe_message(wanted, recipes))
 
 
