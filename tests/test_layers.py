@@ -55,7 +55,10 @@ LAYERS = {
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
+    "tinker_cookbook.preference.loop": 5,
+    "tinker_cookbook.preference.one_step": 5,
     "tinker_cookbook.preference.train_dpo": 5,
+    "tinker_cookbook.preference.train_kto": 5,
     "tinker_cookbook.distillation.sdft": 5,
     "tinker_cookbook.distillation.train_off_policy": 5,
     "tinker_cookbook.distillation.on_policy_loop": 5,
@@ -80,7 +83,8 @@ MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # Training and sampling never meet, and nothing below the process knows who starts it.
 ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory budget"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
-SAMPLING_MODEL = "adapters batch kv_cache torch_decoder native_decoder hf_decoder"
+SAMPLING_MODEL = """adapters batch cache_rows kv_cache known_scores prefix_index prefix_store
+random_numbers torch_decoder native_decoder hf_decoder"""
 """Modules of sampling that compute batches; they know nothing of requests and scheduling."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",

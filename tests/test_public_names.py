@@ -181,6 +181,21 @@ SIGNATURES = {
     "tinker_cookbook.display:format_trajectory": (
         "trajectory, tokenizer, only_last_transition=False"
     ),
+    "tinker_cookbook.preference.train_dpo:compute_dpo_loss": (
+        "chosen_logprobs, rejected_logprobs, chosen_ref_logprobs, rejected_ref_logprobs, dpo_beta"
+    ),
+    "tinker_cookbook.preference.train_dpo:create_dpo_clients": (
+        "config, service_client, resume_info=None, user_metadata=None"
+    ),
+    "tinker_cookbook.preference.train_dpo:do_update": (
+        "epoch_idx, batch_idx, n_batches, total_steps, config, training_client, reference_client, "
+        "evaluators, infrequent_evaluators, dataset, ml_logger, log_path, tokenizer, "
+        "checkpoint_mgr=None"
+    ),
+    "tinker_cookbook.preference.train_dpo:print_example": "datum, tokenizer, label=''",
+    "recipes.preference.dpo.train:get_dataset_builder": (
+        "dataset, model_name, renderer_name, max_length, batch_size"
+    ),
     "tinker_cookbook.rl.train:save_checkpoint_and_get_sampling_client": (
         "training_client, checkpoint_mgr, i_batch, start_batch=0, record_stability_info=False"
     ),
@@ -249,6 +264,50 @@ FIELDS = {
         "group_size": None,
         "seed": 0,
     },
+    "tinker_cookbook.preference.train_dpo:Config": {
+        "log_path": None,
+        "model_name": None,
+        "recipe_name": None,
+        "dataset_builder": None,
+        "load_checkpoint_path": None,
+        "renderer_name": None,
+        "learning_rate": 1e-5,
+        "lr_schedule": "linear",
+        "num_epochs": 1,
+        "dpo_beta": 0.1,
+        "lora_rank": 32,
+        "num_replicas": 8,
+        "base_url": None,
+        "evaluator_builders": None,
+        "infrequent_evaluator_builders": None,
+        "save_every": 20,
+        "eval_every": 10,
+        "infrequent_eval_every": 100,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "wandb_project": None,
+        "wandb_name": None,
+        "reference_model_name": None,
+        "max_steps": None,
+    },
+    "tinker_cookbook.preference.dpo_datasets:DPODatasetBuilderFromComparisons": {
+        "common_config": None,
+        "comparison_builder": None,
+    },
+    "tinker_cookbook.preference.preference_datasets:ComparisonBuilderFromJsonl": {
+        "train_path": None,
+        "test_path": None,
+        "swap": False,
+    },
+    "recipes.preference.dpo.train:CLIConfig": {
+        "dataset": "hhh",
+        "learning_rate": 1e-5,
+        "lr_schedule": "linear",
+        "dpo_beta": 0.1,
+        "max_length": 8192,
+        "batch_size": 256,
+        "reference_model_name": None,
+    },
     "recipes.math_rl.arithmetic_env:ArithmeticDatasetBuilder": {
         "batch_size": None,
         "model_name_for_tokenizer": None,
@@ -280,6 +339,15 @@ NAMES = {
     "get_model_attributes get_moonshot_info get_nvidia_info get_qwen_info "
     "get_recommended_renderer_name get_recommended_renderer_names get_zai_info "
     "warn_if_renderer_not_recommended",
+    "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
+    "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
+    "tinker_cookbook.preference.preference_datasets": "ChatDatasetBuilderFromComparisons "
+    "ComparisonBuilderFromJsonl ComparisonDatasetBuilder",
+    "tinker_cookbook.preference.train_dpo": "Config compute_dpo_loss create_dpo_clients do_update "
+    "main print_example",
+    "tinker_cookbook.preference.types": "Comparison ComparisonRenderer "
+    "ComparisonRendererFromChatRenderer LabeledComparison PreferenceModel PreferenceModelBuilder "
+    "PreferenceModelBuilderFromChatRenderer PreferenceModelFromChatRenderer",
     "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
     "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
     "ensure_text image_to_chunk message_to_jsonable parse_content_blocks "
@@ -337,6 +405,10 @@ RECIPE_NAMES = {
     "multiplayer_rl.text_arena.env": "TwoPlayerTextArenaDatasetBuilder",
     "multiplayer_rl.twenty_questions.env": "TwentyQuestionsDatasetBuilder TwentyQuestionsEnv "
     "TwentyQuestionsEnvGroupBuilder",
+    "preference.datasets": "ArenaComparisonBuilder HHHComparisonBuilder "
+    "HelpSteer2ComparisonBuilder HelpSteer3ComparisonBuilder Tulu38BComparisonBuilder "
+    "UltraFeedbackComparisonBuilder",
+    "preference.dpo.train": "CLIConfig cli_main get_dataset_builder",
     "rl_basic": "build_config_blueprint",
     "sl_basic": "build_config_blueprint",
 }

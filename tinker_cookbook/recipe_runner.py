@@ -16,7 +16,7 @@ from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
@@ -44,6 +44,7 @@ L = TypeVar(
     "sl_train.Config",
     "rl_train.Config",
     "train_dpo.Config",
+    "train_kto.Config",
     "train_off_policy.Config",
     "train_on_policy.Config",
 )
@@ -57,7 +58,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.supervised import train as sl_train
 
     config = complete(config)
@@ -71,7 +72,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
         loop = prepare(config, loop)
     if isinstance(loop, sl_train.Config):
         train_supervised(loop)
-    elif isinstance(loop, train_dpo.Config):
+    elif isinstance(loop, train_dpo.Config | train_kto.Config):
         train_preference(loop)
     elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
         train_distillation(loop)
@@ -93,12 +94,13 @@ def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
     return result
 
 
-def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
+def train_preference(loop: train_dpo.Config | train_kto.Config) -> RunResult:
     """Train, then print the summary of the run."""
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.runs.report import report_run, sample_command
 
-    result = train_dpo.main(loop)
+    is_pairs = isinstance(loop, train_dpo.Config)
+    result = train_dpo.main(loop) if is_pairs else train_kto.main(loop)
     command = sample_command(
         result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )

@@ -36,8 +36,8 @@ from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
 from tinker_cookbook.rl.transcripts.page import write_transcripts
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
+from tinker_cookbook.runs.best_checkpoint import BestWeights
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
-from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
 from tinker_cookbook.runs.open_run import Run, RunResult
 from tinker_cookbook.runs.training_client import snapshot_weights
 from tinker_cookbook.utils import trace
@@ -118,7 +118,9 @@ class Loop:
         self._credit = self.config.credit_settings()
         self._evaluators = [build() for build in self.config.evaluator_builders]
         self._errors = RolloutErrorCounter()
-        self._best = self._find_best()
+        self._best = BestWeights(
+            run, self.config.best_metric, patience=self.config.early_stopping_evals
+        )
         self._floor: SamplingGap | None = None
 
     def add_held_out(self, test_dataset: RLDataset | None, name: str = "test") -> None:
@@ -134,15 +136,6 @@ class Loop:
             config=self.settings.config,
         )
         self._evaluators.insert(0, held_out)
-
-    def _find_best(self) -> float:
-        """Return the best held-out value before the first step of this start."""
-        values = [
-            float(record.get("best_value"))
-            for record in load_checkpoints_file(self.config.log_path)
-            if record.has("best_value") and (record.batch or 0) <= self._run.start_step
-        ]
-        return max(values, default=-math.inf)
 
     # ---- sampling ----
 
@@ -409,7 +402,7 @@ class Loop:
             for evaluator in self._evaluators:
                 metrics |= await self._run_evaluator(evaluator, step, sampling_client)
         logger.info("evaluation after %d steps: %s", step, metrics)
-        await self._save_if_best(step, metrics)
+        await self._best.update(step, metrics)
         return metrics
 
     async def _run_evaluator(
@@ -426,22 +419,13 @@ class Loop:
         folder = iteration_dir(self.config.log_path, step)
         return RolloutSummaryExportConfig(split, step, base_name, step, folder, self._tokenizer)
 
-    async def _save_if_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Save the weights with the best held-out value; the base model (step 0) is not saved."""
-        value = metrics.get(self.config.best_metric)
-        if value is None or value <= self._best:
-            return
-        self._best = value
-        if step == 0:
-            return
-        await submit_checkpoint(
-            self._run.training_client,
-            f"best_{step:06d}",
-            self.config.log_path,
-            {"batch": step, "best_metric": self.config.best_metric, "best_value": value},
-            kind="sampler",
-            ttl_seconds=self.config.ttl_seconds,
-        ).finish()
+    def stop_if_exhausted(self, step: int) -> bool:
+        """Return whether the run ends before `step`, because nothing improves any more."""
+        if not self._best.is_exhausted:
+            return False
+        self._run.progress.message(self._best.describe())
+        self.total_steps = step
+        return True
 
     async def end(self, sampling_client: tinker.SamplingClient) -> RunResult:
         """Evaluate, write that row, and save; in this order, so that a crash loses nothing."""

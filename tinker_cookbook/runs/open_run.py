@@ -336,12 +336,9 @@ class Run(Generic[C]):
         self, state_path: str, sampler_path: str, metrics: dict[str, float]
     ) -> RunResult:
         records = load_checkpoints_file(self.log_path)
-        best = max(
-            (record for record in records if record.has("best_value")),
-            key=lambda record: record.get("best_value"),
-            default=None,
-        )
-        best_path = best.sampler_path if best is not None else None
+        # Each record is written because it is better than those before.
+        best = [record.sampler_path for record in records if record.has("best_value")]
+        best_path = best[-1] if best else None
         return RunResult(
             self.log_path,
             self.connection.model_name,

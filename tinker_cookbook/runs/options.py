@@ -210,6 +210,7 @@ _RULES = {
     "adam_beta2": _BETA,
     "adam_eps": _POSITIVE,
     "max_steps": _AT_LEAST_1,
+    "early_stopping_evals": _NOT_NEGATIVE,
     "num_epochs": _AT_LEAST_1,
     "batch_size": _AT_LEAST_1,
     "groups_per_batch": _AT_LEAST_1,
