@@ -36,10 +36,10 @@ SCHEMA: dict[str, Any] = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
 ASK: list[Any] = [{"role": "user", "content": "Invent a person. Answer in JSON."}]
-AT_ONCE = 100
+AT_ONCE = 50
 NUM_PAIRS = 6
-CALLS = 32
-TOKENS = 48
+CALLS = 24
+TOKENS = 32
 
 
 def is_valid(text: str) -> bool:

@@ -57,7 +57,8 @@ async def test_responses_with_a_tool_are_one_sequence(renderer: Renderer, stream
 async def respond(client: openai.AsyncOpenAI, stream: bool, **fields: Any) -> Any:
     if not stream:
         return await client.responses.create(**fields)
-    events = [event async for event in await client.responses.create(**fields, stream=True)]
+    stream_of_events: Any = await client.responses.create(**fields, stream=True)
+    events: list[Any] = [event async for event in stream_of_events]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[0].type == "response.created"
     texts = [event.delta for event in events if event.type == "response.output_text.delta"]

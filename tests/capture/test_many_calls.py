@@ -66,7 +66,8 @@ async def test_a_thousand_calls_are_what_the_engine_samples(
     assert len(recorded) == NUM_CALLS
     by_prompt = {tuple(call.new_prompt): call for call in recorded}
     assert len(by_prompt) == NUM_CALLS, "each call once, and none continues another"
-    for number in range(NUM_CALLS):
+
+    async def check(number: int) -> None:
         prompt = renderer.build_generation_prompt([{"role": "user", "content": question(number)}])
         _, body = request(number)
         params = tinker.SamplingParams(
@@ -79,3 +80,6 @@ async def test_a_thousand_calls_are_what_the_engine_samples(
         call = by_prompt[tuple(prompt.to_ints())]
         assert call.tokens == list(response.sequences[0].tokens)
         assert call.logprobs == list(response.sequences[0].logprobs)
+
+    for first in range(0, NUM_CALLS, 50):
+        await asyncio.gather(*(check(number) for number in range(first, first + 50)))

@@ -46,7 +46,7 @@ def instrument_threads() -> None:
             context = contextvars.copy_context()
             return submit(pool, context.run, function, *args, **kwargs)
 
-        threading.Thread.start = start_in_scope
+        threading.Thread.start = start_in_scope  # pyright: ignore[reportAttributeAccessIssue]
         ThreadPoolExecutor.submit = submit_in_scope
 
 

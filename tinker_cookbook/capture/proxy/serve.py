@@ -9,11 +9,13 @@ import argparse
 import asyncio
 import os
 import sys
+from typing import Any
 
 from tinker_cookbook.capture.endpoint import make_server
 from tinker_cookbook.capture.exporter import CaptureExporter, JsonlFileSink
 from tinker_cookbook.capture.instrument import instrument_tinker, uninstrument_tinker
 from tinker_cookbook.capture.proxy.app import ProxyDeps, make_app
+from tinker_cookbook.utils.sdk_compat import awaitable
 
 __all__ = ["main", "validate_bind"]
 
@@ -74,10 +76,12 @@ async def _serve(arguments: argparse.Namespace, token: str | None) -> None:
         arguments.base_url, arguments.base_model, checkpoint=arguments.model_path
     ) as connection:
         model = connection.check_model(arguments.base_model)
-        named = {"base_model": model}
+        service_client = connection.service_client()
         if arguments.model_path:
-            named = {"model_path": arguments.model_path}
-        client = await connection.service_client().create_sampling_client(**named)
+            created = service_client.create_sampling_client(model_path=arguments.model_path)
+        else:
+            created = service_client.create_sampling_client(base_model=model)
+        client: Any = await awaitable(created)
         renderer_name = arguments.renderer or model_info.get_recommended_renderer_name(model)
         deps = ProxyDeps(load_renderer(renderer_name, model), client, model, arguments.max_tokens)
         app = make_app(deps, auth_token=token)
