@@ -17,16 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import cli_utils
-from tinker_cookbook.recipe_runner import (
-    blueprint,
-    distillation,
-    fill,
-    fill_loop,
-    on_policy,
-    preference,
-    run,
-    self_distillation,
-)
+from tinker_cookbook.recipe_runner import blueprint, distillation, fill, fill_loop, preference, run
 from tinker_cookbook.recipe_runner import complete as complete  # for programs
 
 if TYPE_CHECKING:
@@ -37,17 +28,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.supervised import train as sl_train
     from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
 
-__all__ = [
-    "blueprint",
-    "distillation",
-    "fill",
-    "main",
-    "on_policy",
-    "preference",
-    "rl",
-    "self_distillation",
-    "supervised",
-]
+__all__ = ["blueprint", "distillation", "fill", "main", "preference", "rl", "supervised"]
 
 
 def main(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import chz
 
-from tinker_cookbook import recipe
+from tinker_cookbook import recipe, recipe_runner
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, TeacherConfig
 from tinker_cookbook.rl.problems import ProblemDatasetBuilder
@@ -48,7 +48,7 @@ def build(config: Config) -> train_on_policy.Config:
     """Return the train loop's settings; `make_teachers` fills in the teachers."""
     steps = config.max_steps or config.num_steps
     own = {"max_steps": steps, "num_epochs": steps}  # the smaller data set repeats
-    return recipe.on_policy(
+    return recipe_runner.on_policy(
         config, [_taught(config, CountData), _taught(config, LetterData)], **own
     )
 

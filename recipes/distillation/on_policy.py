@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import chz
 
-from tinker_cookbook import recipe
+from tinker_cookbook import recipe, recipe_runner
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, TeacherConfig
 
@@ -62,7 +62,7 @@ def build(config: Config) -> train_on_policy.Config:
     )
     epochs = -(-config.num_steps // max(1, len(data.problems("train")) // config.groups_per_batch))
     own = {"num_epochs": epochs, "max_steps": config.max_steps or config.num_steps}
-    return recipe.on_policy(config, [taught], **own)
+    return recipe_runner.on_policy(config, [taught], **own)
 
 
 def make_teacher(config: Config, loop: train_on_policy.Config) -> train_on_policy.Config:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import chz
 
-from tinker_cookbook import recipe
+from tinker_cookbook import recipe, recipe_runner
 from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.datasets import PromptGroup
 from tinker_cookbook.rl.types import EnvGroupBuilder
@@ -118,7 +118,7 @@ def build(config: Config) -> sdft.Config:
     """Return the train loop's settings."""
     _, _, test = split_names(config.num_shots, config.seed)
     evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
-    return recipe.self_distillation(
+    return recipe_runner.self_distillation(
         config, recipe.fill(NamesBuilder, config), evaluator_builders=[evaluator]
     )
 

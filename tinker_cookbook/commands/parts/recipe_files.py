@@ -38,8 +38,8 @@ class Recipe:
 
     @property
     def module(self) -> str:
-        """Name of the module in a copy of the recipe."""
-        return self.path.stem
+        """Name of the module in a copy of the recipe; a collection is copied as a whole."""
+        return self.name if self.collection else self.path.stem
 
     @property
     def entry(self) -> Path:
