@@ -81,11 +81,10 @@ def recipes_folder() -> Path:
 
 
 def find_recipes() -> dict[str, Recipe]:
-    """Return every recipe by name, in alphabetical order."""
+    """Return every recipe by name, in alphabetical order; older names are left out."""
     found = {}
     for path in sorted(recipes_folder().iterdir()):
-        is_module = path.suffix == ".py" and not path.name.startswith("_")
-        is_module = is_module and not is_other_name(path)
+        is_module = path.suffix == ".py" and not path.name.startswith("_") and not _is_alias(path)
         if is_module or (path / "__main__.py").is_file():
             found[path.stem] = Recipe(path.stem, path)
         else:
@@ -95,10 +94,9 @@ def find_recipes() -> dict[str, Recipe]:
     return found
 
 
-def is_other_name(path: Path) -> bool:
-    """Return whether a module defines nothing: it is another name of a recipe elsewhere."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return not any(isinstance(part, ast.ClassDef | ast.FunctionDef) for part in body)
+def _is_alias(path: Path) -> bool:
+    """Return whether a module only gives another name to a recipe."""
+    return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
 
 
 def find_recipe(name: str) -> Recipe:
