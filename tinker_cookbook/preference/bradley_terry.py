@@ -1,7 +1,7 @@
 """The Bradley-Terry loss of a pointwise judge, and the data that train it.
 
-The score of a completion is s = log P(Yes) - log P(No) at the end of `pointwise_messages`. It needs
-no value head: a datum has the two labels as targets of its last position, [N, 2], and every other
+The score of a completion is s = log P(Yes) - log P(No) at the end of `pointwise_messages`. A value
+head is not used: a datum has the two labels as targets of its last position, [N, 2], and every other
 weight is 0. `runs.custom_gradient` sends the gradient.
 """
 
