@@ -1,8 +1,8 @@
 """The Bradley-Terry loss of a pointwise judge, and the data that train it.
 
 The score of a completion is s = log P(Yes) - log P(No) at the end of `pointwise_messages`. A value
-head is not used: a datum has the two labels as targets of its last position, [N, 2], and every other
-weight is 0. `runs.custom_gradient` sends the gradient.
+head is not used: a datum has the two labels as targets of its last position, [N, 2], and all other
+weights are 0. `runs.custom_gradient` sends the gradient.
 """
 
 from __future__ import annotations
