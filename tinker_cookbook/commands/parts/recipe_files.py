@@ -23,17 +23,28 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe: a module, a package with `__main__.py`, or a module of a collection.
+    """One recipe: a module, or a package with `__main__.py`.
 
-    A collection is a package without `__main__.py`: its recipes are the modules with a `Config`,
-    and the other modules are what they share.
+    In a folder of recipes, a module with a `Config` is a recipe too; the other modules of that
+    folder are what its recipes share.
     """
 
     name: str
+    """Name behind `recipes.`, such as `sl_basic`, or `preference.rlhf` in a folder of recipes."""
     path: Path
     """The module file, or the package's folder."""
     collection: Path | None = None
-    """The folder of the collection; None for a recipe outside of one."""
+    """The folder of recipes whose modules this recipe shares, which is copied with it."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module in a copy of the recipe."""
+        return self.path.stem if self.collection is None else self.name
+
+    @property
+    def origin(self) -> Path:
+        """The folder that contains what is copied."""
+        return (self.collection or self.path).parent
 
     @property
     def entry(self) -> Path:
@@ -50,18 +61,15 @@ class Recipe:
         """The first line of the description."""
         return self.docstring.partition("\n")[0]
 
-    @property
-    def origin(self) -> Path:
-        """The folder `recipes`, which contains the recipe."""
-        return (self.collection or self.path).parent
-
     def source_files(self) -> list[Path]:
         """Return the absolute paths of all files of the recipe."""
-        folder = self.collection or self.path
-        if folder.is_file():
-            return [folder]
+        copied = self.collection or self.path
+        if copied.is_file():
+            return [copied]
         return sorted(
-            path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+            path
+            for path in copied.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
         )
 
     def data_files(self) -> list[Path]:
@@ -85,23 +93,32 @@ def recipes_folder() -> Path:
 
 
 def find_recipes() -> dict[str, Recipe]:
-    """Return every recipe by name, in alphabetical order."""
-    recipes = {}
+    """Return every recipe by name, in alphabetical order; older names are left out."""
+    found = {}
     for path in sorted(recipes_folder().iterdir()):
-        is_module = path.suffix == ".py" and not path.name.startswith("_")
+        is_module = path.suffix == ".py" and not path.name.startswith("_") and not _is_alias(path)
         if is_module or (path / "__main__.py").is_file():
-            recipes[path.stem] = Recipe(path.stem, path)
-        elif path.is_dir():
-            recipes |= {recipe.name: recipe for recipe in _find_in_collection(path)}
-    return recipes
+            found[path.stem] = Recipe(path.stem, path)
+        else:
+            inside = sorted(path.glob("*/__main__.py"))
+            names = {f"{path.name}.{entry.parent.name}": entry.parent for entry in inside}
+            found |= {name: Recipe(name, folder) for name, folder in names.items()}
+            found |= {recipe.name: recipe for recipe in _find_modules(path)}
+    return found
 
 
-def _find_in_collection(folder: Path) -> list[Recipe]:
+def _find_modules(folder: Path) -> list[Recipe]:
+    """Return the recipes of a folder that are modules."""
     return [
         Recipe(f"{folder.name}.{path.stem}", path, folder)
         for path in sorted(folder.glob("*.py"))
         if "\nclass Config(" in path.read_text(encoding="utf-8")
     ]
+
+
+def _is_alias(path: Path) -> bool:
+    """Return whether a module only gives another name to a recipe."""
+    return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
 
 
 def find_recipe(name: str) -> Recipe:
