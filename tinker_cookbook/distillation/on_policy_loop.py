@@ -277,12 +277,14 @@ class TopKUpdate(PendingUpdate):
         """Wait for the results.
 
         Returns:
-            The metrics: those of `measure` as `top_k/...` for what the student has sampled, and as
-            `given/...` for given sequences.
+            For each datum an array of nan, because the trainer scores the teacher's tokens and not
+            the sampled ones; and the metrics: those of `measure` as `top_k/...` for what the
+            student has sampled, and as `given/...` for given sequences.
         """
         metrics: dict[str, float] = {}
+        unknown_D = [np.full(datum.model_input.length, np.nan) for datum in self.data_D]
         if self.pending is None:
-            return [], metrics
+            return unknown_D, metrics
         student_D = await self.pending.finish()
         taught_D, cut = self.pending.taught_B, self.num_sampled
         for name, part in (("top_k", slice(0, cut)), ("given", slice(cut, None))):
@@ -291,7 +293,7 @@ class TopKUpdate(PendingUpdate):
                 metrics |= {f"{name}/{key}": value for key, value in found.items()}
         for future in self._steps:
             add_service_metrics(metrics, (await future).metrics)
-        return [], metrics
+        return unknown_D, metrics
 
 
 def with_advantages(

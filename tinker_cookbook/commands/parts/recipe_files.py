@@ -23,10 +23,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe: a module, a package with `__main__.py`, or a module of a collection.
+    """One recipe: a module, or a package with `__main__.py`.
 
-    A collection is a package without `__main__.py`: its recipes are the modules with a `Config`,
-    and the other modules are what they share.
+    In a folder of recipes, a module with a `Config` is a recipe too; the other modules of that
+    folder are what its recipes share.
     """
 
     name: str
@@ -34,12 +34,17 @@ class Recipe:
     path: Path
     """The module file, or the package's folder."""
     collection: Path | None = None
-    """The folder of the collection; None for a recipe outside of one."""
+    """The folder of recipes whose modules this recipe shares, which is copied with it."""
 
     @property
     def module(self) -> str:
         """Name of the module in a copy of the recipe; a collection is copied as a whole."""
         return self.name if self.collection else self.path.stem
+
+    @property
+    def origin(self) -> Path:
+        """The folder that contains what is copied."""
+        return (self.collection or self.path).parent
 
     @property
     def entry(self) -> Path:
@@ -56,18 +61,15 @@ class Recipe:
         """The first line of the description."""
         return self.docstring.partition("\n")[0]
 
-    @property
-    def origin(self) -> Path:
-        """The folder `recipes`, which contains the recipe."""
-        return (self.collection or self.path).parent
-
     def source_files(self) -> list[Path]:
         """Return the absolute paths of all files of the recipe."""
-        folder = self.collection or self.path
-        if folder.is_file():
-            return [folder]
+        copied = self.collection or self.path
+        if copied.is_file():
+            return [copied]
         return sorted(
-            path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+            path
+            for path in copied.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
         )
 
     def data_files(self) -> list[Path]:
@@ -124,6 +126,11 @@ def _find_in_collection(folder: Path) -> list[Recipe]:
         for path in sorted(folder.glob("*.py"))
         if "\nclass Config(" in path.read_text(encoding="utf-8")
     ]
+
+
+def _is_alias(path: Path) -> bool:
+    """Return whether a module only gives another name to a recipe."""
+    return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
 
 
 def find_recipe(name: str) -> Recipe:
