@@ -63,7 +63,7 @@ class GgufModel:
         return settings
 
     def _load_adapter(self, file: str | Path) -> None:
-        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(file))
+        adapter: Any = self._lib.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not adapter:
             raise WeightsError(f"llama.cpp cannot load the adapter {file}.")
         adapters = (type(adapter) * 1)(adapter)
