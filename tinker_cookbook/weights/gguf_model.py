@@ -63,10 +63,10 @@ class GgufModel:
         return settings
 
     def _load_adapter(self, file: str | Path) -> None:
-        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(file))
+        adapter: Any = self._lib.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not adapter:
             raise WeightsError(f"llama.cpp cannot load the adapter {file}.")
-        adapters = (type(adapter) * 1)(adapter)
+        adapters = ctypes.pointer(adapter)
         scales = (ctypes.c_float * 1)(1.0)
         if self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
             raise WeightsError(f"llama.cpp cannot use the adapter {file}.")
