@@ -1,7 +1,8 @@
 """Read and write runs, also while others write them: folders, metrics, checkpoints, rollouts.
 
 `RunRegistry` finds the runs below a folder; `TrainingRunStore` reads and writes the files of one
-run; `eval_store.EvalStore` those of evaluations; `storage` holds the places where these files can be.
+run; `eval_store.EvalStore` those of evaluations; `storage` holds the places where these files can
+be.
 
 The train loops write through `training_store`, which is in a lower layer than the registry; so the
 names here are imported when they are used.
