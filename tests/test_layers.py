@@ -19,6 +19,7 @@ LAYERS = {
     "tinker_cookbook.utils": 1,
     "tinker_cookbook.model_files": 1,
     "tinker_cookbook.replies": 1,
+    "tinker_cookbook.dialects": 1,
     "tinker_cookbook.hub_datasets": 2,
     "tinker_cookbook.tokenizer_utils": 2,
     "tinker_cookbook.model_info": 2,
@@ -60,7 +61,11 @@ LAYERS = {
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
+    "tinker_cookbook.preference.loop": 5,
+    "tinker_cookbook.preference.one_step": 5,
     "tinker_cookbook.preference.train_dpo": 5,
+    "tinker_cookbook.preference.train_kto": 5,
+    "tinker_cookbook.preference.train_pointwise": 5,
     "tinker_cookbook.distillation.sdft": 5,
     "tinker_cookbook.distillation.train_off_policy": 5,
     "tinker_cookbook.distillation.on_policy_loop": 5,
@@ -74,8 +79,10 @@ LAYERS = {
     "tinker_cookbook.cli": 6,
 }
 LOCAL = f"{PACKAGE}.local"
-# What both sides of the wire share: the lowest layer, and nothing of it knows messages or services.
-SHARED = tuple(f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_files", "replies"))
+# What both sides of the wire share: the lowest layer, which knows neither renderers nor services.
+SHARED = tuple(
+    f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_files", "replies", "dialects")
+)
 LOCAL_MAY_IMPORT = (LOCAL, *SHARED)
 REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")

@@ -29,7 +29,7 @@ INTERRUPTED = "interrupted"
 _COMMANDS_PACKAGE = "tinker_cookbook.commands"
 _FIRST_SHOWN = (
     *("doctor", "recipes", "copy", "serve", "status", "runs", "view", "sweep"),
-    *("chat", "sample", "eval", "export", "render", "check", "clean"),
+    *("chat", "sample", "eval", "export", "import", "render", "check", "clean"),
 )
 
 

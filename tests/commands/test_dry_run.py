@@ -44,6 +44,36 @@ def test_the_tokens_are_those_of_the_run(local_service: ServiceProcess, tmp_path
     assert "holds a run" in run("recipes.sl_basic", *words, "dry_run=true", env=env, model=model)
 
 
+def test_the_tokens_of_pairs_are_those_of_the_run(local_service: ServiceProcess, tmp_path: Path):
+    env, model = recipe_environment(local_service, tmp_path), local_service.model
+    log_path, data = tmp_path / "run", tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": "yes " * n, "rejected": f"no {n}"}
+        for n in range(1, 10)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (
+        *("renderer_name=chatml", "lora_rank=2", "num_epochs=2", "batch_size=2", "max_length=40"),
+        *(f"data={data}", "test_size=2", f"log_path={log_path}", "eval_every=0"),
+    )
+    out = run("recipes.preference.dpo", *words, "dry_run=true", env=env, model=model)
+    assert "Nothing was started" in out
+    assert not log_path.exists()
+    run("recipes.preference.dpo", *words, env=env, model=model)
+    rows = [row for row in read_jsonl(log_path / "metrics.jsonl") if "num_tokens" in row]
+    assert number(r"in ([\d,]+) steps", out) == len(rows) == 6
+    assert number(r"rows +([\d,]+)", out) == sum(row["num_pairs"] for row in rows)
+    assert number(r"tokens +([\d,]+)", out) == sum(row["num_tokens"] for row in rows)
+    trained = sum(
+        row["num_pairs"] * (row["chosen_length"] + row["rejected_length"]) for row in rows
+    )
+    assert number(r"([\d,]+) of them in completions", out) == round(trained)
+    assert re.search(r"data +7 pairs, \d cut at max_length=40", out)
+    refused = run_recipe("recipes.preference.dpo", "dry_run=true", f"model_name={model}", env=env)
+    assert refused.returncode != 0
+    assert "dry_run=true cannot count pairs that the model has not sampled yet" in refused.stderr
+
+
 def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess, tmp_path: Path):
     env, model = recipe_environment(None, tmp_path), local_service.model
     words = (*SETTINGS, "groups_per_batch=3", "group_size=4", "max_tokens=8", "dry_run=true")

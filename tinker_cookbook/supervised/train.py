@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from tinker_cookbook.runs.training_client import add_service_metrics, snapshot_w
 from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
+from tinker_cookbook.supervised.work import count_batches, num_loss_tokens, num_tokens
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.sdk_compat import service_message
 
@@ -195,36 +196,9 @@ def count_work(config: Config) -> Workload:
     Raises:
         DataError: if the data cannot be used.
     """
-    from tinker_cookbook import tokenizer_utils
-    from tinker_cookbook.display import describe_example
-
-    num_rows = num_tokens = num_loss_tokens = longest = 0
-    example = None
     with _open_data(config) as (dataset, _):
         schedule = _build_schedule(config, len(dataset))
-        opened_epoch = -1
-        for step in range(schedule.total_steps):
-            epoch, _ = schedule.position(step)
-            if epoch != opened_epoch:
-                dataset.set_epoch(seed=epoch_seed(config.seed, epoch))
-                opened_epoch = epoch
-            data = [datum for index in schedule.batches(step) for datum in dataset.get_batch(index)]
-            if example is None:
-                tokenizer = tokenizer_utils.get_tokenizer(str(config.model_name))
-                example = describe_example(data[0], tokenizer)
-            num_rows += len(data)
-            num_tokens += _num_tokens(data)
-            num_loss_tokens += _num_loss_tokens(data)
-            longest = max([longest, *(datum.model_input.length for datum in data)])
-        return Workload(
-            total_steps=schedule.total_steps,
-            num_rows=num_rows,
-            num_tokens=num_tokens,
-            num_loss_tokens=num_loss_tokens,
-            longest=longest,
-            notes=tuple(dataset.summary),
-            example=example,
-        )
+        return count_batches(dataset, schedule, seed=config.seed, model_name=str(config.model_name))
 
 
 @contextlib.contextmanager
@@ -303,7 +277,7 @@ class _Loop:
             gradients = [client.forward_backward(batch, "cross_entropy") for batch in batches]
             optimizer = client.optim_step(run.adam_params(step))
         data = [datum for batch in batches for datum in batch]
-        self._elapsed_tokens += _num_tokens(data)
+        self._elapsed_tokens += num_tokens(data)
         # Directly behind the optimizer step, so that it contains exactly the steps up to this one.
         saving = run.submit_checkpoint(
             self._loop_state(step + 1), steps_done=step + 1, elapsed_tokens=self._elapsed_tokens
@@ -367,13 +341,13 @@ class _Loop:
         from tinker_cookbook.supervised.nll_evaluator import nll_metrics
 
         loss = nll_metrics(logprobs, batch.data, self._tokenizer, prefix="train_mean_")
-        num_loss_tokens = _num_loss_tokens(batch.data)
-        if num_loss_tokens and not math.isfinite(loss["train_mean_nll"]):
+        loss_tokens = num_loss_tokens(batch.data)
+        if loss_tokens and not math.isfinite(loss["train_mean_nll"]):
             raise self._diverged(batch.step, f"train_mean_nll={loss['train_mean_nll']}")
         counts = {
             "num_sequences": len(batch.data),
-            "num_tokens": _num_tokens(batch.data),
-            "num_loss_tokens": num_loss_tokens,
+            "num_tokens": num_tokens(batch.data),
+            "num_loss_tokens": loss_tokens,
         }
         return batch.metrics | counts | loss
 
@@ -444,11 +418,3 @@ def _build_schedule(config: Config, num_batches: int) -> Schedule:
 def _renderer_name(config: Config) -> str | None:
     common = getattr(config.dataset_builder, "common_config", None)
     return config.renderer_name or getattr(common, "renderer_name", None)
-
-
-def _num_tokens(data: Sequence[tinker.Datum]) -> int:
-    return sum(datum.model_input.length for datum in data)
-
-
-def _num_loss_tokens(data: Sequence[tinker.Datum]) -> int:
-    return sum(int((datum.loss_fn_inputs["weights"].to_numpy() != 0).sum()) for datum in data)

@@ -36,19 +36,26 @@ def print_dry_run(
         prepares: Whether the recipe does something else before the loop, which is not counted.
         train: Runs a train loop, for `dry_run_probe`.
     """
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.supervised import train as sl_train
 
     if isinstance(loop, sl_train.Config):
         work = sl_train.count_work(loop)
         lines = _supervised_lines(work)
+    elif isinstance(loop, train_dpo.Config):
+        work = train_dpo.count_work(loop)
+        lines = _preference_lines(work, "pairs of sequences")
+    elif isinstance(loop, train_kto.Config):
+        work = train_kto.count_work(loop)
+        lines = _preference_lines(work, "replies, each with a mismatched one")
     elif isinstance(loop, rl_train.Config):
         work = asyncio.run(rl_train.count_work(loop))
         lines = _rl_lines(loop, work)
     else:
         raise ConfigurationError(
             "dry_run=true is not supported by this recipe; it is for recipes that train with "
-            "supervised.train or rl.train."
+            "supervised.train, preference.train_dpo, preference.train_kto or rl.train."
         )
     choice = service.choose_service(loop.base_url)
     assert loop.log_path is not None, "a recipe chooses the run directory"
@@ -76,6 +83,18 @@ def _supervised_lines(work: Workload) -> Iterator[str]:
         f"tokens   {work.num_tokens:,} in all steps, {work.num_loss_tokens:,} of them trained; "
         f"the longest sequence has {work.longest:,}"
     )
+
+
+def _preference_lines(work: Workload, rows: str) -> Iterator[str]:
+    yield from (f"data     {line}" for line in work.notes)
+    if work.example is not None:
+        yield work.example
+    yield f"rows     {work.num_rows // 2:,} {rows}, in {work.total_steps:,} steps"
+    yield (
+        f"tokens   {work.num_tokens:,} in all steps, {work.num_loss_tokens:,} of them in "
+        f"completions; the longest sequence has {work.longest:,}"
+    )
+    yield "before   the reference scores each sequence once, which is not counted here"
 
 
 def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Sequence:
         "matcher",
         "request",
         "row",
+        "rule",
         "status",
         "stop_reason",
         "tokens",
@@ -78,6 +79,9 @@ class Sequence:
         self.topk_ids: list[np.ndarray] = []
         self.topk_logprobs: list[np.ndarray] = []
         self.matcher = request.stop_rule.matcher()
+        new_rule = request.spec.new_rule
+        self.rule = None if new_rule is None else new_rule()
+        """Changes the logits that tokens are drawn from."""
         self.stop_reason: Literal["stop", "length"] | None = None
         self.row: CacheRow | None = None
         """Where its keys and values are; None while it has none."""
@@ -109,6 +113,8 @@ class Sequence:
             self.stop_reason = "stop"
         elif len(self.tokens) >= self.request.max_new:
             self.stop_reason = "length"
+        if self.rule is not None and self.stop_reason is None:
+            self.rule.add(token)
         if self.request.on_token is not None:
             topk = [(self.topk_ids[-1], self.topk_logprobs[-1])] if self.topk_ids else []
             self.request.on_token(self.index, token, logprob, *topk)
