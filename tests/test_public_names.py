@@ -229,7 +229,6 @@ SIGNATURES = {
     "tinker_cookbook.utils.cost_estimation:fetch_model_pricing": (
         "model_name, url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
     ),
-    "tinker_cookbook.stores.storage:storage_from_uri": "uri",
     "tinker_cookbook.stores.storage:LocalStorage": "root, mkdir=True",
     "tinker_cookbook.stores.registry:RunRegistry": "storages",
     "tinker_cookbook.stores.training_store:TrainingRunStore": "storage, prefix=''",

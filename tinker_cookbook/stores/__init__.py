@@ -1,7 +1,8 @@
 """Read and write runs, also while others write them: folders, metrics, checkpoints, rollouts.
 
 `RunRegistry` finds the runs below a folder; `TrainingRunStore` reads and writes the files of one
-run; `EvalStore` those of evaluations; `storage` holds the places where these files can be.
+run; `eval_store.EvalStore` those of evaluations; `storage` holds the places where these files can
+be.
 
 The train loops write through `training_store`, which is in a lower layer than the registry; so the
 names here are imported when they are used.
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinker_cookbook.stores._incremental import IncrementalReader
-    from tinker_cookbook.stores.eval_store import EvalStore, RunMetadata
     from tinker_cookbook.stores.registry import RunInfo, RunRegistry
     from tinker_cookbook.stores.storage import (
         AsyncStorage,
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncStorage",
-    "EvalStore",
     "FsspecStorage",
     "IncrementalReader",
     "LocalStorage",
     "RunInfo",
-    "RunMetadata",
     "RunRegistry",
     "Storage",
     "StorageStat",
@@ -45,7 +43,6 @@ __all__ = [
 
 _MODULES = {
     "_incremental": ("IncrementalReader",),
-    "eval_store": ("EvalStore", "RunMetadata"),
     "registry": ("RunInfo", "RunRegistry"),
     "storage": (
         *("AsyncStorage", "FsspecStorage", "LocalStorage", "Storage", "StorageStat"),
