@@ -1,4 +1,4 @@
-"""Preference learning: another name of the recipe `preference.dpo`, which has the description.
+"""Another name of the recipe `preference.dpo`, which has the description.
 
 python -m recipes.dpo                                     # the same as recipes.preference.dpo
 """

@@ -54,6 +54,21 @@ PACKAGES = {
         "conversation_to_datums",
         "datum_from_model_input_weights",
     },
+    "tinker_cookbook.stores": {
+        "AsyncStorage",
+        "EvalStore",
+        "FsspecStorage",
+        "IncrementalReader",
+        "LocalStorage",
+        "RunInfo",
+        "RunMetadata",
+        "RunRegistry",
+        "Storage",
+        "StorageStat",
+        "TrainingRunStore",
+        "storage_from_uri",
+        "storage_join",
+    },
     "tinker_cookbook.renderers": {
         "AudioPart",
         "ContentPart",
@@ -112,10 +127,32 @@ PACKAGES = {
         "run_benchmark",
         "run_benchmarks",
     },
+    "tinker_cookbook.weights": {
+        "ModelCardConfig",
+        "build_gguf",
+        "build_gguf_adapter",
+        "build_hf_model",
+        "build_lora_adapter",
+        "download",
+        "generate_model_card",
+        "publish_to_hf_hub",
+    },
 }
 
 # Function: its parameters in order, with the defaults that callers leave out.
 SIGNATURES = {
+    "tinker_cookbook.weights:download": "tinker_path, output_dir, base_url=None",
+    "tinker_cookbook.weights:build_lora_adapter": (
+        "base_model, adapter_path, output_path, trust_remote_code=None"
+    ),
+    "tinker_cookbook.weights:build_hf_model": (
+        "base_model, adapter_path, output_path, dtype='bfloat16', trust_remote_code=None, "
+        "merge_strategy='auto', dequantize=False, quantize=None, serving_format=None, device=None"
+    ),
+    "tinker_cookbook.weights:publish_to_hf_hub": (
+        "model_path, repo_id, private=True, token=None, model_card=None"
+    ),
+    "tinker_cookbook.weights:generate_model_card": "config, repo_id=None, model_path=None",
     "tinker_cookbook.supervised.common:datum_from_model_input_weights": (
         "model_input, weights, max_length=None, reduction='none'"
     ),
@@ -174,6 +211,29 @@ SIGNATURES = {
         "log_dir, wandb_project=None, wandb_name=None, config=None, "
         "do_configure_logging_module=True"
     ),
+    "tinker_cookbook.utils.ml_log:JsonLogger": "log_dir, store=None",
+    "tinker_cookbook.utils.ml_log:TrackioLogger": (
+        "project=None, config=None, log_dir=None, trackio_name=None"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenUsage": (
+        "sampled=0, prefill_cached=0, prefill_uncached=0, trained=0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenCostRates": (
+        "prefill_usd_per_million, cached_prefill_usd_per_million, sample_usd_per_million, "
+        "train_usd_per_million"
+    ),
+    "tinker_cookbook.utils.cost_estimation:rates_from_pricing_entry": "entry",
+    "tinker_cookbook.utils.cost_estimation:load_model_pricing": (
+        "url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:fetch_model_pricing": (
+        "model_name, url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.stores.storage:storage_from_uri": "uri",
+    "tinker_cookbook.stores.storage:LocalStorage": "root, mkdir=True",
+    "tinker_cookbook.stores.registry:RunRegistry": "storages",
+    "tinker_cookbook.stores.training_store:TrainingRunStore": "storage, prefix=''",
+    "tinker_cookbook.stores.eval_store:EvalStore": "storage_or_path, prefix=''",
     "tinker_cookbook.utils.file_utils:read_jsonl": "path",
     "tinker_cookbook.utils.format_colorized:format_colorized": (
         "tokens, weights, tokenizer, draw_newline_arrow=False"
@@ -348,6 +408,14 @@ NAMES = {
     "tinker_cookbook.preference.types": "Comparison ComparisonRenderer "
     "ComparisonRendererFromChatRenderer LabeledComparison PreferenceModel PreferenceModelBuilder "
     "PreferenceModelBuilderFromChatRenderer PreferenceModelFromChatRenderer",
+    "tinker_cookbook.preference.bradley_terry": "PointwiseDatasetBuilder bradley_terry",
+    "tinker_cookbook.preference.judge_quality": "CheckedJudgeBuilder JudgeEvaluatorBuilder "
+    "JudgeQuality check_judge measure_judge",
+    "tinker_cookbook.preference.judged_policy": "JudgedPolicyEvaluatorBuilder",
+    "tinker_cookbook.preference.judges": "JudgeBuilder PairwiseJudge PointwiseJudge",
+    "tinker_cookbook.preference.sampled_comparisons": "DistinctPrompts SampledComparisons "
+    "SampledReply sample_replies",
+    "tinker_cookbook.preference.train_pointwise": "Config main",
     "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
     "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
     "ensure_text image_to_chunk message_to_jsonable parse_content_blocks "
@@ -369,6 +437,10 @@ NAMES = {
     "tinker_cookbook.renderers.qwen3_8": "Qwen3_8DisableThinkingRenderer Qwen3_8Renderer "
     "REASONING_EFFORT_INSTRUCTIONS",
     "tinker_cookbook.renderers.role_colon": "RoleColonRenderer",
+    "tinker_cookbook.rl.length_control": "LengthControl",
+    "tinker_cookbook.rl.preference_envs": "PairwisePreferenceDataset "
+    "PairwisePreferenceGroupBuilder PairwisePreferenceRLDatasetBuilder PreferenceEnv "
+    "TournamentPattern get_pairs get_pairs_chunked",
     "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder logger",
     "tinker_cookbook.rl.rollouts": "do_group_rollout do_single_rollout set_rollout_executor "
     "do_group_rollout_and_filter_constant_reward",
@@ -409,6 +481,10 @@ RECIPE_NAMES = {
     "HelpSteer2ComparisonBuilder HelpSteer3ComparisonBuilder Tulu38BComparisonBuilder "
     "UltraFeedbackComparisonBuilder",
     "preference.dpo.train": "CLIConfig cli_main get_dataset_builder",
+    "preference.rlhf.rlhf_pipeline": "CLIConfig sft_stage train_rl train_rm",
+    "preference.shorter.env": "PreferenceModelShorter ShorterComparisonBuilder "
+    "ShorterPreferenceModelBuilder",
+    "preference.shorter.train": "CLIConfig cli_main",
     "rl_basic": "build_config_blueprint",
     "sl_basic": "build_config_blueprint",
 }
@@ -450,7 +526,7 @@ def test_parameters_come_in_this_order_with_these_defaults(path: str):
         if p.kind is not p.VAR_KEYWORD
     ]
     assert found[: len(wanted)] == wanted
-    rest = list(parameters)[len(wanted) :]
+    rest = [p for p in parameters if p.kind is not p.VAR_KEYWORD][len(wanted) :]
     assert all(p.default is not p.empty for p in rest), "a further parameter must be optional"
 
 

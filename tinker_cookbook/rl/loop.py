@@ -35,7 +35,8 @@ from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, Rollo
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
 from tinker_cookbook.rl.transcripts.page import write_transcripts
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
+from tinker_cookbook.rl.transcripts.token_rows import TrainedTokens, collect_trained_tokens
+from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, Trajectory, TrajectoryGroup
 from tinker_cookbook.runs.best_checkpoint import BestWeights
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.open_run import Run, RunResult
@@ -122,6 +123,8 @@ class Loop:
             run, self.config.best_metric, patience=self.config.early_stopping_evals
         )
         self._floor: SamplingGap | None = None
+        self._origins: dict[int, Trajectory] = {}
+        """The trajectory of each datum in use, by `id` of the datum."""
 
     def add_held_out(self, test_dataset: RLDataset | None, name: str = "test") -> None:
         """Evaluate on held-out tasks too."""
@@ -241,7 +244,7 @@ class Loop:
     ) -> tuple[list[tinker.Datum], dict[str, float]]:
         """Return the datums of groups, with advantages and KL penalty, and their metrics."""
         groups_P, advantages_P = self._assign_credit(sampled_P)
-        data_D, _ = assemble_training_data(
+        data_D, metadata_D = assemble_training_data(
             groups_P,
             advantages_P,
             include_provenance=self.config.records_stability_info(),
@@ -263,6 +266,9 @@ class Loop:
                 self.config.correction_limit,
             )
             metrics |= found
+        for datum, place in zip(data_D, metadata_D, strict=True):
+            trajectories_G = groups_P[place["group_idx"]].trajectories_G
+            self._origins[id(datum)] = trajectories_G[place["traj_idx"]]
         return data_D, metrics
 
     def _assign_credit(
@@ -295,14 +301,15 @@ class Loop:
             next_client: The weights after it, for `compute_post_kl`.
         """
         with trace.trace_iteration(step.step, window=step.window):
-            _, found = await step.update.finish()
+            logprobs_D, found = await step.update.finish()
             if self.config.compute_post_kl and next_client is not None:
                 found |= await compute_post_kl(step.update.data_D, next_client)
         metrics = step.metrics | self._rollout_metrics(step.sampled_P) | found
         metrics |= self._count_data(step.update)
         self._measure_floor(step)
         self._warn(metrics, step)
-        self._write_transcripts(step)
+        trained = collect_trained_tokens(self._origins, step.update.data_D, logprobs_D)
+        self._write_transcripts(step, trained)
         await self._run.finish_step(step.step, metrics, step.window, step.saving)
 
     def _rollout_metrics(self, sampled_P: Sequence[SampledGroup]) -> dict[str, float]:
@@ -372,7 +379,7 @@ class Loop:
                 ", ".join(f"{reason} {count}" for reason, count in ends.most_common()),
             )
 
-    def _write_transcripts(self, step: TrainingStep) -> None:
+    def _write_transcripts(self, step: TrainingStep, trained: dict[int, TrainedTokens]) -> None:
         if not self.config.rollout_json_export:
             return
         groups = [
@@ -386,6 +393,7 @@ class Loop:
             groups,
             num_groups_on_page=self.config.num_groups_to_log,
             estimator=self.config.advantage_estimator,
+            trained=trained,
         )
 
     # ---- evaluation ----

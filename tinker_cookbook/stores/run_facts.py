@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.runs.report import HELD_OUT
 from tinker_cookbook.stores.storage import Storage, storage_join
 from tinker_cookbook.stores.training_store import TrainingRunStore, join_steps
 from tinker_cookbook.utils.jsonl_log import Row
 from tinker_cookbook.utils.metric_names import lower_is_better
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE
 
 __all__ = ["Best", "Facts", "TrainingType", "find_best", "read_facts"]
 
