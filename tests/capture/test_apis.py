@@ -116,7 +116,7 @@ async def test_each_api_refuses_a_wrong_key_in_its_own_form(renderer: Renderer):
 
     async with RecordingEndpoint() as endpoint:
         address = endpoint.open(Script(), renderer).address
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             answers = [
                 await client.post(f"{address.base_url}/{path}", json={}, headers=headers)
                 for path in ("chat/completions", "responses", "messages")

@@ -213,7 +213,9 @@ async def test_the_proxy_answers_in_the_scope_of_its_address(sampling_client, re
     instrument_tinker(exporter)
     try:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://proxy", timeout=60
+        ) as client:
             key = {"authorization": "Bearer key"}
             body = {"model": "m", "messages": ASK, "seed": 3}
             path = "/run/r/traj/5/v1/chat/completions"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tinker_cookbook.dialects.pieces import Ending, Piece, join_texts, new_id
+from tinker_cookbook.dialects.pieces import Ending, Piece, join_texts
 
 __all__ = ["ChatWriter", "chat_delta", "chat_message", "chat_usage"]
 
@@ -57,7 +58,7 @@ class ChatWriter:
         self._include_usage = include_usage
         self._num_calls = 0
         self._head = {
-            "id": new_id("chatcmpl", reply_id),
+            "id": f"chatcmpl-{reply_id or secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
