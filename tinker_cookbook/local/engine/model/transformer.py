@@ -26,9 +26,8 @@ Legend: T packed tokens, H hidden size, K key heads, G query heads per key head,
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -49,7 +48,7 @@ from tinker_cookbook.local.engine.model.ops import (
     swiglu_into,
 )
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
-from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
+from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms, train_kernels
 
 __all__ = [
     "BlockBytes",
@@ -93,17 +92,6 @@ class _Kept:
     """[T, 2 I], before silu."""
     down_low: torch.Tensor
 
-    def rounded(self, dtype: torch.dtype) -> _Kept:
-        """Return a copy for a backward pass in `dtype`. Hidden states and norms stay float32."""
-        keep = {"inverse_in", "hidden_mid", "inverse_mid", "attended_lse"}
-        values = {
-            field.name: value.to(dtype)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None and field.name not in keep
-        }
-        # Only the compiled float32 backward pass reads the logsumexp; torch does that in `dtype`.
-        return replace(self, **values, attended_lse=None)
-
 
 @dataclass
 class Tape:
@@ -119,9 +107,6 @@ class Tape:
     """Input [T, H] of every block, then the input of the final norm."""
     kept: list[_Kept | None]
     """One entry per block; None where the block is recomputed in the backward pass."""
-    again: Callable[[int, torch.Tensor], _Kept] | None = None
-    """Recomputes a block in the arithmetic of the forward pass; None: the transformer that runs the
-    backward pass recomputes it itself."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +128,7 @@ class PackedTransformer:
         self.fold = AdapterFold(weights)
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
         self._group_size = arch.num_heads // arch.num_kv_heads
+        self._paired = weights.paired
 
     def activation_bytes(self, num_tokens: int, rank: int) -> BlockBytes:
         """Return the memory that one block keeps for the backward pass over `num_tokens` tokens."""
@@ -164,7 +150,6 @@ class PackedTransformer:
         lengths: Sequence[int],
         *,
         keep_blocks: int | None = None,
-        backward_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, Tape]:
         """Return the hidden states after the final norm and the tape for `backward`.
 
@@ -172,8 +157,6 @@ class PackedTransformer:
             tokens: int64 [T], the segments concatenated.
             keep_blocks: how many of the last blocks keep what they computed; earlier blocks
                 recompute it. None keeps nothing, and the tape cannot be run backward.
-            backward_dtype: dtype of the transformer that runs the tape backward; None if that is
-                this one.
 
         Returns:
             [T, H] in the dtype of the weights, and the tape.
@@ -189,18 +172,13 @@ class PackedTransformer:
         for index in range(len(self.weights.layers)):
             following, kept = self._block(index, hidden, tape)
             if keep_blocks is not None:
-                if backward_dtype is not None and index >= first_kept:
-                    kept = kept.rounded(backward_dtype)
                 tape.inputs.append(hidden)
                 tape.kept.append(kept if index >= first_kept else None)
             hidden = following
             del kept
         if keep_blocks is not None:
             tape.inputs.append(hidden)
-        if backward_dtype is not None:
-            again = functools.partial(self._block_again, tape=replace(tape), dtype=backward_dtype)
-            tape = replace(tape, layout=None, again=again)
-        return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps), tape
+        return self._final_norm(hidden), tape
 
     def backward(
         self, adapter: Adapter, tape: Tape, grad: torch.Tensor, sink: GradientSink
@@ -212,23 +190,36 @@ class PackedTransformer:
         """
         self.fold.load(adapter)
         last = tape.inputs.pop()
-        inverse = inverse_rms(last, self.arch.rms_norm_eps)
+        inverse = self._inverse_rms(last)
         grad = rms_norm_backward(grad, last, self.weights.final_norm, inverse)
         lowest = self._lowest_trained_block()
         for index in reversed(range(lowest, len(self.weights.layers))):
             hidden, kept = tape.inputs.pop(), tape.kept.pop()
-            if kept is None and tape.again is not None:
-                kept = tape.again(index, hidden)
-            elif kept is None:
+            if kept is None:
                 _, kept = self._block(index, hidden, tape)
             grad = self._block_backward(index, hidden, kept, grad, tape, sink)
+
+    def _inverse_rms(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return 1 / rms of each row, float32 [T, 1]; with paired matrices the decoder's bits."""
+        kernels = train_kernels() if self._paired else None
+        if kernels is None:
+            return inverse_rms(hidden, self.arch.rms_norm_eps)
+        return kernels.inverse_rms(hidden, self.arch.rms_norm_eps)
+
+    def _final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self.weights.final_norm
+        if not self._paired:
+            return rms_norm(hidden, weight, self.arch.rms_norm_eps)
+        normed = torch.empty_like(hidden)
+        rms_norm_into(normed, hidden, weight, self._inverse_rms(hidden))
+        return normed
 
     def _head_layout(
         self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> HeadLayout | None:
         arch, dtype = self.arch, self.weights.dtype
-        plain = dtype == torch.float32 and self.weights.device.type == "cpu" and not arch.qk_norm
-        if not plain or train_kernels() is None:
+        plain = dtype == torch.float32 and self.weights.device.type == "cpu"
+        if not (plain and (self._paired or not arch.qk_norm)) or train_kernels() is None:
             return None
         return HeadLayout(arch.num_kv_heads, self._group_size, arch.head_dim, positions, cos, sin)
 
@@ -248,20 +239,20 @@ class PackedTransformer:
         Each step writes its result straight into the input buffer `x` of the next projection. `x`
         is a view of `z`, which may have extra columns for the low-rank values.
         """
-        layer, eps = self.weights.layers[index], self.arch.rms_norm_eps
-        inverse_in = inverse_rms(hidden, eps)
+        layer = self.weights.layers[index]
+        inverse_in = self._inverse_rms(hidden)
         z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv")
         q, k, v = self._split_heads(qkv, layer, tape)
-        attended, lse = attention_forward(q, k, v, tape.lengths)
+        attended, lse = attention_forward(q, k, v, tape.lengths, in_order=self._paired)
 
         z, x = self._input(len(hidden), index, "o")
         self._merge_heads(attended, x)
         o_out, o_low = self._project(z, index, "o", add_to=hidden)
         hidden_mid = o_out
 
-        inverse_mid = inverse_rms(hidden_mid, eps)
+        inverse_mid = self._inverse_rms(hidden_mid)
         z, x = self._input(len(hidden), index, "gate_up")
         rms_norm_into(x, hidden_mid, layer.post_norm, inverse_mid)
         gate_up, gate_up_low = self._project(z, index, "gate_up")
@@ -286,11 +277,6 @@ class PackedTransformer:
             down_low=down_low,
         )
         return hidden_out, kept
-
-    def _block_again(
-        self, index: int, hidden: torch.Tensor, *, tape: Tape, dtype: torch.dtype
-    ) -> _Kept:
-        return self._block(index, hidden, tape)[1].rounded(dtype)
 
     def _block_backward(
         self,
@@ -377,7 +363,7 @@ class PackedTransformer:
         arch, num_tokens = self.arch, qkv.shape[0]
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
-            return kernels.split_heads(tape.layout, qkv)
+            return kernels.split_heads(tape.layout, qkv, self._head_norms(layer))
         q, k, v = self._head_views(qkv)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, arch.rms_norm_eps)
@@ -388,6 +374,11 @@ class PackedTransformer:
         rope_into(q_out.transpose(0, 1), q, tape.cos * scale, tape.sin * scale)
         rope_into(k_out.transpose(0, 1), k, tape.cos, tape.sin)
         return q_out.flatten(1, 2), k_out[:, :, 0], v[:, :, 0].transpose(0, 1).contiguous()
+
+    def _head_norms(self, layer: LayerWeights) -> HeadNorms | None:
+        if layer.q_norm is None or layer.k_norm is None:
+            return None
+        return HeadNorms(layer.q_norm, layer.k_norm, self.arch.rms_norm_eps)
 
     def _head_views(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return views of the queries [T, K, G, D], the keys and the values [T, K, 1, D]."""
@@ -426,7 +417,9 @@ class PackedTransformer:
         )
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
-            return kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
+            result = kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
+            self._norm_heads_backward(result, kept, layer)
+            return result
         result = grad.new_empty(merged_grad.shape[0], arch.q_size + 2 * arch.kv_size)
         q_out, k_out, v_out = self._head_views(result)
         scale = arch.head_dim**-0.5
@@ -434,9 +427,15 @@ class PackedTransformer:
         rope_into(q_out, q_heads, tape.cos * scale, tape.sin * -scale)
         rope_into(k_out, k_grad.unsqueeze(2).transpose(0, 1), tape.cos, -tape.sin)
         v_out.copy_(v_grad.unsqueeze(2).transpose(0, 1))
-        if kept.qkv is not None and layer.q_norm is not None and layer.k_norm is not None:
-            q, k, _ = self._head_views(kept.qkv)
-            for part, part_grad, weight in ((q, q_out, layer.q_norm), (k, k_out, layer.k_norm)):
-                inverse = inverse_rms(part, arch.rms_norm_eps)
-                part_grad.copy_(rms_norm_backward(part_grad, part, weight, inverse))
+        self._norm_heads_backward(result, kept, layer)
         return result
+
+    def _norm_heads_backward(self, grad: torch.Tensor, kept: _Kept, layer: LayerWeights) -> None:
+        """Turn the gradient of normed queries and keys into that of `kept.qkv`, in place."""
+        if kept.qkv is None or layer.q_norm is None or layer.k_norm is None:
+            return
+        q, k, _ = self._head_views(kept.qkv)
+        q_grad, k_grad, _ = self._head_views(grad)
+        for part, part_grad, weight in ((q, q_grad, layer.q_norm), (k, k_grad, layer.k_norm)):
+            inverse = inverse_rms(part, self.arch.rms_norm_eps)
+            part_grad.copy_(rms_norm_backward(part_grad, part, weight, inverse))
