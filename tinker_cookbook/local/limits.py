@@ -15,6 +15,7 @@ from tinker_cookbook.utils.shared_limits import MAX_LORA_RANK
 __all__ = [
     "INT32",
     "INT64",
+    "LORA_ALPHA",
     "MAX_INT32",
     "RANK",
     "SAMPLING",
@@ -56,6 +57,7 @@ INT32 = Range(0, MAX_INT32)
 INT64 = Range(-(2**63), 2**63 - 1)
 
 RANK = Range(1, MAX_LORA_RANK)
+LORA_ALPHA = Range(0, 1e6, excludes_lowest=True)
 
 _TOP_LOGPROBS = Range(0, 1024)
 SAMPLING = {
