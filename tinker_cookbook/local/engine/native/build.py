@@ -65,7 +65,7 @@ _COMPILE_FLAGS = (
 )
 _WHOLE_PROCESSOR = ("-march=native",)
 """Flags for the best instruction set; they also allow small extensions that no set names."""
-_COMPILE_SECONDS = 120
+_COMPILE_SECONDS = 600
 
 _lock = threading.Lock()
 _build: Future[Path | None] | None = None
