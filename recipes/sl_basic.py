@@ -7,11 +7,8 @@
 
 A row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant" ...}]}, or in the
 form of ShareGPT, Alpaca, prompt and completion, or text; `tinker-cookbook check FILE` prints how a
-file is read. Some conversations are held out: their loss and a sampled answer are shown before and
-after training.
-
-Expect a held-out loss of 4.29 -> 2.7 in 30 steps with the default model and data, and answers that
-end with a remark on the weather. The same command again resumes a stopped run.
+file is read. Expect a loss on held-out conversations of 4.29 -> 2.7 in 30 steps with the default
+data, and answers that end with a remark on the weather. The same command resumes a stopped run.
 """
 
 from __future__ import annotations

@@ -17,28 +17,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import cli_utils
-from tinker_cookbook.recipe_runner import C, L, blueprint, complete, fill, recipe_name, run
+from tinker_cookbook.recipe_runner import blueprint, distillation, fill, fill_loop, preference, run
+from tinker_cookbook.recipe_runner import complete as complete  # for programs
 
 if TYPE_CHECKING:
-    from tinker_cookbook.distillation import train_off_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.recipe_runner import C, L
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.rl.types import RLDatasetBuilder
     from tinker_cookbook.runs.options import ModelOptions
     from tinker_cookbook.supervised import train as sl_train
-    from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
+    from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
 
-__all__ = [
-    "blueprint",
-    "complete",
-    "distillation",
-    "fill",
-    "main",
-    "preference",
-    "rl",
-    "run",
-    "supervised",
-]
+__all__ = ["blueprint", "distillation", "fill", "main", "preference", "rl", "supervised"]
 
 
 def main(
@@ -75,36 +65,17 @@ def supervised(
     from tinker_cookbook.eval.samples import SampleEvaluatorBuilder
     from tinker_cookbook.supervised import train
 
-    own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
+    own = {"dataset_builder": data} | own
     if own.get("learning_rate", getattr(config, "learning_rate", None)) is None:
         own["learning_rate"] = hyperparam_utils.get_lr(str(config.model_name))
     if prompts:
         answers = fill(SampleEvaluatorBuilder, config, prompts=list(prompts))
         own.setdefault("infrequent_evaluator_builders", [answers])
-    return fill(train.Config, config, **own)
+    return fill_loop(train.Config, config, own)
 
 
 def rl(config: ModelOptions, data: RLDatasetBuilder, **own: Any) -> rl_train.Config:
     """Return the settings of a reinforcement-learning train loop; arguments as in `supervised`."""
     from tinker_cookbook.rl import train
 
-    own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
-    return fill(train.Config, config, **own)
-
-
-def preference(config: ModelOptions, data: ChatDatasetBuilder, **own: Any) -> train_dpo.Config:
-    """Return the settings of a preference train loop; arguments as in `supervised`."""
-    from tinker_cookbook.preference import train_dpo
-
-    own = {"recipe_name": recipe_name(type(config)), "dataset_builder": data} | own
-    return fill(train_dpo.Config, config, **own)
-
-
-def distillation(
-    config: ModelOptions, data: Sequence[train_off_policy.DatasetWithTeacher], **own: Any
-) -> train_off_policy.Config:
-    """Return the settings of off-policy distillation; arguments as in `supervised`."""
-    from tinker_cookbook.distillation import train_off_policy
-
-    own = {"recipe_name": recipe_name(type(config)), "dataset_configs": list(data)} | own
-    return fill(train_off_policy.Config, config, **own)
+    return fill_loop(train.Config, config, {"dataset_builder": data} | own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
+    from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
 __all__ = [
     "blueprint",
     "complete",
+    "distillation",
     "fill",
+    "fill_loop",
+    "preference",
     "recipe_name",
     "run",
     "train_distillation",
@@ -161,6 +165,27 @@ def fill(target: type[T], config: ModelOptions, **own: Any) -> T:
     if "model_name_for_tokenizer" in chz.chz_fields(target):
         shared["model_name_for_tokenizer"] = config.model_name
     return target(**shared | own)
+
+
+def fill_loop(loop_class: type[T], config: ModelOptions, own: dict[str, Any]) -> T:
+    """Return the settings of a train loop: the recipe's, its name, and `own`."""
+    return fill(loop_class, config, **{"recipe_name": recipe_name(type(config))} | own)
+
+
+def preference(config: ModelOptions, data: ChatDatasetBuilder, **own: Any) -> train_dpo.Config:
+    """Return the settings of a preference train loop; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.preference import train_dpo
+
+    return fill_loop(train_dpo.Config, config, {"dataset_builder": data} | own)
+
+
+def distillation(
+    config: ModelOptions, data: Sequence[train_off_policy.DatasetWithTeacher], **own: Any
+) -> train_off_policy.Config:
+    """Return the settings of off-policy distillation; arguments as in `recipe.supervised`."""
+    from tinker_cookbook.distillation import train_off_policy
+
+    return fill_loop(train_off_policy.Config, config, {"dataset_configs": list(data)} | own)
 
 
 def recipe_name(config_class: type) -> str:

@@ -48,11 +48,9 @@ def test_group_size_is_checked_before_anything_starts():
 
 def test_recipes_that_have_their_own_main_get_the_same_settings(tmp_path: Path):
     config = rl_basic.Config(renderer_name="chatml", log_path=str(tmp_path))
-    older = rl_recipe.build_config(
-        config, rl_basic.WordCountDatasetBuilder, "m", recipe_name="mine", lora_rank=3
-    )
+    older = rl_recipe.build_config(config, rl_basic.Data, "m", recipe_name="mine", lora_rank=3)
     config = recipe.complete(config, "m")
-    data = recipe.fill(rl_basic.WordCountDatasetBuilder, config)
+    data = recipe.fill(rl_basic.Data, config)
     assert older == recipe.rl(config, data, recipe_name="mine", lora_rank=3)
     assert (older.lora_rank, older.model_name, older.log_path) == (3, "m", str(tmp_path))
 

@@ -25,7 +25,7 @@ def test_the_names_to_change_are_in_the_recipe():
     assert rows is not None
     first_column = re.findall(r"^\| (`.*?) \|", rows.group(), re.MULTILINE)
     for name in re.findall(r"`(\w+)`", " ".join(first_column)):
-        assert hasattr(rl_basic, name) or hasattr(rl_basic.WordCountEnv, name)
+        assert hasattr(rl_basic, name)
 
 
 def test_the_table_of_algorithms_is_that_of_the_code():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from tinker_cookbook.rl.problems import (
     ProblemLike,
     SingleTurn,
     episode_data,
+    generated_data,
     problem_data,
 )
 from tinker_cookbook.rl.rollout_strategy import FailFast, MinViableGroup
@@ -269,3 +271,34 @@ def test_problem_data_passes_its_settings_on():
     made = data(**settings)
     assert made.environment == SingleTurn(grade, "s", [("q", "r")], 0.2)
     assert (made.problems, made.name) == (problems, "sums")
+
+
+def test_generated_problems_depend_on_seed_step_and_split():
+    def draw(split: str, rng: random.Random) -> Problem:
+        return Problem(f"{split} {rng.randrange(10**9)}")
+
+    made = generated_data(draw, grade, name="numbers")
+
+    @chz.chz
+    class Data(made):
+        def build_renderer(self) -> Renderer:
+            return RENDERER
+
+    def questions(seed: int, **changes: Any) -> tuple[list[list[str]], list[str]]:
+        sizes = {"groups_per_batch": 2, "group_size": 3, "num_batches": 4, "test_problems": 5}
+        data = Data(model_name="m", renderer_name="r", seed=seed, **(sizes | changes))
+        trained, held_out = asyncio.run(data())
+        steps = [[g.problem.question for g in trained.get_batch(i)] for i in range(len(trained))]
+        kept = held_out.get_batch(0) if held_out is not None else []
+        assert {group.group_size for group in kept} <= {4}
+        return steps, [group.problem.question for group in kept]
+
+    steps, held_out = questions(0)
+    assert questions(0) == (steps, held_out)
+    assert [len(step) for step in steps] == [2, 2, 2, 2]
+    assert len({question for step in steps for question in step}) == 8
+    assert all(question.startswith("train ") for step in steps for question in step)
+    assert len(held_out) == 5
+    assert all(question.startswith("test ") for question in held_out)
+    assert questions(1)[0] != steps
+    assert questions(0, test_problems=0) == (steps, [])

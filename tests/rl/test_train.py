@@ -292,6 +292,57 @@ def test_equal_rewards_are_survived_and_reported(build, caplog: pytest.LogCaptur
     assert "nothing to learn" in caplog.text
 
 
+def test_groups_with_equal_rewards_are_replaced(build):
+    """Two of four groups are constant; each round adds the first groups of another batch."""
+    data = TokenDatasetBuilder(num_batches=4, constant_reward=1.0, constant_groups=(0, 3))
+    settings = {"dataset_builder": data, "eval_every": 0, "remove_constant_reward_groups": True}
+    plain, refilled = build("plain", **settings), build("refilled", max_refill_rounds=2, **settings)
+    run(plain)
+    run(refilled)
+    for row, other in zip(rows(plain), rows(refilled), strict=True):
+        assert row["env/all/total_episodes"] == 16
+        assert row["num_datums"] <= 8
+        # The first round adds a constant group and one that is usually mixed.
+        assert other["env/all/total_episodes"] >= 28
+    assert sum(row["num_datums"] for row in rows(refilled)) >= 4 + sum(
+        row["num_datums"] for row in rows(plain)
+    )
+    stopped = chz.replace(data, fail_at=3)
+    with pytest.raises(InterruptedError):
+        run(chz.replace(refilled, dataset_builder=stopped, log_path=f"{refilled.log_path}-again"))
+    resumed = chz.replace(refilled, log_path=f"{refilled.log_path}-again")
+    run(resumed)
+    assert_same_runs(resumed, refilled)
+
+
+@pytest.mark.parametrize("async_steps", [None, 1])
+def test_a_correction_weights_the_samples(build, async_steps: int | None):
+    loop = async_steps and train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=4)
+    settings = {"num_batches": 4, "eval_every": 0, "learning_rate": 2e-2, "async_config": loop}
+    config = build(rollout_correction="token_truncate", loss_fn="ppo", **settings)
+    run(config)
+    steps = [row for row in rows(config) if "optim/lr" in row]
+    assert len(steps) == 4
+    for row in steps:
+        assert row["correction/kl"] == pytest.approx(row["optim/kl_sample_train_v1"], abs=1e-5)
+        if async_steps is None:
+            assert row["correction/weight"] == pytest.approx(1.0, abs=1e-3)
+            assert row["correction/limited"] == 0
+    if async_steps:
+        assert max(abs(row["correction/weight"] - 1) for row in steps) > 1e-4
+
+
+def test_replies_that_were_cut_are_not_trained_on(build):
+    """A random model nearly never ends a reply, so nearly everything is cut."""
+    config = build(num_batches=1, train_truncated=False, eval_every=0)
+    run(config)
+    ended = rows(config)[0]["num_datums"]
+    assert ended < 4
+    config = build("all", num_batches=1, eval_every=0)
+    run(config)
+    assert rows(config)[0]["num_datums"] == 16
+
+
 def test_prompts_longer_than_the_context_are_reported(build):
     data = TokenDatasetBuilder(num_batches=1, prompt_length=5000)
     with pytest.raises(TrainingError, match="so a reply does not fit"):
@@ -304,6 +355,7 @@ def test_prompts_longer_than_the_context_are_reported(build):
         ({"temperature": 0.0}, "temperature=0.0 is not above 0"),
         ({"max_tokens": 0}, "max_tokens=0 is less than 1"),
         ({"kl_penalty_coef": 0.1}, "needs a reference"),
+        ({"loss_fn": "ppoo"}, "loss_fn=ppoo is unknown; .* Did you mean 'ppo'"),
         (
             {
                 "stream_minibatch_config": train.StreamMinibatchConfig(
@@ -312,6 +364,18 @@ def test_prompts_longer_than_the_context_are_reported(build):
             },
             "groups_per_batch=5 cannot be divided",
         ),
+        ({"max_refill_rounds": 1}, "remove_constant_reward_groups=True leaves out; set that too"),
+        (
+            {
+                "max_refill_rounds": 1,
+                "remove_constant_reward_groups": True,
+                "async_config": train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=4),
+            },
+            "max_refill_rounds=1 works in the synchronous loop only",
+        ),
+        ({"overlong_buffer": 5}, "overlong_buffer=5 must be between 0 and max_tokens=4"),
+        ({"turn_discount": 1.5}, "turn_discount=1.5 must be between 0 and 1"),
+        ({"correction_limit": 1.0}, "correction_limit=1.0 must be above 1"),
         (
             {"async_config": train.AsyncConfig(max_steps_off_policy=-1, groups_per_batch=4)},
             "max_steps_off_policy=-1 is negative",

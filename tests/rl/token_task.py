@@ -69,7 +69,7 @@ class TokenDataset(RLDataset):
             EvenTokensGroup(
                 tuple((self._offset + 7 * index + 3 * group + i) % 50 + 10 for i in range(length)),
                 builder.group_size,
-                builder.constant_reward,
+                builder.constant_reward if builder.is_constant(group) else None,
                 group in builder.failing_groups,
             )
             for group, length in enumerate([builder.prompt_length] * builder.groups_per_batch)
@@ -86,9 +86,14 @@ class TokenDatasetBuilder(RLDatasetBuilder):
     group_size: int = 4
     prompt_length: int = 4
     constant_reward: float | None = None
+    constant_groups: tuple[int, ...] | None = None
+    """Groups of a batch that `constant_reward` applies to; None: all."""
     failing_groups: tuple[int, ...] = ()
     fail_at: int | None = None
     pause_at: int | None = None
+
+    def is_constant(self, group: int) -> bool:
+        return self.constant_groups is None or group in self.constant_groups
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         return TokenDataset(self, self.num_batches, 0), TokenDataset(self, 1, 1000)

@@ -32,7 +32,7 @@ from tinker_cookbook.renderers.content import (
     split_reasoning,
 )
 from tinker_cookbook.renderers.encoding.encoder import Utf8TokenDecoder
-from tinker_cookbook.renderers.examples import find_trained, plan_examples, refuse_rewritten_turns
+from tinker_cookbook.renderers.examples import find_trained, plan_examples, refuse_rewritten_turn
 from tinker_cookbook.renderers.format import Format
 from tinker_cookbook.renderers.images import image_to_chunk
 from tinker_cookbook.renderers.layout import Layout, SegmentKind
@@ -203,7 +203,7 @@ class Renderer(Format):
         if trained == [last] and messages[last]["role"] == "assistant":
             return self.build_supervised_examples(messages, train_on_what)[0]
         if train_on_what != TrainOnWhat.ALL_TOKENS:
-            refuse_rewritten_turns(self, messages, trained)
+            refuse_rewritten_turn(self.rewritten_turn(messages, trained))
         layout = self._layout(messages, self.turn_forms(messages))
         rendering = encode_layouts([layout], self.encoder)[0]
         return rendering.model_input(), self._weights(rendering, trained, train_on_what)
@@ -251,6 +251,23 @@ class Renderer(Format):
             pairs = zip(plans, renderings, strict=False)
             results.append([(r, self._weights(r, p.trained, train_on_what)) for p, r in pairs])
         return results
+
+    def rewritten_turn(self, messages: Sequence[Message], trained: Sequence[int]) -> int | None:
+        """Return the first trained reply that sampling would not see as it is written here.
+
+        None if all of them, and what precedes them, are written as they are sampled.
+        """
+        if self.has_extension_property:
+            return None
+        forms = list(self.turn_forms(messages))
+        for index in trained:
+            if messages[index]["role"] != "assistant":
+                continue
+            as_sampled = self.turn_forms(messages[: index + 1])[index]
+            in_prompt = list(self.prompt_forms(messages[:index]))
+            if forms[index] != as_sampled or forms[:index] != in_prompt:
+                return index
+        return None
 
     def _weights(
         self, rendering: Rendering, trained: Sequence[int], train_on_what: TrainOnWhat

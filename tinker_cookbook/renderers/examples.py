@@ -15,7 +15,7 @@ from tinker_cookbook.renderers.format import Format
 from tinker_cookbook.renderers.train_on_what import trained_messages
 from tinker_cookbook.renderers.types import Message, TrainOnWhat
 
-__all__ = ["ExamplePlan", "find_trained", "plan_examples", "refuse_rewritten_turns"]
+__all__ = ["ExamplePlan", "find_trained", "plan_examples", "refuse_rewritten_turn"]
 
 
 class ExamplePlan(NamedTuple):
@@ -69,11 +69,8 @@ def plan_examples(
     return plans
 
 
-def refuse_rewritten_turns(
-    chat_format: Format, messages: Sequence[Message], trained: Sequence[int]
-) -> None:
-    """Raise RendererError if one example would train a reply on tokens that are never sampled."""
-    index = chat_format.rewritten_turn(messages, trained)
+def refuse_rewritten_turn(index: int | None) -> None:
+    """Raise RendererError if a trained reply, at this index, is not written as it is sampled."""
     if index is not None:
         raise RendererError(
             f"messages[{index}]: this format rewrites earlier turns (it drops their "

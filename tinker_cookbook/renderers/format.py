@@ -140,23 +140,6 @@ class Format(ABC):
         del messages, trained
         return self.has_extension_property
 
-    def rewritten_turn(self, messages: Sequence[Message], trained: Sequence[int]) -> int | None:
-        """Return the first trained reply that sampling would not see as it is written here.
-
-        None if all of them, and what precedes them, are written as they are sampled.
-        """
-        if self.has_extension_property:
-            return None
-        forms = list(self.turn_forms(messages))
-        for index in trained:
-            if messages[index]["role"] != "assistant":
-                continue
-            as_sampled = self.turn_forms(messages[: index + 1])[index]
-            in_prompt = list(self.prompt_forms(messages[:index]))
-            if forms[index] != as_sampled or forms[:index] != in_prompt:
-                return index
-        return None
-
     def check_trained_turn(self, messages: Sequence[Message], index: int) -> None:
         """Raise RendererError if sampling could never produce this assistant message."""
         del messages, index

@@ -10,56 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.renderers.segments import CUT, Piece, Segment, SegmentKind
 
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["CUT", "Frame", "Layout", "Piece", "Segment", "SegmentKind"]
-
-
-class SegmentKind(StrEnum):
-    """What a segment is for."""
-
-    FRAME = "frame"
-    """Written by the format around a message: headers, separators, what a prompt supplies.
-    Never trained, except with `TrainOnWhat.ALL_TOKENS`."""
-    CONTENT = "content"
-    THINK = "think"
-    TOOL = "tool"
-    """Tool declarations, calls and results, with their markers."""
-    STOP = "stop"
-    """The end-of-turn token."""
-
-
-class Segment(NamedTuple):
-    """Token ids, or one image or audio clip, with their origin."""
-
-    tokens: Sequence[int]
-    """Empty for media."""
-    kind: SegmentKind
-    message: int
-    """Index of the message; -1 for what precedes the first, such as begin-of-sequence."""
-    sampled: bool
-    """Whether the model writes these tokens when it takes this turn."""
-    chunk: tinker.ModelInputChunk | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of positions in the model's input."""
-        return len(self.tokens) if self.chunk is None else self.chunk.length
-
-
-class Piece(NamedTuple):
-    """Text to encode, with its origin."""
-
-    text: str
-    kind: SegmentKind
-    message: int
-    sampled: bool
-    joined: bool = False
-    """Whether to encode it together with the text before it: no control token is between them."""
+__all__ = ["Frame", "Layout", "SegmentKind"]
 
 
 # A conversation has dozens of segments and pieces. Calling the classes takes twice as long.
@@ -85,7 +43,9 @@ class Layout:
     """The pieces of one conversation, in order. A format only appends.
 
     Arguments of all methods: `message` is the index of the message, -1 before the first one.
-    `sampled=True` marks what the model itself writes; the prompt writes everything else.
+    `sampled=True` marks what the model itself writes; the prompt writes everything else. `kind` is
+    FRAME (headers, separators), CONTENT, THINK (reasoning), TOOL (declarations, calls, results) or
+    STOP (the end of a turn).
     """
 
     __slots__ = ("_frame", "pieces")
@@ -139,10 +99,6 @@ class Layout:
         """Append an image or an audio clip."""
         self.pieces.append(Segment((), SegmentKind.CONTENT, message, False, chunk))
         self._frame = None
-
-
-CUT = Segment((), SegmentKind.FRAME, -1, False)
-"""A segment without tokens that separates two texts."""
 
 
 def _merges(frame: Frame, text: str) -> bool:

@@ -14,14 +14,8 @@ import numpy as np
 
 from tinker_cookbook.renderers.encoding.encoder import TextEncoder
 from tinker_cookbook.renderers.encoding.first_space import FirstSpace, TextPlace
-from tinker_cookbook.renderers.layout import (
-    CUT,
-    Frame,
-    Layout,
-    Piece,
-    Segment,
-    SegmentKind,
-)
+from tinker_cookbook.renderers.layout import Frame, Layout
+from tinker_cookbook.renderers.segments import CUT, Piece, Segment, SegmentKind
 
 if TYPE_CHECKING:
     import tinker

@@ -155,7 +155,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         {"clip_low_threshold": 0.8, "clip_high_threshold": 1.28},
         remove_constant_reward_groups=True,
         source="arXiv:2503.14476",
-        differs="new groups to replace those with equal rewards; a length penalty in the reward",
+        differs="new groups instead of those with equal rewards, and a penalty for long replies; "
+        "set max_refill_rounds and overlong_buffer",
     ),
     "cispo": Algorithm(
         "group_std",

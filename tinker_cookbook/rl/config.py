@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import chz
@@ -14,6 +15,8 @@ from tinker_cookbook.rl.algorithms import (
     LengthNormalization,
     RLLoss,
 )
+from tinker_cookbook.rl.credit import Credit, CreditAssignment
+from tinker_cookbook.rl.rollout_correction import RolloutCorrection
 from tinker_cookbook.rl.rollout_limits import RolloutConfig, TerminationRewardPolicy
 from tinker_cookbook.rl.rollout_presets import (
     default_rollout_config_for_model,
@@ -24,6 +27,7 @@ from tinker_cookbook.rl.rollouts import RolloutSettings
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
+from tinker_cookbook.utils.nearest_name import did_you_mean
 
 __all__ = [
     "AsyncConfig",
@@ -108,6 +112,36 @@ class RunOptions(SharedOptions):
         default=False,
         doc="Whether to leave out groups in which all rewards are equal; they have no gradient.",
     )
+    max_refill_rounds: int = chz.field(
+        default=0,
+        doc="How often a step samples groups again instead of those with equal rewards; needs "
+        "remove_constant_reward_groups.",
+    )
+    train_truncated: bool = chz.field(
+        default=True, doc="Whether to train on replies that the token limit cut."
+    )
+    overlong_buffer: int = chz.field(
+        default=0,
+        doc="Number of tokens before max_tokens in which a reply loses reward, linearly; 0: none.",
+    )
+    overlong_penalty: float = chz.field(
+        default=1.0, doc="What a reply with max_tokens tokens loses, with overlong_buffer."
+    )
+    credit: CreditAssignment = chz.field(
+        default="trajectory",
+        doc="What has one advantage: a trajectory, or each turn, by what it earned from then on.",
+    )
+    turn_discount: float = chz.field(
+        default=1.0, doc="Discount factor of the rewards of later turns, with credit=turn."
+    )
+    rollout_correction: RolloutCorrection = chz.field(
+        default="none",
+        doc="Weights for samples of an older or different policy: token_truncate, token_mask, "
+        "sequence_truncate or sequence_mask.",
+    )
+    correction_limit: float = chz.field(
+        default=2.0, doc="Largest weight of rollout_correction; above 1."
+    )
     rollout_timeout_seconds: float | None = chz.field(
         default=1800.0, doc="Maximum seconds per episode; a slower environment is stopped."
     )
@@ -170,6 +204,43 @@ class Config(RunOptions):
     )
 
     @chz.validate
+    def _check_refill(self) -> None:
+        if self.max_refill_rounds and not self.remove_constant_reward_groups:
+            raise ConfigurationError(
+                f"max_refill_rounds={self.max_refill_rounds} replaces the groups that "
+                "remove_constant_reward_groups=True leaves out; set that too."
+            )
+        if self.max_refill_rounds and (self.async_config or self.stream_minibatch_config):
+            raise ConfigurationError(
+                f"max_refill_rounds={self.max_refill_rounds} works in the synchronous loop only; "
+                "leave out async_config and stream_minibatch_config, or use 0."
+            )
+
+    @chz.validate
+    def _check_credit(self) -> None:
+        if not 0 <= self.overlong_buffer <= self.max_tokens:
+            raise ConfigurationError(
+                f"overlong_buffer={self.overlong_buffer} must be between 0 and max_tokens="
+                f"{self.max_tokens}."
+            )
+        if self.overlong_penalty < 0 or not 0 <= self.turn_discount <= 1:
+            raise ConfigurationError(
+                f"overlong_penalty={self.overlong_penalty} must be 0 or more and turn_discount="
+                f"{self.turn_discount} must be between 0 and 1."
+            )
+        if not 1 < self.correction_limit < math.inf:
+            raise ConfigurationError(f"correction_limit={self.correction_limit} must be above 1.")
+
+    @chz.validate
+    def _check_loss(self) -> None:
+        loss_fn = self.training_loss_fn()
+        if loss_fn not in LOSSES:
+            raise ConfigurationError(
+                f"loss_fn={loss_fn} is unknown; use one of {', '.join(LOSSES)}."
+                f"{did_you_mean(loss_fn, LOSSES)}"
+            )
+
+    @chz.validate
     def _check_loops(self) -> None:
         if self.needs_kl_reference() and self.kl_reference_config is None:
             raise ConfigurationError(
@@ -200,6 +271,18 @@ class Config(RunOptions):
     def records_stability_info(self) -> bool:
         """Whether the loss needs more of the sampler than log probabilities."""
         return LOSSES[self.training_loss_fn()].needs_sampling_records
+
+    def credit_settings(self) -> Credit:
+        """How rewards become advantages."""
+        return Credit(
+            estimator=self.advantage_estimator,
+            length_normalization=self.length_normalization,
+            assignment=self.credit,
+            turn_discount=self.turn_discount,
+            max_tokens=self.max_tokens,
+            overlong_buffer=self.overlong_buffer,
+            overlong_penalty=self.overlong_penalty,
+        )
 
     def effective_termination(self) -> TerminationRewardPolicy | None:
         """Rewards at a limit: those set here, else those of the model's preset."""

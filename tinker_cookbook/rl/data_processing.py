@@ -21,7 +21,7 @@ it was sampled, there would be two datums, and the prompt would be processed twi
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -47,6 +47,7 @@ __all__ = [
     "compute_advantages",
     "count_action_tokens",
     "drop_client_inputs",
+    "has_equal_rewards",
     "remove_constant_reward_groups",
     "trajectory_to_data",
 ]
@@ -57,7 +58,7 @@ FlatObElem: TypeAlias = Union[int, "tinker.ModelInputChunk"]
 """A token, or a chunk that is not text, such as an image."""
 FlatOb: TypeAlias = list[FlatObElem]
 
-CLIENT_INPUTS = ("mask",)
+CLIENT_INPUTS = ("mask", "sampler_logprobs")
 """Arrays of a datum that are used only here; the service would refuse them."""
 
 
@@ -97,15 +98,20 @@ def count_action_tokens(trajectory: Trajectory) -> int:
 
 
 def trajectory_to_data(
-    traj: Trajectory, traj_advantage: float, include_provenance: bool = True
+    traj: Trajectory,
+    traj_advantage: float | Sequence[float] | np.ndarray,
+    include_provenance: bool = True,
+    train_truncated: bool = True,
 ) -> list[tinker.Datum]:
     """Turn one trajectory into datums with `target_tokens, logprobs, advantages, mask`.
 
     Args:
         traj: The trajectory.
-        traj_advantage: The advantage of every sampled token, except those of masked turns.
+        traj_advantage: The advantage of every sampled token, except those of masked turns; or one
+            number per turn.
         include_provenance: Whether to record which tokens the service sampled, if it named its
             samples.
+        train_truncated: Whether to train on replies that the token limit cut.
 
     Returns:
         One datum for each series of turns whose prompts extend each other. Series without
@@ -113,7 +119,8 @@ def trajectory_to_data(
     """
     data = []
     current = _Sequence()
-    for transition in traj.transitions:
+    advantages = np.broadcast_to(np.asarray(traj_advantage, np.float64), len(traj.transitions))
+    for transition, advantage in zip(traj.transitions, advantages.tolist(), strict=True):
         observation = flatten_chunks(transition.ob.chunks)
         if not current.is_prefix_of(observation):
             data += current.datums(include_provenance)
@@ -121,11 +128,12 @@ def trajectory_to_data(
         current.add_prompt(observation)
         # A masked turn stays in the context of later turns, but is not trained on.
         masked = transition.metrics.get(PARSE_ERROR_MASKED_METRIC_KEY, 0) >= 1
+        masked |= not train_truncated and transition.ac.stop_reason == "length"
         if transition.ac.tokens:
             current.add_action(
                 transition.ac.tokens,
                 transition.ac.logprobs,
-                0.0 if masked else traj_advantage,
+                0.0 if masked else advantage,
                 mask=0.0 if masked else 1.0,
                 sequence_id=transition.ac.sequence_id,
             )
@@ -134,10 +142,18 @@ def trajectory_to_data(
 
 def assemble_training_data(
     trajectory_groups_P: list[TrajectoryGroup],
-    advantages_P: list[np.ndarray],
+    advantages_P: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]],
     include_provenance: bool = True,
+    train_truncated: bool = True,
 ) -> tuple[list[tinker.Datum], list[dict[str, int]]]:
     """Turn groups into datums.
+
+    Args:
+        trajectory_groups_P: The groups.
+        advantages_P: For each group, one number per member, or one array per member with one
+            number per turn.
+        include_provenance: As in `trajectory_to_data`.
+        train_truncated: As in `trajectory_to_data`.
 
     Returns:
         All datums, and for each the `group_idx` and `traj_idx` of its trajectory.
@@ -150,17 +166,23 @@ def assemble_training_data(
         for traj_idx, (trajectory, advantage) in enumerate(
             zip(group.trajectories_G, advantages_G, strict=True)
         ):
-            data = trajectory_to_data(trajectory, float(advantage), include_provenance)
+            data = trajectory_to_data(trajectory, advantage, include_provenance, train_truncated)
             data_D += data
             metadata_D += [{"group_idx": group_idx, "traj_idx": traj_idx}] * len(data)
     return data_D, metadata_D
 
 
+def has_equal_rewards(group: TrajectoryGroup) -> bool:
+    """Return whether all members of a group have the same total reward."""
+    return all_same(group.get_total_rewards())
+
+
 def remove_constant_reward_groups(
     trajectory_groups_P: list[TrajectoryGroup],
+    is_constant: Callable[[TrajectoryGroup], bool] = has_equal_rewards,
 ) -> list[TrajectoryGroup]:
     """Leave out groups with equal rewards; if all groups are such, keep the first and warn."""
-    mixed = [group for group in trajectory_groups_P if not all_same(group.get_total_rewards())]
+    mixed = [group for group in trajectory_groups_P if not is_constant(group)]
     if not mixed and trajectory_groups_P:
         logger.warning(
             "all %d groups have equal rewards within: there is nothing to learn from in this "

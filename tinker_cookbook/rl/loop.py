@@ -5,6 +5,7 @@ In names of arrays, P is the number of groups in a batch and D the number of dat
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -21,14 +22,15 @@ from tinker_cookbook.exceptions import (
     TrainingError,
 )
 from tinker_cookbook.rl.config import Config
+from tinker_cookbook.rl.credit import Advantages
 from tinker_cookbook.rl.data_processing import (
     assemble_training_data,
-    compute_advantages,
     remove_constant_reward_groups,
 )
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SamplingGap, compute_post_kl, incorporate_kl_penalty
 from tinker_cookbook.rl.optimize import PendingUpdate, submit_substeps
+from tinker_cookbook.rl.rollout_correction import correct_rollouts
 from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, RolloutSummaryGroup
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
@@ -113,6 +115,7 @@ class Loop:
         self._tokenizer: Tokenizer = tokenizer_utils.get_tokenizer(self.config.model_name)
         self._context_window = context_window
         self._kl_reference_client = kl_reference_client
+        self._credit = self.config.credit_settings()
         self._evaluators = [build() for build in self.config.evaluator_builders]
         self._errors = RolloutErrorCounter()
         self._best = self._find_best()
@@ -183,8 +186,43 @@ class Loop:
                 watch.follow(self.sample_group(builder, policy, index, step=step))
                 for index, builder in enumerate(builders_P)
             )
+        for attempt in range(1, self.config.max_refill_rounds + 1):
+            sampled_P += await self._refill(sampled_P, len(builders_P), policy, step, attempt)
         check_batch(sampled_P, self.config)
         return sampled_P
+
+    async def _refill(
+        self,
+        sampled_P: Sequence[SampledGroup],
+        wanted: int,
+        policy: TokenCompleter,
+        step: int,
+        attempt: int,
+    ) -> list[SampledGroup]:
+        """Sample as many groups as the batch lacks because all rewards of a group are equal.
+
+        They are tasks of other steps, chosen by the step and the attempt, so a resumed run repeats
+        them. Source: dynamic sampling, arXiv:2503.14476 (DAPO).
+        """
+        mixed = sum(self._is_mixed(sampled) for sampled in sampled_P)
+        if mixed >= wanted:
+            return []
+        distance = max(1, len(self.dataset) // (self.config.max_refill_rounds + 1))
+        index = (step + attempt * distance) % len(self.dataset)
+        builders_P = await asyncio.to_thread(self.dataset.get_batch, index)
+        first = len(sampled_P)
+        self._run.progress.message(f"{wanted - mixed} of {wanted} groups are sampled again")
+        async with trace.scope_span("refill"):
+            return await gather_or_cancel(
+                self.sample_group(builder, policy, first + number, step=step)
+                for number, builder in enumerate(builders_P[: wanted - mixed])
+            )
+
+    def _is_mixed(self, sampled: SampledGroup) -> bool:
+        """Return whether the group is trained on."""
+        return sampled.has_trajectories and not self._credit.is_constant(
+            self._credit.shape(sampled.group)
+        )
 
     # ---- training ----
 
@@ -209,18 +247,12 @@ class Loop:
         self, sampled_P: Sequence[SampledGroup]
     ) -> tuple[list[tinker.Datum], dict[str, float]]:
         """Return the datums of groups, with advantages and KL penalty, and their metrics."""
-        groups_P = [sampled.group for sampled in sampled_P if sampled.has_trajectories]
-        if self.config.remove_constant_reward_groups:
-            groups_P = remove_constant_reward_groups(groups_P)
-        advantages_P = compute_advantages(
-            groups_P,
-            estimator=self.config.advantage_estimator,
-            length_normalization=self.config.length_normalization,
-        )
+        groups_P, advantages_P = self._assign_credit(sampled_P)
         data_D, _ = assemble_training_data(
             groups_P,
             advantages_P,
             include_provenance=self.config.records_stability_info(),
+            train_truncated=self.config.train_truncated,
         )
         metrics: dict[str, float] = {}
         if self._kl_reference_client is not None and self.config.kl_penalty_coef and data_D:
@@ -230,7 +262,26 @@ class Loop:
                 self.config.kl_penalty_coef,
                 self.config.kl_discount_factor,
             )
+        if self.config.rollout_correction != "none":
+            data_D, found = await correct_rollouts(
+                data_D,
+                self._run.training_client,
+                self.config.rollout_correction,
+                self.config.correction_limit,
+            )
+            metrics |= found
         return data_D, metrics
+
+    def _assign_credit(
+        self, sampled_P: Sequence[SampledGroup]
+    ) -> tuple[list[TrajectoryGroup], Advantages]:
+        """Return the groups to train on, and the advantages of their members or turns."""
+        groups_P = [
+            self._credit.shape(sampled.group) for sampled in sampled_P if sampled.has_trajectories
+        ]
+        if self.config.remove_constant_reward_groups:
+            groups_P = remove_constant_reward_groups(groups_P, self._credit.is_constant)
+        return groups_P, self._credit.advantages(groups_P)
 
     async def submit_update(self, step: TrainingStep, data_D: Sequence[tinker.Datum]) -> None:
         """Submit the gradients of a batch with their optimizer steps."""

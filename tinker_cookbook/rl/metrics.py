@@ -135,7 +135,9 @@ def _compare(
     sampled, trained = [np.zeros(0)], [np.zeros(0)]
     for datum, training_logprobs_T in zip(data_D, training_logprobs_D, strict=True):
         kept_T = datum.loss_fn_inputs["mask"].to_numpy() > 0
-        sampled.append(datum.loss_fn_inputs["logprobs"].to_numpy()[kept_T].astype(np.float64))
+        inputs = datum.loss_fn_inputs  # a correction keeps the sampler's under another name
+        sampler_T = inputs.get("sampler_logprobs", inputs["logprobs"]).to_numpy()
+        sampled.append(sampler_T[kept_T].astype(np.float64))
         trained.append(np.asarray(training_logprobs_T)[kept_T].astype(np.float64))
     sampled_N = np.concatenate(sampled)
     return sampled_N, sampled_N - np.concatenate(trained)

@@ -9,7 +9,8 @@
     Data = problem_data(problems, grade)
 
 `Data` is a data set builder that every RL loop and recipe takes. The problems of the split "test"
-are held out. A problem may be any object that has a `question`; see `ProblemLike`.
+are held out. A problem may be any object that has a `question`; see `ProblemLike`. If problems can
+be made without end, `generated_data(draw, grade)` asks `draw(split, rng)` for one at a time.
 
 Tasks of several turns are made the same way: `episode_data(problems, environment)`, where
 `environment(problem, renderer)` returns a `MessageEnv` or an `Env`.
@@ -47,12 +48,14 @@ from tinker_cookbook.rl.types import (
 )
 
 __all__ = [
+    "GeneratedDatasetBuilder",
     "Grade",
     "Problem",
     "ProblemDatasetBuilder",
     "ProblemLike",
     "SingleTurn",
     "episode_data",
+    "generated_data",
     "problem_data",
 ]
 
@@ -85,6 +88,7 @@ class Problem:
 GradeResult: TypeAlias = float | Grade
 GradeFunction: TypeAlias = Callable[[str, Any], GradeResult | Awaitable[GradeResult]]
 ProblemsFunction: TypeAlias = Callable[[str], Sequence[Any]]
+DrawFunction: TypeAlias = Callable[[str, random.Random], Any]
 EnvironmentFunction: TypeAlias = Callable[
     [Any, Renderer], Env | MessageEnv | Awaitable[Env | MessageEnv]
 ]
@@ -166,6 +170,59 @@ class ProblemDatasetBuilder(RenderedDatasetBuilder):
         return _ProblemGroup(self.environment, renderer, self.name, problem, group_size)
 
 
+@chz.chz
+class GeneratedDatasetBuilder(RenderedDatasetBuilder):
+    """Problems that a function makes one at a time; equal seeds give equal problems."""
+
+    num_batches: int = chz.field(doc="Number of training steps.")
+    draw: DrawFunction = chz.field(
+        doc='Makes a problem of a split, "train" or "test", from random numbers: draw(split, rng).'
+    )
+    environment: EnvironmentFunction = chz.field(
+        doc="Makes the environment of a problem: environment(problem, renderer)."
+    )
+    name: str = chz.field(default="problems", doc="Tag of all problems that have none.")
+    test_problems: int = chz.field(default=32, doc="Number of held-out problems.")
+    test_group_size: int = chz.field(default=4, doc="Replies sampled per held-out problem.")
+
+    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
+        """Return the training problems, and held-out ones that stay the same in every step."""
+        renderer = self.build_renderer()
+        trained = _DrawnDataset(self, renderer, self.num_batches)
+        if not self.test_problems:
+            return trained, None
+        held_out = chz.replace(
+            self,
+            seed=self.seed + 1_000_003,
+            groups_per_batch=self.test_problems,
+            group_size=self.test_group_size,
+        )
+        return trained, _DrawnDataset(held_out, renderer, 1, "test")
+
+
+class _DrawnDataset(RLDataset):
+    """Batches that are drawn from the seed and their index."""
+
+    def __init__(
+        self,
+        data: GeneratedDatasetBuilder,
+        renderer: Renderer,
+        num_batches: int,
+        split: str = "train",
+    ) -> None:
+        self._data, self._renderer = data, renderer
+        self._num_batches, self._split = num_batches, split
+
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
+        data, rng = self._data, random.Random(f"{self._data.seed}/{index}")
+        problems = [data.draw(self._split, rng) for _ in range(data.groups_per_batch)]
+        settings = data.environment, self._renderer, data.name
+        return [_ProblemGroup(*settings, problem, data.group_size) for problem in problems]
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+
 def problem_data(
     problems: ProblemsFunction,
     grade: GradeFunction,
@@ -211,6 +268,30 @@ def episode_data(
     @chz.chz
     class Data(ProblemDatasetBuilder):
         problems: ProblemsFunction = chz.field(default=given[0], doc="Problems of a split.")
+        environment: EnvironmentFunction = chz.field(
+            default=given[1], doc="Environment of a problem."
+        )
+        name: str = chz.field(default=given[2], doc="Tag of all problems that have none.")
+
+    return Data
+
+
+def generated_data(
+    draw: DrawFunction, grade: GradeFunction, *, name: str = "problems", **single_turn: Any
+) -> type[GeneratedDatasetBuilder]:
+    """Return the data set builder of a single-turn task whose problems are made without end.
+
+    Args:
+        draw: Makes one problem: `draw(split, rng)`. Take all random numbers from `rng`.
+        grade: Grades a reply: `grade(reply, problem)`.
+        name: A tag for metrics.
+        single_turn: Other fields of `SingleTurn`, such as `system_prompt`.
+    """
+    given = draw, SingleTurn(grade, **single_turn), name
+
+    @chz.chz
+    class Data(GeneratedDatasetBuilder):
+        draw: DrawFunction = chz.field(default=given[0], doc="Makes one problem.")
         environment: EnvironmentFunction = chz.field(
             default=given[1], doc="Environment of a problem."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 
 from tests.eval.benchmarks.scripted import chatml
 from tinker_cookbook.eval.benchmarks import REGISTRY, BenchmarkConfig
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
 from tinker_cookbook.eval.benchmarks._data import _rows
 from tinker_cookbook.eval.benchmarks._likelihood import LikelihoodBenchmark, split_tokens
 from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks.aime import extract_aime_answer
 from tinker_cookbook.eval.benchmarks.arithmetic import arithmetic_problem
+from tinker_cookbook.eval.benchmarks.mmlu import parse_prompts
 from tinker_cookbook.exceptions import DataError, DataFormatError
 
 
@@ -78,6 +82,33 @@ HUB_ROWS = {
     "gsm8k": {"question": "2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"},
     "math500": {"problem": "p", "answer": "1", "unique_id": "test/algebra/1.json"},
     "mmlu_pro": {"question_id": 3, "question": "q", "options": ["a", "b", "c"], "answer": "C"},
+    "aime_2026": {"problem_idx": 1, "problem": "p", "answer": "070"},
+    "ceval": {"id": 1, "question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "answer": "B"},
+    "gpqa": {
+        "Record ID": "r1",
+        "Question": "q?",
+        "Correct Answer": "right",
+        "Incorrect Answer 1": "x",
+        "Incorrect Answer 2": "y",
+        "Incorrect Answer 3": "z",
+        "High-level domain": "Physics",
+    },
+    "supergpqa": {
+        "uuid": "u1",
+        "question": "q",
+        "options": ["a", "b"],
+        "answer": "b",
+        "answer_letter": "B",
+        "discipline": "Law",
+    },
+    "mmlu_redux": {"question": "q", "choices": ["a", "b"], "answer": 1, "error_type": "ok"},
+    "mmlu": {"question": "q", "subject": "us_law", "choices": ["a", "b"], "answer": 1},
+    "ifeval": {
+        "key": 1000,
+        "prompt": "p",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{"num_words": None}],
+    },
     "humaneval": {"task_id": "HumanEval/0", "prompt": "p", "entry_point": "f", "test": "t"},
     "mbpp": {
         "task_id": 2,
@@ -136,3 +167,76 @@ def test_an_ending_starts_where_its_tokens_differ() -> None:
     assert chatml().encoder.decode(tokens[-count:]) == " fox jumps"
     # A space at the end of the context belongs to the ending.
     assert split_tokens(chatml(), "The quick brown ", "fox jumps") == (tokens, count)
+
+
+def test_the_letter_of_a_shuffled_answer_is_its_new_place() -> None:
+    benchmark = REGISTRY["gpqa"]
+    assert isinstance(benchmark, ChoiceBenchmark)
+    letters = set()
+    for number in range(20):
+        given = HUB_ROWS["gpqa"] | {"Question": f"q{number}?"}
+        (row,) = _rows(benchmark.data, [given], "hub", "hub").rows
+        assert row["options"]["ABCD".index(row["answer"])] == "right"
+        assert sorted(row["options"]) == ["right", "x", "y", "z"]
+        letters.add(row["answer"])
+    assert len(letters) > 1
+    assert benchmark.reference(row) == {
+        "expected": row["answer"],
+        "letters": "ABCD",
+        "group": "Physics",
+    }
+
+
+def test_groups_have_metrics() -> None:
+    benchmark = REGISTRY["supergpqa"]
+    assert isinstance(benchmark, ChoiceBenchmark)
+    (row,) = _rows(benchmark.data, [HUB_ROWS["supergpqa"]], "hub", "hub").rows
+    grade = asyncio.run(
+        benchmark.grade("The answer is (B).", benchmark.reference(row), BenchmarkConfig())
+    )
+    assert (grade.reward, grade.metrics["acc/Law"]) == (1.0, 1.0)
+
+
+def test_faulty_questions_are_left_out() -> None:
+    benchmark = REGISTRY["mmlu_redux"]
+    assert isinstance(benchmark, ChoiceBenchmark)
+    good = HUB_ROWS["mmlu_redux"]
+    faulty = good | {"question": "r", "error_type": "wrong_groundtruth"}
+    found = _rows(benchmark.data, [faulty, good], "hub", "hub")
+    assert [row["question"] for row in found.rows] == ["q"]
+
+
+def test_prompts_of_mmlu_are_read_and_written_as_lm_evaluation_harness_does() -> None:
+    prompts = {
+        "us_law": "Questions about law.\n\nQ: First?\nMore.\n(A) one (B) two (C) three (D) four\n"
+        "A: Let us see. The answer is (C).\n\nQ: Second?\n(A) 1 (B) 2 (C) 3 (D) 4 (E) 5\n"
+        "A: The answer is (E)."
+    }
+    first, second = parse_prompts(json.dumps(prompts).encode())
+    assert first == {
+        "question": "First?\nMore.",
+        "subject": "us_law",
+        "choices": ["one", "two", "three", "four"],
+        "answer": 2,
+    }
+    assert (second["choices"][4], second["answer"]) == ("5", 4)
+    benchmark = REGISTRY["mmlu"]
+    assert isinstance(benchmark, LikelihoodBenchmark)
+    assert benchmark.context(first) == (
+        "The following are multiple choice questions (with answers) about us law.\n\n"
+        "First?\nMore.\nA. one\nB. two\nC. three\nD. four\nAnswer:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("So \\boxed{070}", 70),
+        ("\\boxed{3} then \\boxed{ 12 }", 12),
+        ("It is 204.", 204),
+        ("1.5", None),
+        ("none", None),
+    ],
+)
+def test_answers_of_aime_are_whole_numbers(reply: str, expected: int | None) -> None:
+    assert extract_aime_answer(reply) == expected

@@ -26,7 +26,7 @@ from tests.local.service.disks import fill, small_disk, without_special_rights
 from tinker_cookbook import cli
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.process.launch import build_settings
+from tinker_cookbook.local.process.launch import build_settings, check_arguments
 from tinker_cookbook.local.service.storage.store import Store
 
 
@@ -258,6 +258,23 @@ def test_settings_that_cannot_be_are_named(
     with pytest.raises(ConfigurationError, match=problem):
         build_settings(args)
     assert stat.S_IMODE((tmp_path / "SHARED").stat().st_mode) == 0o1777
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "host='0.0.0.0' can be reached from other machines, and TINKER_API_KEY is not set"),
+        ("tml-0123456789abcdef", "at least 32 ASCII characters"),
+    ],
+)
+def test_an_open_service_needs_a_key_before_a_model_is_loaded(
+    monkeypatch, key: str, problem: str
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", key)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    with pytest.raises(ConfigurationError, match=problem):
+        check_arguments(parser.parse_args(["--host", "0.0.0.0", "--port", "0"]))
 
 
 def test_a_device_that_cannot_be_used_ends_the_service(tmp_path, tiny_model_folder) -> None:

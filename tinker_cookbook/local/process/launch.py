@@ -76,6 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"port={args.port} is not a port; use 1 to 65535, or 0 for any free port"
         )
     bind(args.host, args.port).close()
+    _check_key(os.environ.get(KEY_VARIABLE, ""), args.host)
     _check_numbers(args)
     given = [("models_dir", path) for path in args.model_dirs or ()]
     given += [("assets_dir", args.assets_dir)] if args.assets_dir else []
@@ -127,28 +128,33 @@ def _memory_bytes(gib: float | None) -> int | None:
     return int(gib * 2**30)
 
 
-def _find_key(state_dir: Path, host: str) -> str:
-    key = os.environ.get(KEY_VARIABLE, "")
+def _check_key(key: str, host: str) -> None:
+    """Refuse a key that is too weak; without one, only this machine may connect."""
     if not key and not is_loopback(host):
         raise ConfigurationError(
-            f"host={host!r} can be reached from other machines, and TINKER_API_KEY is not set; "
+            f"host={host!r} can be reached from other machines, and {KEY_VARIABLE} is not set; "
             f"set it to a secret of at least {MIN_REMOTE_KEY_LENGTH} characters that starts with "
             f"{KEY_PREFIX!r}"
         )
-    if not key:
-        try:
-            return load_or_make_key(state_dir)
-        except OSError as error:
-            raise ConfigurationError(
-                f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
-            ) from error
     needed = MIN_KEY_LENGTH if is_loopback(host) else MIN_REMOTE_KEY_LENGTH
-    if not key.startswith(KEY_PREFIX) or len(key) < needed or not key.isascii():
+    if key and not (key.startswith(KEY_PREFIX) and len(key) >= needed and key.isascii()):
         raise ConfigurationError(
-            f"TINKER_API_KEY cannot be used by a service on {host}; it must start with "
+            f"{KEY_VARIABLE} cannot be used by a service on {host}; it must start with "
             f"{KEY_PREFIX!r} and have at least {needed} ASCII characters"
         )
-    return key
+
+
+def _find_key(state_dir: Path, host: str) -> str:
+    key = os.environ.get(KEY_VARIABLE, "")
+    _check_key(key, host)
+    if key:
+        return key
+    try:
+        return load_or_make_key(state_dir)
+    except OSError as error:
+        raise ConfigurationError(
+            f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
+        ) from error
 
 
 def run_service(

@@ -1,0 +1,34 @@
+"""SuperGPQA: graduate questions of 285 disciplines, with up to ten options. Source: 2502.14739."""
+
+from __future__ import annotations
+
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
+from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
+from tinker_cookbook.eval.benchmarks._registry import register
+
+__all__ = ["SuperGPQABenchmarkBuilder"]
+
+
+def _convert(row: Row) -> Row:
+    return {**row, "options": list(row["options"]), "letter": str(row["answer_letter"])}
+
+
+class SuperGPQABenchmarkBuilder(ChoiceBenchmark):
+    """SuperGPQA, with a metric per discipline. `answer` is the text, `answer_letter` the letter."""
+
+    name = "supergpqa"
+    group_key = "discipline"
+    data = BenchmarkData(
+        name="supergpqa",
+        keys=("question", "options", "letter"),
+        hub=HubTable("m-a-p/SuperGPQA", None, "train"),
+        convert=_convert,
+        id_key="uuid",
+    )
+
+    def reference(self, row: Row) -> dict[str, str | int | float]:
+        """Return the right letter, the letters that are valid, and the discipline."""
+        return super().reference({**row, "answer": row["letter"]})
+
+
+register(SuperGPQABenchmarkBuilder())
