@@ -16,6 +16,7 @@ __all__ = [
     "INT32",
     "INT64",
     "LORA_ALPHA",
+    "LORA_DROPOUT",
     "MAX_INT32",
     "RANK",
     "SAMPLING",
@@ -58,6 +59,7 @@ INT64 = Range(-(2**63), 2**63 - 1)
 
 RANK = Range(1, MAX_LORA_RANK)
 LORA_ALPHA = Range(0, 1e6, excludes_lowest=True)
+LORA_DROPOUT = Range(0, 1, excludes_highest=True)
 
 _TOP_LOGPROBS = Range(0, 1024)
 SAMPLING = {

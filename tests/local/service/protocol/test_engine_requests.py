@@ -43,6 +43,10 @@ def test_alpha_is_read_from_the_metadata_of_the_run(metadata: dict, alpha: float
     assert decode_lora({"rank": 16}, metadata) == LoraSpec(16, alpha=alpha)
 
 
+def test_dropout_is_read_from_the_metadata_of_the_run() -> None:
+    assert decode_lora({}, {"lora_dropout": "0.25"}) == LoraSpec(dropout=0.25)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -50,7 +54,7 @@ def test_alpha_is_read_from_the_metadata_of_the_run(metadata: dict, alpha: float
         ({"lora_alpha": "0"}, "lora_alpha='0' is not accepted; expected a number above 0"),
         ({"lora_alpha": "inf"}, "lora_alpha='inf'"),
         ({"lora_rslora": "yes"}, "user_metadata.lora_rslora='yes'.*'true' or 'false'"),
-        ({"lora_dropout": "0.1"}, "user_metadata.lora_dropout='0.1' is not available here"),
+        ({"lora_dropout": "1"}, "lora_dropout='1' is not accepted; expected a number from 0 to le"),
     ],
 )
 def test_wrong_values_in_the_metadata_are_refused(metadata: dict, message: str) -> None:

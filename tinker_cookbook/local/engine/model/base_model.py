@@ -14,6 +14,7 @@ import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch
 from tinker_cookbook.local.engine.model.devices import choose_dtype
+from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget, lora_targets
@@ -155,12 +156,13 @@ class NativeModel:
     def logprobs_and_gradient(
         self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
     ) -> torch.Tensor:
-        head = self.head
+        head, rate = self.head, adapter.spec.dropout
         hidden, tape = self.transformer.forward(
             adapter,
             pack.tokens,
             pack.lengths,
             keep_blocks=self._num_blocks_to_keep(len(pack.tokens), adapter.rank),
+            dropout=AdapterDropout(rate, pack.seed) if rate else None,
         )
         # Rows with a gradient come first: only they go through the head's backward pass.
         selected, split = hidden[pack.rows], pack.num_gradient_rows

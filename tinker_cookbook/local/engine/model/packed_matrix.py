@@ -105,8 +105,15 @@ class PackedMatrix:
         *,
         bias: Tensor | None = None,
         add_to: Tensor | None = None,
+        low: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.products.forward(self, z, lora, bias=bias, add_to=add_to)
+        if low is None or lora is None:
+            return self.products.forward(self, z, lora, bias=bias, add_to=add_to)
+        y, _ = self.products.forward(self, z, bias=bias, add_to=add_to)
+        parts = zip(y.split(list(self.outs), 1), low.chunk(len(lora.b), 1), lora.b, strict=True)
+        for part, values, b in parts:
+            part.addmm_(values, b.t())
+        return y, low
 
     def backward(self, grad: Tensor, lora: LoraPair | None = None) -> tuple[Tensor, Tensor]:
         return self.products.backward(self, grad, lora)

@@ -33,6 +33,7 @@ import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.fold import AdapterFold
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
@@ -107,6 +108,7 @@ class Tape:
     """Input [T, H] of every block, then the input of the final norm."""
     kept: list[_Kept | None]
     """One entry per block; None where the block is recomputed in the backward pass."""
+    dropout: AdapterDropout | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class PackedTransformer:
         lengths: Sequence[int],
         *,
         keep_blocks: int | None = None,
+        dropout: AdapterDropout | None = None,
     ) -> tuple[torch.Tensor, Tape]:
         """Return the hidden states after the final norm and the tape for `backward`.
 
@@ -157,6 +160,7 @@ class PackedTransformer:
             tokens: int64 [T], the segments concatenated.
             keep_blocks: how many of the last blocks keep what they computed; earlier blocks
                 recompute it. None keeps nothing, and the tape cannot be run backward.
+            dropout: drops inputs of the adapter, in both passes.
 
         Returns:
             [T, H] in the dtype of the weights, and the tape.
@@ -166,7 +170,7 @@ class PackedTransformer:
         half = self.arch.head_dim // 2
         tables = self._rope.up_to(max(lengths))
         cos, sin = (t[positions, None, None, :half] for t in tables)
-        tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [])
+        tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [], dropout)
         hidden = self.weights.embed_tokens(tokens).float()
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):
@@ -243,23 +247,23 @@ class PackedTransformer:
         inverse_in = self._inverse_rms(hidden)
         z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
-        qkv, qkv_low = self._project(z, index, "qkv")
+        qkv, qkv_low = self._project(z, index, "qkv", tape)
         q, k, v = self._split_heads(qkv, layer, tape)
         attended, lse = attention_forward(q, k, v, tape.lengths, in_order=self._paired)
 
         z, x = self._input(len(hidden), index, "o")
         self._merge_heads(attended, x)
-        o_out, o_low = self._project(z, index, "o", add_to=hidden)
+        o_out, o_low = self._project(z, index, "o", tape, add_to=hidden)
         hidden_mid = o_out
 
         inverse_mid = self._inverse_rms(hidden_mid)
         z, x = self._input(len(hidden), index, "gate_up")
         rms_norm_into(x, hidden_mid, layer.post_norm, inverse_mid)
-        gate_up, gate_up_low = self._project(z, index, "gate_up")
+        gate_up, gate_up_low = self._project(z, index, "gate_up", tape)
 
         z, x = self._input(len(hidden), index, "down")
         swiglu_into(x, gate_up)
-        hidden_out, down_low = self._project(z, index, "down", add_to=hidden_mid)
+        hidden_out, down_low = self._project(z, index, "down", tape, add_to=hidden_mid)
         kept = _Kept(
             inverse_in=inverse_in,
             qkv_low=qkv_low,
@@ -300,26 +304,30 @@ class PackedTransformer:
         # MLP. The backward pass of SwiGLU also recomputes its value, the input x of `down`.
         activation = grad.new_empty(grad.shape[0], self.arch.intermediate_size, dtype=dtype)
         out_grad = grad.to(dtype)
-        x_grad, low_grad = self._unproject(out_grad, index, "down")
+        x_grad, low_grad = self._unproject(out_grad, index, "down", tape)
         gate_up_grad = swiglu_backward(x_grad, kept.gate_up, activation)
-        self._add_gradients(sink, index, "down", activation, kept.down_low, low_grad, out_grad)
-        x_grad, low_grad = self._unproject(gate_up_grad, index, "gate_up")
+        self._add_gradients(
+            sink, index, "down", activation, kept.down_low, low_grad, out_grad, tape
+        )
+        x_grad, low_grad = self._unproject(gate_up_grad, index, "gate_up", tape)
         x = torch.empty_like(hidden, dtype=dtype)
         rms_norm_into(x, kept.hidden_mid, layer.post_norm, kept.inverse_mid)
-        self._add_gradients(sink, index, "gate_up", x, kept.gate_up_low, low_grad, gate_up_grad)
+        self._add_gradients(
+            sink, index, "gate_up", x, kept.gate_up_low, low_grad, gate_up_grad, tape
+        )
         grad = rms_norm_backward(
             x_grad, kept.hidden_mid, layer.post_norm, kept.inverse_mid, add=grad
         )
         # Attention. `x` serves again as the input of `qkv`.
         out_grad = grad.to(dtype)
-        x_grad, low_grad = self._unproject(out_grad, index, "o")
+        x_grad, low_grad = self._unproject(out_grad, index, "o", tape)
         merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
         self._merge_heads(kept.attended, merged)
-        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad)
+        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad, tape)
         qkv_grad = self._attention_backward(x_grad, kept, layer, tape)
-        x_grad, low_grad = self._unproject(qkv_grad, index, "qkv")
+        x_grad, low_grad = self._unproject(qkv_grad, index, "qkv", tape)
         rms_norm_into(x, hidden, layer.input_norm, kept.inverse_in)
-        self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad)
+        self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad, tape)
         return rms_norm_backward(x_grad, hidden, layer.input_norm, kept.inverse_in, add=grad)
 
     def _input(self, rows: int, index: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -328,19 +336,36 @@ class PackedTransformer:
         return matrix.new_input(rows, self.fold.pair(layer_group(index, name)))
 
     def _project(
-        self, z: torch.Tensor, index: int, name: str, *, add_to: torch.Tensor | None = None
+        self,
+        z: torch.Tensor,
+        index: int,
+        name: str,
+        tape: Tape,
+        *,
+        add_to: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the product (plus `add_to` or the bias) and `low`."""
-        layer, lora = self.weights.layers[index], self.fold.pair(layer_group(index, name))
-        bias = layer.qkv_bias if name == "qkv" else None
-        return layer.matrices[name].forward(z, lora, bias=bias, add_to=add_to)
+        group = layer_group(index, name)
+        layer, lora, low = self.weights.layers[index], self.fold.pair(group), None
+        matrix, bias = layer.matrices[name], layer.qkv_bias if name == "qkv" else None
+        if lora is not None and tape.dropout is not None:
+            x = z[:, : matrix.in_features]
+            x = x * tape.dropout.factors(x, group)
+            low = (x @ lora.a.t().float()).mul_(lora.scale)
+        return matrix.forward(z, lora, bias=bias, add_to=add_to, low=low)
 
     def _unproject(
-        self, grad: torch.Tensor, index: int, name: str
+        self, grad: torch.Tensor, index: int, name: str, tape: Tape
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of `x` and of `x A'`, given that of a projection's result."""
-        lora = self.fold.pair(layer_group(index, name))
-        return self.weights.layers[index].matrices[name].backward(grad, lora)
+        group = layer_group(index, name)
+        lora = self.fold.pair(group)
+        x_grad, low_grad = self.weights.layers[index].matrices[name].backward(grad, lora)
+        if lora is not None and tape.dropout is not None:
+            # `x_grad` has low_grad A, which should be multiplied by the factors
+            through_a = low_grad.float() @ lora.a.float()
+            x_grad += through_a.mul_(tape.dropout.factors(x_grad, group).sub_(1))
+        return x_grad, low_grad
 
     def _add_gradients(
         self,
@@ -351,9 +376,12 @@ class PackedTransformer:
         low: torch.Tensor,
         low_grad: torch.Tensor,
         out_grad: torch.Tensor,
+        tape: Tape,
     ) -> None:
         group = layer_group(index, name)
         if group in sink.layout.groups:
+            if tape.dropout is not None:
+                x = (x * tape.dropout.factors(x, group)).to(x.dtype)
             sink.add(group, x=x, low=low, low_grad=low_grad, out_grad=out_grad)
 
     def _split_heads(

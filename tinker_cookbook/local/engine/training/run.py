@@ -55,6 +55,8 @@ class TrainingRun:
         self.gradient: torch.Tensor | None = None
         """Gradient summed over all calls since the last step; None before the first."""
         self.adam_state: AdamState | None = None
+        self.num_passes = 0
+        """Number of requests that began a backward pass; dropout differs between them."""
 
     @classmethod
     def from_folder(cls, model: BaseModel, folder: Path, *, with_optimizer: bool) -> TrainingRun:
@@ -218,6 +220,8 @@ class TrainingPass:
         self._packs = plan_packs(lengths, widths, model.pack_tokens)
         self._next_pack = 0
         self._backward = backward
+        run.num_passes += backward
+        self._seed = f"{run.adapter.spec.seed}.{run.num_passes}"
         self._gradient: torch.Tensor | None = None
         self._logprobs: list[np.ndarray | None] = [None] * len(data)
         self._loss_sum = 0.0
@@ -252,6 +256,7 @@ class TrainingPass:
         indices = self._packs[self._next_pack]
         model, adapter = self._run.model, self._run.adapter
         pack = build_pack(indices, self._data, self._loss.driver, model.device)
+        pack.seed = f"{self._seed}.{self._next_pack}"
         pack_loss = self._build_loss(pack)
         if self._backward:
             if self._gradient is None:

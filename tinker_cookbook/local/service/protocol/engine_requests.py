@@ -21,7 +21,7 @@ from tinker_cookbook.local.engine.types import (
     SparseRows,
 )
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.limits import LORA_ALPHA, Range
+from tinker_cookbook.local.limits import LORA_ALPHA, LORA_DROPOUT, Range
 from tinker_cookbook.local.service.protocol.assets import read_asset
 from tinker_cookbook.local.service.protocol.bodies import (
     AdamParams,
@@ -50,8 +50,10 @@ MAX_IMAGE_TOKENS = 1_000_000
 def decode_lora(values: JsonObject, user_metadata: Mapping[str, str] | None = None) -> LoraSpec:
     """Read a `lora_config`; fields that are missing have their defaults.
 
-    The wire has no field for alpha, so `lora_alpha` and `lora_rslora` of `user_metadata` set it.
+    The wire has no fields for alpha and dropout: `lora_alpha`, `lora_rslora` and `lora_dropout` of
+    `user_metadata` set them.
     """
+    metadata = user_metadata or {}
     config = read_as(LoraConfig, values, prefix="lora_config.")
     if not (config.train_unembed or config.train_mlp or config.train_attn):
         raise UserError(
@@ -64,7 +66,8 @@ def decode_lora(values: JsonObject, user_metadata: Mapping[str, str] | None = No
         train_unembed=config.train_unembed,
         train_mlp=config.train_mlp,
         train_attn=config.train_attn,
-        alpha=_decode_alpha(user_metadata or {}, config.rank),
+        alpha=_decode_alpha(metadata, config.rank),
+        dropout=_decode_number(metadata, "lora_dropout", LoraSpec.dropout, LORA_DROPOUT),
     )
 
 
@@ -74,29 +77,33 @@ def _decode_alpha(metadata: Mapping[str, str], rank: int) -> float:
     Rank-stabilized LoRA scales by `alpha / sqrt(rank)`, which is a larger alpha. It is saved as
     such, so that every program that reads the adapter scales it in the same way.
     """
-    alpha = LoraSpec.alpha
-    text = metadata.get("lora_alpha")
-    if text is not None:
-        try:
-            alpha = float(text)
-        except ValueError:
-            alpha = math.nan
-        if alpha not in LORA_ALPHA:
-            raise UserError(
-                f"user_metadata.lora_alpha={text[:40]!r} is not accepted; expected a number"
-                f"{LORA_ALPHA}"
-            )
+    alpha = _decode_number(metadata, "lora_alpha", LoraSpec.alpha, LORA_ALPHA)
     stabilized = metadata.get("lora_rslora", "false")
     if stabilized not in ("true", "false"):
         raise UserError(
             f"user_metadata.lora_rslora={stabilized[:40]!r} is not accepted; use 'true' or 'false'"
         )
-    dropout = metadata.get("lora_dropout", "0")
-    if dropout not in ("0", "0.0"):
-        raise UserError(
-            f"user_metadata.lora_dropout={dropout[:40]!r} is not available here; leave it out"
-        )
     return alpha * math.sqrt(rank) if stabilized == "true" else alpha
+
+
+def _decode_number(metadata: Mapping[str, str], key: str, default: float, accepted: Range) -> float:
+    """Read a number from a run's metadata.
+
+    Raises:
+        UserError: it names the key and the value.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if number not in accepted:
+        raise UserError(
+            f"user_metadata.{key}={text[:40]!r} is not accepted; expected a number{accepted}"
+        )
+    return number
 
 
 def refuse_other_optimizer(config: JsonObject | None, *, field: str) -> None:
