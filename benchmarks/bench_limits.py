@@ -16,6 +16,7 @@ __all__ = [
 
 _BUFFER_BYTES = 512 * 2**20
 """Much more than a cache holds."""
+_PAGE = 2 * 2**20
 
 
 def format_in_use() -> str:
@@ -48,11 +49,15 @@ def product_flops(threads: int) -> dict[str, float]:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Return how many bytes per second a sum over a large buffer reads."""
+    """Return how many bytes per second a sum over a large buffer reads, in large memory pages."""
     import torch
 
+    from tinker_cookbook.local.engine.memory import prefer_large_pages
+
     torch.set_num_threads(threads)
-    buffer = torch.ones(_BUFFER_BYTES // 4)
+    buffer = torch.empty(_BUFFER_BYTES // 4)
+    prefer_large_pages(-(-buffer.data_ptr() // _PAGE) * _PAGE, _BUFFER_BYTES - _PAGE)
+    buffer.fill_(1.0)
     seconds = []
     for _ in range(9):
         started = time.perf_counter()
