@@ -19,7 +19,7 @@ from tinker_cookbook.local.engine.model.base_model import NativeModel, describe_
 from tinker_cookbook.local.engine.model.lora import AdapterLayout, LoraTarget
 from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 from tinker_cookbook.local.engine.model.weights import LORA_ROOM
-from tinker_cookbook.local.engine.sampling.kv_cache import cache_shape
+from tinker_cookbook.local.engine.sampling.cache_rows import cache_shape
 from tinker_cookbook.local.engine.types import LoraSpec
 
 __all__ = ["ModelSizes", "NativeSpeeds", "read_sizes"]

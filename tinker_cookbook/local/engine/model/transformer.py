@@ -53,6 +53,7 @@ from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms,
 
 __all__ = [
     "BlockBytes",
+    "ForwardPass",
     "PackedTransformer",
     "RopeTable",
     "Tape",
@@ -109,6 +110,10 @@ class Tape:
     kept: list[_Kept | None]
     """One entry per block; None where the block is recomputed in the backward pass."""
     dropout: AdapterDropout | None = None
+
+
+ForwardPass = tuple[torch.Tensor, Tape]
+"""Hidden states [T, H] after the final norm, and the record from which the pass is run backward."""
 
 
 @dataclass(frozen=True)
