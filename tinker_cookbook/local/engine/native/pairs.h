@@ -5,7 +5,7 @@
  *     sum = (sum + x_odd w_odd) + x_even w_even        each sum rounded to float32
  *
  * which is what VDPBF16PS computes. A product of two bfloat16 numbers is exact in float32, so steps with
- * and without fused multiply-adds give the same bits: products are equal on all processors (but for sums
+ * and without fused multiply-adds give the same bits: products are equal on all processors (apart from sums
  * below 2^-126, which VDPBF16PS takes for 0).
  */
 #ifndef PAIRS_H
