@@ -47,6 +47,23 @@ def _roofline(sides: dict[str, dict[str, Any]]) -> float:
     return sample["flops"] / sample["seconds"] / sample["peak_flops"] * 100
 
 
+def _bandwidth(sides: dict[str, dict[str, Any]]) -> float:
+    sample = sides["service"]
+    return sample["bytes"] / sample["seconds"] / sample["peak_bytes_per_second"] * 100
+
+
+def _share_of(dtype: str) -> Callable[[dict[str, dict[str, Any]]], float]:
+    """Return the share of the product peak of a format, for records that have it."""
+
+    def share(sides: dict[str, dict[str, Any]]) -> float:
+        sample = sides["service"]
+        if sample["peak_of"] == dtype:
+            raise KeyError(dtype)  # the line above says it already
+        return sample["flops"] / sample["seconds"] / sample["peaks"][dtype] * 100
+
+    return share
+
+
 def _overhead(sides: dict[str, dict[str, Any]]) -> float:
     return sides["difference"]["seconds"] * 1e3
 
@@ -81,7 +98,15 @@ LINES = (
         higher_is_better=False,
         tokens_of=(),
     ),
-    Line("SFT, share of the matrix-product peak", "roofline", _roofline, PERCENT, 55, 75),
+    Line(
+        "SFT, share of the matrix-product peak of its format",
+        "roofline",
+        _roofline,
+        PERCENT,
+        45,
+        65,
+    ),
+    Line("the same, of the float32 peak", "roofline", _share_of("float32"), PERCENT, 0, 0),
     Line(
         "peak memory of that step, against padded",
         "train_padded",
@@ -115,6 +140,14 @@ LINES = (
             tokens_of=("service", "llama_cpp"),
         )
         for n, aim in ((1, 0.0), (8, 1.0), (32, 1.0))
+    ),
+    Line(
+        "decoding 1: bytes read per second, of the read bandwidth",
+        "bandwidth",
+        _bandwidth,
+        PERCENT,
+        70,
+        85,
     ),
     *(
         Line(

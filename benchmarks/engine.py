@@ -25,21 +25,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from bench_limits import (
+    bytes_per_token,
+    flops_per_token,
+    format_in_use,
+    product_flops,
+    read_bandwidth,
+)
 from bench_peers import PeerError, PeerProcess, random_prompts
 from bench_service import (
     LENGTHS,
+    RANK,
     Service,
     generate,
     make_data,
     score,
     train_step,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 128
@@ -405,14 +410,27 @@ def measure_scale(bench: Bench) -> dict[str, Sample]:
 
 
 def measure_roofline(bench: Bench) -> dict[str, Sample]:
-    """Measure a training step, and before and after it the peak rate of matrix products."""
-    dtype = _format_in_use()
-    before = _matmul_flops(bench.options.threads, dtype)
+    """Measure a training step, and before and after it the peak rates of matrix products.
+
+    The peak that counts is that of the format in which the service multiplies.
+    """
+    threads, used = bench.options.threads, format_in_use()
+    before = product_flops(threads)
     sample = measure_train_alone(bench)
-    after = _matmul_flops(bench.options.threads, dtype)
-    peak = max(before, after)
-    needed = _flops_per_token(bench.folder) * sample["tokens"]
-    return {"service": {**sample, "flops": needed, "peak_flops": peak, "peak_of": str(dtype)}}
+    peaks = {name: max(rate, before[name]) for name, rate in product_flops(threads).items()}
+    limits = {"flops": flops_per_token(bench.folder) * sample["tokens"], "peak_of": used}
+    return {"service": {**sample, **limits, "peak_flops": peaks[used], "peaks": peaks}}
+
+
+def measure_bandwidth(bench: Bench) -> dict[str, Sample]:
+    """Measure one decoding sequence, and before and after it how fast memory can be read."""
+    samplers, threads = bench.samplers(1), bench.options.threads
+    before = read_bandwidth(threads)
+    sample = bench.timed(lambda: generate(samplers, bench.prompts(1), new_tokens=NEW_TOKENS))
+    length = PROMPT_TOKENS + NEW_TOKENS // 2
+    read = bytes_per_token(bench.folder, length, RANK) * sample["tokens"]
+    peak = max(before, read_bandwidth(threads))
+    return {"service": {**sample, "bytes": read, "peak_bytes_per_second": peak}}
 
 
 def measure_train_alone(bench: Bench) -> Sample:
@@ -425,42 +443,6 @@ def measure_train_alone(bench: Bench) -> Sample:
     return bench.timed(step)
 
 
-def _format_in_use() -> torch.dtype:
-    """Return the format in which a service computes products by default."""
-    import torch
-
-    from tinker_cookbook.local.engine.model.devices import choose_dtype
-    from tinker_cookbook.local.engine.model.precision import product_dtype
-
-    return product_dtype(choose_dtype(None, torch.device("cpu")))
-
-
-def _matmul_flops(threads: int, dtype: torch.dtype) -> float:
-    import torch
-
-    torch.set_num_threads(threads)
-    left, right = torch.randn(2048, 576).to(dtype), torch.randn(3072, 576).to(dtype)
-    product = torch.empty(2048, 3072, dtype=dtype)
-    seconds = []
-    for _ in range(25):
-        started = time.perf_counter()
-        torch.mm(left, right.t(), out=product)
-        seconds.append(time.perf_counter() - started)
-    return 2 * 2048 * 576 * 3072 / statistics.median(seconds[5:])
-
-
-def _flops_per_token(folder: str) -> float:
-    """Count forward and backward without weight gradients; 2/3 of the head's rows run twice."""
-    from tinker_cookbook.local.engine.model.architecture import read_arch
-    from tinker_cookbook.local.engine.model.weights import module_shapes
-
-    arch = read_arch(Path(folder))
-    assert arch is not None, "the default model is native"
-    weights = sum(rows * columns for rows, columns in module_shapes(arch).values())
-    head = 2 * arch.vocab_size * arch.hidden_size
-    return 4 * weights * arch.num_layers + head * (1 + 2 / 3)
-
-
 MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "train_padded": lambda bench: measure_train(bench, padded=True),
     "train_unpadded": lambda bench: measure_train(bench, padded=False),
@@ -469,6 +451,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "decode_1": lambda bench: measure_decode(bench, 1),
     "decode_8": lambda bench: measure_decode(bench, 8),
     "decode_32": lambda bench: measure_decode(bench, 32),
+    "bandwidth": measure_bandwidth,
     "speculation": measure_speculation,
     "group": measure_group,
     "group_256": lambda bench: measure_group(bench, 256),

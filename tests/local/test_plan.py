@@ -82,11 +82,7 @@ def test_planned_weights_are_those_of_the_loaded_model(
     root: Path, architecture: str, tied: bool, dtype: torch.dtype
 ) -> None:
     plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
-    model._exact_parts()  # makes the copy for sampling where bfloat16 needs one
-    held = [model.weights.num_bytes()]
-    if model.weights.twin is not None:
-        held.append(model.weights.twin.num_bytes(shared_with=model.weights))
-    assert list(plan.sizes.weights.values()) == held
+    assert list(plan.sizes.weights.values()) == [model.weights.num_bytes()]
     assert plan.num_parameters == model.weights.num_parameters
 
 
@@ -122,15 +118,11 @@ def test_planned_activations_are_what_a_forward_pass_keeps(
 ) -> None:
     num_tokens = 320
     plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
-    exact = model._exact_parts()
     assert plan.sizes.pass_bytes(num_tokens) == model.batch_bytes(num_tokens, 1, 4, backward=True)
     adapter = TrainingRun(model, LoraSpec(rank=4)).adapter
-    transformer = model.transformer if exact is None else exact[0]
     tokens = torch.arange(num_tokens) % model.vocab_size
     with torch.no_grad():
-        _, tape = transformer.forward(
-            adapter, tokens, [num_tokens], keep_blocks=2, backward_dtype=dtype if exact else None
-        )
+        _, tape = model.transformer.forward(adapter, tokens, [num_tokens], keep_blocks=2)
     per_token = 4 * model.arch.num_heads  # of the logsumexp, which only the compiled kernels keep
     kept = 0
     for hidden, block in zip(tape.inputs, tape.kept, strict=False):

@@ -15,6 +15,8 @@ from tinker_cookbook.utils.shared_limits import MAX_LORA_RANK
 __all__ = [
     "INT32",
     "INT64",
+    "LORA_ALPHA",
+    "LORA_DROPOUT",
     "MAX_INT32",
     "RANK",
     "SAMPLING",
@@ -56,6 +58,8 @@ INT32 = Range(0, MAX_INT32)
 INT64 = Range(-(2**63), 2**63 - 1)
 
 RANK = Range(1, MAX_LORA_RANK)
+LORA_ALPHA = Range(0, 1e6, excludes_lowest=True)
+LORA_DROPOUT = Range(0, 1, excludes_highest=True)
 
 _TOP_LOGPROBS = Range(0, 1024)
 SAMPLING = {

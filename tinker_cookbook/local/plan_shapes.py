@@ -17,6 +17,7 @@ import torch
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch, read_config_json
 from tinker_cookbook.local.engine.model.base_model import NativeModel, describe_native_model
 from tinker_cookbook.local.engine.model.lora import AdapterLayout, LoraTarget
+from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 from tinker_cookbook.local.engine.model.weights import LORA_ROOM
 from tinker_cookbook.local.engine.sampling.cache_rows import cache_shape
 from tinker_cookbook.local.engine.types import LoraSpec
@@ -93,6 +94,7 @@ def _native_sizes(
         arch, stored_dtype=stored, dtype=dtype, compiled=compiled, lora_room=room
     )
     # The compiled kernels keep keys and values in float32, torch in the format of the weights.
+    compiled = isinstance(model.weights.head, PackedMatrix)
     cached = cache_shape(arch, model.weights, torch.float32 if compiled else dtype)
     targets = model.lora_targets(spec)
     return ModelSizes(
@@ -101,7 +103,7 @@ def _native_sizes(
         vocab_size=arch.vocab_size,
         max_positions=arch.max_positions,
         num_parameters=model.weights.num_parameters,
-        weights=_weight_parts(model, packed=compiled and dtype == torch.float32),
+        weights=_weight_parts(model, packed=compiled),
         adapter_parts=_count_parts(targets, spec.rank),
         adapter_bytes=_adapter_bytes(targets, spec.rank),
         bytes_per_cached_token=cached.bytes_per_token,
@@ -114,17 +116,13 @@ def _weight_parts(model: NativeModel, *, packed: bool) -> dict[str, int]:
     weights = model.weights
     if packed:
         return {"weights, packed for training and sampling": weights.num_bytes()}
-    parts = {"weights": weights.num_bytes()}
-    if weights.twin is not None:
-        parts["packed copy for sampling"] = weights.twin.num_bytes(shared_with=weights)
-    return parts
+    return {"weights": weights.num_bytes()}
 
 
 def _native_speeds(model: NativeModel) -> NativeSpeeds:
     blocks, head = model.weights.block_parameters, model.weights.head
     head_parameters = head.out_features * head.in_features
-    sampled = (model.weights.twin or model.weights).head
-    read_bytes = (blocks + head_parameters) * sampled.bytes_per_number
+    read_bytes = (blocks + head_parameters) * head.bytes_per_number
     return NativeSpeeds(blocks, head_parameters, read_bytes)
 
 

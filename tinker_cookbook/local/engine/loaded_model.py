@@ -79,9 +79,11 @@ def _build_scheduler(base: BaseModel, cache_bytes: int) -> Scheduler:
 def _product_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) -> str:
     """Return the name of the format in which matrices are multiplied.
 
-    It differs from the format of the weights where the machine has no such products.
+    It differs from the format of the weights where torch computes and the machine has no such
+    products.
     """
-    if isinstance(base, NativeModel) and lacks_products(torch.empty(0, dtype=dtype, device=device)):
+    by_torch = isinstance(base, NativeModel) and not base.weights.paired
+    if by_torch and lacks_products(torch.empty(0, dtype=dtype, device=device)):
         dtype = torch.float32
     return str(dtype).removeprefix("torch.")
 

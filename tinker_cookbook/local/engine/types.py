@@ -64,6 +64,8 @@ class LoraSpec:
     train_attn: bool = True
     train_unembed: bool = True
     alpha: float = 32.0
+    dropout: float = 0.0
+    """Share of each A's inputs that a training step drops, on attention and MLP."""
 
 
 @dataclass(frozen=True)

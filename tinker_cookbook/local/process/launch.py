@@ -14,6 +14,7 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
+from tinker_cookbook.local.engine.native.instructions import choose_set
 from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.process.lifecycle import (
     bind,
@@ -71,6 +72,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: the message names the argument.
     """
+    choose_set()  # refuses a wrong TINKER_COOKBOOK_ISA
     if not 0 <= args.port <= 65535:
         raise ConfigurationError(
             f"port={args.port} is not a port; use 1 to 65535, or 0 for any free port"

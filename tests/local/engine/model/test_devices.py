@@ -27,7 +27,7 @@ def test_the_environment_chooses_where_nobody_does(
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     model = load_base_model(tiny_model())
     assert isinstance(model, NativeModel)
-    assert model.weights.dtype == wanted
+    assert model.weights.product_dtype == wanted
     assert build_plan("m", tiny_model(), free_bytes=2**30).dtype == name
 
 

@@ -8,8 +8,6 @@ import torch
 
 from tests.local.engine.sampling_models import DECODERS, Sampled, random_adapter, sampled
 from tests.tiny_models import TINY_ARCHITECTURES
-from tinker_cookbook.local.engine.model.matrices import DenseMatrix
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.sequence import SequenceStatus
@@ -111,10 +109,9 @@ def test_sampler_and_trainer_agree_on_logprobs_on_every_path(architecture, decod
                 assert np.abs(difference).max() < LOGPROB_TOLERANCE
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_bfloat16_sampler_and_trainer_agree_within_its_rounding(decoder):
+def test_bfloat16_on_torch_agrees_with_the_trainer_within_its_rounding():
     """They round at different places: 8 bits of mantissa on logits up to 20 allow about 0.1."""
-    model = sampled("qwen3", decoder, dtype=torch.bfloat16)
+    model = sampled("qwen3", "torch", dtype=torch.bfloat16)
     adapter = random_adapter(model.base, 1)
     prompt = prompt_of(30)
     spec = SampleSpec(prompt, 4, 60, seed=1, stop=[], prompt_logprobs=True)
@@ -126,29 +123,6 @@ def test_bfloat16_sampler_and_trainer_agree_within_its_rounding(decoder):
     assert np.abs(differences).max() < 0.5
     assert np.abs(differences).mean() < 0.05
     assert abs(np.mean(differences)) < 0.01  # no bias
-
-
-def test_compiled_kernels_read_bfloat16_weights_exactly():
-    half = sampled("qwen2", "compiled", dtype=torch.bfloat16)
-    full = sampled("qwen2", "compiled")
-    mine, rounded = full.base.weights, half.base.weights
-    assert isinstance(mine.head, PackedMatrix)
-    blocks = MatrixBlocks(mine.head.products)
-    for layer, other in zip(mine.layers, rounded.layers, strict=True):
-        for name, matrix in other.matrices.items():
-            packed = layer.matrices[name]
-            assert isinstance(packed, PackedMatrix)
-            assert isinstance(matrix, DenseMatrix)
-            layer.matrices[name] = blocks.pack(matrix.weight, packed.outs)
-            assert layer.matrices[name].num_bytes == packed.num_bytes // 2
-        for name in ("input_norm", "post_norm", "qkv_bias"):
-            getattr(layer, name).copy_(getattr(other, name))
-    assert isinstance(rounded.head, DenseMatrix)
-    mine.embed, mine.head = rounded.embed, blocks.pack(rounded.head.weight, mine.head.outs)
-    mine.final_norm.copy_(rounded.final_norm)
-    spec = SampleSpec(prompt_of(30), 2, 40, seed=1, stop=[])
-    first, second = half.sample(spec)[0], full.sample(spec)[0]
-    assert all(same(a, b) for a, b in zip(first.sequences, second.sequences, strict=True))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

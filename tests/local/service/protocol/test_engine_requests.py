@@ -30,6 +30,39 @@ def test_lora_defaults_and_values() -> None:
 
 
 @pytest.mark.parametrize(
+    ("metadata", "alpha"),
+    [
+        ({"renderer": "x"}, 32.0),
+        ({"lora_alpha": "8"}, 8.0),
+        ({"lora_alpha": "8", "lora_rslora": "true"}, 32.0),
+        ({"lora_rslora": "true"}, 128.0),
+        ({"lora_rslora": "false", "lora_dropout": "0"}, 32.0),
+    ],
+)
+def test_alpha_is_read_from_the_metadata_of_the_run(metadata: dict, alpha: float) -> None:
+    assert decode_lora({"rank": 16}, metadata) == LoraSpec(16, alpha=alpha)
+
+
+def test_dropout_is_read_from_the_metadata_of_the_run() -> None:
+    assert decode_lora({}, {"lora_dropout": "0.25"}) == LoraSpec(dropout=0.25)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"lora_alpha": "big"}, "user_metadata.lora_alpha='big' is not accepted"),
+        ({"lora_alpha": "0"}, "lora_alpha='0' is not accepted; expected a number above 0"),
+        ({"lora_alpha": "inf"}, "lora_alpha='inf'"),
+        ({"lora_rslora": "yes"}, "user_metadata.lora_rslora='yes'.*'true' or 'false'"),
+        ({"lora_dropout": "1"}, "lora_dropout='1' is not accepted; expected a number from 0 to le"),
+    ],
+)
+def test_wrong_values_in_the_metadata_are_refused(metadata: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decode_lora({}, metadata)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"rank": -1}, "rank=-1"),

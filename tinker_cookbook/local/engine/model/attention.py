@@ -33,18 +33,27 @@ _BLOCK_TOKENS = 128
 
 
 def attention_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    in_order: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the attended values, in the layout of `q`, and the logsumexp [K, T G] of the scores.
 
     The second is None where torch computed the first, whose backward pass does not read it.
+
+    Args:
+        in_order: sum up in the order of the compiled decoder, for the same bits.
     """
     if lacks_products(q):
         out, lse = attention_forward(q.float(), k.float(), v.float(), lengths)
         return out.to(q.dtype), lse
     kernels = _kernels()
     if kernels is not None and kernels.fit(q, k):
-        return kernels.forward(q, k, v, lengths)
+        forward = kernels.forward_in_order if in_order else kernels.forward
+        return forward(q, k, v, lengths)
     out = torch.empty_like(q)
     group = q.shape[1] // k.shape[1]
     for keys, rows, diagonal in _blocks(lengths, group):

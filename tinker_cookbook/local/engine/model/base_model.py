@@ -14,16 +14,16 @@ import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch
 from tinker_cookbook.local.engine.model.devices import choose_dtype
+from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget, lora_targets
-from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.pack import Pack
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, ShapePacker
 from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTransformer
-from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
+from tinker_cookbook.local.engine.native.attention import MAX_GROUP, MAX_HEAD_DIM
 from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
@@ -131,13 +131,11 @@ class NativeModel:
         arch: ArchConfig,
         weights: ModelWeights,
         *,
-        compiled: bool = True,
         pack_tokens: int | None = None,
         activation_bytes: int = _ACTIVATION_BYTES,
     ) -> None:
         """
         Args:
-            compiled: use the compiled kernels where they exist.
             pack_tokens: number of tokens computed together; None chooses by device.
             activation_bytes: memory that the forward pass may keep for the backward pass. Blocks
                 beyond it are recomputed, with bit-identical results.
@@ -146,8 +144,6 @@ class NativeModel:
         self.weights = weights
         self.transformer = PackedTransformer(arch, weights)
         self.head = Head(weights.head)
-        self._compiled = compiled
-        self._exact: tuple[PackedTransformer, Head] | None = None
         self.spare_gradients = SpareGradients()
         default = PACK_TOKENS_CPU if weights.on_cpu else _PACK_TOKENS_ACCELERATOR
         self.pack_tokens = pack_tokens or default
@@ -174,12 +170,11 @@ class NativeModel:
 
     @torch.no_grad()
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
-        transformer, head = self._exact_parts() or (self.transformer, self.head)
-        hidden, _ = transformer.forward(adapter, pack.tokens, pack.lengths)
-        return head.logprobs(adapter, hidden[pack.rows], pack.targets)
+        hidden, _ = self.transformer.forward(adapter, pack.tokens, pack.lengths)
+        return self.head.logprobs(adapter, hidden[pack.rows], pack.targets)
 
     def kept_bytes(self, num_tokens: int, rank: int) -> int | None:
-        if self._has_twin or self._num_blocks_to_keep(num_tokens, rank) < self.arch.num_layers:
+        if self._num_blocks_to_keep(num_tokens, rank) < self.arch.num_layers:
             return None
         block = self.transformer.activation_bytes(num_tokens, rank)
         return self.arch.num_layers * block.full + 4 * num_tokens * self.arch.hidden_size
@@ -202,14 +197,13 @@ class NativeModel:
         *,
         kept: ForwardPass | None = None,
     ) -> torch.Tensor:
-        exact = self._exact_parts() if loss.compares else None
-        transformer, head = exact or (self.transformer, self.head)
-        hidden, tape = kept or transformer.forward(
+        head, rate = self.head, adapter.spec.dropout
+        hidden, tape = kept or self.transformer.forward(
             adapter,
             pack.tokens,
             pack.lengths,
             keep_blocks=self._num_blocks_to_keep(len(pack.tokens), adapter.rank),
-            backward_dtype=self.weights.dtype if exact else None,
+            dropout=AdapterDropout(rate, pack.seed) if rate else None,
         )
         # Rows with a gradient come first: only they go through the head's backward pass.
         selected, split = hidden[pack.rows], pack.num_gradient_rows
@@ -219,38 +213,18 @@ class NativeModel:
             adapter, selected[:split], pack.targets[:split], loss.gradient, sink
         )
         rest = head.logprobs(adapter, selected[split:], pack.targets[split:])
-        hidden_grad = torch.zeros_like(hidden, dtype=self.weights.dtype)
-        hidden_grad[pack.rows[:split]] = selected_grad.to(hidden_grad.dtype)
+        hidden_grad = torch.zeros_like(hidden)
+        hidden_grad[pack.rows[:split]] = selected_grad
         del hidden, selected, selected_grad
         if split:
             self.transformer.backward(adapter, tape, hidden_grad, sink)
         return torch.cat([logprobs, rest])
-
-    def _exact_parts(self) -> tuple[PackedTransformer, Head] | None:
-        """Return the parts that compute logprobs in the sampler's arithmetic.
-
-        None where the model's own arithmetic is the sampler's, and where no kernels are compiled.
-        """
-        if self._exact is None and self._has_twin:
-            kernels = load_kernels()
-            if kernels is not None:
-                blocks = MatrixBlocks(Products(kernels))
-                twin = float32_twin(self.arch, self.weights, blocks)
-                assert isinstance(self.weights.head, DenseMatrix), "bfloat16 is not packed"
-                head = Head(twin.head, backward_matrix=self.weights.head)
-                self._exact = PackedTransformer(self.arch, twin), head
-        return self._exact
-
-    @property
-    def _has_twin(self) -> bool:
-        return self.weights.on_cpu and self.weights.dtype != torch.float32 and self._compiled
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
         # One block at work and its gradients, the states of all rows, several values per target.
         total = 2 * block.full + num_tokens * 16 * (self.arch.hidden_size + num_targets)
         total += self.head.buffer_bytes(num_tokens)
-        total += twin_bytes(self.weights) if self._has_twin else 0
         if backward:
             keep = self._num_blocks_to_keep(num_tokens, rank)
             total += keep * block.full + (self.arch.num_layers - keep) * block.least
@@ -276,16 +250,17 @@ def load_base_model(
     """Load a model folder: natively where the engine knows its architecture, or with transformers.
 
     Args:
-        dtype: number format of the arithmetic; None lets `choose_dtype` decide.
-        compiled: train with the compiled kernels where they exist for the device and format.
+        dtype: number format of products; None lets `choose_dtype` decide.
+        compiled: use the compiled kernels where they exist.
     """
     reuse_freed_memory()
     dtype = dtype or choose_dtype(None, torch.device(device))
     arch = read_arch(folder)
     if arch is not None:
-        blocks = _matrix_blocks(torch.device(device), dtype) if compiled else None
+        blocks = _matrix_blocks(arch, torch.device(device), dtype) if compiled else None
+        dtype = dtype if blocks is None else torch.float32
         weights = load_weights(folder, arch, device=device, dtype=dtype, blocks=blocks)
-        return NativeModel(arch, weights, compiled=compiled)
+        return NativeModel(arch, weights)
     from tinker_cookbook.local.engine.model.hf_model import HfModel
 
     return HfModel(folder, device=device, dtype=dtype)
@@ -303,26 +278,39 @@ def describe_native_model(
 
     Args:
         stored_dtype: number format of the files.
-        compiled: whether the compiled kernels exist. Then the copy that sampling needs next to
-            bfloat16 weights is built too (`ModelWeights.twin`).
+        dtype: number format of products.
+        compiled: whether the compiled kernels exist.
         lora_room: the highest LoRA rank of the runs to plan for.
     """
-    packer = ShapePacker() if compiled else None
-    packed = packer if dtype == torch.float32 else None
+    blocks = None
+    if compiled and _kernels_fit(arch, dtype):
+        blocks, dtype = ShapePacker(paired=dtype == torch.bfloat16), torch.float32
     weights = describe_weights(
-        arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=packed
+        arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=blocks
     )
-    if packer is not None and packed is None:
-        float32_twin(arch, weights, packer)
-    return NativeModel(arch, weights, compiled=compiled)
+    return NativeModel(arch, weights)
 
 
-def _matrix_blocks(device: torch.device, dtype: torch.dtype) -> MatrixBlocks | None:
-    """Return a packer where the compiled kernels train; None where torch does."""
-    if device.type != "cpu" or dtype != torch.float32:
+def _matrix_blocks(
+    arch: ArchConfig, device: torch.device, dtype: torch.dtype
+) -> MatrixBlocks | None:
+    """Return a packer where the compiled kernels compute; None where torch does."""
+    if device.type != "cpu" or not _kernels_fit(arch, dtype):
         return None
     kernels = load_kernels()
-    return None if kernels is None else MatrixBlocks(Products(kernels))
+    if kernels is None:
+        return None
+    return MatrixBlocks(Products(kernels), paired=dtype == torch.bfloat16)
+
+
+def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:
+    """Return whether the compiled kernels take a model in a number format.
+
+    In bfloat16 they must compute attention, too, so that the trainer has the sampler's bits.
+    """
+    group = arch.num_heads // arch.num_kv_heads
+    fits = arch.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and fits)
 
 
 def reuse_freed_memory() -> None:

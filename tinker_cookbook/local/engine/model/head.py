@@ -9,12 +9,15 @@ Legend: M rows (positions with targets), C rows of a chunk, K targets per row, V
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter
-from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
+from tinker_cookbook.local.engine.model.matrices import Matrix
+from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
+from tinker_cookbook.local.engine.native.operands import LoraPair
 
 __all__ = ["Head", "LogprobGradient"]
 
@@ -36,21 +39,13 @@ def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(
-        self,
-        matrix: Matrix,
-        *,
-        backward_matrix: DenseMatrix | None = None,
-        chunk_bytes: int = _CHUNK_BYTES,
-    ) -> None:
+    def __init__(self, matrix: Matrix, *, chunk_bytes: int = _CHUNK_BYTES) -> None:
         """
         Args:
             matrix: [V, H], frozen.
-            backward_matrix: the same numbers in another format, for the gradient; None: `matrix`.
             chunk_bytes: maximum memory of the logits.
         """
         self._matrix = matrix
-        self._backward_matrix = backward_matrix
         self._vocab = matrix.out_features
         self._chunk_bytes = chunk_bytes
         self._buffers = torch.empty(2, 0, 0)
@@ -83,9 +78,16 @@ class Head:
             # d logprob_k / d logits = onehot_k - softmax; summed over k, weighted by `gradient`.
             logits_grad = probabilities.mul_(-gradient.sum(1, keepdim=True))
             logits_grad.scatter_add_(1, targets[rows], gradient)
-            hidden_grad[rows] = self._states_gradient(logits_grad.to(hidden.dtype))
+            states_grad, low_grad = self._gradients(adapter, logits_grad, hidden.dtype)
+            hidden_grad[rows] = states_grad
             if low is not None:
-                self._add_lora(adapter, sink, hidden[rows], low, logits_grad, hidden_grad[rows])
+                sink.add(
+                    HEAD_PATH,
+                    x=hidden[rows].float(),
+                    low=low,
+                    low_grad=low_grad,
+                    out_grad=logits_grad,
+                )
         return logprobs, hidden_grad
 
     def buffer_bytes(self, num_rows: int) -> int:
@@ -105,18 +107,26 @@ class Head:
         if self._buffers.shape[1] < num_rows or self._buffers.device != hidden.device:
             self._buffers = torch.empty(2, num_rows, self._vocab, device=hidden.device)
         logits = self._buffers[0, :num_rows]
+        lora = _lora_of(adapter)
+        if lora is not None and _is_paired(self._matrix):
+            return logits, self._matrix.products.forward(self._matrix, hidden, lora, out=logits)[1]
         self._matrix.multiply_into(logits, hidden)
-        if not adapter.group(HEAD_PATH):
+        if lora is None:
             return logits, None
-        low = (hidden.float() @ adapter.a(HEAD_PATH).t()).mul_(adapter.scale)
-        logits.addmm_(low, adapter.b(HEAD_PATH).t())
+        low = (hidden.float() @ lora.a.t()).mul_(lora.scale)
+        logits.addmm_(low, lora.b[0].t())
         return logits, low
 
-    def _states_gradient(self, logits_grad: torch.Tensor) -> torch.Tensor:
-        if self._backward_matrix is None:
-            return self._matrix.backward(logits_grad)[0]
-        rounded = logits_grad.to(self._backward_matrix.storage.dtype)
-        return self._backward_matrix.backward(rounded)[0]
+    def _gradients(
+        self, adapter: Adapter, logits_grad: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of the states [C, H] and of `states A'`: [C, r], or [C, 0]."""
+        lora = _lora_of(adapter)
+        if lora is None or _is_paired(self._matrix):
+            return self._matrix.backward(logits_grad.to(dtype), lora)
+        states_grad, _ = self._matrix.backward(logits_grad.to(dtype))
+        low_grad = (logits_grad @ lora.b[0]).mul_(lora.scale)
+        return states_grad.add_(low_grad @ lora.a), low_grad
 
     def _softmax(
         self, logits: torch.Tensor, targets: torch.Tensor
@@ -136,15 +146,13 @@ class Head:
             logprobs[unlikely] = exact.gather(1, targets[unlikely])
         return logprobs, probabilities
 
-    def _add_lora(
-        self,
-        adapter: Adapter,
-        sink: GradientSink,
-        hidden: torch.Tensor,
-        low: torch.Tensor,
-        logits_grad: torch.Tensor,
-        hidden_grad: torch.Tensor,
-    ) -> None:
-        low_grad = (logits_grad @ adapter.b(HEAD_PATH)).mul_(adapter.scale)
-        sink.add(HEAD_PATH, x=hidden.float(), low=low, low_grad=low_grad, out_grad=logits_grad)
-        hidden_grad.add_(low_grad @ adapter.a(HEAD_PATH))
+
+def _lora_of(adapter: Adapter) -> LoraPair | None:
+    """Return the adapter of the unembedding, float32; None if it is not trained."""
+    if not adapter.group(HEAD_PATH):
+        return None
+    return LoraPair(adapter.a(HEAD_PATH), (adapter.b(HEAD_PATH),), adapter.scale)
+
+
+def _is_paired(matrix: Matrix) -> TypeGuard[PackedMatrix]:
+    return isinstance(matrix, PackedMatrix) and matrix.paired

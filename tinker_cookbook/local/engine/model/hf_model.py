@@ -31,6 +31,7 @@ from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.model.transformer import ForwardPass
 from tinker_cookbook.local.engine.model.vision import VISION_PATH_WORDS, VisionInputs, has_vision
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
+from tinker_cookbook.local.errors import UserError
 
 __all__ = [
     "HfModel",
@@ -106,7 +107,16 @@ class HfModel:
         return head.weight is embed.weight
 
     def lora_targets(self, spec: LoraSpec) -> tuple[LoraTarget, ...]:
-        """Return the linear modules that `spec` trains."""
+        """Return the linear modules that `spec` trains.
+
+        Raises:
+            UserError: if it asks for dropout, which only the engine's own models have.
+        """
+        if spec.dropout:
+            raise UserError(
+                f"lora_dropout={spec.dropout} is not available for models that run through "
+                "transformers; leave it out"
+            )
         return wanted_targets(self._linears, spec)
 
     def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:

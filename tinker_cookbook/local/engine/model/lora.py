@@ -28,7 +28,7 @@ from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
-from tinker_cookbook.local.limits import RANK, check_ranges
+from tinker_cookbook.local.limits import LORA_ALPHA, LORA_DROPOUT, RANK, check_ranges
 from tinker_cookbook.utils.durable_files import flush_folder, write_durably
 
 __all__ = [
@@ -94,7 +94,7 @@ def lora_targets(arch: ArchConfig, spec: LoraSpec) -> tuple[LoraTarget, ...]:
 
 def check_lora_spec(spec: LoraSpec) -> None:
     """Refuse a rank out of range and a spec that trains nothing."""
-    check_ranges(spec, {"rank": RANK})
+    check_ranges(spec, {"rank": RANK, "alpha": LORA_ALPHA, "dropout": LORA_DROPOUT})
     if not (spec.train_mlp or spec.train_attn or spec.train_unembed):
         raise UserError(
             "train_mlp, train_attn and train_unembed are all false, so nothing would be trained; "
@@ -260,6 +260,7 @@ class Adapter:
             train_attn=self.spec.train_attn,
             train_unembed=self.spec.train_unembed,
             alpha=saved.alpha,
+            dropout=self.spec.dropout,
         )
         self.version += 1
 
@@ -280,7 +281,7 @@ def _peft_config(
         "inference_mode": True,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": spec.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "target_modules": sorted({target.path.rsplit(".", 1)[-1] for target in targets}),
@@ -288,7 +289,7 @@ def _peft_config(
 
 
 def read_lora_spec(folder: Path) -> LoraSpec:
-    """Return the rank, alpha and trained parts of a saved adapter.
+    """Return the rank, alpha, dropout and trained parts of a saved adapter.
 
     Raises:
         UserError: if the folder holds no readable adapter.
@@ -297,6 +298,7 @@ def read_lora_spec(folder: Path) -> LoraSpec:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        dropout = float(config.get("lora_dropout", 0.0))
         modules = set(config["target_modules"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's adapter_config.json is not readable: {error}") from error
@@ -306,6 +308,7 @@ def read_lora_spec(folder: Path) -> LoraSpec:
     return LoraSpec(
         rank=rank,
         alpha=alpha,
+        dropout=dropout,
         train_attn="attn" in parts,
         train_mlp="mlp" in parts,
         train_unembed="unembed" in parts,

@@ -60,10 +60,12 @@ class Matrix(Protocol):
         *,
         bias: torch.Tensor | None = None,
         add_to: torch.Tensor | None = None,
+        low: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the product [T, out], plus `bias` [out] or float32 `add_to` [T, out]; and `low`.
 
-        With `add_to` the sum is float32, otherwise it has the dtype of the matrix.
+        With `add_to` the sum is float32, otherwise it has the dtype of the matrix. A given `low` is
+        used instead of the adapter's A.
         """
         ...
 
@@ -151,11 +153,15 @@ class DenseMatrix:
         *,
         bias: torch.Tensor | None = None,
         add_to: torch.Tensor | None = None,
+        low: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        low = z[:, self.in_features :]
-        if lora is not None:
+        if low is not None:
+            low = low.to(z.dtype)
+        elif lora is not None:
             low = product(z[:, : self.in_features], lora.a.t()).mul_(lora.scale)
-            z[:, self.in_features :] = low
+        else:
+            low = z[:, self.in_features :]
+        z[:, self.in_features :] = low
         matrix = self.storage[:, : z.shape[1]].t()
         return product(z, matrix, add=bias if add_to is None else add_to), low
 

@@ -55,6 +55,8 @@ class Pack:
     """[M, K] each, and `sequence` [M, 1]: the number of the datum in the pack."""
     images: Sequence[tuple[ImageInput, ...]] = field(default_factory=list)
     """The images of each datum; empty for models that read text only."""
+    seed: str = ""
+    """What an adapter's dropout in this pack is drawn from."""
 
 
 def plan_packs(lengths: Sequence[int], widths: Sequence[int], max_tokens: int) -> list[list[int]]:

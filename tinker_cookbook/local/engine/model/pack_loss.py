@@ -14,8 +14,6 @@ class PackLoss(Protocol):
 
     by_sequence: bool
     """Whether a row's gradient depends on other rows' logprobs, so that `see_all` comes first."""
-    compares: bool
-    """Whether the loss compares with the sampler's logprobs, so that its arithmetic is used."""
     total: float
     """The loss, summed over the rows seen so far."""
     metrics: dict[str, float]

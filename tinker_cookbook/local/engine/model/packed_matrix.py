@@ -6,9 +6,14 @@ neighbouring outputs, and each output is summed in one chain from the first inpu
 
     W [out, in]  ->  panels [P, in, PANEL],   panels[p, i, j] = W[p * PANEL + j, i]
 
-Every stacked module starts a new panel; its last panel is filled up with rows of zeros. Numbers are
-stored as bfloat16 where that loses nothing, which is true of most published weights: half the
-memory and memory traffic of float32, with the same results.
+Every stacked module starts a new panel; its last panel is filled up with rows of zeros. For
+arithmetic in float32, numbers are stored as bfloat16 where that loses nothing, which is true of
+most published weights: half the memory and memory traffic of float32, with the same results.
+
+For arithmetic in bfloat16, numbers are rounded to it and two neighbouring inputs of an output form
+one 32-bit word, as the processor's instructions multiply them:
+
+    panels[p, i, j] = (W[p * PANEL + j, 2 i], W[p * PANEL + j, 2 i + 1])     [P, in / 2, PANEL, 2]
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ __all__ = [
     "PackedMatrix",
     "ShapePacker",
     "holds_bfloat16",
+    "pack_pairs",
     "pack_panels",
 ]
 
@@ -48,11 +54,15 @@ class PackedMatrix:
 
     panels: Tensor
     """float32 [P, in, PANEL]; or bfloat16 [P, in, PANEL / 2, 2], where the two outputs in a pair
-    (one 32-bit word) are half a panel apart, so that one vector load yields both halves."""
+    (one 32-bit word) are half a panel apart, so that one vector load yields both halves. With
+    `paired`, bfloat16 [P, in / 2, PANEL, 2], where the two in a pair are inputs of one output."""
     outs: tuple[int, ...]
     """Number of rows of each module."""
+    in_features: int
     kernels: Products | None
     """Compiled products; None where the matrix has a shape but holds no numbers."""
+    paired: bool = False
+    """Whether products round their rows to bfloat16, too, and multiply pairs of them."""
 
     @property
     def products(self) -> Products:
@@ -65,17 +75,13 @@ class PackedMatrix:
         return self.panels.dtype == torch.bfloat16
 
     @property
-    def in_features(self) -> int:
-        return self.panels.shape[1]
-
-    @property
     def out_features(self) -> int:
         return sum(self.outs)
 
     @property
     def panel(self) -> int:
         """Number of outputs in a panel."""
-        return self.panels[0, 0].numel()
+        return self.panels.shape[2] if self.paired else self.panels[0, 0].numel()
 
     @property
     def num_bytes(self) -> int:
@@ -99,8 +105,15 @@ class PackedMatrix:
         *,
         bias: Tensor | None = None,
         add_to: Tensor | None = None,
+        low: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.products.forward(self, z, lora, bias=bias, add_to=add_to)
+        if low is None or lora is None:
+            return self.products.forward(self, z, lora, bias=bias, add_to=add_to)
+        y, _ = self.products.forward(self, z, bias=bias, add_to=add_to)
+        parts = zip(y.split(list(self.outs), 1), low.chunk(len(lora.b), 1), lora.b, strict=True)
+        for part, values, b in parts:
+            part.addmm_(values, b.t())
+        return y, low
 
     def backward(self, grad: Tensor, lora: LoraPair | None = None) -> tuple[Tensor, Tensor]:
         return self.products.backward(self, grad, lora)
@@ -110,7 +123,7 @@ class PackedMatrix:
 
     def module_addresses(self) -> list[int]:
         """Return the address of each module's first panel."""
-        step = self.panel * self.in_features * self.panels.element_size()
+        step = self.panels[0].numel() * self.panels.element_size()
         firsts, panel = [], 0
         for out in self.outs:
             firsts.append(self.panels.data_ptr() + panel * step)
@@ -120,6 +133,8 @@ class PackedMatrix:
     def rows(self, indices: Tensor) -> Tensor:
         """Return rows of the first module, float32 [n, in]."""
         panel, lane = indices // self.panel, indices % self.panel
+        if self.paired:
+            return self.panels[panel, :, lane].flatten(1)[:, : self.in_features].float()
         if not self.half:
             return self.panels[panel, :, lane]
         width = self.panel // 2
@@ -140,14 +155,20 @@ class MatrixBlocks:
     A matrix keeps its block alive.
     """
 
-    def __init__(self, products: Products) -> None:
+    def __init__(self, products: Products, *, paired: bool = False) -> None:
+        """
+        Args:
+            paired: pack for arithmetic in bfloat16; otherwise for float32.
+        """
         self._products = products
+        self._paired = paired
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
-        """Return a packed copy of [out, in], in bfloat16 where that loses nothing."""
-        panels = _pack_shortest(matrix, outs, self._products.panel)
-        return PackedMatrix(self._place(panels), tuple(outs), self._products)
+        """Return a packed copy of [out, in]."""
+        panels = _pack(matrix, outs, self._products.panel, paired=self._paired)
+        place = self._place(panels)
+        return PackedMatrix(place, tuple(outs), matrix.shape[1], self._products, self._paired)
 
     def _place(self, tensor: Tensor) -> Tensor:
         """Return a contiguous copy that starts at a cache line."""
@@ -166,16 +187,19 @@ class MatrixBlocks:
 class ShapePacker:
     """Packs matrices on the device `meta`: the result has the packed shape but no numbers."""
 
-    def __init__(self, panel: int = _WIDEST_PANEL) -> None:
-        self._panel = panel
+    def __init__(self, panel: int = _WIDEST_PANEL, *, paired: bool = False) -> None:
+        self._panel, self._paired = panel, paired
 
     def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
         """Return the shape of a packed copy of [out, in]."""
-        return PackedMatrix(_pack_shortest(matrix, outs, self._panel), tuple(outs), None)
+        panels = _pack(matrix, outs, self._panel, paired=self._paired)
+        return PackedMatrix(panels, tuple(outs), matrix.shape[1], None, self._paired)
 
 
-def _pack_shortest(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
-    """Return the panels of a matrix, in bfloat16 where that loses nothing."""
+def _pack(matrix: Tensor, outs: Sequence[int], panel: int, *, paired: bool) -> Tensor:
+    """Return the panels of a matrix: pairs, or the shortest format that loses nothing."""
+    if paired:
+        return pack_pairs(matrix, outs, panel)
     exact = holds_bfloat16(matrix)
     panels = pack_panels(matrix.to(torch.bfloat16 if exact else torch.float32), outs, panel)
     return panels.unflatten(-1, (2, -1)).transpose(-1, -2) if exact else panels
@@ -187,6 +211,16 @@ def pack_panels(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
         parts = matrix.split(list(outs))
         matrix = torch.cat([functional.pad(part, (0, 0, 0, -len(part) % panel)) for part in parts])
     return matrix.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+
+
+def pack_pairs(matrix: Tensor, outs: Sequence[int], panel: int) -> Tensor:
+    """Return [out, in] rounded to bfloat16, as panels of pairs [P, in / 2, panel, 2].
+
+    An odd number of inputs is filled up with zeros.
+    """
+    matrix = functional.pad(matrix.to(torch.bfloat16), (0, matrix.shape[1] % 2))
+    panels = pack_panels(matrix, outs, panel)
+    return panels.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
 def holds_bfloat16(matrix: Tensor) -> bool:

@@ -26,14 +26,14 @@ Legend: T packed tokens, H hidden size, K key heads, G query heads per key head,
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.fold import AdapterFold
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
@@ -49,7 +49,7 @@ from tinker_cookbook.local.engine.model.ops import (
     swiglu_into,
 )
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
-from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
+from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms, train_kernels
 
 __all__ = [
     "BlockBytes",
@@ -94,17 +94,6 @@ class _Kept:
     """[T, 2 I], before silu."""
     down_low: torch.Tensor
 
-    def rounded(self, dtype: torch.dtype) -> _Kept:
-        """Return a copy for a backward pass in `dtype`. Hidden states and norms stay float32."""
-        keep = {"inverse_in", "hidden_mid", "inverse_mid", "attended_lse"}
-        values = {
-            field.name: value.to(dtype)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None and field.name not in keep
-        }
-        # Only the compiled float32 backward pass reads the logsumexp; torch does that in `dtype`.
-        return replace(self, **values, attended_lse=None)
-
 
 @dataclass
 class Tape:
@@ -120,9 +109,7 @@ class Tape:
     """Input [T, H] of every block, then the input of the final norm."""
     kept: list[_Kept | None]
     """One entry per block; None where the block is recomputed in the backward pass."""
-    again: Callable[[int, torch.Tensor], _Kept] | None = None
-    """Recomputes a block in the arithmetic of the forward pass; None: the transformer that runs the
-    backward pass recomputes it itself."""
+    dropout: AdapterDropout | None = None
 
 
 ForwardPass = tuple[torch.Tensor, Tape]
@@ -148,6 +135,7 @@ class PackedTransformer:
         self.fold = AdapterFold(weights)
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
         self._group_size = arch.num_heads // arch.num_kv_heads
+        self._paired = weights.paired
 
     def activation_bytes(self, num_tokens: int, rank: int) -> BlockBytes:
         """Return the memory that one block keeps for the backward pass over `num_tokens` tokens."""
@@ -169,7 +157,7 @@ class PackedTransformer:
         lengths: Sequence[int],
         *,
         keep_blocks: int | None = None,
-        backward_dtype: torch.dtype | None = None,
+        dropout: AdapterDropout | None = None,
     ) -> tuple[torch.Tensor, Tape]:
         """Return the hidden states after the final norm and the tape for `backward`.
 
@@ -177,8 +165,7 @@ class PackedTransformer:
             tokens: int64 [T], the segments concatenated.
             keep_blocks: how many of the last blocks keep what they computed; earlier blocks
                 recompute it. None keeps nothing, and the tape cannot be run backward.
-            backward_dtype: dtype of the transformer that runs the tape backward; None if that is
-                this one.
+            dropout: drops inputs of the adapter, in both passes.
 
         Returns:
             [T, H] in the dtype of the weights, and the tape.
@@ -188,24 +175,19 @@ class PackedTransformer:
         half = self.arch.head_dim // 2
         tables = self._rope.up_to(max(lengths))
         cos, sin = (t[positions, None, None, :half] for t in tables)
-        tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [])
+        tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [], dropout)
         hidden = self.weights.embed_tokens(tokens).float()
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):
             following, kept = self._block(index, hidden, tape)
             if keep_blocks is not None:
-                if backward_dtype is not None and index >= first_kept:
-                    kept = kept.rounded(backward_dtype)
                 tape.inputs.append(hidden)
                 tape.kept.append(kept if index >= first_kept else None)
             hidden = following
             del kept
         if keep_blocks is not None:
             tape.inputs.append(hidden)
-        if backward_dtype is not None:
-            again = functools.partial(self._block_again, tape=replace(tape), dtype=backward_dtype)
-            tape = replace(tape, layout=None, again=again)
-        return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps), tape
+        return self._final_norm(hidden), tape
 
     def backward(
         self, adapter: Adapter, tape: Tape, grad: torch.Tensor, sink: GradientSink
@@ -217,23 +199,36 @@ class PackedTransformer:
         """
         self.fold.load(adapter)
         last = tape.inputs.pop()
-        inverse = inverse_rms(last, self.arch.rms_norm_eps)
+        inverse = self._inverse_rms(last)
         grad = rms_norm_backward(grad, last, self.weights.final_norm, inverse)
         lowest = self._lowest_trained_block()
         for index in reversed(range(lowest, len(self.weights.layers))):
             hidden, kept = tape.inputs.pop(), tape.kept.pop()
-            if kept is None and tape.again is not None:
-                kept = tape.again(index, hidden)
-            elif kept is None:
+            if kept is None:
                 _, kept = self._block(index, hidden, tape)
             grad = self._block_backward(index, hidden, kept, grad, tape, sink)
+
+    def _inverse_rms(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return 1 / rms of each row, float32 [T, 1]; with paired matrices the decoder's bits."""
+        kernels = train_kernels() if self._paired else None
+        if kernels is None:
+            return inverse_rms(hidden, self.arch.rms_norm_eps)
+        return kernels.inverse_rms(hidden, self.arch.rms_norm_eps)
+
+    def _final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self.weights.final_norm
+        if not self._paired:
+            return rms_norm(hidden, weight, self.arch.rms_norm_eps)
+        normed = torch.empty_like(hidden)
+        rms_norm_into(normed, hidden, weight, self._inverse_rms(hidden))
+        return normed
 
     def _head_layout(
         self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> HeadLayout | None:
         arch, dtype = self.arch, self.weights.dtype
-        plain = dtype == torch.float32 and self.weights.device.type == "cpu" and not arch.qk_norm
-        if not plain or train_kernels() is None:
+        plain = dtype == torch.float32 and self.weights.device.type == "cpu"
+        if not (plain and (self._paired or not arch.qk_norm)) or train_kernels() is None:
             return None
         return HeadLayout(arch.num_kv_heads, self._group_size, arch.head_dim, positions, cos, sin)
 
@@ -253,27 +248,27 @@ class PackedTransformer:
         Each step writes its result straight into the input buffer `x` of the next projection. `x`
         is a view of `z`, which may have extra columns for the low-rank values.
         """
-        layer, eps = self.weights.layers[index], self.arch.rms_norm_eps
-        inverse_in = inverse_rms(hidden, eps)
+        layer = self.weights.layers[index]
+        inverse_in = self._inverse_rms(hidden)
         z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
-        qkv, qkv_low = self._project(z, index, "qkv")
+        qkv, qkv_low = self._project(z, index, "qkv", tape)
         q, k, v = self._split_heads(qkv, layer, tape)
-        attended, lse = attention_forward(q, k, v, tape.lengths)
+        attended, lse = attention_forward(q, k, v, tape.lengths, in_order=self._paired)
 
         z, x = self._input(len(hidden), index, "o")
         self._merge_heads(attended, x)
-        o_out, o_low = self._project(z, index, "o", add_to=hidden)
+        o_out, o_low = self._project(z, index, "o", tape, add_to=hidden)
         hidden_mid = o_out
 
-        inverse_mid = inverse_rms(hidden_mid, eps)
+        inverse_mid = self._inverse_rms(hidden_mid)
         z, x = self._input(len(hidden), index, "gate_up")
         rms_norm_into(x, hidden_mid, layer.post_norm, inverse_mid)
-        gate_up, gate_up_low = self._project(z, index, "gate_up")
+        gate_up, gate_up_low = self._project(z, index, "gate_up", tape)
 
         z, x = self._input(len(hidden), index, "down")
         swiglu_into(x, gate_up)
-        hidden_out, down_low = self._project(z, index, "down", add_to=hidden_mid)
+        hidden_out, down_low = self._project(z, index, "down", tape, add_to=hidden_mid)
         kept = _Kept(
             inverse_in=inverse_in,
             qkv_low=qkv_low,
@@ -291,11 +286,6 @@ class PackedTransformer:
             down_low=down_low,
         )
         return hidden_out, kept
-
-    def _block_again(
-        self, index: int, hidden: torch.Tensor, *, tape: Tape, dtype: torch.dtype
-    ) -> _Kept:
-        return self._block(index, hidden, tape)[1].rounded(dtype)
 
     def _block_backward(
         self,
@@ -319,26 +309,30 @@ class PackedTransformer:
         # MLP. The backward pass of SwiGLU also recomputes its value, the input x of `down`.
         activation = grad.new_empty(grad.shape[0], self.arch.intermediate_size, dtype=dtype)
         out_grad = grad.to(dtype)
-        x_grad, low_grad = self._unproject(out_grad, index, "down")
+        x_grad, low_grad = self._unproject(out_grad, index, "down", tape)
         gate_up_grad = swiglu_backward(x_grad, kept.gate_up, activation)
-        self._add_gradients(sink, index, "down", activation, kept.down_low, low_grad, out_grad)
-        x_grad, low_grad = self._unproject(gate_up_grad, index, "gate_up")
+        self._add_gradients(
+            sink, index, "down", activation, kept.down_low, low_grad, out_grad, tape
+        )
+        x_grad, low_grad = self._unproject(gate_up_grad, index, "gate_up", tape)
         x = torch.empty_like(hidden, dtype=dtype)
         rms_norm_into(x, kept.hidden_mid, layer.post_norm, kept.inverse_mid)
-        self._add_gradients(sink, index, "gate_up", x, kept.gate_up_low, low_grad, gate_up_grad)
+        self._add_gradients(
+            sink, index, "gate_up", x, kept.gate_up_low, low_grad, gate_up_grad, tape
+        )
         grad = rms_norm_backward(
             x_grad, kept.hidden_mid, layer.post_norm, kept.inverse_mid, add=grad
         )
         # Attention. `x` serves again as the input of `qkv`.
         out_grad = grad.to(dtype)
-        x_grad, low_grad = self._unproject(out_grad, index, "o")
+        x_grad, low_grad = self._unproject(out_grad, index, "o", tape)
         merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
         self._merge_heads(kept.attended, merged)
-        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad)
+        self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad, tape)
         qkv_grad = self._attention_backward(x_grad, kept, layer, tape)
-        x_grad, low_grad = self._unproject(qkv_grad, index, "qkv")
+        x_grad, low_grad = self._unproject(qkv_grad, index, "qkv", tape)
         rms_norm_into(x, hidden, layer.input_norm, kept.inverse_in)
-        self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad)
+        self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad, tape)
         return rms_norm_backward(x_grad, hidden, layer.input_norm, kept.inverse_in, add=grad)
 
     def _input(self, rows: int, index: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -347,19 +341,36 @@ class PackedTransformer:
         return matrix.new_input(rows, self.fold.pair(layer_group(index, name)))
 
     def _project(
-        self, z: torch.Tensor, index: int, name: str, *, add_to: torch.Tensor | None = None
+        self,
+        z: torch.Tensor,
+        index: int,
+        name: str,
+        tape: Tape,
+        *,
+        add_to: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the product (plus `add_to` or the bias) and `low`."""
-        layer, lora = self.weights.layers[index], self.fold.pair(layer_group(index, name))
-        bias = layer.qkv_bias if name == "qkv" else None
-        return layer.matrices[name].forward(z, lora, bias=bias, add_to=add_to)
+        group = layer_group(index, name)
+        layer, lora, low = self.weights.layers[index], self.fold.pair(group), None
+        matrix, bias = layer.matrices[name], layer.qkv_bias if name == "qkv" else None
+        if lora is not None and tape.dropout is not None:
+            x = z[:, : matrix.in_features]
+            x = x * tape.dropout.factors(x, group)
+            low = (x @ lora.a.t().float()).mul_(lora.scale)
+        return matrix.forward(z, lora, bias=bias, add_to=add_to, low=low)
 
     def _unproject(
-        self, grad: torch.Tensor, index: int, name: str
+        self, grad: torch.Tensor, index: int, name: str, tape: Tape
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of `x` and of `x A'`, given that of a projection's result."""
-        lora = self.fold.pair(layer_group(index, name))
-        return self.weights.layers[index].matrices[name].backward(grad, lora)
+        group = layer_group(index, name)
+        lora = self.fold.pair(group)
+        x_grad, low_grad = self.weights.layers[index].matrices[name].backward(grad, lora)
+        if lora is not None and tape.dropout is not None:
+            # `x_grad` has low_grad A, which should be multiplied by the factors
+            through_a = low_grad.float() @ lora.a.float()
+            x_grad += through_a.mul_(tape.dropout.factors(x_grad, group).sub_(1))
+        return x_grad, low_grad
 
     def _add_gradients(
         self,
@@ -370,9 +381,12 @@ class PackedTransformer:
         low: torch.Tensor,
         low_grad: torch.Tensor,
         out_grad: torch.Tensor,
+        tape: Tape,
     ) -> None:
         group = layer_group(index, name)
         if group in sink.layout.groups:
+            if tape.dropout is not None:
+                x = (x * tape.dropout.factors(x, group)).to(x.dtype)
             sink.add(group, x=x, low=low, low_grad=low_grad, out_grad=out_grad)
 
     def _split_heads(
@@ -382,7 +396,7 @@ class PackedTransformer:
         arch, num_tokens = self.arch, qkv.shape[0]
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
-            return kernels.split_heads(tape.layout, qkv)
+            return kernels.split_heads(tape.layout, qkv, self._head_norms(layer))
         q, k, v = self._head_views(qkv)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, arch.rms_norm_eps)
@@ -393,6 +407,11 @@ class PackedTransformer:
         rope_into(q_out.transpose(0, 1), q, tape.cos * scale, tape.sin * scale)
         rope_into(k_out.transpose(0, 1), k, tape.cos, tape.sin)
         return q_out.flatten(1, 2), k_out[:, :, 0], v[:, :, 0].transpose(0, 1).contiguous()
+
+    def _head_norms(self, layer: LayerWeights) -> HeadNorms | None:
+        if layer.q_norm is None or layer.k_norm is None:
+            return None
+        return HeadNorms(layer.q_norm, layer.k_norm, self.arch.rms_norm_eps)
 
     def _head_views(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return views of the queries [T, K, G, D], the keys and the values [T, K, 1, D]."""
@@ -431,7 +450,9 @@ class PackedTransformer:
         )
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
-            return kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
+            result = kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
+            self._norm_heads_backward(result, kept, layer)
+            return result
         result = grad.new_empty(merged_grad.shape[0], arch.q_size + 2 * arch.kv_size)
         q_out, k_out, v_out = self._head_views(result)
         scale = arch.head_dim**-0.5
@@ -439,9 +460,15 @@ class PackedTransformer:
         rope_into(q_out, q_heads, tape.cos * scale, tape.sin * -scale)
         rope_into(k_out, k_grad.unsqueeze(2).transpose(0, 1), tape.cos, -tape.sin)
         v_out.copy_(v_grad.unsqueeze(2).transpose(0, 1))
-        if kept.qkv is not None and layer.q_norm is not None and layer.k_norm is not None:
-            q, k, _ = self._head_views(kept.qkv)
-            for part, part_grad, weight in ((q, q_out, layer.q_norm), (k, k_out, layer.k_norm)):
-                inverse = inverse_rms(part, arch.rms_norm_eps)
-                part_grad.copy_(rms_norm_backward(part_grad, part, weight, inverse))
+        self._norm_heads_backward(result, kept, layer)
         return result
+
+    def _norm_heads_backward(self, grad: torch.Tensor, kept: _Kept, layer: LayerWeights) -> None:
+        """Turn the gradient of normed queries and keys into that of `kept.qkv`, in place."""
+        if kept.qkv is None or layer.q_norm is None or layer.k_norm is None:
+            return
+        q, k, _ = self._head_views(kept.qkv)
+        q_grad, k_grad, _ = self._head_views(grad)
+        for part, part_grad, weight in ((q, q_grad, layer.q_norm), (k, k_grad, layer.k_norm)):
+            inverse = inverse_rms(part, self.arch.rms_norm_eps)
+            part_grad.copy_(rms_norm_backward(part_grad, part, weight, inverse))

@@ -1,8 +1,8 @@
 """Base weights in the layout that the engine computes with, read from safetensors.
 
 Projections that read the same input are stacked (query, key, value; gate, up), so that one product
-serves them all. On a CPU with compiled kernels and float32 arithmetic, matrices are packed once and
-serve both training and sampling (`packed_matrix`); otherwise they are plain tensors (`matrices`).
+serves them all. On a CPU with compiled kernels, matrices are packed once and serve both training
+and sampling (`packed_matrix`); otherwise they are plain tensors (`matrices`).
 
 `describe_weights` builds the same records from shapes alone: memory is planned with the code that
 allocates it.
@@ -17,7 +17,11 @@ import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix, spare_columns
-from tinker_cookbook.local.engine.model.packed_matrix import MatrixPacker, holds_bfloat16
+from tinker_cookbook.local.engine.model.packed_matrix import (
+    MatrixPacker,
+    PackedMatrix,
+    holds_bfloat16,
+)
 from tinker_cookbook.local.engine.model.tensor_files import ShapesOnly, TensorFiles, TensorSource
 
 __all__ = [
@@ -93,8 +97,6 @@ class ModelWeights:
     final_norm: torch.Tensor
     """[H]."""
     layers: list[LayerWeights]
-    twin: ModelWeights | None = None
-    """The same weights for products in float32, made on first use; see `float32_twin`."""
 
     @property
     def device(self) -> torch.device:
@@ -102,8 +104,18 @@ class ModelWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of the arithmetic; packed matrices may be stored in another one."""
+        """The number format between products; matrices may be stored in another one."""
         return self.final_norm.dtype
+
+    @property
+    def paired(self) -> bool:
+        """Whether the compiled kernels multiply pairs of bfloat16 numbers."""
+        return isinstance(self.head, PackedMatrix) and self.head.paired
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The number format to which the operands of products are rounded."""
+        return torch.bfloat16 if self.paired else self.dtype
 
     @property
     def on_cpu(self) -> bool:
@@ -137,27 +149,18 @@ class ModelWeights:
         head = self.head.out_features * self.head.in_features
         return self.block_parameters + embeddings * head + self.final_norm.numel()
 
-    def matrix_bytes(self, *, shared_with: ModelWeights | None = None) -> int:
-        """Return the memory of all matrices in bytes, including spare columns and padding.
-
-        Args:
-            shared_with: other weights; an embedding that is theirs too is not counted.
-        """
+    def matrix_bytes(self) -> int:
+        """Return the memory of all matrices in bytes, including spare columns and padding."""
         total = sum(m.num_bytes for layer in self.layers for m in layer.matrices.values())
         total += self.head.num_bytes
-        is_shared = shared_with is not None and shared_with.embed is self.embed
-        if self.embed is None or self.ties_embeddings or is_shared:
+        if self.embed is None or self.ties_embeddings:
             return total
         return total + self.embed.nbytes
 
-    def num_bytes(self, *, shared_with: ModelWeights | None = None) -> int:
-        """Return the memory of all tensors in bytes, without that of the twin.
-
-        Args:
-            shared_with: as for `matrix_bytes`.
-        """
+    def num_bytes(self) -> int:
+        """Return the memory of all tensors in bytes."""
         vectors = sum(vector.nbytes for layer in self.layers for vector in layer.vectors())
-        return self.matrix_bytes(shared_with=shared_with) + vectors + self.final_norm.nbytes
+        return self.matrix_bytes() + vectors + self.final_norm.nbytes
 
 
 def load_weights(
@@ -173,8 +176,8 @@ def load_weights(
 
     Args:
         lora_room: rank for which spare columns are allocated now; a larger rank widens them later.
-        blocks: packs the matrices for the compiled kernels (float32 on a CPU only); None keeps
-            them as tensors.
+        dtype: number format of the vectors, and of the matrices without `blocks`.
+        blocks: packs the matrices for the compiled kernels; None keeps them as tensors.
 
     Raises:
         WeightsError: if a tensor is missing or its shape differs from what config.json implies.

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["AttentionKernels"]
+__all__ = ["MAX_GROUP", "MAX_HEAD_DIM", "AttentionKernels"]
+
+MAX_HEAD_DIM = 256
+"""Largest head, as in `train_attention.c`."""
+MAX_GROUP = 96
+"""Most query heads per key head: `BLOCK_ROWS` there."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
@@ -18,6 +23,10 @@ _PARTS = 12
 """Number of tasks that a backward pass is cut into, so that threads share them evenly."""
 _SHORTEST_PART = 512
 """Minimum number of queries in a part of a segment."""
+_IN_ORDER_STEP = 32
+"""Number of queries in a task of `forward_in_order`."""
+_LANES = 16
+"""Upper bound of the kernels' vector width in floats."""
 
 
 class _Attention(ctypes.Structure):
@@ -37,8 +46,11 @@ class AttentionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.attention_limits.restype = library.attention_scratch.restype = _Long
+        library.span_tokens.restype = library.span_heads.restype = _Long
+        self._span_rows = int(library.span_tokens()) * int(library.span_heads())
         limits = [int(library.attention_limits(_Long(number))) for number in range(4)]
-        self._block_rows, self._max_dim, task, struct = limits
+        self._block_rows, max_dim, task, struct = limits
+        assert (self._block_rows, max_dim) == (MAX_GROUP, MAX_HEAD_DIM), "limits differ from C's"
         assert task == 4 * 8, "a task differs from the C struct"
         assert struct == ctypes.sizeof(_Attention), "_Attention differs from the C struct"
         self._scratch_floats = int(library.attention_scratch())
@@ -48,7 +60,7 @@ class AttentionKernels:
         """Return whether the kernels take these sizes and formats."""
         dim, group = q.shape[2], q.shape[1] // k.shape[1]
         plain = q.dtype == torch.float32 and q.device.type == "cpu"
-        return plain and dim <= self._max_dim and group <= self._block_rows
+        return plain and dim <= MAX_HEAD_DIM and group <= MAX_GROUP
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
@@ -59,6 +71,17 @@ class AttentionKernels:
         tasks = _forward_tasks(lengths, step)
         call = self._call(q, k, v, tasks, out=out, lse=lse)
         self._library.attention_forward(ctypes.byref(call))
+        return out, lse
+
+    def forward_in_order(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, with the bits of the decoder's attention."""
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        stride = max(lengths) + _LANES
+        self._reserve(self._span_rows * stride)
+        call = self._call(q, k, v, _forward_tasks(lengths, _IN_ORDER_STEP), out=out, lse=lse)
+        self._library.attention_in_order(ctypes.byref(call), _Long(stride))
         return out, lse
 
     def backward(
@@ -82,12 +105,16 @@ class AttentionKernels:
         self._library.attention_backward(ctypes.byref(call))
         return grads
 
+    def _reserve(self, floats_per_thread: int) -> None:
+        size = torch.get_num_threads() * floats_per_thread
+        if len(self._scratch) < size:
+            self._scratch = torch.empty(size)
+
     def _call(
         self, q: Tensor, k: Tensor, v: Tensor, tasks: np.ndarray, **tensors: Tensor
     ) -> _Attention:
         threads = torch.get_num_threads()
-        if len(self._scratch) < threads * self._scratch_floats:
-            self._scratch = torch.empty(threads * self._scratch_floats)
+        self._reserve(self._scratch_floats)
         for tensor in (q, k, v, *tensors.values()):
             assert tensor.is_contiguous(), "the kernels read dense tensors"
         return _Attention(

@@ -1,9 +1,9 @@
 """Compile the C kernels once per machine and load them.
 
 The library is kept like bytecode, in `__pycache__` next to its source, or in the cookbook's home if
-that folder is not writable. Its name is made from the source, the compiler and the CPU. Without a
-compiler, on other systems than Linux, or with `TINKER_COOKBOOK_NATIVE=0`, no library exists and
-everything runs on torch.
+that folder is not writable. Its name is made from the source, the compiler, the CPU and the
+instruction set (`instructions`). Without a compiler, on other systems than Linux, or with
+`TINKER_COOKBOOK_NATIVE=0`, no library exists and everything runs on torch.
 """
 
 from __future__ import annotations
@@ -21,38 +21,70 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+from tinker_cookbook.local.engine.native.instructions import InstructionSet, choose_set
 from tinker_cookbook.model_files import cookbook_home
 
-__all__ = ["describe_missing_compiler", "find_compiler", "load_kernels", "start_build"]
+__all__ = [
+    "describe_missing_compiler",
+    "find_compiler",
+    "load_kernels",
+    "load_kernels_for",
+    "start_build",
+]
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("decode_kernels.c", "products.c", "softmax.c", "train_attention.c", "train_kernels.c")
-_HEADERS = ("decode_attention.h", "tiles.h", "vectors.h")
+_SOURCES = (
+    "decode_kernels.c",
+    "pair_attention.c",
+    "pair_decode.c",
+    "pair_products.c",
+    "products.c",
+    "softmax.c",
+    "train_attention.c",
+    "train_kernels.c",
+)
+_HEADERS = (
+    "decode_attention.h",
+    "float_strips.h",
+    "pair_strips.h",
+    "pairs.h",
+    "rows.h",
+    "tiles.h",
+    "train_attention.h",
+    "vectors.h",
+)
 _COMPILE_FLAGS = (
     "-O3",
-    "-march=native",
     "-fno-unswitch-loops",  # compiles in a fifth of the time, with the same speed
     "-fno-tree-vectorize",  # vectors and fused products are explicit, so that sums never vary
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fopenmp",
 )
-_COMPILE_SECONDS = 120
+_WHOLE_PROCESSOR = ("-march=native",)
+"""Flags for the best instruction set; they also allow small extensions that no set names."""
+_COMPILE_SECONDS = 600
 
 _lock = threading.Lock()
 _build: Future[Path | None] | None = None
 
 
 def start_build() -> Future[Path | None]:
-    """Begin to compile in the background on the first call; the result is the library's path."""
+    """Begin to compile in the background on the first call; the result is the library's path.
+
+    Raises:
+        ConfigurationError: if `TINKER_COOKBOOK_ISA` cannot be used.
+    """
     global _build
     with _lock:
         if _build is None:
+            chosen, is_forced = choose_set()
+            flags = chosen.flags if is_forced else _WHOLE_PROCESSOR
             _build = Future()
             thread = threading.Thread(
-                target=_run_build, args=(_build,), name="kernel-build", daemon=True
+                target=_run_build, args=(_build, flags), name="kernel-build", daemon=True
             )
             thread.start()
         return _build
@@ -60,7 +92,23 @@ def start_build() -> Future[Path | None]:
 
 def load_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels, waiting for the compiler if it still runs; None: use torch."""
-    path = start_build().result()
+    return _load(start_build().result())
+
+
+def load_kernels_for(
+    instructions: InstructionSet, sources: tuple[str, ...] = _SOURCES
+) -> ctypes.CDLL | None:
+    """Return the kernels for one instruction set, for comparisons; None without a compiler.
+
+    Args:
+        sources: the C files that are needed.
+    """
+    result: Future[Path | None] = Future()
+    _run_build(result, instructions.flags, sources)
+    return _load(result.result())
+
+
+def _load(path: Path | None) -> ctypes.CDLL | None:
     if path is None:
         return None
     try:
@@ -71,19 +119,21 @@ def load_kernels() -> ctypes.CDLL | None:
         return None
 
 
-def _run_build(result: Future[Path | None]) -> None:
+def _run_build(
+    result: Future[Path | None], flags: tuple[str, ...], sources: tuple[str, ...] = _SOURCES
+) -> None:
     try:
-        result.set_result(_build_library())
+        result.set_result(_build_library((*_COMPILE_FLAGS, *flags), sources))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("the kernels cannot be compiled (%s); torch is used instead", error)
         result.set_result(None)
 
 
-def _build_library() -> Path | None:
+def _build_library(flags: tuple[str, ...], sources: tuple[str, ...]) -> Path | None:
     compiler = find_compiler()
     if compiler is None:
         return None
-    name = f"kernels-{_fingerprint(compiler)}.so"
+    name = f"kernels-{_fingerprint(compiler, (*flags, *sources))}.so"
     nearby, home = _FOLDER / "__pycache__", cookbook_home() / "kernels"
     for folder in (nearby, home):
         if (folder / name).exists():
@@ -93,11 +143,9 @@ def _build_library() -> Path | None:
     target = folder / name
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
         library, compiled = Path(scratch, "kernels.so"), []
-        for source in _SOURCES:
+        for source in sources:
             compiled.append(str(Path(scratch, source).with_suffix(".o")))
-            _call(
-                compiler, *_COMPILE_FLAGS, "-fPIC", "-c", "-o", compiled[-1], str(_FOLDER / source)
-            )
+            _call(compiler, *flags, "-fPIC", "-c", "-o", compiled[-1], str(_FOLDER / source))
         # Linked without OpenMP: the symbols come from the runtime that torch has loaded, so that
         # both share one set of threads.
         _call(compiler, "-shared", "-o", str(library), *compiled, "-lm")
@@ -139,9 +187,9 @@ def _call(*command: str) -> None:
         raise OSError(f"{command[0]} failed: {last_line}")
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, words: tuple[str, ...]) -> str:
     parts = [(_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
-    parts += [" ".join(_COMPILE_FLAGS).encode(), compiler.encode()]
+    parts += [" ".join(words).encode(), compiler.encode()]
     parts.append(str(os.stat(compiler).st_mtime_ns).encode())
     parts.append(platform.machine().encode())
     try:

@@ -1,10 +1,11 @@
-/* Attention of tokens to the earlier tokens of their sequences, for decode_kernels.c.
+/* Attention of tokens to the earlier tokens of their sequences, for decode_kernels.c, and for training in
+ * bfloat16, where both must give the same bits (pair_attention.c).
  *
  * Sums run in the order of positions, wherever the keys and values are stored.
  */
 #ifndef DECODE_ATTENTION_H
 #define DECODE_ATTENTION_H
-#include "vectors.h"
+#include "pairs.h"
 
 /* The keys and values of one key head of one sequence: [positions, dim] each. */
 typedef struct {
@@ -45,8 +46,9 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
     }
 }
 
-/* Turn a row of scores into weights exp(factor (score - highest)); return 1 / their sum. */
-INLINE float weigh(float *row, int64_t length, float factor) {
+/* Turn a row of scores into weights exp(factor (score - highest)); return 1 / their sum. Write the
+ * logarithm of the sum of exp(factor score), unless `lse` is NULL. */
+INLINE float weigh(float *row, int64_t length, float factor, float *lse) {
     for (int64_t p = length; p < length + LANES; p++) row[p] = -INFINITY;
     vec most = load(row);
     for (int64_t p = LANES; p < length; p += LANES) most = larger_of(most, load(row + p));
@@ -57,7 +59,9 @@ INLINE float weigh(float *row, int64_t length, float factor) {
         store(row + p, weight);
         total += weight;
     }
-    return 1.0f / sum_lanes(total);
+    float sum = sum_lanes(total);
+    if (lse) *lse = highest * factor + logf(sum);
+    return 1.0f / sum;
 }
 
 /* Add the weighted values of positions [from, to) to C vectors of G query heads, which begin at number
@@ -111,7 +115,9 @@ INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to
 /* One token's query heads and the positions that they attend to. */
 typedef struct {
     const float *q;
-    float *out;
+    float *out;        /* may be `q`, whose values are then lost */
+    uint16_t *rounded; /* the same in bfloat16, or NULL */
+    float *lse;        /* of the scores of each head, or NULL */
     Past past;
     int64_t length; /* number of positions, including its own */
 } Looking;
@@ -124,11 +130,10 @@ INLINE const float *values_at(const Past *past, int64_t position, int64_t dim) {
     return (position < past->split ? past->begin_values : past->values) + position * dim;
 }
 
-/* Attend with the query heads of up to SPAN tokens that share one key head. Every `split` is a multiple
- * of four. */
-INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64_t dim,
+/* Attend with G query heads of up to SPAN tokens that share one key head. Every `split` is a multiple of
+ * four. `factor` multiplies the scores. */
+INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64_t dim, float factor,
                         float *scores, int64_t stride) {
-    float factor = 1.0f / sqrtf((float)dim);
     int64_t longest = 0;
     for (int64_t t = 0; t < count; t++)
         longest = tokens[t].length > longest ? tokens[t].length : longest;
@@ -150,8 +155,11 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
         }
     }
     float inverse[SPAN * SPAN_HEADS];
-    for (int64_t row = 0; row < count * G; row++)
-        inverse[row] = weigh(scores + row * stride, tokens[row / G].length, factor);
+    for (int64_t row = 0; row < count * G; row++) {
+        const Looking *token = &tokens[row / G];
+        inverse[row] = weigh(scores + row * stride, token->length, factor,
+                             token->lse ? token->lse + row % G : 0);
+    }
     for (int64_t p = 0; p < longest;) {
         int64_t end = p + VALUES_BLOCK;
         for (int64_t t = 0; t < count; t++)
@@ -169,6 +177,38 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
         int64_t k = 0;
         for (; k + LANES <= dim; k += LANES) store(out + k, load(out + k) * splat(inverse[row]));
         for (; k < dim; k++) out[k] *= inverse[row];
+        if (tokens[row / G].rounded) round_row(tokens[row / G].rounded + row % G * dim, out, dim);
+    }
+}
+
+/* Common head sizes are constants for the compiler, which is nearly twice as fast. */
+static void attend_heads(int heads, const Looking *tokens, int64_t count, int64_t dim, float factor,
+                         float *scores, int64_t stride) {
+    switch (heads * 1000 + dim) {
+#define CASE(G, D) \
+    case G * 1000 + D: attend_span(G, tokens, count, D, factor, scores, stride); return;
+        CASE(1, 64) CASE(2, 64) CASE(3, 64) CASE(1, 128) CASE(2, 128) CASE(3, 128)
+#undef CASE
+    }
+    if (heads == 1) attend_span(1, tokens, count, dim, factor, scores, stride);
+    if (heads == 2) attend_span(2, tokens, count, dim, factor, scores, stride);
+    if (heads == 3) attend_span(3, tokens, count, dim, factor, scores, stride);
+}
+
+/* Attend with all `shared` query heads of one key head, up to SPAN_HEADS at a time. */
+static void attend_group(Looking *tokens, int64_t count, int64_t shared, int64_t dim, float factor,
+                         float *scores, int64_t stride) {
+    for (int64_t g = 0; g < shared;) {
+        int64_t left = shared - g;
+        int now = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1; /* four are two and two */
+        attend_heads(now, tokens, count, dim, factor, scores, stride);
+        for (int64_t i = 0; i < count; i++) {
+            tokens[i].q += now * dim;
+            tokens[i].out += now * dim;
+            if (tokens[i].rounded) tokens[i].rounded += now * dim;
+            if (tokens[i].lse) tokens[i].lse += now;
+        }
+        g += now;
     }
 }
 

@@ -1,4 +1,6 @@
 /* The decoder's forward pass for sampling on a CPU: weights in float32 or bfloat16, all else in float32.
+ * With PAIRS (`pair_decode.c`), the rows and matrices of all products are rounded to bfloat16, and every
+ * result has the bits of training's forward pass in that format.
  *
  * The block is that of `model/transformer.py`, whose docstring has its formulas. One call runs all
  * blocks over a batch of tokens: decoding sequences (one token each) and prompt chunks, mixed. The order
@@ -12,10 +14,23 @@
  * `sampling/native_decoder.py` declares the same structs.
  */
 #include "decode_attention.h"
+#include "rows.h"
 
 /* Number of neighbouring outputs in a panel of a packed matrix [panels, in, PANEL]; the last panel of a
  * module is filled up with zeros. */
 #define PANEL (2 * LANES)
+
+#ifdef PAIRS
+#define STEPS(count) (((count) + 1) / 2) /* steps of a sum over `count` inputs */
+typedef uint16_t Input;                   /* a number in a row that is multiplied */
+#else
+#define STEPS(count) (count)
+typedef float Input;
+#endif
+/* Return row `t` of a scratch buffer of rows that are multiplied. */
+INLINE Input *input_row(float *buffer, int64_t size, int64_t t) {
+    return (Input *)(void *)buffer + t * STEPS(size) * (int64_t)(4 / sizeof(Input));
+}
 
 typedef struct {
     const void *weight; /* packed, module after module */
@@ -27,8 +42,8 @@ typedef struct {
 } Linear;
 
 typedef struct {
-    const float *a;    /* [modules * rank, in], packed as one module; NULL if not adapted */
-    const float *b[3]; /* [out, rank] for each module, packed */
+    const void *a;    /* [modules * rank, in], packed as one module; NULL if not adapted */
+    const void *b[3]; /* [out, rank] for each module, packed */
 } Lora;
 
 typedef struct {
@@ -68,11 +83,12 @@ typedef struct {
     float *x;                   /* [N, hidden]: embeddings in, hidden states out */
     float *normed, *wide, *act; /* scratch: [N, hidden], [N, max out], [N, max in] */
     float *low;                 /* scratch [N, 3 * max rank] */
+    float *low_rounded;         /* scratch [N, 3 * max rank + 2], in bfloat16; for PAIRS */
     float *scores;              /* scratch [threads, SPAN * SPAN_HEADS, max_position + 1 + LANES] */
 } Batch;
 
 #define MAX_ROWS 6
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
 #else
 #define REGISTERS 16
@@ -83,10 +99,10 @@ typedef struct {
 
 /* Up to MAX_ROWS tokens of one product. */
 typedef struct {
-    const float *x[MAX_ROWS];
+    const Input *x[MAX_ROWS];
     float *y[MAX_ROWS]; /* at the module's first output */
-    const float *low[MAX_ROWS];
-    const float *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
+    const Input *low[MAX_ROWS];
+    const char *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
@@ -101,25 +117,50 @@ typedef struct {
     int add;
 } Finish;
 
+#ifdef PAIRS
+#define MATRIX_BYTES(half) 4 /* of one output and step */
+INLINE vec splat_step(const Input *x, int64_t k) {
+    uint32_t word;
+    memcpy(&word, x + 2 * k, 4);
+    return splat_pair(word);
+}
+INLINE vec add_step(vec sum, vec x, vec w) { return add_pair(sum, x, w); }
+INLINE void load_step(const void *w, int64_t index, const int half, vec *pair) {
+    (void)half;
+    pair[0] = load_pairs((const uint32_t *)w + index);
+    pair[1] = load_pairs((const uint32_t *)w + index + LANES);
+}
+#else
+#define MATRIX_BYTES(half) ((half) ? 2 : 4)
+INLINE vec splat_step(const Input *x, int64_t k) { return splat(x[k]); }
+INLINE vec add_step(vec sum, vec x, vec w) { return FUSED(x, w, sum); }
+INLINE void load_step(const void *w, int64_t index, const int half, vec *pair) {
+    load_pair(w, index, half, pair);
+}
+#endif
+
 /* Add the low-rank part for tokens with different adapters, for P panels. Meanwhile the adapters' rows
  * for the next panels are fetched from memory. */
 INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
     int64_t longest = 0;
     for (int r = 0; r < R; r++) {
         if (!rows->b[r]) continue;
-        int64_t rank = rows->rank[r];
-        const char *next = (const char *)(rows->b[r] + (panel + P) * rank * PANEL);
-        for (int64_t at = 0; at < P * rank * PANEL * 4; at += 64) PREFETCH(next + at);
-        longest = rank > longest ? rank : longest;
+        int64_t steps = STEPS(rows->rank[r]);
+        const char *next = rows->b[r] + (panel + P) * steps * PANEL * 4;
+        for (int64_t at = 0; at < P * steps * PANEL * 4; at += 64) PREFETCH(next + at);
+        longest = steps > longest ? steps : longest;
     }
     for (int64_t k = 0; k < longest; k++) {
         for (int r = 0; r < R; r++) { /* tokens take turns, so no sum waits for its own last step */
-            if (!rows->b[r] || k >= rows->rank[r]) continue;
-            const float *column = rows->b[r] + (panel * rows->rank[r] + k) * PANEL;
-            vec value = splat(rows->low[r][k]);
-            for (int c = 0; c < 2 * P; c++)
-                sum[r][c] = FUSED(value, load(column + c / 2 * rows->rank[r] * PANEL + c % 2 * LANES),
-                                  sum[r][c]);
+            int64_t steps = STEPS(rows->rank[r]);
+            if (!rows->b[r] || k >= steps) continue;
+            vec value = splat_step(rows->low[r], k);
+            for (int p = 0; p < P; p++) {
+                vec column[2];
+                load_step(rows->b[r], ((panel + p) * steps + k) * PANEL, 0, column);
+                for (int c = 0; c < 2; c++)
+                    sum[r][2 * p + c] = add_step(sum[r][2 * p + c], value, column[c]);
+            }
         }
     }
 }
@@ -128,18 +169,17 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
     const int C = 2 * P;
     if (rows->one_adapter) {
         if (!rows->b[0]) return;
-        int64_t rank = rows->rank[0];
-        const float *b = rows->b[0] + panel * rank * PANEL;
-        for (int64_t k = 0; k < rank; k++) {
+        int64_t steps = STEPS(rows->rank[0]);
+        for (int64_t k = 0; k < steps; k++) {
             vec column[8];
-            for (int c = 0; c < C; c++) {
-                column[c] = load(b + (c / 2) * rank * PANEL + k * PANEL + c % 2 * LANES);
+            for (int p = 0; p < P; p++)
+                load_step(rows->b[0], ((panel + p) * steps + k) * PANEL, 0, column + 2 * p);
+            for (int c = 0; c < C; c++)
                 if (R > 3) IN_REGISTER(column[c]);
-            }
             for (int r = 0; r < R; r++) {
-                vec value = splat(rows->low[r][k]);
+                vec value = splat_step(rows->low[r], k);
                 IN_REGISTER(value);
-                for (int c = 0; c < C; c++) sum[r][c] = FUSED(value, column[c], sum[r][c]);
+                for (int c = 0; c < C; c++) sum[r][c] = add_step(sum[r][c], value, column[c]);
             }
         }
         return;
@@ -178,37 +218,37 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
     const int C = 2 * P;
     const int64_t pace = rows->pace;
     vec sum[MAX_ROWS][8];
-    const float *x[MAX_ROWS];
+    const Input *x[MAX_ROWS];
     for (int r = 0; r < R; r++) {
         x[r] = rows->x[r];
         for (int c = 0; c < C; c++) sum[r][c] = (vec){0};
     }
-    int64_t step = in * PANEL;
-    for (int64_t k = 0; k < in; k++) {
+    int64_t steps = STEPS(in), step = steps * PANEL;
+    for (int64_t k = 0; k < steps; k++) {
         if (R > 3) {
             vec column[8];
             PREFETCH(ahead + k * pace);
-            for (int p = 0; p < P; p++) load_pair(w, p * step + k * PANEL, half, column + 2 * p);
+            for (int p = 0; p < P; p++) load_step(w, p * step + k * PANEL, half, column + 2 * p);
             for (int c = 0; c < C; c++) IN_REGISTER(column[c]);
             for (int r = 0; r < R; r++) {
-                vec value = splat(x[r][k]);
+                vec value = splat_step(x[r], k);
                 IN_REGISTER(value);
-                for (int c = 0; c < C; c++) sum[r][c] = FUSED(value, column[c], sum[r][c]);
+                for (int c = 0; c < C; c++) sum[r][c] = add_step(sum[r][c], value, column[c]);
             }
         } else {
             vec value[MAX_ROWS];
             for (int r = 0; r < R; r++) {
-                value[r] = splat(x[r][k]);
+                value[r] = splat_step(x[r], k);
                 IN_REGISTER(value[r]);
             }
             for (int p = 0; p < P; p++) {
                 vec column[2];
-                PREFETCH(ahead + p * step * (half ? 2 : 4) + k * pace);
-                load_pair(w, p * step + k * PANEL, half, column);
+                PREFETCH(ahead + p * step * MATRIX_BYTES(half) + k * pace);
+                load_step(w, p * step + k * PANEL, half, column);
                 for (int c = 0; c < 2; c++) {
                     if (R > 1) IN_REGISTER(column[c]);
                     for (int r = 0; r < R; r++)
-                        sum[r][2 * p + c] = FUSED(value[r], column[c], sum[r][2 * p + c]);
+                        sum[r][2 * p + c] = add_step(sum[r][2 * p + c], value[r], column[c]);
                 }
             }
         }
@@ -222,7 +262,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
 /* Compute panels [from, to) of a module for R tokens. */
 INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, int64_t in,
                   int64_t from, int64_t to, const Finish *finish) {
-    int64_t bytes = in * PANEL * (half ? 2 : 4);
+    int64_t bytes = STEPS(in) * PANEL * MATRIX_BYTES(half);
     const char *at = (const char *)w + from * bytes, *ahead = rows->ahead;
     for (; to - from >= PANELS_FOR(R); from += PANELS_FOR(R)) {
         tile(R, PANELS_FOR(R), half, rows, at, in, from, ahead, finish);
@@ -236,10 +276,16 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
 
 static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, int64_t in,
                       int64_t from, int64_t to, const Finish *finish) {
+#ifdef PAIRS
+    (void)half;
+    switch (num) {
+#define CASE(R) case R: tiles(R, 1, rows, w, in, from, to, finish); break;
+#else
     switch (num * 2 + (half != 0)) {
 #define CASE(R)                                                            \
     case R * 2: tiles(R, 0, rows, w, in, from, to, finish); break;         \
     case R * 2 + 1: tiles(R, 1, rows, w, in, from, to, finish); break;
+#endif
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
@@ -268,12 +314,33 @@ INLINE int rows_of(const Cut *cut, int64_t number) {
 }
 
 typedef struct {
-    const float *x;
-    int64_t x_stride;
+    float *x; /* a scratch buffer of rows that are multiplied, `x_size` numbers each */
+    int64_t x_size;
     float *y;
     int64_t y_stride;
     int add;
 } Operands;
+
+#ifdef PAIRS
+/* Return a token's low-rank values; two zeros follow them, so that an odd rank ends in a pair. */
+INLINE Input *low_of(const Batch *batch, int64_t token, int64_t low_stride) {
+    return (Input *)(void *)batch->low_rounded + token * (low_stride + 2);
+}
+
+/* Round one panel of a token's low-rank values. */
+INLINE void round_low(const Batch *batch, int64_t token, int64_t low_stride, int64_t panel,
+                      int64_t out) {
+    const float *from = batch->low + token * low_stride;
+    Input *to = low_of(batch, token, low_stride);
+    int64_t k = panel * PANEL, end = k + PANEL < out ? k + PANEL : out;
+    for (; k < end; k++) to[k] = round_number(from[k]);
+    if (end == out) to[out] = to[out + 1] = 0;
+}
+#else
+INLINE Input *low_of(const Batch *batch, int64_t token, int64_t low_stride) {
+    return batch->low + token * low_stride;
+}
+#endif
 
 /* Compute low = scale x A' for the tokens of every adapter. Ends with a barrier. */
 static void project_down(const Linear *linear, int64_t which, const Batch *batch,
@@ -296,10 +363,14 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
             Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
             for (int r = 0; r < num; r++) {
                 int64_t token = batch->order[group->first + first + r];
-                rows.x[r] = ops->x + token * ops->x_stride;
+                rows.x[r] = input_row(ops->x, ops->x_size, token);
                 rows.y[r] = batch->low + token * low_stride;
             }
             run_tiles(num, 0, &rows, lora->a, linear->in, panel, panel + 1, &finish);
+#ifdef PAIRS
+            for (int r = 0; r < num; r++)
+                round_low(batch, batch->order[group->first + first + r], low_stride, panel, out);
+#endif
         }
     }
 #pragma omp barrier
@@ -315,23 +386,23 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         row += linear->module_out[m];
         panel += num_panels(linear->module_out[m]);
     }
-    int64_t bytes = PANEL * (linear->half ? 2 : 4);
+    int64_t bytes = PANEL * MATRIX_BYTES(linear->half), steps = STEPS(linear->in);
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *w = (const char *)linear->weight + panel * linear->in * bytes;
+    const char *w = (const char *)linear->weight + panel * steps * bytes;
     int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
         rows.pace = pace;
-        rows.ahead = w + ((from + skip) * bytes + turn * pace) * linear->in;
+        rows.ahead = w + ((from + skip) * bytes + turn * pace) * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
             const Lora *lora = group->projections ? &group->projections[which] : 0;
-            rows.x[r] = ops->x + token * ops->x_stride;
+            rows.x[r] = input_row(ops->x, ops->x_size, token);
             rows.y[r] = ops->y + token * ops->y_stride + row;
-            rows.low[r] = batch->low + token * low_stride + module * group->rank;
+            rows.low[r] = low_of(batch, token, low_stride) + module * group->rank;
             rows.b[r] = lora && lora->a ? lora->b[module] : 0;
             rows.rank[r] = group->rank;
         }
@@ -363,24 +434,26 @@ static void project(const Linear *linear, int64_t which, const Batch *batch, con
     }
 }
 
-static void rms_norm(float *out, const float *x, const float *weight, int64_t size, float eps) {
-    vec squares = {0};
-    float rest = 0;
-    int64_t k = 0;
-    for (; k + LANES <= size; k += LANES) squares = FUSED(load(x + k), load(x + k), squares);
-    for (; k < size; k++) rest += x[k] * x[k];
-    float inverse = 1.0f / sqrtf((sum_lanes(squares) + rest) / (float)size + eps);
-    for (k = 0; k + LANES <= size; k += LANES)
-        store(out + k, load(x + k) * splat(inverse) * load(weight + k));
-    for (; k < size; k++) out[k] = x[k] * inverse * weight[k];
-}
-
+/* Norm the rows of batch->x for the next product. */
 static void norm_all(const Batch *batch, const float *weight, int64_t size, float eps) {
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < batch->num_tokens; t++)
-        rms_norm(batch->normed + t * size, batch->x + t * size, weight, size, eps);
+    for (int64_t t = 0; t < batch->num_tokens; t++) {
+        const float *x = batch->x + t * size;
+        Input *out = input_row(batch->normed, size, t);
+        float inverse = inverse_rms_of(x, size, eps);
+#ifdef PAIRS
+        int64_t k = 0;
+        for (; k + LANES <= size; k += LANES)
+            store_rounded(out + k, load(x + k) * splat(inverse) * load(weight + k));
+        for (; k < size; k++) out[k] = round_number(x[k] * inverse * weight[k]);
+        if (size & 1) out[size] = 0;
+#else
+        norm_row(out, x, weight, inverse, size);
+#endif
+    }
 }
 
+#ifndef PAIRS
 static void rotate(float *head, const float *cos, const float *sin, int64_t dim) {
     int64_t half = dim / 2, i = 0;
     for (; i + LANES <= half; i += LANES) {
@@ -394,6 +467,7 @@ static void rotate(float *head, const float *cos, const float *sin, int64_t dim)
         head[i + half] = second * cos[i + half] + first * sin[i + half];
     }
 }
+#endif
 
 /* Return the keys of a head that a token attends to; its values begin C rows later. */
 INLINE float *keys_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
@@ -412,8 +486,14 @@ static void store_keys(const Model *model, const Layer *layer, int64_t index, co
         for (int64_t h = 0; h < heads + kv_heads; h++) {
             float *head = row + h * dim;
             const float *norm = h < heads ? layer->q_norm : layer->k_norm;
-            if (norm) rms_norm(head, head, norm, dim, model->eps);
-            rotate(head, batch->cos + position * dim, batch->sin + position * dim, dim);
+            if (norm) norm_row(head, head, norm, inverse_rms_of(head, dim, model->eps), dim);
+            const float *cos = batch->cos + position * dim, *sin = batch->sin + position * dim;
+#ifdef PAIRS
+            float scale = h < heads ? 1.0f / sqrtf((float)dim) : 1.0f;
+            turn_head(head, head, cos, sin, dim / 2, scale, 1.0f);
+#else
+            rotate(head, cos, sin, dim);
+#endif
         }
         for (int64_t h = 0; h < kv_heads; h++) {
             float *keys = keys_of(model, batch, index, t, h) + position * dim;
@@ -437,24 +517,15 @@ static Past past_of(const Model *model, const Batch *batch, int64_t index, int64
                   .split = split};
 }
 
-/* Common head sizes are constants for the compiler, which is nearly twice as fast. */
-static void attend_heads(int heads, const Looking *tokens, int64_t count, int64_t dim, float *scores,
-                         int64_t stride) {
-    switch (heads * 1000 + dim) {
-#define CASE(G, D) \
-    case G * 1000 + D: attend_span(G, tokens, count, D, scores, stride); return;
-        CASE(1, 64) CASE(2, 64) CASE(3, 64) CASE(1, 128) CASE(2, 128) CASE(3, 128)
-#undef CASE
-    }
-    if (heads == 1) attend_span(1, tokens, count, dim, scores, stride);
-    if (heads == 2) attend_span(2, tokens, count, dim, scores, stride);
-    if (heads == 3) attend_span(3, tokens, count, dim, scores, stride);
-}
-
 static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t shared = heads / kv_heads, width = (heads + 2 * kv_heads) * dim;
     int64_t stride = batch->max_position + 1 + LANES;
+#ifdef PAIRS
+    float factor = 1; /* the queries are scaled already, as in training */
+#else
+    float factor = 1.0f / sqrtf((float)dim);
+#endif
     float *scores = batch->scores + omp_get_thread_num() * SPAN * SPAN_HEADS * stride;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < batch->num_spans * kv_heads; task++) {
@@ -462,19 +533,19 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
         int64_t span = task % batch->num_spans, h = task / batch->num_spans;
         int64_t first = batch->spans[span], count = batch->spans[span + 1] - first;
         Looking tokens[SPAN];
-        for (int64_t g = 0; g < shared;) {
-            for (int64_t i = 0; i < count; i++) {
-                int64_t t = first + i;
-                tokens[i].q = batch->wide + t * width + (h * shared + g) * dim;
-                tokens[i].out = batch->act + (t * heads + h * shared + g) * dim;
-                tokens[i].past = past_of(model, batch, index, t, h);
-                tokens[i].length = batch->positions[t] + 1;
-            }
-            int64_t left = shared - g;
-            int now = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1; /* four are two and two */
-            attend_heads(now, tokens, count, dim, scores, stride);
-            g += now;
+        for (int64_t i = 0; i < count; i++) {
+            int64_t t = first + i;
+            float *q = batch->wide + t * width + h * shared * dim;
+            Input *out = input_row(batch->act, heads * dim, t) + h * shared * dim;
+#ifdef PAIRS
+            tokens[i] = (Looking){.q = q, .out = q, .rounded = out};
+#else
+            tokens[i] = (Looking){.q = q, .out = out};
+#endif
+            tokens[i].past = past_of(model, batch, index, t, h);
+            tokens[i].length = batch->positions[t] + 1;
         }
+        attend_group(tokens, count, shared, dim, factor, scores, stride);
     }
 }
 
@@ -482,8 +553,14 @@ static void gate(const Batch *batch, int64_t inner) {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < batch->num_tokens; t++) {
         const float *g = batch->wide + t * 2 * inner, *up = g + inner;
-        float *out = batch->act + t * inner;
+        Input *out = input_row(batch->act, inner, t);
         int64_t k = 0;
+#ifdef PAIRS
+        for (; k + LANES <= inner; k += LANES)
+            store_rounded(out + k, swiglu(load(g + k), load(up + k)));
+        for (; k < inner; k++) out[k] = round_number(swiglu_of_one(g[k], up[k]));
+        if (inner & 1) out[inner] = 0;
+#else
         for (; k + LANES <= inner; k += LANES) {
             vec value = load(g + k);
             ivec negative = value < (vec){0};
@@ -492,9 +569,15 @@ static void gate(const Batch *batch, int64_t inner) {
             vec top = (vec)((negative & (ivec)e) | (~negative & (ivec)splat(1.0f)));
             store(out + k, value * top / (splat(1.0f) + e) * load(up + k));
         }
-        for (; k < inner; k++) out[k] = g[k] / (1.0f + expf(-g[k])) * up[k];
+        for (; k < inner; k++) out[k] = swiglu_of_one(g[k], up[k]);
+#endif
     }
 }
+
+#ifdef PAIRS
+#define forward_blocks forward_blocks_pairs
+#define forward_head forward_head_pairs
+#endif
 
 /* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
 void forward_blocks(const Model *model, const Batch *batch) {
@@ -529,7 +612,7 @@ void forward_head(const Model *model, const Batch *batch, float *logits) {
     }
 }
 
-int64_t panel_width(void) { return PANEL; }
+#ifndef PAIRS
 int64_t span_tokens(void) { return SPAN; }
 int64_t span_heads(void) { return SPAN_HEADS; }
 
@@ -538,3 +621,4 @@ int64_t struct_size(int64_t which) {
                              sizeof(Model),  sizeof(Group), sizeof(Batch)};
     return sizes[which];
 }
+#endif

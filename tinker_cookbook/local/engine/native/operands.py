@@ -40,6 +40,11 @@ class PackedOperand(Protocol):
         """Whether the numbers are bfloat16; otherwise they are float32."""
         ...
 
+    @property
+    def paired(self) -> bool:
+        """Whether rows are rounded to bfloat16 and multiplied in pairs."""
+        ...
+
     def module_addresses(self) -> list[int]:
         """Return the address of each module's first panel."""
         ...

@@ -1,4 +1,5 @@
-/* Products of many rows with frozen packed matrices and low-rank adapters, in float32.
+/* Products of many rows with frozen packed matrices and low-rank adapters, in float32 or, with PAIRS, of
+ * rows and matrices in bfloat16 (`pair_products.c`).
  *
  * A call computes parts (results) as sums over terms: part = sum over terms of term.x . term.right[part].
  * Terms are computed in order, and a later term may read a part that is complete. So one call computes
@@ -14,7 +15,8 @@
 
 #define MAX_TERMS 4
 #define MAX_PARTS 4
-#define MAX_UNITS 84
+/* Units of MR rows in a block: as many as the second-level cache holds next to a strip. */
+#define MAX_UNITS (LANES >= 16 ? 40 : 84)
 
 typedef struct {
     const float *x; /* [rows, count] */
@@ -24,13 +26,13 @@ typedef struct {
 
 typedef struct {
     int64_t rows, threads, num_terms, num_parts;
-    float *scratch; /* product_scratch() floats per thread */
+    float *scratch; /* SCRATCH_WORDS per thread */
     Term terms[MAX_TERMS];
     Part parts[MAX_PARTS];
 } Product;
 
 /* Compute all terms and parts for the given rows. */
-static void run_rows(const Product *p, int64_t row, int64_t rows, float *x, float *space) {
+static void run_rows(const Product *p, int64_t row, int64_t rows, Word *x, Word *space) {
     int first[MAX_PARTS], last[MAX_PARTS];
     for (int64_t i = 0; i < p->num_parts; i++) {
         first[i] = last[i] = -1;
@@ -60,28 +62,37 @@ static void run_rows(const Product *p, int64_t row, int64_t rows, float *x, floa
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
-#define SPACE_FLOATS (STRIP * PANEL)
+#define SPACE_WORDS (STRIP_WORDS * PANEL)
+#define SCRATCH_WORDS (SPACE_WORDS + MAX_UNITS * MR * STRIP_WORDS + 16)
 
-/* Return the floats of scratch memory for each thread. */
-int64_t product_scratch(void) { return SPACE_FLOATS + MAX_UNITS * MR * STRIP + 16; }
-
+#ifdef PAIRS
+void product_pairs(const Product *p) {
+#else
 void product(const Product *p) {
+#endif
     int64_t units = (p->rows + MR - 1) / MR, threads = p->threads < units ? p->threads : units;
 #pragma omp parallel num_threads((int)threads)
     {
         int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
         int64_t from = units * thread / team, to = units * (thread + 1) / team;
         int64_t blocks = (to - from + MAX_UNITS - 1) / MAX_UNITS;
-        float *space = p->scratch + thread * product_scratch();
+        Word *space = (Word *)(void *)(p->scratch + thread * SCRATCH_WORDS);
         for (int64_t b = 0; b < blocks; b++) {
             int64_t begin = (from + (to - from) * b / blocks) * MR;
             int64_t end = (from + (to - from) * (b + 1) / blocks) * MR;
-            run_rows(p, begin, (end < p->rows ? end : p->rows) - begin, space + SPACE_FLOATS, space);
+            run_rows(p, begin, (end < p->rows ? end : p->rows) - begin, space + SPACE_WORDS, space);
         }
     }
 }
+
+#ifndef PAIRS
+int64_t panel_width(void) { return PANEL; }
+
+/* Return the floats of scratch memory for each thread. */
+int64_t product_scratch(void) { return SCRATCH_WORDS; }
 
 int64_t product_struct_size(int64_t which) {
     const int64_t sizes[] = {sizeof(Right), sizeof(Term), sizeof(Part), sizeof(Product)};
     return sizes[which];
 }
+#endif

@@ -1,7 +1,8 @@
 """Products with a packed matrix and an adapter, forward and backward, in one call each.
 
 The compiled counterpart of the products of `matrices.DenseMatrix`; see `products.c`, which computes
-parts (results) as sums over terms. Not thread-safe.
+parts (results) as sums over terms. With a matrix of pairs, all operands of the products are rounded
+to bfloat16 while they are read; sums and results are float32. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Products:
             top += count
         if lora is not None:
             self._add_lora(call, lora, low)
-        self._run(call)
+        self._run(call, matrix)
         return y, low
 
     def backward(
@@ -134,7 +135,7 @@ class Products:
             top += count
         if lora is not None:
             self._add_lora_gradient(call, lora, low_grad)
-        self._run(call)
+        self._run(call, matrix)
         return x_grad, low_grad
 
     def _add_lora(self, call: _Product, lora: LoraPair, low: Tensor) -> None:
@@ -169,14 +170,15 @@ class Products:
         call = _Product(rows, threads, num_terms, num_parts, self._scratch.data_ptr())
         return call, call.terms, call.parts
 
-    def _run(self, call: _Product) -> None:
+    def _run(self, call: _Product, matrix: PackedOperand) -> None:
         if call.rows:
-            self._library.product(ctypes.byref(call))
+            product = self._library.product_pairs if matrix.paired else self._library.product
+            product(ctypes.byref(call))
 
 
 def _set_term(term: _Term, x: Tensor) -> None:
     assert x.stride(1) == 1, "rows must be dense"
-    assert x.dtype == torch.float32, "the kernels compute in float32"
+    assert x.dtype == torch.float32, "the kernels read float32"
     term.x, term.stride, term.count = x.data_ptr(), x.stride(0), x.shape[1]
 
 

@@ -1,5 +1,8 @@
 /* Tiled products of float32 rows, for kernels with many rows.
  *
+ * With PAIRS, rows and right sides are rounded to bfloat16 and multiplied in pairs (`pairs.h`); sums and
+ * results are float32 all the same. `float_strips.h` and `pair_strips.h` bring operands into one layout.
+ *
  * A block of rows is packed, MR side by side, and stays in the second-level cache. A strip of PANEL
  * outputs of the right side is brought into the first-level cache, whatever its layout and format in
  * memory, and is used for all rows of the block. The blocking is that of Goto and van de Geijn, "Anatomy
@@ -7,12 +10,23 @@
  */
 #ifndef TILES_H
 #define TILES_H
-#include "vectors.h"
+#include "pairs.h"
 
 #define PANEL (2 * LANES)
 #define MR 6
-/* Length of a strip, a multiple of PANEL: with vectors of 8 it fills 18 KiB of the first-level cache. */
-#define STRIP (LANES >= 16 ? 128 : 288)
+/* Words in a strip for each output: with vectors of 8 a strip fills 18 KiB of the first-level cache, and
+ * with vectors of 16 the second-level cache is fast enough. A word is a number, or a pair of them;
+ * WORDS(count) are what `count` numbers take. */
+#define STRIP_WORDS 288
+#ifdef PAIRS
+typedef uint32_t Word;
+#define WORDS(count) (((count) + 1) / 2)
+#define STRIP (2 * STRIP_WORDS)
+#else
+typedef float Word;
+#define WORDS(count) (count)
+#define STRIP STRIP_WORDS
+#endif
 
 typedef enum { PANELS, PANELS_TURNED, ROWS, COLUMNS } Layout;
 
@@ -22,7 +36,7 @@ typedef struct {
     int64_t layout; /* PANELS: packed [panels, stride, PANEL], an output is a row of the matrix (x W');
                      * PANELS_TURNED: the same memory, an output is a column (grad W);
                      * ROWS, COLUMNS: float32 [count, outs] and [outs, count], rows `stride` apart */
-    int64_t half;   /* whether a packed matrix is in bfloat16 */
+    int64_t half;   /* whether a packed matrix is in bfloat16; always with PAIRS */
     int64_t stride;
 } Right;
 
@@ -76,73 +90,11 @@ static void turn(float *to, int64_t step, const float *from, int64_t stride, int
         for (int64_t j = 0; j < columns; j++) to[j * step + i] = from[i * stride + j];
 }
 
-/* Pack rows of x, MR side by side: [units, count, MR]. The last unit repeats the last row. */
-static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, int64_t count) {
-    for (int64_t first = 0; first < rows; first += MR, to += count * MR) {
-        const float *row[MR];
-        for (int r = 0; r < MR; r++)
-            row[r] = x + (first + r < rows ? first + r : rows - 1) * stride;
-        int64_t k = 0;
-#if defined(__AVX2__)
-        /* Stores of eight overwrite two places of the next column, which is written later; the last
-         * column has no next one, so it is left to the loop below. */
-        for (; k + 8 < count; k += 8) {
-            __m256 part[8];
-            for (int r = 0; r < MR; r++) part[r] = _mm256_loadu_ps(row[r] + k);
-            part[6] = part[7] = part[0];
-            turn_8(part, to + k * MR, MR);
-        }
+#ifdef PAIRS
+#include "pair_strips.h"
+#else
+#include "float_strips.h"
 #endif
-        for (; k < count; k++)
-            for (int r = 0; r < MR; r++) to[k * MR + r] = row[r][k];
-    }
-}
-
-/* Transpose a block of a packed matrix into `to`: PANEL outputs from `out` on, summed over its rows. */
-static void fill_turned(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
-                        int64_t outs) {
-    float block[PANEL * PANEL];
-    for (int64_t k = 0; k < count; k += PANEL) {
-        int64_t at = ((from + k) / PANEL * right->stride + out) * PANEL;
-        for (int64_t i = 0; i < outs; i++) {
-            vec pair[2];
-            load_pair(right->at, at + i * PANEL, right->half != 0, pair);
-            store(block + i * PANEL, pair[0]);
-            store(block + i * PANEL + LANES, pair[1]);
-        }
-        turn(to + k * PANEL, PANEL, block, PANEL, outs, count - k < PANEL ? count - k : PANEL);
-    }
-}
-
-/* Return the strip [count, PANEL] of a right side from row `from` and output `out` on. It is copied to
- * `to` unless memory already has it in this layout. Missing outputs are 0 or never read. */
-static const float *strip(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
-                          int64_t all_outs) {
-    int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
-    if (right->layout == PANELS) {
-        int64_t at = (out / PANEL * right->stride + from) * PANEL;
-        if (!right->half) return (const float *)right->at + at;
-        for (int64_t k = 0; k < count; k++) {
-            vec pair[2];
-            load_pair(right->at, at + k * PANEL, 1, pair);
-            store(to + k * PANEL, pair[0]);
-            store(to + k * PANEL + LANES, pair[1]);
-        }
-        return to;
-    }
-    if (outs < PANEL) memset(to, 0, (size_t)count * PANEL * sizeof(float));
-    if (right->layout == PANELS_TURNED) {
-        fill_turned(to, right, from, count, out, outs);
-    } else if (right->layout == ROWS) {
-        const float *row = (const float *)right->at + from * right->stride + out;
-        for (int64_t k = 0; k < count; k++)
-            memcpy(to + k * PANEL, row + k * right->stride, (size_t)outs * sizeof(float));
-    } else {
-        turn(to, PANEL, (const float *)right->at + out * right->stride + from, right->stride, outs,
-             count);
-    }
-    return to;
-}
 
 /* The place of a tile in its part, and how to finish its sums. */
 typedef struct {
@@ -155,22 +107,22 @@ typedef struct {
 } Tile;
 
 /* Multiply R rows by PANEL outputs, over one strip. */
-INLINE void tile(const int R, const float *x, const float *w, int64_t count, const Tile *t) {
+INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const Tile *t) {
     vec sum[MR][2];
     for (int r = 0; r < R; r++) {
         float *y = t->y + r * t->stride;
         sum[r][0] = t->first ? (vec){0} : load(y);
         sum[r][1] = t->first ? (vec){0} : load(y + LANES);
     }
-    for (int64_t k = 0; k < count; k++, x += MR, w += PANEL) {
-        vec w0 = load(w), w1 = load(w + LANES);
+    for (int64_t k = 0; k < words; k++, x += MR, w += PANEL) {
+        vec w0 = load_word(w), w1 = load_word(w + LANES);
         IN_REGISTER(w0);
         IN_REGISTER(w1);
         for (int r = 0; r < R; r++) {
-            vec value = splat(x[r]);
+            vec value = splat_word(x[r]);
             IN_REGISTER(value);
-            sum[r][0] = FUSED(value, w0, sum[r][0]);
-            sum[r][1] = FUSED(value, w1, sum[r][1]);
+            sum[r][0] = add_product(sum[r][0], value, w0);
+            sum[r][1] = add_product(sum[r][1], value, w1);
         }
     }
     for (int r = 0; r < R; r++) {
@@ -186,16 +138,16 @@ INLINE void tile(const int R, const float *x, const float *w, int64_t count, con
     }
 }
 
-static void run_tile(int rows, const float *x, const float *w, int64_t count, const Tile *t) {
+static void run_tile(int rows, const Word *x, const Word *w, int64_t words, const Tile *t) {
     switch (rows) {
-#define CASE(R) case R: tile(R, x, w, count, t); break;
+#define CASE(R) case R: tile(R, x, w, words, t); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
 }
 
 /* Compute a tile that is narrower than PANEL, in a copy. */
-static void run_edge_tile(int rows, const float *x, const float *w, int64_t count, const Tile *t,
+static void run_edge_tile(int rows, const Word *x, const Word *w, int64_t words, const Tile *t,
                           int64_t outs) {
     float y[MR * PANEL] = {0}, start[MR * PANEL] = {0}, bias[PANEL] = {0};
     size_t bytes = (size_t)outs * sizeof(float);
@@ -207,31 +159,19 @@ static void run_edge_tile(int rows, const float *x, const float *w, int64_t coun
         if (t->start) memcpy(start + r * PANEL, t->start + r * t->start_stride, bytes);
     }
     if (t->start) edge.start = start, edge.start_stride = PANEL;
-    run_tile(rows, x, w, count, &edge);
+    run_tile(rows, x, w, words, &edge);
     for (int r = 0; r < rows; r++) memcpy(t->y + r * t->stride, y + r * PANEL, bytes);
-}
-
-/* Return cache line `n` of the memory that holds the strip from output `out` on. */
-static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t size = right->half ? 2 : 4, at = 0;
-    if (right->layout == PANELS) {
-        at = (out / PANEL * right->stride + from) * PANEL * size + n * 64;
-    } else { /* PANELS_TURNED: a square block of every panel */
-        int64_t lines = PANEL * PANEL * size / 64;
-        at = ((from / PANEL + n / lines) * right->stride + out) * PANEL * size + n % lines * 64;
-    }
-    return (const char *)right->at + at;
 }
 
 /* Multiply one block of rows, packed in `x`, by one slice of a term (at most STRIP high), for one part.
  * Meanwhile the results of the next tiles and the next strip are fetched into the cache. */
-static void multiply(const Part *part, const Right *right, const float *x, float *space,
+static void multiply(const Part *part, const Right *right, const Word *x, Word *space,
                      int64_t row, int64_t rows, int64_t from, int64_t count, int first, int last) {
     int packed = right->layout == PANELS || right->layout == PANELS_TURNED;
-    int64_t lines = packed ? count * PANEL * (right->half ? 2 : 4) / 64 : 0;
+    int64_t words = WORDS(count), lines = packed ? source_lines(right, count) : 0;
     int64_t lines_per_tile = lines / ((rows + MR - 1) / MR) + 1;
     for (int64_t out = 0; out < part->outs; out += PANEL) {
-        const float *w = strip(space, right, from, count, out, part->outs);
+        const Word *w = strip(space, right, from, count, out, part->outs);
         int64_t line = out + PANEL < part->outs ? 0 : lines;
         Tile t = {.stride = part->stride, .start_stride = part->start_stride};
         t.scale = part->scale, t.first = first, t.last = last;
@@ -245,11 +185,11 @@ static void multiply(const Part *part, const Right *right, const float *x, float
             for (int64_t end = line + lines_per_tile; line < lines && line < end; line++)
                 PREFETCH(source_line(right, from, out + PANEL, line));
             if (part->outs - out < PANEL)
-                run_edge_tile(num, x + r * count, w, count, &t, part->outs - out);
+                run_edge_tile(num, x + r * words, w, words, &t, part->outs - out);
             else if (num == MR)
-                tile(MR, x + r * count, w, count, &t);
+                tile(MR, x + r * words, w, words, &t);
             else
-                run_tile(num, x + r * count, w, count, &t);
+                run_tile(num, x + r * words, w, words, &t);
         }
     }
 }

@@ -9,28 +9,11 @@
  * The order of all sums depends on the lengths only: the same bits with any number of threads.
  */
 #include "tiles.h"
+#include "train_attention.h"
 
 #define BLOCK_ROWS 96
 #define BLOCK_KEYS 256
 #define MAX_DIM 256
-
-/* Queries [first, last) of a segment; in the forward pass one block of them. */
-typedef struct {
-    int64_t start, first, last; /* start: the segment's first token; first and last count from it */
-    int64_t partial;            /* backward: row at which its gradients of keys begin in partial_k and
-                                 * partial_v; -1 if it writes those of the segment itself */
-} Task;
-
-typedef struct {
-    int64_t tokens, kv_heads, group, dim, threads, num_tasks, num_partial;
-    const Task *tasks;
-    const float *q, *k, *v;          /* [K, T G, D], [K, T, D] twice */
-    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them */
-    const float *grad;               /* gradient of out */
-    float *q_grad, *k_grad, *v_grad;
-    float *partial_k, *partial_v;    /* [K, num_partial, D] */
-    float *scratch;                  /* attention_scratch() floats per thread */
-} Attention;
 
 /* The working memory of a thread. */
 typedef struct {

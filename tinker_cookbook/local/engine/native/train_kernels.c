@@ -1,22 +1,14 @@
-/* The elementwise parts of training on a CPU in float32, each in one pass over its operands.
+/* The elementwise parts of training on a CPU, each in one pass over its operands; all of it in float32.
  *
  * Rows are tokens. A row of an operand may be part of a wider row: rows are then `stride` floats apart.
  * `model/ops.py` computes the same with torch and explains the formulas.
  */
-#include "vectors.h"
+#include "rows.h"
 
 /* Use threads only if there are enough rows to repay waking them. */
 #define FOR_ROWS                                                                                 \
     _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (rows >= 64)")       \
     for (int64_t t = 0; t < rows; t++)
-
-INLINE vec sigmoid(vec x) {
-    ivec negative = x < (vec){0};
-    vec minus_abs = (vec)((negative & (ivec)x) | (~negative & (ivec)(-x)));
-    vec e = exp_vec(minus_abs); /* no overflow on either side */
-    vec top = (vec)((negative & (ivec)e) | (~negative & (ivec)splat(1.0f)));
-    return top / (splat(1.0f) + e);
-}
 
 /* Write silu(gate) * up of [rows, 2 inner] into [rows, inner]. */
 void swiglu_forward(float *out, int64_t out_stride, const float *gate_up, int64_t rows,
@@ -26,8 +18,8 @@ void swiglu_forward(float *out, int64_t out_stride, const float *gate_up, int64_
         float *to = out + t * out_stride;
         int64_t k = 0;
         for (; k + LANES <= inner; k += LANES)
-            store(to + k, load(gate + k) * sigmoid(load(gate + k)) * load(up + k));
-        for (; k < inner; k++) to[k] = gate[k] / (1.0f + expf(-gate[k])) * up[k];
+            store(to + k, swiglu(load(gate + k), load(up + k)));
+        for (; k < inner; k++) to[k] = swiglu_of_one(gate[k], up[k]);
     }
 }
 
@@ -56,17 +48,19 @@ void swiglu_gradient(float *result, float *activation, const float *grad, int64_
     }
 }
 
+/* Write 1 / sqrt(mean(x^2) + eps) of every row, as the decoder computes it. */
+void inverse_rms(float *inverse, const float *x, int64_t rows, int64_t size, float eps,
+                 int64_t threads) {
+    FOR_ROWS inverse[t] = inverse_rms_of(x + t * size, size, eps);
+}
+
 /* Write x * inverse * weight, [rows, size]; `inverse` has one number per row. */
 void norm_forward(float *out, int64_t out_stride, const float *x, const float *inverse,
                   const float *weight, int64_t rows, int64_t size, int64_t threads) {
     FOR_ROWS {
         const float *from = x + t * size;
         float *to = out + t * out_stride;
-        vec scale = splat(inverse[t]);
-        int64_t k = 0;
-        for (; k + LANES <= size; k += LANES)
-            store(to + k, load(from + k) * scale * load(weight + k));
-        for (; k < size; k++) to[k] = from[k] * inverse[t] * weight[k];
+        norm_row(to, from, weight, inverse[t], size);
     }
 }
 
@@ -98,34 +92,33 @@ void norm_gradient(float *out, const float *grad, int64_t grad_stride, const flo
     }
 }
 
-/* Rotate one head and multiply it by `scale`; direction -1 rotates back. May be in place. */
-INLINE void turn(float *out, const float *x, const float *cos, const float *sin, int64_t half,
-                 float scale, float direction) {
-    int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        vec c = load(cos + i) * splat(scale), s = load(sin + i) * splat(scale * direction);
-        vec first = load(x + i), second = load(x + i + half);
-        store(out + i, first * c - second * s);
-        store(out + i + half, second * c + first * s);
-    }
-    for (; i < half; i++) {
-        float c = cos[i] * scale, s = sin[i] * scale * direction, first = x[i], second = x[i + half];
-        out[i] = first * c - second * s;
-        out[i + half] = second * c + first * s;
-    }
-}
-
 typedef struct {
     int64_t rows, kv_heads, group, dim, threads;
     const int64_t *positions; /* [rows] */
     const float *cos, *sin;   /* [positions, dim]; the first half of each row is used */
+    const float *q_norm, *k_norm; /* [dim], for split_heads; NULL without such norms */
+    float eps;
 } Heads;
 
-/* From qkv [rows, (K G + 2 K) dim] to rotated and scaled q [K, rows, G, dim], rotated k [K, rows, dim]
+#define MAX_DIM 256
+
+/* Norm a head if there is a weight for it, then rotate and scale it. */
+INLINE void split_head(const Heads *heads, float *out, const float *x, const float *norm,
+                       const float *cos, const float *sin, float scale) {
+    float normed[MAX_DIM];
+    int64_t dim = heads->dim;
+    if (norm) {
+        norm_row(normed, x, norm, inverse_rms_of(x, dim, heads->eps), dim);
+        x = normed;
+    }
+    turn_head(out, x, cos, sin, dim / 2, scale, 1.0f);
+}
+
+/* From qkv [rows, (K G + 2 K) dim] to normed, rotated and scaled q [K, rows, G, dim], normed and rotated k [K, rows, dim]
  * and v [K, rows, dim]. */
 void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float *v) {
     int64_t rows = heads->rows, kv = heads->kv_heads, group = heads->group, dim = heads->dim;
-    int64_t half = dim / 2, width = (group + 2) * kv * dim, threads = heads->threads;
+    int64_t width = (group + 2) * kv * dim, threads = heads->threads;
     float scale = 1.0f / sqrtf((float)dim);
     FOR_ROWS {
         const float *from = qkv + t * width;
@@ -133,9 +126,10 @@ void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float
         const float *sin = heads->sin + heads->positions[t] * dim;
         for (int64_t h = 0; h < kv; h++) {
             for (int64_t g = 0; g < group; g++)
-                turn(q + ((h * rows + t) * group + g) * dim, from + (h * group + g) * dim, cos, sin,
-                     half, scale, 1.0f);
-            turn(k + (h * rows + t) * dim, from + (kv * group + h) * dim, cos, sin, half, 1.0f, 1.0f);
+                split_head(heads, q + ((h * rows + t) * group + g) * dim,
+                           from + (h * group + g) * dim, heads->q_norm, cos, sin, scale);
+            split_head(heads, k + (h * rows + t) * dim, from + (kv * group + h) * dim, heads->k_norm,
+                       cos, sin, 1.0f);
             memcpy(v + (h * rows + t) * dim, from + (kv * group + kv + h) * dim,
                    (size_t)dim * sizeof(float));
         }
@@ -153,9 +147,9 @@ void join_heads(const Heads *heads, float *qkv, const float *q, const float *k, 
         const float *sin = heads->sin + heads->positions[t] * dim;
         for (int64_t h = 0; h < kv; h++) {
             for (int64_t g = 0; g < group; g++)
-                turn(to + (h * group + g) * dim, q + ((h * rows + t) * group + g) * dim, cos, sin,
+                turn_head(to + (h * group + g) * dim, q + ((h * rows + t) * group + g) * dim, cos, sin,
                      half, scale, -1.0f);
-            turn(to + (kv * group + h) * dim, k + (h * rows + t) * dim, cos, sin, half, 1.0f, -1.0f);
+            turn_head(to + (kv * group + h) * dim, k + (h * rows + t) * dim, cos, sin, half, 1.0f, -1.0f);
             memcpy(to + (kv * group + kv + h) * dim, v + (h * rows + t) * dim,
                    (size_t)dim * sizeof(float));
         }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinker_cookbook.local.engine.native.build import load_kernels
 
-__all__ = ["HeadLayout", "TrainKernels", "train_kernels"]
+__all__ = ["HeadLayout", "HeadNorms", "TrainKernels", "train_kernels"]
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
@@ -31,6 +31,9 @@ class _Heads(ctypes.Structure):
         ("positions", _Pointer),
         ("cos", _Pointer),
         ("sin", _Pointer),
+        ("q_norm", _Pointer),
+        ("k_norm", _Pointer),
+        ("eps", ctypes.c_float),
     )
 
 
@@ -48,9 +51,9 @@ class HeadLayout:
     """float32 [P, dim] by position, from `RopeTable`; `sin` likewise."""
     sin: Tensor
 
-    def struct(self) -> _Heads:
+    def struct(self, norms: HeadNorms | None = None) -> _Heads:
         """Return the record that the kernels read."""
-        return _Heads(
+        heads = _Heads(
             len(self.positions),
             self.kv_heads,
             self.group,
@@ -60,6 +63,20 @@ class HeadLayout:
             self.cos.data_ptr(),
             self.sin.data_ptr(),
         )
+        if norms is not None:
+            heads.q_norm, heads.k_norm = norms.q_norm.data_ptr(), norms.k_norm.data_ptr()
+            heads.eps = norms.eps
+        return heads
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """The norms of queries and keys, before their rotation."""
+
+    q_norm: Tensor
+    """float32 [dim]; `k_norm` likewise."""
+    k_norm: Tensor
+    eps: float
 
 
 @functools.lru_cache(maxsize=1)
@@ -108,6 +125,15 @@ class TrainKernels:
         )
         return result
 
+    def inverse_rms(self, x: Tensor, eps: float) -> Tensor:
+        """Compute `ops.inverse_rms` of [T, H] with the bits of the decoder."""
+        rows, size = x.shape
+        inverse = x.new_empty(rows, 1)
+        self._library.inverse_rms(
+            _at(inverse), _at(x), _Long(rows), _Long(size), ctypes.c_float(eps), _threads()
+        )
+        return inverse
+
     def norm(self, out: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> None:
         """Compute `ops.rms_norm_into`."""
         rows, size = x.shape
@@ -134,13 +160,19 @@ class TrainKernels:
         )
         return result
 
-    def split_heads(self, layout: HeadLayout, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated and scaled queries [K, T G, D], rotated keys and values [K, T, D]."""
+    def split_heads(
+        self, layout: HeadLayout, qkv: Tensor, norms: HeadNorms | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated and scaled queries [K, T G, D], rotated keys and values [K, T, D].
+
+        Args:
+            norms: the norms of queries and keys, applied first.
+        """
         rows = len(qkv)
         q = qkv.new_empty(layout.kv_heads, rows * layout.group, layout.dim)
         k = qkv.new_empty(layout.kv_heads, rows, layout.dim)
         v = torch.empty_like(k)
-        struct = layout.struct()
+        struct = layout.struct(norms)
         self._library.split_heads(ctypes.byref(struct), _at(qkv), _at(q), _at(k), _at(v))
         return q, k, v
 

@@ -1,9 +1,9 @@
 """The batch decoder on the compiled kernels: a whole forward pass is one call.
 
 It computes the same function as `torch_decoder.TorchDecoder` on a CPU, and a token gets the same
-bits whatever else is in its batch. It reads the packed matrices that training uses or, where
-training computes in bfloat16, a packed copy that the first batch makes. Hidden states, keys and
-values are float32.
+bits whatever else is in its batch. It reads the packed matrices that training uses. With matrices
+of bfloat16 pairs it also rounds their input rows to bfloat16, as training does; then both compute
+the same bits. Hidden states, keys and values are float32.
 
 The classes derived from `ctypes.Structure` mirror the C structs field by field; the sizes are
 compared when a decoder is created.
@@ -14,24 +14,22 @@ Axes: N tokens of the batch, H hidden, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable
 from tinker_cookbook.local.engine.model.packed_matrix import (
-    MatrixBlocks,
     PackedMatrix,
+    pack_pairs,
     pack_panels,
 )
-from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.model.weights import (
     FUSED,
     LayerWeights,
@@ -46,15 +44,13 @@ from tinker_cookbook.local.engine.sampling.cache_rows import Row, cache_shape
 
 __all__ = ["NativeDecoder", "native_decoder"]
 
-logger = logging.getLogger(__name__)
-
-_SPARE_BYTES = 512 * 2**20
-"""Memory that must stay free after a packed copy of the weights."""
 _LANES = 16
 """Upper bound of the kernels' vector width in floats."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
+_Packer = Callable[[Tensor], Tensor]
+"""Packs a matrix of an adapter for the kernels."""
 
 
 class _Linear(ctypes.Structure):
@@ -135,6 +131,7 @@ class _Batch(ctypes.Structure):
         ("wide", _Pointer),
         ("act", _Pointer),
         ("low", _Pointer),
+        ("low_rounded", _Pointer),
         ("scores", _Pointer),
     )
 
@@ -143,20 +140,9 @@ _STRUCTS = (_Linear, _Lora, _Layer, _Model, _Group, _Batch)
 
 
 def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | None:
-    """Return a decoder on compiled kernels, or None where these do not run."""
-    if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    kernels = load_kernels()
-    if kernels is None:
-        return None
-    needed, free = twin_bytes(weights), available_bytes()
-    if needed and free is not None and needed + _SPARE_BYTES > free:
-        logger.warning(
-            "sampling uses torch, which is slower: packed weights need %.1f GiB of free memory",
-            needed / 2**30,
-        )
-        return None
-    return NativeDecoder(arch, weights, kernels)
+    """Return a decoder on compiled kernels, or None where the matrices are not packed for them."""
+    kernels = load_kernels() if isinstance(weights.head, PackedMatrix) else None
+    return None if kernels is None else NativeDecoder(arch, weights, kernels)
 
 
 class NativeDecoder:
@@ -170,22 +156,25 @@ class NativeDecoder:
         self.arch = arch
         self.weights = weights
         self.cache_shape = cache_shape(arch, weights, torch.float32)
-        self._kernels = kernels
         kernels.struct_size.restype = _Long
         for number, struct in enumerate(_STRUCTS):
             size = kernels.struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
         kernels.span_tokens.restype = kernels.span_heads.restype = _Long
         self._span, self._span_heads = int(kernels.span_tokens()), int(kernels.span_heads())
-        self._products = Products(kernels)
-        self._panel = self._products.panel
+        panel = Products(kernels).panel
+        pack = pack_pairs if weights.paired else pack_panels
+        self._pack: _Packer = lambda matrix: pack(matrix, [len(matrix)], panel)
+        self._forward_blocks = (
+            kernels.forward_blocks_pairs if weights.paired else kernels.forward_blocks
+        )
+        self._forward_head = kernels.forward_head_pairs if weights.paired else kernels.forward_head
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
         self._scratch: dict[str, Tensor] = {}
         self._model: _Model | None = None
         self._layers: ctypes.Array[_Layer] | None = None
         self._kept: list[Tensor | PackedMatrix] = []
         """Keeps alive what the structs of the model point to."""
-        self._blocks = MatrixBlocks(self._products)
 
     @torch.inference_mode()
     def forward(self, batch: Batch[Row]) -> Tensor:
@@ -205,7 +194,7 @@ class NativeDecoder:
         spans = _attention_spans(self._span, positions, addresses, same_as, same_length)
         call.struct.num_spans, call.struct.spans = len(spans) - 1, spans.ctypes.data
         call.struct.cos, call.struct.sin = cos.data_ptr(), sin.data_ptr()
-        self._kernels.forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
+        self._forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
         return x
 
     @torch.inference_mode()
@@ -214,7 +203,7 @@ class NativeDecoder:
         hidden = hidden.contiguous()
         call = self._call(hidden, _group_spans(adapters), 0)
         out = torch.empty(len(hidden), self.arch.vocab_size)
-        self._kernels.forward_head(
+        self._forward_head(
             ctypes.byref(self._current_model()),
             ctypes.byref(call.struct),
             ctypes.c_void_p(out.data_ptr()),
@@ -238,7 +227,7 @@ class NativeDecoder:
             if span.adapter is not None:
                 group.rank = span.adapter.adapter.rank
                 group.scale = span.adapter.adapter.scale
-                group.projections = _lora_table(span.adapter, arch, self._panel)
+                group.projections = _lora_table(span.adapter, arch, self._pack)
         order = np.concatenate([span.rows for span in spans])
         group_of = np.repeat(np.arange(len(spans)), [len(span.rows) for span in spans])
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
@@ -257,6 +246,7 @@ class NativeDecoder:
             wide=self._buffer("wide", num_tokens * widest),
             act=self._buffer("act", num_tokens * inner),
             low=self._buffer("low", num_tokens * 3 * rank),
+            low_rounded=self._buffer("low_rounded", num_tokens * (3 * rank + 2)),
             scores=self._buffer("scores", scores),
         )
         return _Call(struct, (groups, order, group_of))
@@ -297,10 +287,9 @@ class NativeDecoder:
     def _current_model(self) -> _Model:
         """Return the structs of the packed weights, which the first call creates."""
         if self._model is None:
-            weights = float32_twin(self.arch, self.weights, self._blocks)
-            structs = [self._layer_struct(layer) for layer in weights.layers]
+            structs = [self._layer_struct(layer) for layer in self.weights.layers]
             self._layers = (_Layer * len(structs))(*structs)
-            self._model = self._model_struct(weights)
+            self._model = self._model_struct(self.weights)
         return self._model
 
     def _model_struct(self, weights: ModelWeights) -> _Model:
@@ -338,7 +327,7 @@ class NativeDecoder:
 
     def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> _Linear:
         """Return the struct of a stacked matrix."""
-        assert isinstance(matrix, PackedMatrix), "the matrices of a float32 twin are packed"
+        assert isinstance(matrix, PackedMatrix), "the decoder reads packed matrices"
         self._kept.append(matrix)
         return _Linear(
             weight=matrix.panels.data_ptr(),
@@ -448,26 +437,25 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
 
 
-def _lora_table(stacked: StackedLora, arch: ArchConfig, panel: int) -> ctypes.Array[_Lora]:
+def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes.Array[_Lora]:
     """Return the packed matrices of an adapter per block and projection, then those of the head."""
     table = stacked.native_table
     if not isinstance(table, _LoraTable):
         groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
         kept: list[Tensor] = []
         entries = [
-            _lora_struct(stacked.adapter, group, panel, kept) for group in [*groups, HEAD_PATH]
+            _lora_struct(stacked.adapter, group, pack, kept) for group in [*groups, HEAD_PATH]
         ]
         table = stacked.native_table = _LoraTable((_Lora * len(entries))(*entries), kept)
     return table.entries
 
 
-def _lora_struct(adapter: Adapter, group: str, panel: int, kept: list[Tensor]) -> _Lora:
+def _lora_struct(adapter: Adapter, group: str, pack: _Packer, kept: list[Tensor]) -> _Lora:
     targets = adapter.group(group)
     if not targets:
         return _Lora()
-    a = adapter.stacked_a(group)
-    packed = [pack_panels(a, [len(a)], panel)]
-    packed += [pack_panels(adapter.b(t.path), [t.out_features], panel) for t in targets]
+    packed = [pack(adapter.stacked_a(group))]
+    packed += [pack(adapter.b(target.path)) for target in targets]
     kept += packed
     addresses = [tensor.data_ptr() for tensor in packed]
     return _Lora(addresses[0], (_Pointer * 3)(*addresses[1:]))

@@ -26,7 +26,6 @@ class BuiltInPackLoss:
     def __init__(self, loss: Loss, config: Config, inputs: Inputs) -> None:
         """`inputs` are [M, K] (and `sequence` [M, 1])."""
         self.by_sequence = loss.by_sequence
-        self.compares = loss.compares
         self.total = 0.0
         self.metrics: dict[str, float] = {}
         self._loss, self._config, self._inputs = loss, config, inputs

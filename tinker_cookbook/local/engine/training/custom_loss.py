@@ -124,7 +124,6 @@ class GraphPackLoss:
     """The uploaded loss of one pack, a `PackLoss`; computed for all rows at once."""
 
     by_sequence = True
-    compares = True
 
     def __init__(
         self, graph: LossGraph, inputs: Sequence[DatumInputs], lengths: Sequence[int]

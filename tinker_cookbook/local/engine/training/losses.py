@@ -60,9 +60,6 @@ class Loss:
     """Whether `target_tokens` may be [N, K]."""
     by_sequence: bool = False
     """Whether a position's gradient depends on other positions of its datum."""
-    compares: bool = True
-    """Whether training logprobs are compared with others, such as the sampler's. They are then
-    computed in the sampler's arithmetic."""
 
     @property
     def per_token_settings(self) -> tuple[str, ...]:
@@ -148,7 +145,7 @@ _CLIP_ORDER = ("clip_low_threshold", "clip_high_threshold")
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(
-        cross_entropy, {"weights": "float32"}, driver="weights", multi_target=True, compares=False
+        cross_entropy, {"weights": "float32"}, driver="weights", multi_target=True
     ),
     "importance_sampling": Loss(importance_sampling, _RL, driver="advantages", multi_target=True),
     "ppo": Loss(ppo, _RL, _CLIP, _CLIP_ORDER, driver="advantages"),

@@ -58,6 +58,8 @@ class TrainingRun:
         self.gradient: torch.Tensor | None = None
         """Gradient summed over all calls since the last step; None before the first."""
         self.adam_state: AdamState | None = None
+        self.num_passes = 0
+        """Number of requests that began a backward pass; dropout differs between them."""
         self.forwards = ForwardMemory()
 
     @classmethod
@@ -224,6 +226,8 @@ class TrainingPass:
         self._packs = plan_packs(lengths, widths, model.pack_tokens)
         self._next_pack = 0
         self._backward = backward
+        run.num_passes += backward
+        self._seed = f"{run.adapter.spec.seed}.{run.num_passes}"
         self._gradient: torch.Tensor | None = None
         self._logprobs: list[np.ndarray | None] = [None] * len(data)
         self._loss_sum = 0.0
@@ -258,13 +262,14 @@ class TrainingPass:
         indices = self._packs[self._next_pack]
         model, adapter = self._run.model, self._run.adapter
         pack = build_pack(indices, self._data, self._loss.driver, model.device)
+        pack.seed = f"{self._seed}.{self._next_pack}"
         pack_loss = self._build_loss(pack)
         if self._backward:
             if self._gradient is None:
                 self._gradient = model.spare_gradients.take(adapter.parameters)
             sink = GradientSink(adapter.layout, self._gradient)
             # A loss that looks at the sampler's logprobs may need another arithmetic.
-            kept = None if pack_loss.compares else self._run.forwards.take(pack)
+            kept = self._run.forwards.take(pack)
             logprobs = model.logprobs_and_gradient(adapter, pack, pack_loss, sink, kept=kept)
         else:
             logprobs = self._forward(pack)
@@ -297,6 +302,8 @@ class TrainingPass:
 
     def _kept_bytes(self, num_tokens: int) -> int | None:
         """Return the memory of a pass that is kept; None if it cannot be kept."""
+        if self._run.adapter.spec.dropout:
+            return None  # a backward pass drops inputs of the adapter, this pass did not
         return self._run.model.kept_bytes(num_tokens, self._run.adapter.rank)
 
     def _build_loss(self, pack: Pack) -> PackLoss:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from tinker_cookbook.local.engine.types import (
     SparseRows,
 )
 from tinker_cookbook.local.errors import UserError
-from tinker_cookbook.local.limits import Range
+from tinker_cookbook.local.limits import LORA_ALPHA, LORA_DROPOUT, Range
 from tinker_cookbook.local.service.protocol.assets import read_asset
 from tinker_cookbook.local.service.protocol.bodies import (
     AdamParams,
@@ -46,8 +47,13 @@ ADAMW = "adamw"
 MAX_IMAGE_TOKENS = 1_000_000
 
 
-def decode_lora(values: JsonObject) -> LoraSpec:
-    """Read a `lora_config`; fields that are missing have their defaults."""
+def decode_lora(values: JsonObject, user_metadata: Mapping[str, str] | None = None) -> LoraSpec:
+    """Read a `lora_config`; fields that are missing have their defaults.
+
+    The wire has no fields for alpha and dropout: `lora_alpha`, `lora_rslora` and `lora_dropout` of
+    `user_metadata` set them.
+    """
+    metadata = user_metadata or {}
     config = read_as(LoraConfig, values, prefix="lora_config.")
     if not (config.train_unembed or config.train_mlp or config.train_attn):
         raise UserError(
@@ -60,7 +66,44 @@ def decode_lora(values: JsonObject) -> LoraSpec:
         train_unembed=config.train_unembed,
         train_mlp=config.train_mlp,
         train_attn=config.train_attn,
+        alpha=_decode_alpha(metadata, config.rank),
+        dropout=_decode_number(metadata, "lora_dropout", LoraSpec.dropout, LORA_DROPOUT),
     )
+
+
+def _decode_alpha(metadata: Mapping[str, str], rank: int) -> float:
+    """Return the alpha of `alpha / rank`.
+
+    Rank-stabilized LoRA scales by `alpha / sqrt(rank)`, which is a larger alpha. It is saved as
+    such, so that every program that reads the adapter scales it in the same way.
+    """
+    alpha = _decode_number(metadata, "lora_alpha", LoraSpec.alpha, LORA_ALPHA)
+    stabilized = metadata.get("lora_rslora", "false")
+    if stabilized not in ("true", "false"):
+        raise UserError(
+            f"user_metadata.lora_rslora={stabilized[:40]!r} is not accepted; use 'true' or 'false'"
+        )
+    return alpha * math.sqrt(rank) if stabilized == "true" else alpha
+
+
+def _decode_number(metadata: Mapping[str, str], key: str, default: float, accepted: Range) -> float:
+    """Read a number from a run's metadata.
+
+    Raises:
+        UserError: it names the key and the value.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if number not in accepted:
+        raise UserError(
+            f"user_metadata.{key}={text[:40]!r} is not accepted; expected a number{accepted}"
+        )
+    return number
 
 
 def refuse_other_optimizer(config: JsonObject | None, *, field: str) -> None:

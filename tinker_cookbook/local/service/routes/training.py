@@ -77,7 +77,7 @@ async def create_model(service: Service, request: Request) -> Response:
     async def make(run: Run) -> Payload:
         refuse_other_optimizer(asked.optimizer_config, field="optimizer_config")
         run.base_model = service.engine.canonical_name(asked.base_model)
-        run.lora = decode_lora(asked.lora_config)
+        run.lora = decode_lora(asked.lora_config, asked.user_metadata)
         await service.engine.load(run.base_model)
         await service.engine.worker.create_run(run.run_id, run.base_model, run.lora)
         await _record_run(service, run, asked.user_metadata)

@@ -82,6 +82,7 @@ class Lora(TypedDict):
     train_attn: NotRequired[bool]
     train_unembed: NotRequired[bool]
     alpha: NotRequired[float]
+    dropout: NotRequired[float]
 
 
 @dataclass

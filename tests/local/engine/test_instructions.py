@@ -1,0 +1,54 @@
+"""The choice of an instruction set for the compiled kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.local.engine.native import instructions
+from tinker_cookbook.local.engine.native.instructions import available_sets, choose_set
+
+_OLD = frozenset({"avx2", "fma"})
+_NEW = _OLD | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+
+
+@pytest.fixture(params=[_OLD, _NEW], ids=["old", "new"])
+def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> frozenset[str]:
+    monkeypatch.setattr(instructions, "_processor_features", lambda: request.param)
+    monkeypatch.setattr(instructions.platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("TINKER_COOKBOOK_ISA", raising=False)
+    return request.param
+
+
+def test_the_best_set_of_the_processor_is_chosen(features: frozenset[str]) -> None:
+    names = [entry.name for entry in available_sets()]
+    assert names == ["generic", "avx2", "avx512", "avx512_bf16"][: 2 if features == _OLD else 4]
+    chosen, is_forced = choose_set()
+    assert (chosen.name, is_forced) == (names[-1], False)
+
+
+def test_a_lower_set_can_be_forced(
+    features: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("generic", "avx2"):
+        monkeypatch.setenv("TINKER_COOKBOOK_ISA", name)
+        chosen, is_forced = choose_set()
+        assert (chosen.name, is_forced) == (name, True)
+
+
+@pytest.mark.parametrize("features", [_OLD], indirect=True, ids=["old"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sse9", "TINKER_COOKBOOK_ISA='sse9' is unknown; this processor has: generic, avx2"),
+        ("avx512", "TINKER_COOKBOOK_ISA='avx512' needs instructions that this processor lacks"),
+        ("neon", "TINKER_COOKBOOK_ISA='neon' needs instructions that this processor lacks"),
+    ],
+)
+@pytest.mark.usefixtures("features")
+def test_other_sets_are_refused_by_name(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_COOKBOOK_ISA", name)
+    with pytest.raises(ConfigurationError, match=message):
+        choose_set()

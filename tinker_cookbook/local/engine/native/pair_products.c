@@ -1,0 +1,3 @@
+/* `products.c` for rows and matrices that are rounded to bfloat16 and multiplied in pairs. */
+#define PAIRS
+#include "products.c"

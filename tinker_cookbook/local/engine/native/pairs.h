@@ -1,0 +1,60 @@
+/* Pairs of bfloat16 numbers: the arithmetic of products in that format.
+ *
+ * A 32-bit word holds two neighbouring inputs, the even one in its lower half. One step of a sum is
+ *
+ *     sum = (sum + x_odd w_odd) + x_even w_even        each sum rounded to float32
+ *
+ * which is what VDPBF16PS computes. A product of two bfloat16 numbers is exact in float32, so steps with
+ * and without fused multiply-adds give the same bits: products are equal on all processors (apart from sums
+ * below 2^-126, which VDPBF16PS takes for 0).
+ */
+#ifndef PAIRS_H
+#define PAIRS_H
+#include "vectors.h"
+
+#define UPPER 0xffff0000u
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef uint16_t hvec_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+INLINE vec load_pairs(const void *words) { return (vec)*(const uvec_any *)words; }
+INLINE vec splat_pair(uint32_t word) { return (vec)(word | (uvec){0}); }
+
+/* Return sum + x . w for pairs x and w. */
+INLINE vec add_pair(vec sum, vec x, vec w) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    sum = FUSED((vec)((uvec)x & UPPER), (vec)((uvec)w & UPPER), sum);
+    return FUSED((vec)((uvec)x << 16), (vec)((uvec)w << 16), sum);
+#endif
+}
+
+/* Round to the nearest bfloat16, ties to even; the result is in the lower halves. */
+INLINE uvec round_bits(vec v) {
+    uvec bits = (uvec)v;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+INLINE uint16_t round_number(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+INLINE void store_rounded(uint16_t *to, vec v) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i_u *)to, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+    *(hvec_any *)to = __builtin_convertvector(round_bits(v), hvec);
+#endif
+}
+
+/* Round a row; an odd size is filled up with a zero, so that the row consists of pairs. */
+INLINE void round_row(uint16_t *to, const float *from, int64_t size) {
+    int64_t k = 0;
+    for (; k + LANES <= size; k += LANES) store_rounded(to + k, load(from + k));
+    for (; k < size; k++) to[k] = round_number(from[k]);
+    if (size & 1) to[size] = 0;
+}
+
+#endif
