@@ -67,9 +67,7 @@ class Recipe:
         if copied.is_file():
             return [copied]
         return sorted(
-            path
-            for path in copied.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
+            path for path in copied.rglob("*") if path.is_file() and "__pycache__" not in path.parts
         )
 
     def data_files(self) -> list[Path]:
