@@ -77,7 +77,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
 def train_loop(loop: L) -> None:
     """Train with the loop that these settings are for, then print the summary of the run."""
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
     from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.supervised import train as sl_train
 
