@@ -165,6 +165,15 @@ LINES = (
         tokens_of=("service", "generate"),
     ),
     Line(
+        "compute_logprobs, 64 endings of one 256-token prefix, against different prompts",
+        "score_prefix",
+        _speed("different"),
+        X,
+        3.0,
+        10.0,
+        tokens_of=("service", "different"),
+    ),
+    Line(
         "8-token forward_backward: overhead of HTTP",
         "http",
         _overhead,

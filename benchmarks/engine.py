@@ -236,6 +236,24 @@ def measure_score(bench: Bench) -> dict[str, Sample]:
     )
 
 
+def measure_score_prefix(bench: Bench, count: int = 64, ending: int = 8) -> dict[str, Sample]:
+    """Score endings behind one prefix of 256 tokens, and as many different prompts as long."""
+    samplers = bench.samplers(1)
+    score(samplers[0], bench.prompts(1, 32))
+
+    def together() -> int:
+        prefix = bench.prompts(1, 256)[0]
+        return score(samplers[0], [prefix + end for end in bench.prompts(count, ending)])
+
+    def apart() -> int:
+        return score(samplers[0], bench.prompts(count, 256 + ending))
+
+    sides = {"service": together, "different": apart}
+    return in_turns(
+        bench, {name: functools.partial(bench.timed, work) for name, work in sides.items()}
+    )
+
+
 def measure_adapters(bench: Bench) -> dict[str, Sample]:
     samplers = bench.samplers(NUM_ADAPTERS)
 
@@ -455,6 +473,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "group": measure_group,
     "group_256": lambda bench: measure_group(bench, 256),
     "score": measure_score,
+    "score_prefix": measure_score_prefix,
     "http": measure_http,
     "startup": measure_startup,
     "runs": measure_runs,

@@ -124,7 +124,7 @@ def test_a_copied_recipe_starts_outside_the_checkout(tmp_path: Path, name: str):
     for data in recipe.data_files():
         assert (tmp_path / "data" / data.name).read_bytes() == data.read_bytes()
     done = subprocess.run(
-        [sys.executable, "-c", START_ALONE, name, "--help"],
+        [sys.executable, "-c", START_ALONE, recipe.module, "--help"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONSAFEPATH": ""},
         capture_output=True,

@@ -19,6 +19,7 @@ LAYERS = {
     "tinker_cookbook.utils": 1,
     "tinker_cookbook.model_files": 1,
     "tinker_cookbook.replies": 1,
+    "tinker_cookbook.dialects": 1,
     "tinker_cookbook.hub_datasets": 2,
     "tinker_cookbook.tokenizer_utils": 2,
     "tinker_cookbook.model_info": 2,
@@ -33,7 +34,13 @@ LAYERS = {
     "tinker_cookbook.run_report": 2,
     "tinker_cookbook.runs": 2,
     "tinker_cookbook.service": 2,
-    "tinker_cookbook.stores": 3,
+    # The loops and loggers write through these; the rest of `stores` reads runs back.
+    "tinker_cookbook.stores.checkpoint_record": 1,
+    "tinker_cookbook.stores.storage": 1,
+    "tinker_cookbook.stores._incremental": 1,
+    "tinker_cookbook.stores.training_store": 1,
+    "tinker_cookbook.stores": 4,
+    "tinker_cookbook.viewer": 4,
     "tinker_cookbook.renderers": 3,
     "tinker_cookbook.display": 4,
     "tinker_cookbook.supervised": 4,
@@ -54,7 +61,11 @@ LAYERS = {
     "tinker_cookbook.rl.stream_training": 5,
     "tinker_cookbook.rl.sync_training": 5,
     "tinker_cookbook.rl.train": 5,
+    "tinker_cookbook.preference.loop": 5,
+    "tinker_cookbook.preference.one_step": 5,
     "tinker_cookbook.preference.train_dpo": 5,
+    "tinker_cookbook.preference.train_kto": 5,
+    "tinker_cookbook.preference.train_pointwise": 5,
     "tinker_cookbook.distillation.sdft": 5,
     "tinker_cookbook.distillation.train_off_policy": 5,
     "tinker_cookbook.distillation.on_policy_loop": 5,
@@ -68,8 +79,10 @@ LAYERS = {
     "tinker_cookbook.cli": 6,
 }
 LOCAL = f"{PACKAGE}.local"
-# What both sides of the wire share: the lowest layer, and nothing of it knows messages or services.
-SHARED = tuple(f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_files", "replies"))
+# What both sides of the wire share: the lowest layer, which knows neither renderers nor services.
+SHARED = tuple(
+    f"{PACKAGE}.{name}" for name in ("exceptions", "utils", "model_files", "replies", "dialects")
+)
 LOCAL_MAY_IMPORT = (LOCAL, *SHARED)
 REPLIES = f"{PACKAGE}.replies"
 MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
@@ -77,7 +90,8 @@ MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 # Training and sampling never meet, and nothing below the process knows who starts it.
 ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory budget"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
-SAMPLING_MODEL = "adapters batch kv_cache torch_decoder native_decoder hf_decoder"
+SAMPLING_MODEL = """adapters batch cache_rows kv_cache known_scores prefix_index prefix_store
+random_numbers torch_decoder native_decoder hf_decoder"""
 """Modules of sampling that compute batches; they know nothing of requests and scheduling."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",

@@ -10,6 +10,33 @@ import pytest
 from tinker_cookbook import exceptions
 
 PACKAGES = {
+    "tinker_cookbook.capture": {
+        "RESERVED_KEYS",
+        "Address",
+        "CallDatabase",
+        "CallLimits",
+        "CallLog",
+        "CallRefusedError",
+        "CallStore",
+        "CaptureExporter",
+        "CaptureSink",
+        "ClientSampler",
+        "JsonlFileSink",
+        "PolicySampler",
+        "ProgramOutcome",
+        "RecordedCall",
+        "RecordingEndpoint",
+        "Rollout",
+        "Sampler",
+        "capture",
+        "count_sequences",
+        "current_scope",
+        "instrument_tinker",
+        "open_calls",
+        "read_calls",
+        "run_program",
+        "uninstrument_tinker",
+    },
     "tinker_cookbook": {"__version__", *exceptions.__all__},
     "tinker_cookbook.supervised": {
         "ChatDatasetBuilder",
@@ -26,6 +53,21 @@ PACKAGES = {
         "conversation_to_datum",
         "conversation_to_datums",
         "datum_from_model_input_weights",
+    },
+    "tinker_cookbook.stores": {
+        "AsyncStorage",
+        "EvalStore",
+        "FsspecStorage",
+        "IncrementalReader",
+        "LocalStorage",
+        "RunInfo",
+        "RunMetadata",
+        "RunRegistry",
+        "Storage",
+        "StorageStat",
+        "TrainingRunStore",
+        "storage_from_uri",
+        "storage_join",
     },
     "tinker_cookbook.renderers": {
         "AudioPart",
@@ -85,10 +127,32 @@ PACKAGES = {
         "run_benchmark",
         "run_benchmarks",
     },
+    "tinker_cookbook.weights": {
+        "ModelCardConfig",
+        "build_gguf",
+        "build_gguf_adapter",
+        "build_hf_model",
+        "build_lora_adapter",
+        "download",
+        "generate_model_card",
+        "publish_to_hf_hub",
+    },
 }
 
 # Function: its parameters in order, with the defaults that callers leave out.
 SIGNATURES = {
+    "tinker_cookbook.weights:download": "tinker_path, output_dir, base_url=None",
+    "tinker_cookbook.weights:build_lora_adapter": (
+        "base_model, adapter_path, output_path, trust_remote_code=None"
+    ),
+    "tinker_cookbook.weights:build_hf_model": (
+        "base_model, adapter_path, output_path, dtype='bfloat16', trust_remote_code=None, "
+        "merge_strategy='auto', dequantize=False, quantize=None, serving_format=None, device=None"
+    ),
+    "tinker_cookbook.weights:publish_to_hf_hub": (
+        "model_path, repo_id, private=True, token=None, model_card=None"
+    ),
+    "tinker_cookbook.weights:generate_model_card": "config, repo_id=None, model_path=None",
     "tinker_cookbook.supervised.common:datum_from_model_input_weights": (
         "model_input, weights, max_length=None, reduction='none'"
     ),
@@ -147,12 +211,50 @@ SIGNATURES = {
         "log_dir, wandb_project=None, wandb_name=None, config=None, "
         "do_configure_logging_module=True"
     ),
+    "tinker_cookbook.utils.ml_log:JsonLogger": "log_dir, store=None",
+    "tinker_cookbook.utils.ml_log:TrackioLogger": (
+        "project=None, config=None, log_dir=None, trackio_name=None"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenUsage": (
+        "sampled=0, prefill_cached=0, prefill_uncached=0, trained=0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:TokenCostRates": (
+        "prefill_usd_per_million, cached_prefill_usd_per_million, sample_usd_per_million, "
+        "train_usd_per_million"
+    ),
+    "tinker_cookbook.utils.cost_estimation:rates_from_pricing_entry": "entry",
+    "tinker_cookbook.utils.cost_estimation:load_model_pricing": (
+        "url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.utils.cost_estimation:fetch_model_pricing": (
+        "model_name, url='https://tinker-docs.thinkingmachines.ai/tinker/models.json', timeout=5.0"
+    ),
+    "tinker_cookbook.stores.storage:storage_from_uri": "uri",
+    "tinker_cookbook.stores.storage:LocalStorage": "root, mkdir=True",
+    "tinker_cookbook.stores.registry:RunRegistry": "storages",
+    "tinker_cookbook.stores.training_store:TrainingRunStore": "storage, prefix=''",
+    "tinker_cookbook.stores.eval_store:EvalStore": "storage_or_path, prefix=''",
     "tinker_cookbook.utils.file_utils:read_jsonl": "path",
     "tinker_cookbook.utils.format_colorized:format_colorized": (
         "tokens, weights, tokenizer, draw_newline_arrow=False"
     ),
     "tinker_cookbook.display:format_trajectory": (
         "trajectory, tokenizer, only_last_transition=False"
+    ),
+    "tinker_cookbook.preference.train_dpo:compute_dpo_loss": (
+        "chosen_logprobs, rejected_logprobs, chosen_ref_logprobs, rejected_ref_logprobs, dpo_beta"
+    ),
+    "tinker_cookbook.preference.train_dpo:create_dpo_clients": (
+        "config, service_client, resume_info=None, user_metadata=None"
+    ),
+    "tinker_cookbook.preference.train_dpo:do_update": (
+        "epoch_idx, batch_idx, n_batches, total_steps, config, training_client, reference_client, "
+        "evaluators, infrequent_evaluators, dataset, ml_logger, log_path, tokenizer, "
+        "checkpoint_mgr=None"
+    ),
+    "tinker_cookbook.preference.train_dpo:print_example": "datum, tokenizer, label=''",
+    "recipes.preference.dpo.train:get_dataset_builder": (
+        "dataset, model_name, renderer_name, max_length, batch_size"
     ),
     "tinker_cookbook.rl.train:save_checkpoint_and_get_sampling_client": (
         "training_client, checkpoint_mgr, i_batch, start_batch=0, record_stability_info=False"
@@ -222,6 +324,50 @@ FIELDS = {
         "group_size": None,
         "seed": 0,
     },
+    "tinker_cookbook.preference.train_dpo:Config": {
+        "log_path": None,
+        "model_name": None,
+        "recipe_name": None,
+        "dataset_builder": None,
+        "load_checkpoint_path": None,
+        "renderer_name": None,
+        "learning_rate": 1e-5,
+        "lr_schedule": "linear",
+        "num_epochs": 1,
+        "dpo_beta": 0.1,
+        "lora_rank": 32,
+        "num_replicas": 8,
+        "base_url": None,
+        "evaluator_builders": None,
+        "infrequent_evaluator_builders": None,
+        "save_every": 20,
+        "eval_every": 10,
+        "infrequent_eval_every": 100,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "wandb_project": None,
+        "wandb_name": None,
+        "reference_model_name": None,
+        "max_steps": None,
+    },
+    "tinker_cookbook.preference.dpo_datasets:DPODatasetBuilderFromComparisons": {
+        "common_config": None,
+        "comparison_builder": None,
+    },
+    "tinker_cookbook.preference.preference_datasets:ComparisonBuilderFromJsonl": {
+        "train_path": None,
+        "test_path": None,
+        "swap": False,
+    },
+    "recipes.preference.dpo.train:CLIConfig": {
+        "dataset": "hhh",
+        "learning_rate": 1e-5,
+        "lr_schedule": "linear",
+        "dpo_beta": 0.1,
+        "max_length": 8192,
+        "batch_size": 256,
+        "reference_model_name": None,
+    },
     "recipes.math_rl.arithmetic_env:ArithmeticDatasetBuilder": {
         "batch_size": None,
         "model_name_for_tokenizer": None,
@@ -253,6 +399,23 @@ NAMES = {
     "get_model_attributes get_moonshot_info get_nvidia_info get_qwen_info "
     "get_recommended_renderer_name get_recommended_renderer_names get_zai_info "
     "warn_if_renderer_not_recommended",
+    "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
+    "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
+    "tinker_cookbook.preference.preference_datasets": "ChatDatasetBuilderFromComparisons "
+    "ComparisonBuilderFromJsonl ComparisonDatasetBuilder",
+    "tinker_cookbook.preference.train_dpo": "Config compute_dpo_loss create_dpo_clients do_update "
+    "main print_example",
+    "tinker_cookbook.preference.types": "Comparison ComparisonRenderer "
+    "ComparisonRendererFromChatRenderer LabeledComparison PreferenceModel PreferenceModelBuilder "
+    "PreferenceModelBuilderFromChatRenderer PreferenceModelFromChatRenderer",
+    "tinker_cookbook.preference.bradley_terry": "PointwiseDatasetBuilder bradley_terry",
+    "tinker_cookbook.preference.judge_quality": "CheckedJudgeBuilder JudgeEvaluatorBuilder "
+    "JudgeQuality check_judge measure_judge",
+    "tinker_cookbook.preference.judged_policy": "JudgedPolicyEvaluatorBuilder",
+    "tinker_cookbook.preference.judges": "JudgeBuilder PairwiseJudge PointwiseJudge",
+    "tinker_cookbook.preference.sampled_comparisons": "DistinctPrompts SampledComparisons "
+    "SampledReply sample_replies",
+    "tinker_cookbook.preference.train_pointwise": "Config main",
     "tinker_cookbook.renderers.base": "ContentPart ImagePart Message RenderContext "
     "RenderedMessage Renderer TextPart ThinkingPart ToolCall ToolSpec TrainOnWhat ensure_list "
     "ensure_text image_to_chunk message_to_jsonable parse_content_blocks "
@@ -274,6 +437,10 @@ NAMES = {
     "tinker_cookbook.renderers.qwen3_8": "Qwen3_8DisableThinkingRenderer Qwen3_8Renderer "
     "REASONING_EFFORT_INSTRUCTIONS",
     "tinker_cookbook.renderers.role_colon": "RoleColonRenderer",
+    "tinker_cookbook.rl.length_control": "LengthControl",
+    "tinker_cookbook.rl.preference_envs": "PairwisePreferenceDataset "
+    "PairwisePreferenceGroupBuilder PairwisePreferenceRLDatasetBuilder PreferenceEnv "
+    "TournamentPattern get_pairs get_pairs_chunked",
     "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder logger",
     "tinker_cookbook.rl.rollouts": "do_group_rollout do_single_rollout set_rollout_executor "
     "do_group_rollout_and_filter_constant_reward",
@@ -310,6 +477,14 @@ RECIPE_NAMES = {
     "multiplayer_rl.text_arena.env": "TwoPlayerTextArenaDatasetBuilder",
     "multiplayer_rl.twenty_questions.env": "TwentyQuestionsDatasetBuilder TwentyQuestionsEnv "
     "TwentyQuestionsEnvGroupBuilder",
+    "preference.datasets": "ArenaComparisonBuilder HHHComparisonBuilder "
+    "HelpSteer2ComparisonBuilder HelpSteer3ComparisonBuilder Tulu38BComparisonBuilder "
+    "UltraFeedbackComparisonBuilder",
+    "preference.dpo.train": "CLIConfig cli_main get_dataset_builder",
+    "preference.rlhf.rlhf_pipeline": "CLIConfig sft_stage train_rl train_rm",
+    "preference.shorter.env": "PreferenceModelShorter ShorterComparisonBuilder "
+    "ShorterPreferenceModelBuilder",
+    "preference.shorter.train": "CLIConfig cli_main",
     "rl_basic": "build_config_blueprint",
     "sl_basic": "build_config_blueprint",
 }
@@ -351,7 +526,7 @@ def test_parameters_come_in_this_order_with_these_defaults(path: str):
         if p.kind is not p.VAR_KEYWORD
     ]
     assert found[: len(wanted)] == wanted
-    rest = list(parameters)[len(wanted) :]
+    rest = [p for p in parameters if p.kind is not p.VAR_KEYWORD][len(wanted) :]
     assert all(p.default is not p.empty for p in rest), "a further parameter must be optional"
 
 

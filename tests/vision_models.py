@@ -35,6 +35,14 @@ def picture(width: int = 112, height: int = 56, seed: int = 0, format: str = "pn
     return file.getvalue()
 
 
+TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
+{% if part.type == "image" %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}\
+{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
 @functools.cache
 def tiny_vision_model(kind: str = "qwen2_5_vl") -> Path:
     """Folder of a random two-layer vision-language model, built once per process."""
@@ -43,6 +51,7 @@ def tiny_vision_model(kind: str = "qwen2_5_vl") -> Path:
     folder.mkdir(exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(text / name, folder / name)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     _add_vision_tokens(folder / "tokenizer.json")
     eos = json.loads((text / "config.json").read_text())["eos_token_id"]
     build = {"qwen2_5_vl": _build_qwen, "llava": _build_llava}[kind]

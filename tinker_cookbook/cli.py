@@ -28,8 +28,8 @@ EXIT_USER_ERROR = 2
 INTERRUPTED = "interrupted"
 _COMMANDS_PACKAGE = "tinker_cookbook.commands"
 _FIRST_SHOWN = (
-    *("doctor", "recipes", "copy", "serve", "status", "runs"),
-    *("chat", "sample", "eval", "export", "render", "check", "clean"),
+    *("doctor", "recipes", "copy", "serve", "status", "runs", "view", "sweep"),
+    *("chat", "sample", "eval", "export", "import", "render", "check", "clean"),
 )
 
 

@@ -16,7 +16,7 @@ from tinker_cookbook.runs.options import ModelOptions, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.runs.open_run import RunResult
     from tinker_cookbook.supervised import train as sl_train
@@ -32,6 +32,7 @@ __all__ = [
     "recipe_name",
     "run",
     "train_distillation",
+    "train_judge",
     "train_preference",
     "train_rl",
     "train_supervised",
@@ -44,8 +45,10 @@ L = TypeVar(
     "sl_train.Config",
     "rl_train.Config",
     "train_dpo.Config",
+    "train_kto.Config",
     "train_off_policy.Config",
     "train_on_policy.Config",
+    "train_pointwise.Config",
 )
 """The settings of a train loop."""
 T = TypeVar("T")
@@ -56,23 +59,30 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
-    from tinker_cookbook.distillation import train_off_policy, train_on_policy
-    from tinker_cookbook.preference import train_dpo
-    from tinker_cookbook.supervised import train as sl_train
-
     config = complete(config)
     loop = build(config)
     if config.dry_run:
         from tinker_cookbook.commands.parts.dry_run import print_dry_run
 
-        print_dry_run(loop, prepares=prepare is not None)
+        print_dry_run(loop, prepares=prepare is not None, train=train_loop)
         return
     if prepare is not None:
         loop = prepare(config, loop)
+    train_loop(loop)
+
+
+def train_loop(loop: L) -> None:
+    """Train with the loop that these settings are for, then print the summary of the run."""
+    from tinker_cookbook.distillation import train_off_policy, train_on_policy
+    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
+    from tinker_cookbook.supervised import train as sl_train
+
     if isinstance(loop, sl_train.Config):
         train_supervised(loop)
-    elif isinstance(loop, train_dpo.Config):
+    elif isinstance(loop, train_dpo.Config | train_kto.Config):
         train_preference(loop)
+    elif isinstance(loop, train_pointwise.Config):
+        train_judge(loop)
     elif isinstance(loop, train_off_policy.Config | train_on_policy.Config):
         train_distillation(loop)
     else:
@@ -93,12 +103,28 @@ def train_supervised(loop: sl_train.Config) -> sl_train.RunResult:
     return result
 
 
-def train_preference(loop: train_dpo.Config) -> train_dpo.RunResult:
+def train_preference(loop: train_dpo.Config | train_kto.Config) -> RunResult:
     """Train, then print the summary of the run."""
-    from tinker_cookbook.preference import train_dpo
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.runs.report import report_run, sample_command
 
-    result = train_dpo.main(loop)
+    is_pairs = isinstance(loop, train_dpo.Config)
+    result = train_dpo.main(loop) if is_pairs else train_kto.main(loop)
+    command = sample_command(
+        result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
+    )
+    report_run(loop.log_path, result.sampler_path, [], command)
+    return result
+
+
+def train_judge(loop: train_pointwise.Config | sl_train.Config) -> RunResult:
+    """Train a judge of either kind, then print the summary of the run."""
+    from tinker_cookbook.preference import train_pointwise
+    from tinker_cookbook.runs.report import report_run, sample_command
+
+    if not isinstance(loop, train_pointwise.Config):
+        return train_supervised(loop)
+    result = asyncio.run(train_pointwise.main(loop))
     command = sample_command(
         result.sampler_path, model_name=loop.model_name, base_url=loop.base_url
     )

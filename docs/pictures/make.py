@@ -1,7 +1,7 @@
 """Make the pictures of the documentation from a real run, so that they show what a reader will see.
 
     python docs/pictures/make.py            # all of them: about 10 minutes on two cores
-    python docs/pictures/make.py render     # one of: render, dashboard, transcript
+    python docs/pictures/make.py render     # one of: render, dashboard, transcript, runs
 
 Terminal output becomes an SVG file; pages are photographed by Chromium. Needs the extra `dev`
 and an installed Chromium.
@@ -134,7 +134,25 @@ def make_transcript() -> None:
             page.screenshot(path=HERE / "transcript.png")
 
 
-MAKERS = {"render": make_render, "dashboard": make_dashboard, "transcript": make_transcript}
+def make_runs() -> None:
+    """Photograph the page of a sweep of learning rates."""
+    with tempfile.TemporaryDirectory() as name:
+        words = [sys.executable, "-m", "tinker_cookbook.cli", "sweep", "sl_basic", "--folder", name]
+        words += ["learning_rate=3e-4,1e-3,3e-3", "max_steps=6", "batch_size=3", "test_size=8"]
+        subprocess.run([*words, "eval_every=3", "base_url=local"], cwd=ROOT, check=True)
+        with open_page() as page:
+            page.goto((Path(name) / "sweep.html").as_uri())
+            page.wait_for_selector('.plot[data-runs="3"] canvas')
+            page.evaluate("document.getElementById('place').textContent = '~/tinker-runs'")
+            page.screenshot(path=HERE / "runs.png")
+
+
+MAKERS = {
+    "render": make_render,
+    "dashboard": make_dashboard,
+    "transcript": make_transcript,
+    "runs": make_runs,
+}
 
 
 def main(names: list[str]) -> None:

@@ -56,10 +56,12 @@ class WordTask:
 def problems(split: str) -> list[WordTask]:
     """Return all tasks about the topics of a split; a fifth of the topics is held out."""
     chosen = [t for number, t in enumerate(TOPICS) if (number % 5 == 0) == (split == "test")]
-    if split == "test":  # only the first ones are used, so each topic has one number of words
-        counts = len(WORD_COUNTS)
-        return [WordTask(t, WORD_COUNTS[number % counts]) for number, t in enumerate(chosen)]
-    return [WordTask(topic, num_words) for topic in chosen for num_words in WORD_COUNTS]
+    # Only the first held-out tasks are used, so all topics come before a topic comes again.
+    return [
+        WordTask(topic, WORD_COUNTS[(number + turn) % len(WORD_COUNTS)])
+        for turn in range(len(WORD_COUNTS))
+        for number, topic in enumerate(chosen)
+    ]
 
 
 async def run_agent(task: WordTask, address: Address, *, subprocess: bool) -> str:
@@ -99,7 +101,7 @@ class Config(train.RunOptions):
     groups_per_batch: int = chz.field(default=4, doc="Tasks per step.")
     group_size: int = chz.field(default=8, doc="How often the agent works on each task.")
     num_epochs: int = chz.field(default=1, doc="Passes over the tasks.")
-    max_test_problems: int = chz.field(default=16, doc="Maximum number of held-out tasks.")
+    max_test_problems: int = chz.field(default=36, doc="Maximum number of held-out tasks.")
     max_tokens: int = 32
     max_steps: int | None = 40
     learning_rate: float = 5e-4

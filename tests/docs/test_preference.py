@@ -23,7 +23,7 @@ def test_the_table_lists_every_loss_with_its_settings() -> None:
 
 
 def test_the_loss_of_the_page_has_the_derivatives_that_it_states() -> None:
-    [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    program, _ = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     names: dict[str, Any] = {}
     exec(compile(program, "preference.md", "exec"), names)
     sums, step = np.array([-3.0, -5.0]), 1e-3
@@ -39,3 +39,10 @@ def test_the_loss_of_the_page_has_the_derivatives_that_it_states() -> None:
     by_rejected = (losses(0, step) - losses(0, -step)) / (2 * step)
     np.testing.assert_allclose(result.by_chosen_P, by_chosen, atol=1e-9)
     np.testing.assert_allclose(result.by_rejected_P, by_rejected, atol=1e-9)
+
+
+def test_the_settings_of_kto_on_the_page_are_accepted() -> None:
+    _, program = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(compile(program, "preference.md", "exec"), names)
+    assert names["config"].bad_weight == 1.5

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import tinker
 
 from tests.conftest import start_service
 from tests.e2e.sdk import fails_as_user_error, is_alive, logprobs_of, params, tensor, tokens
-from tests.vision_models import VISION_END, VISION_START, picture, tiny_vision_model
+from tests.vision_models import (
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_START,
+    picture,
+    tiny_vision_model,
+)
 from tinker_cookbook.cli import main
 from tinker_cookbook.eval.samples import SampleEvaluatorBuilder
+from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
 
 NUM_TOKENS = 8
@@ -208,3 +217,34 @@ def test_the_toolkit_samples_with_images(
         f"renderer=chatml cannot write images. For {model} use --renderer"
         in capsys.readouterr().err
     )
+
+
+def test_an_openai_client_sends_images_in_messages(client, vision_service) -> None:
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    parts: list[Any] = [
+        {"type": "text", "text": "See"},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "<|image_pad|>?"},
+    ]
+    with openai.OpenAI(
+        base_url=f"{vision_service.base_url}/oai/api/v1", api_key=vision_service.api_key
+    ) as openai_client:
+        shown = openai_client.chat.completions.create(
+            model=vision_service.model,
+            messages=[{"role": "user", "content": parts}],
+            max_tokens=8,
+            temperature=0,
+            extra_body={"return_token_ids": True},
+        )
+    codec = TextCodec(Path(vision_service.model))
+    assert codec.template is not None
+    content = [{"type": "text", "text": "See"}, {"type": "image"}, parts[2]]
+    prompt = codec.template.encode(codec.template.render([{"role": "user", "content": content}]))
+    assert prompt.count(IMAGE_TOKEN) == 1, "the text of a message is no image"
+    at = prompt.index(IMAGE_TOKEN)
+    chunks = [text(prompt[:at]), image(), text(prompt[at + 1 :])]
+    sampler = client.create_sampling_client(base_model=vision_service.model).result()
+    greedy = tinker.SamplingParams(max_tokens=8, temperature=0)
+    want = sampler.sample(tinker.ModelInput(chunks=chunks), 1, greedy).result().sequences[0]
+    choice: Any = shown.choices[0]
+    assert choice.token_ids == list(want.tokens)

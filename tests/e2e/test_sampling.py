@@ -194,6 +194,28 @@ def test_smp_18_last_n_prompt_logprobs(base_sampler) -> None:
     np.testing.assert_allclose(values[-3:], prompt_logprobs(base_sampler, PROMPT)[-3:], atol=1e-4)
 
 
+def test_smp_18b_scorings_behind_one_prefix(new_run) -> None:
+    """They share its computation with each other and with a later request, and nothing else."""
+    run = new_run()
+    train_step(run, batch())
+    together, apart = (run.save_weights_and_get_sampling_client().result() for _ in range(2))
+    prefix = tokens(80, seed=3)
+    prompts = [prefix + tokens(4 + number % 3, seed=10 + number) for number in range(24)]
+    whole = [together.compute_logprobs(text(prompt)) for prompt in prompts]
+    ends = [together.compute_logprobs(text(prompt), prompt_logprobs_last_n=3) for prompt in prompts]
+    for future, end, prompt, trained in zip(
+        whole, ends, prompts, forward(run, [datum(prompt) for prompt in prompts]), strict=True
+    ):
+        values = future.result()
+        np.testing.assert_allclose(values[1:], trained, atol=TOLERANCE)
+        assert end.result()[:-3] == [None] * (len(prompt) - 3)
+        np.testing.assert_allclose(end.result()[-3:], values[-3:], atol=1e-4)
+    alone = apart.compute_logprobs(text(prompts[5])).result()
+    np.testing.assert_allclose(alone[1:], whole[5].result()[1:], atol=1e-4)
+    options = {"max_tokens": 1, "include_prompt_logprobs": True}
+    assert sample(apart, prompts[5], **options).prompt_cache_hit_tokens >= 80
+
+
 def test_smp_19_narrow_sampling_is_greedy(base_sampler) -> None:
     greedy = ids(sample(base_sampler, PROMPT, temperature=0.0, stop=[]))
     assert ids(sample(base_sampler, PROMPT, top_k=1, stop=[])) == greedy

@@ -126,6 +126,9 @@ def test_other_losses_by_hand():
         minus_log_sigmoid(2 * (-1 + 1.5) - 0.5)
     )
     assert value("cpo", beta=0.1, nll_weight=2.0) == pytest.approx(minus_log_sigmoid(0.6) + 2.0)
+    assert value("dpo_with_nll", beta=0.1, nll_weight=2.0) == pytest.approx(
+        minus_log_sigmoid(0.6) + 2.0
+    )
     odds = math.log(math.exp(-1) / (1 - math.exp(-1))) - math.log(
         math.exp(-1.5) / (1 - math.exp(-1.5))
     )

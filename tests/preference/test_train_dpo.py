@@ -29,6 +29,7 @@ from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFrom
 from tinker_cookbook.preference.reference import REFERENCE_FILE
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils import ml_log
 
 FRUIT = ("apple", "pear", "plum", "fig", "lime", "date", "kiwi", "mango", "peach", "grape")
 TOLERANCE = by_format(float32=1e-5, bfloat16=2e-2)
@@ -181,6 +182,36 @@ def test_the_reference_of_a_later_run_is_what_it_starts_from(make_config):
     )
     train_dpo.main(named)
     assert rows_of(named)[0]["margin"] > 0.5, "the reference is the base model here"
+
+
+def test_a_loop_that_a_program_writes_out_learns_and_keeps_its_reference(
+    make_config, local_service: ServiceProcess, tmp_path: Path
+):
+    config = make_config(num_epochs=2)
+    client = local_service.connect()
+    policy, reference = train_dpo.create_dpo_clients(config, client)
+    dataset, _ = config.dataset_builder()
+    tokenizer = tokenizer_utils.get_tokenizer(local_service.model)
+    logger = ml_log.setup_logging(str(tmp_path), config=config)
+
+    def update(policy: tinker.TrainingClient, reference: tinker.SamplingClient, step: int) -> None:
+        train_dpo.do_update(
+            step // 4, step % 4, 4, 8, config, policy, reference, [], [], dataset, logger,
+            str(tmp_path), tokenizer,
+        )  # fmt: skip
+
+    for step in range(3):
+        update(policy, reference, step)
+    saved = policy.save_state("three").result().path
+    record = checkpoint_utils.CheckpointRecord(name="three", state_path=saved)
+    resumed, again = train_dpo.create_dpo_clients(config, client, resume_info=record)
+    update(resumed, again, 3)
+    logger.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    margins = [row["margin"] for row in rows]
+    assert margins[0] == pytest.approx(0, abs=by_format(float32=1e-3, bfloat16=0.2))
+    # Were the resumed model its reference, this margin would be 0.
+    assert margins[3] > margins[1] > 0.01
 
 
 PROGRAM = """

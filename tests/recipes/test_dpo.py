@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from recipes import dpo
+from recipes.preference.dpo import __main__ as dpo
+from recipes.preference.dpo import own_replies, word_count
 from tests.recipes.recipe_process import run_in_this_process
 from tinker_cookbook.utils.jsonl_log import read_rows
 
 
 def test_held_out_topics_are_not_in_the_pairs():
-    trained = [topic for number, topic in enumerate(dpo.TOPICS) if number % 5]
-    asked = dpo.draw_requests(dpo.TOPICS[::5], 50, seed=1)
+    asked = own_replies.draw_requests(own_replies.HELD_OUT_TOPICS, 50, seed=1)
+    trained = own_replies.TRAINED_TOPICS
     assert not any(f"about {topic}." in question for question, _ in asked for topic in trained)
 
 
@@ -23,7 +24,20 @@ def test_held_out_topics_are_not_in_the_pairs():
     [(("one two three", True), 1.0), (("one two three", False), 0.9), (("", True), 0.0)],
 )
 def test_a_reply_that_is_cut_off_loses_a_tenth(reply: tuple[str, bool], expected: float):
-    assert dpo.score(reply, 3) == pytest.approx(expected)
+    assert own_replies.score(reply, 3) == pytest.approx(expected)
+
+
+def test_replies_are_paired_from_the_outside_in():
+    replies = [("one two", True), ("one", True), ("", True), ("one two three four", True)]
+    rows = own_replies.pair_replies("Q", 2, replies)
+    assert rows == [
+        {"prompt": "Q", "chosen": "one two", "rejected": "..."},
+        {"prompt": "Q", "chosen": "one", "rejected": "one two three four"},
+    ]
+
+
+def test_a_win_is_a_larger_grade_and_a_tie_counts_half():
+    assert word_count.win_rate([1.0, 0.5], [0.5, 0.0]) == pytest.approx(3.5 / 4)
 
 
 def words(local_service, log_path: Path, **settings: object) -> list[str]:
@@ -46,16 +60,17 @@ def test_the_recipe_makes_pairs_trains_and_resumes(
 ):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     # A random model never writes the asked number of words; any difference makes a pair here.
-    monkeypatch.setattr(dpo, "count_reward", lambda reply, num_words: len(reply) / 1000)
-    monkeypatch.setattr(dpo, "MIN_DIFFERENCE", 0.001)
+    monkeypatch.setattr(own_replies, "count_reward", lambda reply, num_words: len(reply) / 1000)
+    monkeypatch.setattr(own_replies, "MIN_DIFFERENCE", 0.001)
     settings = words(local_service, tmp_path / "run", num_prompts=8, samples_per_prompt=4)
     run_in_this_process(dpo, settings)
-    pairs = read_rows(tmp_path / "run" / dpo.PAIRS_FILE)
+    pairs = read_rows(tmp_path / "run" / own_replies.PAIRS_FILE)
     assert len(pairs) >= 4
     assert all(len(row["chosen"]) > len(row["rejected"]) for row in pairs)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert {"test/reward", "test/reward/stderr", "test/accuracy"} <= rows[-1].keys()
+    assert rows[0]["test/win_rate"] == 0.5  # the first replies are compared with themselves
     out = capsys.readouterr().out
     assert "held-out accuracy  0.5000 -> " in out
     assert "\nsample   tinker-cookbook sample tinker://" in out

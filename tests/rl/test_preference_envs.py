@@ -17,6 +17,7 @@ from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFrom
 from tinker_cookbook.preference.types import Comparison, PreferenceModel
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.rl import train
+from tinker_cookbook.rl.length_control import LengthControl
 from tinker_cookbook.rl.preference_envs import (
     PairwisePreferenceGroupBuilder,
     PairwisePreferenceRLDatasetBuilder,
@@ -97,6 +98,30 @@ def test_rewards_are_mean_verdicts_judged_at_once(renderer, pattern, num_matches
     assert [reward for reward, _ in rewards] == [-1.0, 0.0, 1.0]
     assert [metrics["win_minus_loss"] for _, metrics in rewards] == [-1.0, 0.0, 1.0]
     assert (judge.total, judge.most) == (num_matches, num_matches)
+
+
+def test_the_matches_of_all_groups_are_judged_at_once(renderer):
+    judge = Longer()
+    builders = [group(renderer, judge) for _ in range(3)]
+    trajectories = [said(renderer, text) for text in ("a", "a long one", "longer than that")]
+
+    async def batch() -> None:
+        await asyncio.gather(*(b.compute_group_rewards(trajectories, []) for b in builders))
+
+    asyncio.run(batch())
+    assert (judge.total, judge.most) == (18, 18)
+
+
+def test_length_lowers_the_reward_and_leaves_the_verdict(renderer):
+    control = LengthControl(method="penalty", coef=0.1, free_tokens=2)
+    builder = group(renderer, Longer(), length_control=control)
+    trajectories = [said(renderer, text) for text in ("a", "a long one", "longer than that")]
+    lengths = [len(trajectory.transitions[0].ac.tokens) for trajectory in trajectories]
+    rewards = asyncio.run(builder.compute_group_rewards(trajectories, []))
+    costs = [0.1 * max(0, length - 2) for length in lengths]
+    assert [reward for reward, _ in rewards] == pytest.approx(np.array([-1, 0, 1]) - costs)
+    assert [metrics["win_minus_loss"] for _, metrics in rewards] == [-1.0, 0.0, 1.0]
+    assert [m["length_adjustment"] for _, m in rewards] == pytest.approx([-c for c in costs])
 
 
 def test_a_reply_that_did_not_end_costs_one(renderer):

@@ -343,6 +343,15 @@ def test_replies_that_were_cut_are_not_trained_on(build):
     assert rows(config)[0]["num_datums"] == 16
 
 
+def test_a_run_that_does_not_improve_stops(build):
+    data = TokenDatasetBuilder(num_batches=8, constant_reward=0.5)
+    config = build(dataset_builder=data, eval_every=2, early_stopping_evals=2)
+    run(config)
+    steps = [row["step"] for row in rows(config) if "optim/lr" in row]
+    assert steps == [0, 1, 2, 3]
+    assert load_checkpoints_file(config.log_path)[-1].name == "final"
+
+
 def test_prompts_longer_than_the_context_are_reported(build):
     data = TokenDatasetBuilder(num_batches=1, prompt_length=5000)
     with pytest.raises(TrainingError, match="so a reply does not fit"):
@@ -372,6 +381,13 @@ def test_prompts_longer_than_the_context_are_reported(build):
                 "async_config": train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=4),
             },
             "max_refill_rounds=1 works in the synchronous loop only",
+        ),
+        (
+            {
+                "early_stopping_evals": 1,
+                "async_config": train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=4),
+            },
+            "early_stopping_evals=1 works in the synchronous loop only",
         ),
         ({"overlong_buffer": 5}, "overlong_buffer=5 must be between 0 and max_tokens=4"),
         ({"turn_discount": 1.5}, "turn_discount=1.5 must be between 0 and 1"),

@@ -12,7 +12,8 @@ import pytest
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs import lock
 from tinker_cookbook.stores import FsspecStorage, LocalStorage, RunRegistry, TrainingRunStore
-from tinker_cookbook.stores.run_facts import END_BYTES, lower_is_better
+from tinker_cookbook.stores.run_facts import END_BYTES
+from tinker_cookbook.utils.metric_names import lower_is_better
 
 CONFIG = {
     "recipe_name": "sl_basic",

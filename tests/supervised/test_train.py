@@ -207,6 +207,62 @@ def test_evaluators_run_before_the_first_step_periodically_and_at_the_end(make_c
     assert (often.calls, seldom.calls) == (4, 2)
 
 
+class Told(TrainingClientEvaluator):
+    """Reports given values, by the number of steps done."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.calls = 0
+
+    async def __call__(self, training_client) -> dict[str, float]:
+        self.calls += 1
+        return {"score": self.values[min(self.calls - 1, len(self.values) - 1)]}
+
+
+def best_records(config: train.Config) -> list[tuple[str, float]]:
+    records = checkpoint_utils.load_checkpoints_file(config.log_path)
+    return [(r.name, r.get("best_value")) for r in records if r.has("best_value")]
+
+
+def test_the_best_weights_are_kept_and_the_run_stops_early(make_config):
+    told = Told([0.5, 0.6, 0.4, 0.9, 0.8, 0.9, 1.0])  # 0.9 again is not better
+    config = make_config(
+        num_epochs=4,
+        eval_every=1,
+        evaluator_builders=[lambda: told],
+        best_metric="score",
+        early_stopping_evals=2,
+    )
+    result = run(config)
+    assert best_records(config) == [("best_000001", 0.6), ("best_000003", 0.9)]
+    assert result.best_sampler_path.endswith("/best_000003")
+    assert result.sampler_path.endswith("/final")
+    rows = rows_of(config)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert "train_mean_nll" not in rows[-1]  # stopped before step 5 was submitted
+    calls = told.calls
+    assert run(config).best_sampler_path == result.best_sampler_path
+    assert told.calls == calls  # complete
+
+
+def test_a_resumed_run_stops_where_an_unbroken_one_does(make_config):
+    """The loss rises with this learning rate, so that nothing after the first steps is better."""
+    options = {"num_epochs": 4, "eval_every": 1, "save_every": 2, "learning_rate": 0.1}
+    options |= {"best_metric": "test/nll", "early_stopping_evals": 3}
+    unbroken, broken = make_config("unbroken", **options), make_config("broken", **options)
+    run(unbroken)
+    steps = [row["step"] for row in rows_of(unbroken)]
+    assert steps[-1] < 16
+    cut = make_config("broken", max_steps=None, **options)
+    records = Path(cut.log_path) / "checkpoints.jsonl"
+    run(broken)
+    kept = [line for line in records.read_text().splitlines(keepends=True) if "final" not in line]
+    records.write_text("".join(kept))  # as after a kill before the last save
+    run(cut)
+    assert [row["step"] for row in rows_of(cut)] == steps
+    assert best_records(cut) == best_records(unbroken)
+
+
 def test_both_held_out_losses_agree(make_config, local_service: ServiceProcess, service_client):
     config = make_config()
     _, test = config.dataset_builder()

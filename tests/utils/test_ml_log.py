@@ -114,3 +114,72 @@ def test_wandb_offline(tmp_path: Path, monkeypatch):
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.close()
     assert list(tmp_path.rglob("*.wandb"))
+
+
+PACKAGES = {
+    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio"),
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_logger_whose_package_is_missing_is_refused_with_the_command(name: str, tmp_path: Path):
+    module, package = PACKAGES[name]
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"{module} is installed")
+    with pytest.raises(ConfigurationError, match=f"pip install {package}"):
+        ml_log.setup_logging(str(tmp_path), loggers=name)
+    assert not (tmp_path / "logs.log").exists()
+
+
+def test_an_unknown_logger_is_refused_and_none_is_opened_unasked(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="Did you mean 'tensorboard'"):
+        ml_log.setup_logging(str(tmp_path), loggers="tensorbord")
+    assert ml_log.parse_loggers("mlflow, trackio,mlflow") == ["mlflow", "trackio"]
+    assert ml_log.parse_loggers(None) == []
+    logger = ml_log.setup_logging(str(tmp_path), do_configure_logging_module=False)
+    assert isinstance(logger, ml_log.MultiplexLogger)
+    assert [type(each).__name__ for each in logger.loggers] == ["JsonLogger", "PrettyPrintLogger"]
+    assert logger.store is not None
+    logger.log_metrics({"loss": np.float32(0.5)}, 3)
+    assert logger.store.read_metrics() == [{"step": 3, "loss": 0.5}]
+
+
+def log_two_steps(logger: ml_log.Logger) -> None:
+    logger.log_metrics({"loss": 1.0, "text": "a", "test/nll": float("nan")}, step=0)
+    logger.log_metrics({"loss": np.float64(0.5)}, step=1)
+    logger.close()
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path):
+    pytest.importorskip("tensorboardX")
+    logger = ml_log.setup_logging(
+        str(tmp_path), config=Outer(), loggers="tensorboard", do_configure_logging_module=False
+    )
+    log_two_steps(logger)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+def test_mlflow_stores_metrics_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("GIT_PYTHON_REFRESH", "quiet")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    log_two_steps(ml_log.MlflowLogger("project", Outer(), "name"))
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("project")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "name"
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [1.0, 0.5]
+    assert run.data.metrics == {"loss": 0.5}
+
+
+def test_trackio_stores_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    pytest.importorskip("trackio")
+    log_two_steps(ml_log.TrackioLogger("project", Outer(), None, "name"))
+    assert list(tmp_path.rglob("*project*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, train_step
+from tests.foreign_models import foreign_model
 from tests.number_format import by_format
 from tests.tiny_models import tiny_model
 from tinker_cookbook.exceptions import (
@@ -108,6 +110,57 @@ def test_the_adapter_in_peft_gives_the_services_logprobs(
     base = load_model(local_service.model)
     assert trained.difference(base) > 0.3, "training has moved the model"
     assert trained.difference(PeftModel.from_pretrained(base, str(output))) < TOLERANCE
+
+
+def test_the_adapter_obeys_the_rules_of_vllm_and_sglang(
+    adapter: str, local_service: ServiceProcess, tmp_path: Path
+):
+    """Both read names of this form, one rank, no bias and no trained copies of modules.
+
+    They stack the matrices of q, k, v and of gate, up themselves, and refuse other module names.
+    """
+    output = tmp_path / "peft"
+    build_lora_adapter(
+        base_model=local_service.model, adapter_path=adapter, output_path=str(output)
+    )
+    config = json.loads((output / "adapter_config.json").read_text())
+    known = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) <= known
+    assert config["peft_type"] == "LORA"
+    assert config["bias"] == "none"
+    assert not config.keys() & {"modules_to_save", "use_dora", "rank_pattern", "alpha_pattern"}
+    form = re.compile(
+        r"base_model\.model\.model\.layers\.\d+\.(self_attn|mlp)\.(\w+)\.lora_[AB]\.weight"
+    )
+    for name, tensor in load_file(output / "adapter_model.safetensors").items():
+        found = form.fullmatch(name)
+        assert found, name
+        assert found[2] in known
+        assert tensor.shape[0 if "lora_A" in name else 1] == config["r"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gemma3", "gpt2"])
+def test_models_that_run_through_transformers_are_exported(
+    kind: str, service_factory, tmp_path: Path, monkeypatch
+):
+    from peft import PeftModel
+
+    folder = foreign_model(kind)
+    service = service_factory(folder)
+    monkeypatch.setenv("TINKER_BASE_URL", service.base_url)
+    monkeypatch.setenv("TINKER_API_KEY", service.api_key)
+    for train_unembed in (False, True):
+        trained = Trained(service, train_unembed=train_unembed)
+        work = tmp_path / str(train_unembed)
+        adapter = download(tinker_path=trained.sampler_path, output_dir=str(work / "adapter"))
+        paths = {"base_model": str(folder), "adapter_path": adapter}
+        build_hf_model(**paths, output_path=str(work / "merged"), dtype="float32")
+        assert trained.difference(load_model(work / "merged")) < TOLERANCE
+        if not train_unembed:
+            build_lora_adapter(**paths, output_path=str(work / "peft"))
+            model = PeftModel.from_pretrained(load_model(folder), str(work / "peft"))
+            assert trained.difference(model) < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,10 +1,9 @@
-"""Bodies of the OpenAI chat completions API: requests read, and replies written."""
+"""A call of an agent: its request, read from a chat body, and what it sees of the reply."""
 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import pydantic
 
 from tinker_cookbook.capture.rollout import Reply
 from tinker_cookbook.capture.samplers import SamplingWishes
+from tinker_cookbook.dialects.pieces import Ending, Piece, new_id
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers.content import split_reasoning
 from tinker_cookbook.renderers.tool_calls import openai_call
@@ -24,7 +24,7 @@ from tinker_cookbook.third_party.openai_compat import (
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["ChatRequest", "chunks", "completion", "read_chat_request", "reply_parts"]
+__all__ = ["ChatRequest", "read_body", "read_chat_request", "reply_pieces"]
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
@@ -77,21 +77,33 @@ class ChatRequest:
     include_usage: bool
 
 
-def read_chat_request(body: bytes) -> ChatRequest:
+def read_body(body: bytes) -> dict[str, Any]:
+    """Return the object that a body is.
+
+    Raises:
+        DataFormatError: it is not a JSON object.
+    """
+    try:
+        given = json.loads(body)
+    except ValueError as error:
+        raise DataFormatError(f"the body is not JSON: {error}.") from error
+    if not isinstance(given, dict):
+        raise DataFormatError("the body is not a JSON object; send an object.")
+    return given
+
+
+def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
     """Read the body of a request.
 
     Raises:
         DataFormatError: the message names the field.
     """
     try:
-        given = json.loads(body)
         read = _Body.model_validate(given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "body"
         raise DataFormatError(f"{where}: {first['msg']}.") from error
-    except ValueError as error:
-        raise DataFormatError(f"the body is not JSON: {error}.") from error
     for name, accepted in _NEUTRAL.items():
         if given.get(name) is not None and given[name] not in accepted:
             raise DataFormatError(
@@ -112,18 +124,10 @@ def read_chat_request(body: bytes) -> ChatRequest:
     )
 
 
-@dataclass(frozen=True)
-class ReplyParts:
-    """What an agent sees of a reply."""
-
-    text: str
-    reasoning: str
-    calls: list[dict[str, Any]]
-    """Tool calls in the form of the OpenAI API; each has an id."""
-
-
-def reply_parts(reply: Reply, request: ChatRequest, renderer: Renderer) -> ReplyParts:
-    """Return what an agent sees of a reply.
+def reply_pieces(
+    reply: Reply, request: ChatRequest, renderer: Renderer
+) -> tuple[list[Piece], Ending]:
+    """Return what an agent sees of a reply, and how it ended.
 
     Calls that cannot be read are text, and so are all calls if the request has no tools. The text
     ends before a stop text of the request.
@@ -135,74 +139,25 @@ def reply_parts(reply: Reply, request: ChatRequest, renderer: Renderer) -> Reply
     if calls and not request.tools:
         text, calls = _without_end(reply.call.tokens, renderer), []
     text += "".join(call.raw_text for call in message.get("unparsed_tool_calls") or ())
-    ends = [at for stop in request.stops if (at := text.find(stop)) >= 0]
+    ends = [(at, stop) for stop in request.stops if (at := text.find(stop)) >= 0]
+    stop_text = None
     if ends:
-        text = text[: min(ends)]
+        at, stop_text = min(ends)
+        text = text[:at]
+    pieces = [Piece("reasoning", reasoning)] if reasoning else []
+    if text:
+        pieces.append(Piece("content", text))
     for call in calls:
-        call.setdefault("id", f"call_{secrets.token_hex(12)}")
-    return ReplyParts(text, reasoning or "", calls)
-
-
-def completion(reply: Reply, request: ChatRequest, parts: ReplyParts) -> dict[str, Any]:
-    """Return the response object."""
-    shown: dict[str, Any] = {"role": "assistant", "content": parts.text, "refusal": None}
-    if parts.reasoning:
-        shown["reasoning_content"] = parts.reasoning
-    if parts.calls:
-        shown |= {"tool_calls": parts.calls, "content": parts.text or None}
-    choice = {
-        "index": 0,
-        "message": shown,
-        "logprobs": None,
-        "finish_reason": _finish_reason(reply, parts),
-    }
-    head = _head(reply, request, "chat.completion")
-    return head | {"choices": [choice], "usage": _usage(reply)}
-
-
-def chunks(reply: Reply, request: ChatRequest, parts: ReplyParts) -> Iterator[dict[str, Any]]:
-    """Yield the chunks of a stream. The reply is complete and recorded before the first one."""
-    head = _head(reply, request, "chat.completion.chunk")
-
-    def chunk(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return head | {"choices": [choice]}
-
-    yield chunk({"role": "assistant", "content": ""})
-    if parts.reasoning:
-        yield chunk({"reasoning_content": parts.reasoning})
-    if parts.text:
-        yield chunk({"content": parts.text})
-    for at, call in enumerate(parts.calls):
-        yield chunk({"tool_calls": [{"index": at} | call]})
-    yield chunk({}, _finish_reason(reply, parts))
-    if request.include_usage:
-        yield head | {"choices": [], "usage": _usage(reply)}
-
-
-def _head(reply: Reply, request: ChatRequest, kind: str) -> dict[str, Any]:
-    call = reply.call
-    return {
-        "id": f"chatcmpl-{call.rollout}-{call.index}",
-        "object": kind,
-        "created": int(call.time),
-        "model": request.model,
-    }
-
-
-def _usage(reply: Reply) -> dict[str, int]:
-    sampled = len(reply.call.tokens)
-    return {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": sampled,
-        "total_tokens": reply.prompt_tokens + sampled,
-    }
-
-
-def _finish_reason(reply: Reply, parts: ReplyParts) -> str:
-    if reply.call.stop_reason == "length":
-        return "length"
-    return "tool_calls" if parts.calls else "stop"
+        call.setdefault("id", new_id("call"))
+        pieces.append(Piece("tool_call", call=call))
+    is_cut = reply.call.stop_reason == "length"
+    ending = Ending(
+        "length" if is_cut else "tool_calls" if calls else "stop",
+        prompt_tokens=reply.prompt_tokens,
+        sampled_tokens=len(reply.call.tokens),
+        stop_text=stop_text,
+    )
+    return pieces, ending
 
 
 def _join_texts(content: Sequence[Mapping[str, Any]]) -> str:

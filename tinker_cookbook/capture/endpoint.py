@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.capture import chat
+from tinker_cookbook.capture.apis import APIS, CHAT, MESSAGES, Api
 from tinker_cookbook.capture.rollout import (
     Address,
     CallLimits,
@@ -33,7 +33,9 @@ from tinker_cookbook.capture.rollout import (
     new_key,
 )
 from tinker_cookbook.capture.samplers import Sampler
-from tinker_cookbook.capture.store import CallLog
+from tinker_cookbook.capture.store import CallStore
+from tinker_cookbook.dialects.anthropic import read_messages_request
+from tinker_cookbook.dialects.pieces import Ending, Piece, ReplyWriter
 from tinker_cookbook.exceptions import ConfigurationError, DataError, RendererError
 
 if TYPE_CHECKING:
@@ -44,7 +46,14 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["RecordingEndpoint"]
+__all__ = [
+    "RecordingEndpoint",
+    "error_response",
+    "event_stream",
+    "key_of",
+    "make_server",
+    "read_request",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +70,10 @@ class _GoneError(Exception):
 
 
 class RecordingEndpoint:
-    """Serves the OpenAI chat completions API to agents and records what was sampled."""
+    """Serves agents in the APIs of `apis` and records what was sampled."""
 
     def __init__(
-        self, *, log: CallLog | None = None, host: str = "127.0.0.1", port: int = 0
+        self, *, log: CallStore | None = None, host: str = "127.0.0.1", port: int = 0
     ) -> None:
         """Set where to listen; `async with` starts and stops the server.
 
@@ -114,7 +123,7 @@ class RecordingEndpoint:
                 "port, or 0 for any."
             ) from error
         self._port = listener.getsockname()[1]
-        self._server = _make_server(app)
+        self._server = make_server(app)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)
@@ -181,10 +190,13 @@ class RecordingEndpoint:
             from starlette.routing import Route
         except ImportError as error:
             raise _missing_packages(error) from error
+        prefix = "/rollout/{name}/v1"
+        count = f"{prefix}{MESSAGES.path}/count_tokens"
         return Starlette(
             routes=[
-                Route("/rollout/{name}/v1/models", self._models),
-                Route("/rollout/{name}/v1/chat/completions", self._chat, methods=["POST"]),
+                Route(f"{prefix}/models", self._models),
+                Route(count, self._count_tokens, methods=["POST"]),
+                *(Route(prefix + a.path, self._handler(a), methods=["POST"]) for a in APIS),
             ]
         )
 
@@ -193,60 +205,85 @@ class RecordingEndpoint:
     async def _models(self, request: Request) -> Response:
         from starlette.responses import JSONResponse
 
-        rollout = self._find(request)
+        rollout = self._find(request, CHAT)
         if not isinstance(rollout, Rollout):
             return rollout
         shown = {"id": rollout.address.model, "object": "model", "created": 0, "owned_by": "run"}
         return JSONResponse({"object": "list", "data": [shown]})
 
-    async def _chat(self, request: Request) -> Response:
-        rollout = self._find(request)
-        if not isinstance(rollout, Rollout):
-            return rollout
-        async with self._slots:
-            try:
-                return await self._complete(request, rollout)
-            except _GoneError:
-                return _error(499, "client_closed_request", "the client closed the connection.")
-            except asyncio.CancelledError:
-                if not rollout.is_closed:
-                    raise
-                return _error(410, "closed", f"rollout {rollout.name} is closed.")
-            except CallRefusedError as error:
-                # the code that clients know for prompts that are too long
-                overflow = error.reason == "context_overflow"
-                code = "context_length_exceeded" if overflow else error.reason
-                return _error(400, code, str(error))
-            except (DataError, RendererError) as error:
-                return _error(400, "invalid_request", str(error))
-            except Exception as error:
-                logger.warning("a call of rollout %s failed: %s", rollout.name, error)
-                return _error(500, "sampling_failed", str(error) or type(error).__name__)
+    def _handler(self, api: Api) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            rollout = self._find(request, api)
+            if not isinstance(rollout, Rollout):
+                return rollout
+            async with self._slots:
+                return await self._answer(request, rollout, api)
 
-    async def _complete(self, request: Request, rollout: Rollout) -> Response:
-        from starlette.responses import JSONResponse, StreamingResponse
+        return handle
 
-        asked = chat.read_chat_request(await _read_body(request))
+    async def _answer(self, request: Request, rollout: Rollout, api: Api) -> Response:
+        """Complete a call, or return its error."""
+        try:
+            return await self._complete(request, rollout, api)
+        except _GoneError:
+            problem = (499, "client_closed_request", "the client closed the connection.")
+        except asyncio.CancelledError:
+            if not rollout.is_closed:
+                raise
+            problem = (410, "closed", f"rollout {rollout.name} is closed.")
+        except CallRefusedError as error:
+            # the code that clients know for prompts that are too long
+            overflow = error.reason == "context_overflow"
+            problem = (400, "context_length_exceeded" if overflow else error.reason, str(error))
+        except (DataError, RendererError) as error:
+            problem = (400, "invalid_request", str(error))
+        except Exception as error:
+            logger.warning("a call of rollout %s failed: %s", rollout.name, error)
+            problem = (500, "sampling_failed", str(error) or type(error).__name__)
+        return error_response(api, *problem)
+
+    async def _complete(self, request: Request, rollout: Rollout, api: Api) -> Response:
+        from starlette.responses import JSONResponse
+
+        body, asked = await read_request(request, api)
         task = rollout.start(asked.messages, asked.tools, asked.stops, asked.wishes)
         reply = await _unless_gone(request, task)
-        parts = chat.reply_parts(reply, asked, rollout.renderer)
-        if not asked.stream:
-            return JSONResponse(chat.completion(reply, asked, parts))
-        events = _events(list(chat.chunks(reply, asked, parts)))
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+        pieces, ending = chat.reply_pieces(reply, asked, rollout.renderer)
+        writer = api.new_writer(body, f"{rollout.name}-{reply.call.index}")
+        if asked.stream:
+            return event_stream(api, writer, pieces, ending)
+        return JSONResponse(writer.whole(pieces, ending))
 
-    def _find(self, request: Request) -> Rollout | Response:
+    async def _count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a prompt, as Anthropic's API does; this is not recorded."""
+        from starlette.responses import JSONResponse
+
+        rollout = self._find(request, MESSAGES)
+        if not isinstance(rollout, Rollout):
+            return rollout
+        try:
+            body = chat.read_body(await _read_body(request))
+            asked = chat.read_chat_request(read_messages_request(body, counts_only=True))
+            tokens = await rollout.render(asked.messages, asked.tools)
+        except (DataError, RendererError) as error:
+            return error_response(MESSAGES, 400, "invalid_request", str(error))
+        return JSONResponse({"input_tokens": len(tokens)})
+
+    def _find(self, request: Request, api: Api) -> Rollout | Response:
         """Return the rollout that a request names and has the key of, or the error to answer."""
         name = request.path_params["name"]
         rollout = self._rollouts.get(name)
         if rollout is None:
-            return _error(404, "unknown_rollout", f"rollout {name} is unknown or closed.")
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        is_known = secrets.compare_digest(key.strip().encode(), rollout.address.api_key.encode())
-        if scheme.lower() != "bearer" or not is_known:
-            text = "the API key does not belong to this rollout; send its key as a bearer token."
-            return _error(401, "invalid_api_key", text)
+            return error_response(
+                api, 404, "unknown_rollout", f"rollout {name} is unknown or closed."
+            )
+        key = key_of(request)
+        if not secrets.compare_digest(key.encode(), rollout.address.api_key.encode()):
+            text = (
+                "the API key does not belong to this rollout; send its key as a bearer token or "
+                "in the header X-API-Key."
+            )
+            return error_response(api, 401, "invalid_api_key", text)
         return rollout
 
 
@@ -285,18 +322,53 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _events(shown: list[dict[str, Any]]) -> AsyncIterator[bytes]:
-    for chunk in shown:
-        yield b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
+async def read_request(request: Request, api: Api) -> tuple[dict[str, Any], chat.ChatRequest]:
+    """Return the body of a request, and the call that it asks for.
+
+    Raises:
+        DataError: the body is too large, or the request cannot be read.
+    """
+    body = chat.read_body(await _read_body(request))
+    return body, chat.read_chat_request(api.read(body))
 
 
-def _error(status: int, code: str, message: str) -> Response:
+def event_stream(api: Api, writer: ReplyWriter, pieces: list[Piece], ending: Ending) -> Response:
+    """Return a complete reply as a stream."""
+    from starlette.responses import StreamingResponse
+
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(
+        _events(api, writer, pieces, ending), headers=headers, media_type="text/event-stream"
+    )
+
+
+async def _events(
+    api: Api, writer: ReplyWriter, pieces: list[Piece], ending: Ending
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream. The reply is complete and recorded before the first one."""
+    for event in writer.opening(ending.prompt_tokens):
+        yield api.frame(event)
+    for piece in pieces:
+        for event in writer.take(piece):
+            yield api.frame(event)
+    for event in writer.closing(ending):
+        yield api.frame(event)
+    if api.last_frame:
+        yield api.last_frame
+
+
+def key_of(request: Request) -> str:
+    """Return the key as OpenAI's clients send it, or as Anthropic's do."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return request.headers.get("x-api-key", "")
+
+
+def error_response(api: Api, status: int, code: str, message: str) -> Response:
     from starlette.responses import JSONResponse
 
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": error}, status_code=status)
+    return JSONResponse(api.error(status, code, message), status_code=status)
 
 
 def _missing_packages(error: ImportError) -> ConfigurationError:
@@ -306,7 +378,8 @@ def _missing_packages(error: ImportError) -> ConfigurationError:
     )
 
 
-def _make_server(app: Starlette) -> uvicorn.Server:
+def make_server(app: Starlette, **options: Any) -> uvicorn.Server:
+    """Return a server that leaves signals to the program."""
     try:
         import uvicorn
     except ImportError as error:
@@ -326,5 +399,6 @@ def _make_server(app: Starlette) -> uvicorn.Server:
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=5,
+        **options,
     )
     return Server(config)

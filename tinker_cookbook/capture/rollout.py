@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -28,15 +29,24 @@ import numpy as np
 
 from tinker_cookbook.capture.calls import RecordedCall, count_sequences, ordered, prompt
 from tinker_cookbook.capture.samplers import Sampler, SamplingWishes
-from tinker_cookbook.capture.store import CallLog
+from tinker_cookbook.capture.store import CallStore
 from tinker_cookbook.completers import ContextOverflowError, StopCondition, TokensWithLogprobs
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
+from tinker_cookbook.renderers.tool_calls import call_name_and_arguments
 from tinker_cookbook.renderers.types import Message, ToolSpec
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-__all__ = ["Address", "CallLimits", "CallRefusedError", "Reply", "Rollout"]
+__all__ = [
+    "Address",
+    "CallLimits",
+    "CallRefusedError",
+    "Reply",
+    "Rollout",
+    "new_key",
+    "stop_condition",
+]
 
 
 class CallRefusedError(DataValidationError):
@@ -75,12 +85,20 @@ class Address:
     api_key: str
     model: str
 
+    @property
+    def anthropic_base_url(self) -> str:
+        """Address of the Anthropic API, to which its clients add /v1."""
+        return self.base_url.removesuffix("/v1")
+
     def environment(self) -> dict[str, str]:
         """Return the environment variables that clients read."""
         return {
             "OPENAI_BASE_URL": self.base_url,
             "OPENAI_API_KEY": self.api_key,
             "OPENAI_MODEL": self.model,
+            "ANTHROPIC_BASE_URL": self.anthropic_base_url,
+            "ANTHROPIC_API_KEY": self.api_key,
+            "ANTHROPIC_MODEL": self.model,
         }
 
 
@@ -115,7 +133,7 @@ class Rollout:
         *,
         name: str,
         limits: CallLimits,
-        log: CallLog | None = None,
+        log: CallStore | None = None,
     ) -> None:
         """Begin without calls. `RecordingEndpoint.open` makes a rollout that has an address."""
         self.name = name
@@ -164,6 +182,17 @@ class Rollout:
         task.add_done_callback(self._running.discard)
         return task
 
+    async def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Return the tokens of a prompt, before sampled tokens take the place of earlier replies.
+
+        Raises:
+            RendererError: the conversation cannot be rendered.
+        """
+        declared = self.renderer.declare_tools(messages, tools)
+        return _text_tokens(
+            await asyncio.to_thread(self.renderer.build_generation_prompt, declared)
+        )
+
     def close(self) -> None:
         """Cancel running calls and refuse new ones."""
         self.is_closed = True
@@ -179,9 +208,7 @@ class Rollout:
     ) -> Reply:
         self._check_counts()
         self._num_started += 1
-        declared = self.renderer.declare_tools(messages, tools)
-        rendering = asyncio.to_thread(self.renderer.build_generation_prompt, declared)
-        rendered = _text_tokens(await rendering)
+        rendered = await self.render(messages, tools)
         parent, new_prompt = self._continue(rendered, tools)
         whole = new_prompt if parent is None else self._whole(parent) + new_prompt
         max_tokens = self._room(len(whole), wishes.max_tokens)
@@ -210,7 +237,7 @@ class Rollout:
         wishes = SamplingWishes(
             max_tokens, wishes.temperature, wishes.top_p, wishes.top_k, wishes.seed
         )
-        stop = _stop_condition(self.renderer, stops)
+        stop = stop_condition(self.renderer, stops)
         sampling = self._sampler(tinker.ModelInput.from_ints(whole), stop, wishes)
         timer = asyncio.timeout(self._limits.call_timeout_seconds)
         try:
@@ -312,9 +339,8 @@ class Rollout:
         theirs, their_end = self.renderer.parse_response(tail[:end])
         if not (our_end.is_clean and their_end.is_clean):
             return None
-        if self._fit(ours, self._rendered[index].tools) != self._fit(theirs, tools):
-            return None
-        return tail[end:]
+        ours = self._fit(ours, self._rendered[index].tools)
+        return tail[end:] if _is_same(ours, self._fit(theirs, tools)) else None
 
     def _parse(self, tokens: Sequence[int], tools: Sequence[ToolSpec]) -> Message:
         return self._fit(self.renderer.parse_response(tokens)[0], tools)
@@ -359,6 +385,21 @@ class Rollout:
         return CallRefusedError(reason, message)
 
 
+def _is_same(first: Message, second: Message) -> bool:
+    """Return whether two replies say the same.
+
+    Arguments of calls are compared as JSON values: some clients read them and write them again.
+    """
+    if {**first, "tool_calls": []} != {**second, "tool_calls": []}:
+        return False
+    return _calls_as_values(first) == _calls_as_values(second)
+
+
+def _calls_as_values(message: Message) -> list[tuple[str, object]]:
+    calls = (call_name_and_arguments(call) for call in message.get("tool_calls") or ())
+    return [(name, json.loads(arguments)) for name, arguments in calls]
+
+
 def new_key() -> str:
     """Return a key that cannot be guessed."""
     return f"rollout-{secrets.token_hex(16)}"
@@ -379,7 +420,7 @@ def _digest(tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(_as_bytes(tokens), digest_size=16).digest()
 
 
-def _stop_condition(renderer: Renderer, stops: Sequence[str]) -> StopCondition:
+def stop_condition(renderer: Renderer, stops: Sequence[str]) -> StopCondition:
     """Return what ends a reply: the renderer's stop sequences, and the texts of the request.
 
     A sampler takes either texts or token ids. With texts, stop tokens are given as texts too.

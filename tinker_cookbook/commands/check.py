@@ -12,9 +12,11 @@ from tinker_cookbook.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from tinker_cookbook.preference.file_check import PreferenceKind
     from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
     from tinker_cookbook.supervised.file_report import FileReport
     from tinker_cookbook.supervised.sources.row_file import DataSource, ReadCounts
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
 __all__ = ["add_arguments", "run"]
 
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print a report; return 1 if a row is unusable, else 0."""
+    from tinker_cookbook.preference.file_check import preference_kind
     from tinker_cookbook.supervised.file_report import check_file
     from tinker_cookbook.supervised.sources.several import mix_lines, open_parts
 
@@ -83,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ConfigurationError(f"{option}={value} is too small; use {least} or more.")
     file, parts = open_parts(args.file)
+    kind = preference_kind(file)
+    if kind is not None:
+        return _run_preference(args, file, kind)
     renderer_name, render = _conversation_renderer(args)
     with _progress_bar(len(file)) as bar:
 
@@ -105,6 +111,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.num_unusable else 0
 
 
+def _run_preference(args: argparse.Namespace, file: DataSource, kind: PreferenceKind) -> int:
+    """Check a file of pairs or rated replies."""
+    from tinker_cookbook.commands.parts.preference_check import preference_lines
+    from tinker_cookbook.preference.file_check import check_preference_file
+    from tinker_cookbook.supervised.types import ChatDatasetBuilder
+
+    config = _common_config(args)
+    renderer = ChatDatasetBuilder(common_config=config).renderer
+    with _progress_bar(len(file)) as bar:
+
+        def advance(num_rows: int) -> None:
+            bar.update(num_rows)
+
+        report = check_preference_file(file, kind, renderer, args.max_length, on_progress=advance)
+    figures = report.to_dict() | {
+        "file": file.name,
+        "container": file.container,
+        "blank_lines": file.num_blank_lines,
+        "model": args.model,
+        "renderer": config.renderer_name,
+    }
+    if args.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print(f"{file.name}: {len(file):,} rows, {file.num_blank_lines:,} blank lines")
+        print(f"{args.model}, renderer {config.renderer_name}\n")
+        print(_row("container", file.container))
+        print(*preference_lines(report, figures), sep="\n")
+        print(_problems(figures, args.max_problems), end="")
+    return 1 if report.problems else 0
+
+
 def _first_row(file: DataSource, report: FileReport, render: ConversationRenderer) -> str:
     """Return the first usable row with its trained text marked; of several datums the first."""
     from tinker_cookbook.display import describe_example
@@ -125,21 +163,27 @@ def _first_row(file: DataSource, report: FileReport, render: ConversationRendere
 
 
 def _conversation_renderer(args: argparse.Namespace) -> tuple[str, ConversationRenderer]:
-    from tinker_cookbook.model_info import get_recommended_renderer_name
     from tinker_cookbook.renderers import TrainOnWhat
     from tinker_cookbook.supervised.conversation_renderer import ConversationRenderer
-    from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
+    from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
-    config = ChatDatasetBuilderCommonConfig(
+    config = _common_config(args)
+    renderer = ChatDatasetBuilder(common_config=config).renderer
+    mode = TrainOnWhat(args.train_on_what)
+    render = ConversationRenderer(renderer, args.max_length, mode, markup=args.markup)
+    return config.renderer_name, render
+
+
+def _common_config(args: argparse.Namespace) -> ChatDatasetBuilderCommonConfig:
+    from tinker_cookbook.model_info import get_recommended_renderer_name
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+
+    return ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=args.model,
         renderer_name=args.renderer or get_recommended_renderer_name(args.model),
         max_length=args.max_length,
         batch_size=1,
     )
-    renderer = ChatDatasetBuilder(common_config=config).renderer
-    mode = TrainOnWhat(args.train_on_what)
-    render = ConversationRenderer(renderer, args.max_length, mode, markup=args.markup)
-    return config.renderer_name, render
 
 
 def _progress_bar(num_rows: int) -> tqdm:

@@ -16,8 +16,8 @@ _README = """# {name}
 A copy of the recipe `{name}` of tinker-cookbook {version}. You can change anything. It needs that
 package, with the extra `local` to train on this machine.
 
-    python -m {name} --help
-    python -m {name}
+    python -m {module} --help
+    python -m {module}
 
 Run it from this folder. Settings are given as `key=value`; the same command again resumes a stopped
 run.
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = find_recipe(args.name)
     written = copy_recipe(recipe, args.folder)
     print(*written or [f"{args.folder} already holds this copy"], sep="\n")
-    print(f"\nStart it:   cd {args.folder} && python -m {recipe.name}")
+    print(f"\nStart it:   cd {args.folder} && python -m {recipe.module}")
     return 0
 
 
@@ -73,7 +73,9 @@ def _contents(recipe: Recipe, folder: Path) -> dict[Path, bytes]:
     origin = recipe.path.parent
     files = [*recipe.source_files(), *recipe.data_files()]
     contents = {folder / path.relative_to(origin): path.read_bytes() for path in files}
-    readme = _README.format(name=recipe.name, summary=recipe.summary, version=__version__)
+    readme = _README.format(
+        name=recipe.name, module=recipe.module, summary=recipe.summary, version=__version__
+    )
     contents[_readme_path(recipe, folder, readme)] = readme.encode()
     return contents
 

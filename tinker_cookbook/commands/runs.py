@@ -1,4 +1,4 @@
-"""List the runs of this machine, show one, or compare two.
+"""List the runs of this machine, show one, or compare several.
 
 A RUN is the path of a run below the folder of runs, a part of that path that fits only one run, or
 the folder of a run anywhere. `list` is the default action.
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinker_cookbook.commands.parts.run_pages import add_page_arguments, open_registry
 from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     comparing = actions.add_parser("diff", help="settings, code and metrics that differ")
     comparing.add_argument("old", metavar="A", help="a RUN")
     comparing.add_argument("new", metavar="B", help="another RUN")
-    for name, action in (("list", listing), ("show", showing), ("diff", comparing)):
+    paging = actions.add_parser("compare", help="a page with the curves and settings of runs")
+    paging.add_argument("runs", nargs="+", metavar="RUN")
+    add_page_arguments(paging)
+    parsers = {"list": listing, "show": showing, "diff": comparing, "compare": paging}
+    for name, action in parsers.items():
         _add_common(action, **shared)
         action.set_defaults(action=name)
     _add_list_options(listing, **shared)
@@ -51,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
-    registry = _open_registry(args.folder)
+    registry = open_registry(args.folder)
+    if args.action == "compare":
+        return _compare(registry, args)
     report = {"list": _list, "show": _show, "diff": _diff}[args.action](registry, args)
     registry.save()
     if args.json:
@@ -84,16 +91,6 @@ def _add_list_options(parser: argparse.ArgumentParser, default: str | None = Non
     )
     parser.add_argument("--state", choices=STATES, default=default, help="only runs in this state")
     parser.add_argument("--recipe", default=default, metavar="NAME", help="only runs of a recipe")
-
-
-def _open_registry(folder: Path | None) -> RunRegistry:
-    from tinker_cookbook.runs.directory import runs_path
-    from tinker_cookbook.stores import LocalStorage, RunRegistry
-
-    chosen = folder or Path(runs_path())
-    if folder is not None and not folder.expanduser().is_dir():
-        raise ConfigurationError(f"folder={folder} does not exist; give a folder with runs.")
-    return RunRegistry([LocalStorage(chosen, mkdir=False)])
 
 
 Report = tuple[object, list[str]]
@@ -140,13 +137,29 @@ def _diff(registry: RunRegistry, args: argparse.Namespace) -> Report:
     return report, run_reports.describe_comparison(names, report)
 
 
+def _compare(registry: RunRegistry, args: argparse.Namespace) -> int:
+    """Show a page with the runs that were named, wherever they are."""
+    from tinker_cookbook.commands.parts.run_pages import show_page
+    from tinker_cookbook.stores import RunRegistry
+    from tinker_cookbook.viewer.answers import Answers
+
+    found = [_find(registry, name) for name in args.runs]
+    storages = {owner.primary_storage.url(): owner.primary_storage for owner, _ in found}
+    wanted = {owner.get_training_store(run.run_id).url() for owner, run in found}
+    joined = RunRegistry(list(storages.values()))
+    # A run may be in two of the storages: in a folder of runs, and named by its own folder.
+    by_url = {joined.get_training_store(run.run_id).url(): run.run_id for run in joined.refresh()}
+    only = [run for url, run in by_url.items() if url in wanted]
+    return show_page(Answers(joined, only), args, shows_all=True)
+
+
 def _find(registry: RunRegistry, name: str) -> tuple[RunRegistry, RunInfo]:
     """Find a run by its path, a part of it, or its folder."""
     runs = registry.get_runs()
     exact = [run for run in runs if run.run_id == name.strip("/")]
     found = exact or [run for run in runs if name in run.run_id]
     if not exact and Path(name).expanduser().is_dir():
-        registry = _open_registry(Path(name))
+        registry = open_registry(Path(name))
         found = registry.get_runs()
     if len(found) == 1:
         return registry, found[0]

@@ -6,6 +6,7 @@ FOLDER/runs/RUN_ID/BENCHMARK/...     what `run_benchmark` writes with `save_dir=
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -21,6 +22,7 @@ from tinker_cookbook.eval.benchmarks import load_result, load_summary, load_traj
 from tinker_cookbook.eval.benchmarks._results import TRAJECTORIES_FILE, write_result
 from tinker_cookbook.eval.benchmarks._types import BenchmarkResult, StoredTrajectory
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.stores.storage import LocalStorage
 from tinker_cookbook.utils.durable_files import write_atomically
 from tinker_cookbook.utils.jsonl_log import append_row
 
@@ -62,9 +64,20 @@ class RunMetadata:
 class EvalStore:
     """Reads and writes the evaluations in a folder."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Set the folder; it is created with the first evaluation."""
-        self._folder = Path(path).expanduser() / "runs"
+    def __init__(self, storage_or_path: LocalStorage | str | Path, prefix: str = "") -> None:
+        """Set the folder; it is created with the first evaluation.
+
+        Args:
+            storage_or_path: A folder, or the storage of one.
+            prefix: Folder below it.
+        """
+        is_storage = isinstance(storage_or_path, LocalStorage)
+        root = storage_or_path.root if is_storage else Path(storage_or_path).expanduser()
+        self._folder = root / prefix / "runs"
+
+    def url(self, path: str = "") -> str:
+        """Return the full path of the store or of a file in it."""
+        return str(self._folder.parent / path) if path else str(self._folder.parent)
 
     def create_run(
         self,
@@ -187,6 +200,20 @@ class EvalStore:
         """Delete an evaluation with all its replies."""
         self.read_run(run_id)
         shutil.rmtree(self.run_dir(run_id))
+
+    async def alist_runs(self) -> list[RunMetadata]:
+        """Run `list_runs` in a thread."""
+        return await asyncio.to_thread(self.list_runs)
+
+    async def aread_trajectories(
+        self, run_id: str, benchmark: str, **only: bool
+    ) -> list[StoredTrajectory]:
+        """Run `read_trajectories` in a thread."""
+        return await asyncio.to_thread(self.read_trajectories, run_id, benchmark, **only)
+
+    async def aread_result(self, run_id: str, benchmark: str) -> BenchmarkResult | None:
+        """Run `read_result` in a thread."""
+        return await asyncio.to_thread(self.read_result, run_id, benchmark)
 
     def _write(self, metadata: RunMetadata) -> None:
         text = json.dumps(metadata.to_dict(), indent=2, ensure_ascii=False, default=str)

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
-from tinker_cookbook.utils.jsonl_log import append_row, read_rows
+from tinker_cookbook.stores.storage import LocalStorage
+from tinker_cookbook.stores.training_store import TrainingRunStore
+from tinker_cookbook.utils import trace
+from tinker_cookbook.utils.jsonl_log import read_rows
+from tinker_cookbook.utils.run_files import SAMPLES_FILE
 from tinker_cookbook.utils.sdk_compat import call
 
 if TYPE_CHECKING:
@@ -26,8 +30,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 class SampleEvaluator(SamplingClientEvaluator):
@@ -109,10 +111,16 @@ class SampleEvaluatorBuilder:
 
 
 def record_sample(log_path: str | Path, prompt: str, answer: str) -> None:
-    """Append an answer to samples.jsonl, for loops that sample themselves."""
-    append_row(Path(log_path) / SAMPLES_FILE, {"prompt": prompt, "answer": answer})
+    """Append an answer to samples.jsonl, for loops that sample themselves.
+
+    In a block of `trace.trace_iteration`, the row also has the `step`.
+    """
+    step = trace.current_step()
+    row = {} if step is None else {"step": step}
+    store = TrainingRunStore(LocalStorage(log_path))
+    store.write_sample(row | {"prompt": prompt, "answer": answer})
 
 
 def read_samples(log_path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows `{"prompt", "answer"}` of a run, oldest first."""
+    """Return the rows `{"step", "prompt", "answer"}` of a run, oldest first."""
     return read_rows(Path(log_path) / SAMPLES_FILE)

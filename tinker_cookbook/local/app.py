@@ -17,7 +17,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinker_cookbook.local.errors import StorageError, UnauthorizedError
+from tinker_cookbook.local.openai_api import anthropic_routes
 from tinker_cookbook.local.openai_api import routes as openai_routes
+from tinker_cookbook.local.openai_api.anthropic_routes import render_anthropic_failure
 from tinker_cookbook.local.openai_api.errors import render_openai_failure
 from tinker_cookbook.local.service.protocol.auth import Authenticator
 from tinker_cookbook.local.service.protocol.failures import (
@@ -67,6 +69,9 @@ def build_app(service: Service) -> ASGIApp:
     routes = [
         *_routes(service, PREFIX, ROUTES, render_failure),
         *_routes(service, openai_routes.PREFIX, openai_routes.ROUTES, render_openai_failure),
+        *_routes(
+            service, anthropic_routes.PREFIX, anthropic_routes.ROUTES, render_anthropic_failure
+        ),
         *_routes(service, "", routes_operating.ROUTES, render_failure),
     ]
     settings = service.settings
@@ -235,6 +240,9 @@ async def _answer_unrouted(request: Request, error: Exception) -> Response:
     """Answer a request whose path or method has no route."""
     failure = describe_failure(error, current_request_id())
     detail = f"{request.method} {request.url.path[:200]}: {failure.detail}"
-    is_openai = request.url.path.startswith(openai_routes.PREFIX)
-    render = render_openai_failure if is_openai else render_failure
+    render: FailureRenderer = render_failure
+    if request.url.path.startswith(openai_routes.PREFIX):
+        render = render_openai_failure
+    elif request.url.path.startswith(anthropic_routes.PREFIX):
+        render = render_anthropic_failure
     return render(Failure(failure.status, detail, failure.headers))

@@ -18,7 +18,7 @@ from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arc
 from tinker_cookbook.local.engine.model.base_model import NativeModel, describe_native_model
 from tinker_cookbook.local.engine.model.lora import AdapterLayout, LoraTarget
 from tinker_cookbook.local.engine.model.weights import LORA_ROOM
-from tinker_cookbook.local.engine.sampling.kv_cache import cache_shape
+from tinker_cookbook.local.engine.sampling.cache_rows import cache_shape
 from tinker_cookbook.local.engine.types import LoraSpec
 
 __all__ = ["ModelSizes", "NativeSpeeds", "read_sizes"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import chz
-import numpy as np
 
 from tinker_cookbook.exceptions import DataFormatError, DataValidationError
 from tinker_cookbook.preference.preference_datasets import ComparisonDatasetBuilder
+from tinker_cookbook.preference.rendering import RenderedPair, render_pair
 from tinker_cookbook.preference.types import LabeledComparison
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
@@ -22,11 +21,15 @@ if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.renderers import Renderer
-    from tinker_cookbook.renderers.types import Message
 
-__all__ = ["DPODatasetBuilderFromComparisons", "PairDataset"]
+__all__ = ["DPODatasetBuilderFromComparisons", "PairDataset", "all_datums"]
 
-logger = logging.getLogger(__name__)
+MAX_PAIRS_CHECKED = 5000
+"""Data sets with more pairs are checked in part before a run starts."""
+SPREAD_PAIRS = 2000
+"""Pairs that are checked of a larger data set."""
+MAX_PROBLEMS = 5
+"""Problems that one error lists."""
 
 
 @chz.chz
@@ -52,9 +55,11 @@ class DPODatasetBuilderFromComparisons(ChatDatasetBuilder):
 
     def _build(self, comparisons: Sequence[LabeledComparison]) -> PairDataset:
         config = self.common_config
-        return PairDataset(
+        dataset = PairDataset(
             comparisons, self.renderer, batch_size=config.batch_size, max_length=config.max_length
         )
+        dataset.check()
+        return dataset
 
 
 class PairDataset(SupervisedDataset):
@@ -86,6 +91,10 @@ class PairDataset(SupervisedDataset):
         self._renderer = renderer
         self._max_length = max_length
         self._order = list(range(len(self.pairs)))
+        self._built: dict[int, tuple[tinker.Datum, tinker.Datum]] = {}
+        """Pairs that `check` has rendered, by number; only of small data sets."""
+        self._num_checked = 0
+        self._num_cut = 0
 
     def __len__(self) -> int:
         return len(self.pairs) // self.batch_size
@@ -93,8 +102,41 @@ class PairDataset(SupervisedDataset):
     @property
     def summary(self) -> list[str]:
         """Return what a run says about its data before it starts."""
-        ties = f", {self.num_ties} ties left out" if self.num_ties else ""
-        return [f"{len(self.pairs)} pairs{ties}"]
+        parts = [f"{len(self.pairs)} pairs"]
+        if self.num_ties:
+            parts.append(f"{self.num_ties} ties left out")
+        if self._num_cut:
+            among = (
+                "" if self._num_checked == len(self.pairs) else f" of {self._num_checked} checked"
+            )
+            parts.append(f"{self._num_cut}{among} cut at max_length={self._max_length}")
+        return [", ".join(parts)]
+
+    def check(self) -> None:
+        """Render the pairs before the first step, so that a bad one does not stop a run later.
+
+        Of a large data set only some pairs are rendered, at equal distances.
+
+        Raises:
+            DataValidationError: naming the first pairs that cannot be trained on.
+        """
+        is_small = len(self.pairs) <= MAX_PAIRS_CHECKED
+        every = 1 if is_small else len(self.pairs) // SPREAD_PAIRS
+        problems = []
+        for number in range(0, len(self.pairs), every):
+            try:
+                pair = self._render(self.pairs[number])
+            except DataValidationError as error:
+                problems.append(str(error))
+                continue
+            self._num_checked += 1
+            self._num_cut += pair.is_cut
+            if is_small:
+                self._built[number] = (pair.chosen, pair.rejected)
+        if problems:
+            more = len(problems) - MAX_PROBLEMS
+            listed = "\n".join(problems[:MAX_PROBLEMS])
+            raise DataValidationError(listed + (f"\nand {more} more" if more > 0 else ""))
 
     def set_epoch(self, seed: int = 0) -> None:
         """Shuffle the pairs; the same seed gives the same order."""
@@ -108,7 +150,10 @@ class PairDataset(SupervisedDataset):
             DataValidationError: naming a pair that cannot be trained on.
         """
         numbers = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        return [datum for number in numbers for datum in self.build_pair(self.pairs[number])]
+        return [datum for number in numbers for datum in self._numbered(number)]
+
+    def _numbered(self, number: int) -> tuple[tinker.Datum, tinker.Datum]:
+        return self._built.get(number) or self.build_pair(self.pairs[number])
 
     def build_pair(self, pair: LabeledComparison) -> tuple[tinker.Datum, tinker.Datum]:
         """Return the datums of the chosen and the rejected completion.
@@ -117,35 +162,15 @@ class PairDataset(SupervisedDataset):
             DataValidationError: if nothing of a completion is left to train, or both completions
                 are the same tokens (after they were cut at `max_length`).
         """
-        where = pair.source or "a comparison"
-        comparison = pair.comparison if pair.label == "A" else pair.comparison.swap()
-        chosen = self._build_datum(comparison.prompt_conversation, comparison.completion_A)
-        rejected = self._build_datum(comparison.prompt_conversation, comparison.completion_B)
-        for name, datum in (("chosen", chosen), ("rejected", rejected)):
-            if not np.any(datum.loss_fn_inputs["weights"].to_numpy()):
-                raise DataValidationError(
-                    f"{where}: no token of the {name} completion is trained"
-                    f"{self._describe_limit()}; raise max_length or remove the row."
-                )
-        if chosen.model_input.to_ints() == rejected.model_input.to_ints():
-            raise DataValidationError(
-                f"{where}: both completions are the same tokens{self._describe_limit()}, so there "
-                "is nothing to prefer; raise max_length or remove the row."
-            )
-        return chosen, rejected
+        rendered = self._render(pair)
+        return rendered.chosen, rendered.rejected
 
-    def _describe_limit(self) -> str:
-        return "" if self._max_length is None else f" within max_length={self._max_length}"
+    def _render(self, pair: LabeledComparison) -> RenderedPair:
+        return render_pair(pair, self._renderer, self._max_length)
 
-    def _build_datum(self, prompt: list[Message], completion: list[Message]) -> tinker.Datum:
-        from tinker_cookbook.renderers import TrainOnWhat
-        from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
-        is_one = len(completion) == 1
-        model_input, weights = self._renderer.build_supervised_example(
-            [*prompt, *completion],
-            train_on_what=(
-                TrainOnWhat.LAST_ASSISTANT_MESSAGE if is_one else TrainOnWhat.LAST_ASSISTANT_TURN
-            ),
-        )
-        return datum_from_model_input_weights(model_input, weights, self._max_length)
+def all_datums(dataset: SupervisedDataset) -> list[tinker.Datum]:
+    """Return the datums of every pair, also of those that do not fill the last batch."""
+    if isinstance(dataset, PairDataset):
+        return [datum for pair in dataset.pairs for datum in dataset.build_pair(pair)]
+    return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]

@@ -23,8 +23,11 @@ __all__ = [
     "PairLossFunction",
     "SingleBatch",
     "SingleLoss",
+    "check_kto",
     "cpo",
     "dpo",
+    "dpo_with_nll",
+    "estimate_kl",
     "hinge",
     "ipo",
     "kto",
@@ -109,6 +112,26 @@ def dpo(
         difference_P = batch.chosen_P - batch.rejected_P
         h_P = difference_P if reference_free else batch.log_ratio_difference_P
         return _of_difference(*_logistic(beta * h_P, label_smoothing), beta)
+
+    return compute
+
+
+def dpo_with_nll(*, beta: float = 0.1, nll_weight: float = 1.0) -> PairLossFunction:
+    """Build DPO with a supervised term: -log sigmoid(beta h) + w NLL(chosen).
+
+    The second term is the mean negative log likelihood per token of the better completion. It keeps
+    the better completion likely, where DPO alone may lower both completions.
+
+    Source: arXiv:2404.19733.
+    """
+    _check_positive("beta", beta)
+
+    def compute(batch: PairBatch) -> PairLoss:
+        loss_P, slope_P = _logistic(beta * batch.log_ratio_difference_P, 0.0)
+        weight_P = nll_weight / batch.chosen_length_P
+        return PairLoss(
+            loss_P - weight_P * batch.chosen_P, beta * slope_P - weight_P, -beta * slope_P
+        )
 
     return compute
 
@@ -279,6 +302,7 @@ def orpo(*, beta: float = 0.1) -> PairLossFunction:
 
 PAIR_LOSSES: dict[str, Callable[..., PairLossFunction]] = {
     "dpo": dpo,
+    "dpo_with_nll": dpo_with_nll,
     "robust_dpo": robust_dpo,
     "ipo": ipo,
     "hinge": hinge,
@@ -334,12 +358,34 @@ def kto(
 
     Source: arXiv:2402.01306.
     """
-    _check_positive("beta", beta)
+    check_kto(beta=beta, good_weight=good_weight, bad_weight=bad_weight)
     sign_S = np.where(batch.is_good_S, 1.0, -1.0)
     weight_S = np.where(batch.is_good_S, good_weight, bad_weight)
     value_S = _sigmoid(beta * sign_S * (batch.log_ratio_S - batch.kl_baseline))
     slope_S = -weight_S * beta * sign_S * value_S * (1 - value_S)
     return SingleLoss(weight_S * (1 - value_S), slope_S)
+
+
+def check_kto(*, beta: float, good_weight: float, bad_weight: float) -> None:
+    """Check the settings of `kto`.
+
+    Raises:
+        ConfigurationError: naming the setting.
+    """
+    _check_positive("beta", beta)
+    _check_positive("good_weight", good_weight)
+    _check_positive("bad_weight", bad_weight)
+
+
+def estimate_kl(log_ratio_S: np.ndarray) -> float:
+    """Estimate the KL divergence between trained model and reference for `kto`.
+
+    It is the mean log ratio of completions to prompts that they do not answer, at least 0. Such
+    pairs are cheap to make, and the model does not learn to lower their log ratio on purpose.
+
+    Source: arXiv:2402.01306, section 4.1.
+    """
+    return max(0.0, float(np.mean(log_ratio_S)))
 
 
 def _of_difference(loss_P: np.ndarray, slope_P: np.ndarray, beta: float) -> PairLoss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,6 @@ from tinker_cookbook.preference.reference import ReferenceScorer
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.preference.dpo_datasets import PairDataset
-
 __all__ = ["HeldOutPairs"]
 
 BATCH_PAIRS = 32
@@ -28,13 +27,20 @@ class HeldOutPairs(TrainingClientEvaluator):
 
     def __init__(
         self,
-        dataset: PairDataset,
+        data: Sequence[tinker.Datum],
         reference: ReferenceScorer,
         loss: PairLossFunction,
         beta: float,
     ) -> None:
-        pairs = [dataset.build_pair(pair) for pair in dataset.pairs]
-        self._data = [datum for pair in pairs for datum in pair]
+        """Keep the pairs.
+
+        Args:
+            data: Chosen and rejected completions in turns.
+            reference: The reference model.
+            loss: Loss of a pair.
+            beta: Factor between log ratios and rewards.
+        """
+        self._data = list(data)
         self._reference = reference
         self._loss = loss
         self._beta = beta

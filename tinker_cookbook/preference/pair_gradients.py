@@ -17,7 +17,13 @@ from tinker_cookbook.runs.custom_gradient import submit_custom_gradient
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["PairStep", "build_pair_batch", "sequence_logprobs", "submit_pair_gradient"]
+__all__ = [
+    "PairStep",
+    "build_pair_batch",
+    "sequence_logprobs",
+    "submit_pair_gradient",
+    "weighted_sums",
+]
 
 T = TypeVar("T", PairBatch, PairLoss)
 
@@ -54,7 +60,7 @@ async def submit_pair_gradient(
     batches, losses = [], []
 
     def weigh(part: slice, logprobs: list[np.ndarray]) -> list[np.ndarray]:
-        policy = _weighted_sums(data[part], logprobs)
+        policy = weighted_sums(data[part], logprobs)
         batch = build_pair_batch(data[part], policy, reference_logprobs[part])
         result = loss(batch)
         batches.append(batch)
@@ -74,10 +80,11 @@ def sequence_logprobs(
         data: N datums with `weights`.
         logprobs: Log probability of every target token, one array per datum.
     """
-    return _weighted_sums(data, [found.to_numpy() for found in logprobs])
+    return weighted_sums(data, [found.to_numpy() for found in logprobs])
 
 
-def _weighted_sums(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> np.ndarray:
+def weighted_sums(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of weight times log probability of each datum, float64 [N]."""
     return np.array(
         [
             np.dot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class DisplacementWatch:
     def __init__(self) -> None:
         self._has_warned = False
 
-    def check(self, metrics: dict[str, float], step: int) -> None:
+    def check(self, metrics: Mapping[str, float], step: int) -> None:
         """Look at the metrics of a step."""
         if self._has_warned or metrics["chosen_log_ratio"] > -DISPLACED_NATS:
             return
@@ -59,7 +60,8 @@ class DisplacementWatch:
             logger.warning(
                 "step %d: chosen completions have become less likely than under the reference "
                 "(%.1f nats on average) while the margin grows (%.2f). Replies may degrade: lower "
-                "learning_rate, raise dpo_beta, or use a loss with a supervised term (cpo, orpo).",
+                "learning_rate, raise dpo_beta, or use a loss with a supervised term "
+                "(dpo_with_nll, cpo, orpo).",
                 step,
                 metrics["chosen_log_ratio"],
                 metrics["margin"],

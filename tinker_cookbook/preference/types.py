@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.renderers.base import Renderer
+    from tinker_cookbook.service import Connection
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PreferenceModelBuilderFromChatRenderer",
     "PreferenceModelFromChatRenderer",
     "PreferenceModelFromCompleter",
+    "connect_to_weights",
 ]
 
 Label = Literal["A", "B", "Tie"]
@@ -197,17 +199,38 @@ class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
         from tinker_cookbook.renderers import load_renderer
 
         renderer = load_renderer(self.renderer_name, self.model_name)
-        client = _sampling_client(self.rm_weights_path, self.base_url)
+        client = connect_to_weights(self.rm_weights_path, self.base_url)
         return PreferenceModelFromChatRenderer(renderer, client)
 
 
-@functools.lru_cache(maxsize=8)
-def _sampling_client(path: str, base_url: str | None) -> tinker.SamplingClient:
+def connect_to_weights(
+    path: str | None, base_url: str | None, model_name: str | None = None
+) -> tinker.SamplingClient:
+    """Return a sampling client of saved weights; without a path, of the base model.
+
+    The service is `base_url`, or the one that the run uses.
+    """
     from tinker_cookbook import service
+
+    connection = _connect(base_url) if base_url else service.current_connection()
+    return _open_weights(path, None if path else model_name, connection)
+
+
+@functools.lru_cache(maxsize=8)
+def _connect(base_url: str) -> Connection:
+    from tinker_cookbook import service
+
+    return service.connect(base_url)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_weights(
+    path: str | None, model_name: str | None, connection: Connection
+) -> tinker.SamplingClient:
     from tinker_cookbook.utils.sdk_compat import wait_for_client
 
-    connection = service.connect(base_url) if base_url else service.current_connection()
-    return wait_for_client(connection.service_client().create_sampling_client(model_path=path))
+    create = connection.service_client().create_sampling_client
+    return wait_for_client(create(model_path=path, base_model=model_name))
 
 
 async def _ask(completer: MessageCompleter, messages: list[Message]) -> float:

@@ -149,6 +149,11 @@ class RunOptions(SharedOptions):
         default=4, doc="Number of groups on the transcript page of a step."
     )
     num_epochs: int = chz.field(default=1, doc="Number of passes over the data.")
+    early_stopping_evals: int = chz.field(
+        default=0,
+        doc="Number of evaluations without a better best_metric after which the run stops; 0: it "
+        "does not stop early.",
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -200,7 +205,8 @@ class Config(RunOptions):
     rollout_json_export: bool = chz.field(default=True, doc="Whether to write transcripts.")
     best_metric: str = chz.field(
         default="test/env/all/reward/total",
-        doc="Name of the metric whose highest value marks the best checkpoint.",
+        doc="Name of the metric that marks the best checkpoint; the lowest value of a loss is "
+        "best, the highest of anything else.",
     )
 
     @chz.validate
@@ -214,6 +220,14 @@ class Config(RunOptions):
             raise ConfigurationError(
                 f"max_refill_rounds={self.max_refill_rounds} works in the synchronous loop only; "
                 "leave out async_config and stream_minibatch_config, or use 0."
+            )
+
+    @chz.validate
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_evals and (self.async_config or self.stream_minibatch_config):
+            raise ConfigurationError(
+                f"early_stopping_evals={self.early_stopping_evals} works in the synchronous loop "
+                "only; leave out async_config and stream_minibatch_config, or use 0."
             )
 
     @chz.validate

@@ -35,9 +35,10 @@ from tinker_cookbook.rl.rollout_logging import RolloutSummaryExportConfig, Rollo
 from tinker_cookbook.rl.rollout_strategy import gather_or_cancel
 from tinker_cookbook.rl.rollouts import RolloutErrorCounter, rollout_group
 from tinker_cookbook.rl.transcripts.page import write_transcripts
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, TrajectoryGroup
+from tinker_cookbook.rl.transcripts.token_rows import TrainedTokens, collect_trained_tokens
+from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, Trajectory, TrajectoryGroup
+from tinker_cookbook.runs.best_checkpoint import BestWeights
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
-from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
 from tinker_cookbook.runs.open_run import Run, RunResult
 from tinker_cookbook.runs.training_client import snapshot_weights
 from tinker_cookbook.utils import trace
@@ -118,8 +119,12 @@ class Loop:
         self._credit = self.config.credit_settings()
         self._evaluators = [build() for build in self.config.evaluator_builders]
         self._errors = RolloutErrorCounter()
-        self._best = self._find_best()
+        self._best = BestWeights(
+            run, self.config.best_metric, patience=self.config.early_stopping_evals
+        )
         self._floor: SamplingGap | None = None
+        self._origins: dict[int, Trajectory] = {}
+        """The trajectory of each datum in use, by `id` of the datum."""
 
     def add_held_out(self, test_dataset: RLDataset | None, name: str = "test") -> None:
         """Evaluate on held-out tasks too."""
@@ -134,15 +139,6 @@ class Loop:
             config=self.settings.config,
         )
         self._evaluators.insert(0, held_out)
-
-    def _find_best(self) -> float:
-        """Return the best held-out value before the first step of this start."""
-        values = [
-            float(record.get("best_value"))
-            for record in load_checkpoints_file(self.config.log_path)
-            if record.has("best_value") and (record.batch or 0) <= self._run.start_step
-        ]
-        return max(values, default=-math.inf)
 
     # ---- sampling ----
 
@@ -248,7 +244,7 @@ class Loop:
     ) -> tuple[list[tinker.Datum], dict[str, float]]:
         """Return the datums of groups, with advantages and KL penalty, and their metrics."""
         groups_P, advantages_P = self._assign_credit(sampled_P)
-        data_D, _ = assemble_training_data(
+        data_D, metadata_D = assemble_training_data(
             groups_P,
             advantages_P,
             include_provenance=self.config.records_stability_info(),
@@ -270,6 +266,9 @@ class Loop:
                 self.config.correction_limit,
             )
             metrics |= found
+        for datum, place in zip(data_D, metadata_D, strict=True):
+            trajectories_G = groups_P[place["group_idx"]].trajectories_G
+            self._origins[id(datum)] = trajectories_G[place["traj_idx"]]
         return data_D, metrics
 
     def _assign_credit(
@@ -302,14 +301,15 @@ class Loop:
             next_client: The weights after it, for `compute_post_kl`.
         """
         with trace.trace_iteration(step.step, window=step.window):
-            _, found = await step.update.finish()
+            logprobs_D, found = await step.update.finish()
             if self.config.compute_post_kl and next_client is not None:
                 found |= await compute_post_kl(step.update.data_D, next_client)
         metrics = step.metrics | self._rollout_metrics(step.sampled_P) | found
         metrics |= self._count_data(step.update)
         self._measure_floor(step)
         self._warn(metrics, step)
-        self._write_transcripts(step)
+        trained = collect_trained_tokens(self._origins, step.update.data_D, logprobs_D)
+        self._write_transcripts(step, trained)
         await self._run.finish_step(step.step, metrics, step.window, step.saving)
 
     def _rollout_metrics(self, sampled_P: Sequence[SampledGroup]) -> dict[str, float]:
@@ -379,7 +379,7 @@ class Loop:
                 ", ".join(f"{reason} {count}" for reason, count in ends.most_common()),
             )
 
-    def _write_transcripts(self, step: TrainingStep) -> None:
+    def _write_transcripts(self, step: TrainingStep, trained: dict[int, TrainedTokens]) -> None:
         if not self.config.rollout_json_export:
             return
         groups = [
@@ -393,6 +393,7 @@ class Loop:
             groups,
             num_groups_on_page=self.config.num_groups_to_log,
             estimator=self.config.advantage_estimator,
+            trained=trained,
         )
 
     # ---- evaluation ----
@@ -409,7 +410,7 @@ class Loop:
             for evaluator in self._evaluators:
                 metrics |= await self._run_evaluator(evaluator, step, sampling_client)
         logger.info("evaluation after %d steps: %s", step, metrics)
-        await self._save_if_best(step, metrics)
+        await self._best.update(step, metrics)
         return metrics
 
     async def _run_evaluator(
@@ -426,22 +427,13 @@ class Loop:
         folder = iteration_dir(self.config.log_path, step)
         return RolloutSummaryExportConfig(split, step, base_name, step, folder, self._tokenizer)
 
-    async def _save_if_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Save the weights with the best held-out value; the base model (step 0) is not saved."""
-        value = metrics.get(self.config.best_metric)
-        if value is None or value <= self._best:
-            return
-        self._best = value
-        if step == 0:
-            return
-        await submit_checkpoint(
-            self._run.training_client,
-            f"best_{step:06d}",
-            self.config.log_path,
-            {"batch": step, "best_metric": self.config.best_metric, "best_value": value},
-            kind="sampler",
-            ttl_seconds=self.config.ttl_seconds,
-        ).finish()
+    def stop_if_exhausted(self, step: int) -> bool:
+        """Return whether the run ends before `step`, because nothing improves any more."""
+        if not self._best.is_exhausted:
+            return False
+        self._run.progress.message(self._best.describe())
+        self.total_steps = step
+        return True
 
     async def end(self, sampling_client: tinker.SamplingClient) -> RunResult:
         """Evaluate, write that row, and save; in this order, so that a crash loses nothing."""

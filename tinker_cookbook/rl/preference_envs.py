@@ -17,6 +17,7 @@ from tinker_cookbook.preference.preference_datasets import ComparisonDatasetBuil
 from tinker_cookbook.preference.types import Comparison, PreferenceModel
 from tinker_cookbook.renderers.content import format_content_as_string
 from tinker_cookbook.renderers.types import Message
+from tinker_cookbook.rl.length_control import LengthControl
 from tinker_cookbook.rl.types import (
     Action,
     ActionExtra,
@@ -107,8 +108,9 @@ def get_pairs_chunked(n: int, pattern: TournamentPattern, chunk_size: int) -> li
 class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
     """Replies to one conversation, which a judge compares two by two.
 
-    The reward of a reply is its mean verdict, from -1 to 1, and 1 less if it is badly formed. With
-    `eval_target_completion_A`, every reply is compared with that completion instead.
+    The reward of a reply is its mean verdict, from -1 to 1, and 1 less if it is badly formed;
+    `length_control` may take away more. With `eval_target_completion_A`, every reply is compared
+    with that completion instead.
     """
 
     convo_prefix: list[Message]
@@ -119,6 +121,7 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
     content_preprocessor: Callable[[str], str] | None = None
     matchup_group_size: int = 4
     eval_target_completion_A: list[Message] | None = None
+    length_control: LengthControl | None = None
 
     def __post_init__(self) -> None:
         if self.num_envs < 2 and self.eval_target_completion_A is None:
@@ -157,12 +160,19 @@ class PairwisePreferenceGroupBuilder(EnvGroupBuilder):
             means_G = await self._against_target(replies_G)
         else:
             means_G = await self._tournament(replies_G)
+        lengths_G = np.array([len(t.transitions[0].ac.tokens) for t in trajectory_group], float)
+        control = self.length_control
+        adjusted_G = control.adjustments(means_G, lengths_G) if control else np.zeros(len(found))
         return [
             (
-                float(mean + (valid - 1.0)),
-                {"win_minus_loss": float(mean), "format": float(valid)},
+                float(mean + adjusted + (valid - 1.0)),
+                {
+                    "win_minus_loss": float(mean),
+                    "format": float(valid),
+                    "length_adjustment": float(adjusted),
+                },
             )
-            for mean, (_, valid) in zip(means_G, found, strict=True)
+            for mean, adjusted, (_, valid) in zip(means_G, adjusted_G, found, strict=True)
         ]
 
     def logging_tags(self) -> list[str]:
@@ -209,6 +219,7 @@ class PairwisePreferenceDataset(RLDataset):
         tournament_pattern: TournamentPattern = TournamentPattern.ALL_PAIRS_BOTH_WAYS,
         group_size: int = 4,
         content_preprocessor: Callable[[str], str] | None = None,
+        length_control: LengthControl | None = None,
     ) -> None:
         trained, _ = comparison_builder.get_labeled_comparisons()
         self._prompts = [labeled.comparison.prompt_conversation for labeled in trained]
@@ -223,6 +234,7 @@ class PairwisePreferenceDataset(RLDataset):
         self._pattern = tournament_pattern
         self._group_size = group_size
         self._preprocessor = content_preprocessor
+        self._length_control = length_control
 
     def get_batch(self, index: int) -> list[EnvGroupBuilder]:
         """Return the groups of one step."""
@@ -235,6 +247,7 @@ class PairwisePreferenceDataset(RLDataset):
                 preference_model=self._preference_model,
                 num_envs=self._group_size,
                 content_preprocessor=self._preprocessor,
+                length_control=self._length_control,
             )
             for prompt in self._prompts[start : start + self._batch_size]
         ]
@@ -255,6 +268,7 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
     group_size: int
     content_preprocessor: Callable[[str], str] | None = None
     preference_model_builder: Callable[[], PreferenceModel]
+    length_control: LengthControl | None = None
 
     async def __call__(self) -> tuple[PairwisePreferenceDataset, None]:
         """Return the data set; nothing is held out, so measure with `ComparisonEvaluator`."""
@@ -269,5 +283,6 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
             self.tournament_pattern,
             self.group_size,
             self.content_preprocessor,
+            self.length_control,
         )
         return dataset, None

@@ -27,6 +27,8 @@ async def do_sync_training(loop: Loop, start_step: int) -> tinker.SamplingClient
     for step in range(start_step, loop.total_steps):
         with trace.trace_iteration(step) as window:
             evaluated = await loop.evaluate(step, sampling_client)
+            if loop.stop_if_exhausted(step):
+                break
             builders_P = await asyncio.to_thread(loop.dataset.get_batch, step)
             policy = loop.policy(sampling_client, step)
             current = loop.begin_step(step, window)

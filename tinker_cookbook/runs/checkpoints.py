@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tinker_cookbook.exceptions import CheckpointError
+from tinker_cookbook.stores.checkpoint_record import CheckpointRecord
+from tinker_cookbook.stores.storage import LocalStorage
+from tinker_cookbook.stores.training_store import TrainingRunStore
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.jsonl_log import Row, append_row, change_rows, read_rows
+from tinker_cookbook.utils.jsonl_log import Row, change_rows, read_rows
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE
 
 if TYPE_CHECKING:
     import tinker
@@ -31,66 +34,16 @@ __all__ = [
     "submit_checkpoint",
 ]
 
-CHECKPOINTS_BASE_NAME = "checkpoints.jsonl"
+CHECKPOINTS_BASE_NAME = CHECKPOINTS_FILE
 CheckpointKind = Literal["state", "sampler", "both"]
 LoopState = Mapping[str, Any]
 """What a resumed loop needs: `batch`, `epoch` and any other values that JSON can hold."""
-_MISSING = object()
 
 
 class SavedWeights(Protocol):
     """The SDK's answer to a save request."""
 
     path: str
-
-
-@dataclass
-class CheckpointRecord:
-    """One line of checkpoints.jsonl."""
-
-    name: str
-    batch: int | None = None
-    """Index of the next batch of the epoch: the checkpoint contains all batches before it."""
-    epoch: int | None = None
-    final: bool | None = None
-    state_path: str | None = None
-    sampler_path: str | None = None
-    extra: Row = field(default_factory=dict)
-    """Other keys of the line, written by the loop."""
-
-    def to_dict(self) -> Row:
-        """Return the line as an object, without fields that are None."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {key: value for key, value in known.items() if value is not None} | self.extra
-
-    @classmethod
-    def from_dict(cls, d: Row) -> CheckpointRecord:
-        """Read a line; unknown keys go to `extra`."""
-        if "name" not in d:
-            raise CheckpointError(
-                f"checkpoint record {d} has no name; every line of {CHECKPOINTS_BASE_NAME} has one."
-            )
-        known = {f.name for f in fields(cls)} - {"extra"}
-        extra = {key: value for key, value in d.items() if key not in known}
-        return cls(**{key: d[key] for key in d.keys() & known}, extra=extra)
-
-    def has(self, key: str) -> bool:
-        """Return whether a field is set or a key is in `extra`."""
-        return self.get(key, None) is not None or key in self.extra
-
-    def get(self, key: str, default: Any = _MISSING) -> Any:
-        """Return a field's value (None included), else the value in `extra`, else `default`.
-
-        Raises:
-            KeyError: if the key is unknown and no default is given.
-        """
-        if key != "extra" and key in {f.name for f in fields(self)}:
-            return getattr(self, key)
-        if key in self.extra:
-            return self.extra[key]
-        if default is _MISSING:
-            raise KeyError(key)
-        return default
 
 
 @trace.scope
@@ -151,7 +104,7 @@ class PendingCheckpoint:
                 ) from error
         for key, path in paths.items():
             setattr(self._record, key, path)
-        append_row(self._log_path / CHECKPOINTS_BASE_NAME, self._record.to_dict())
+        TrainingRunStore(LocalStorage(self._log_path)).write_checkpoint(self._record.to_dict())
         return paths
 
 

@@ -10,7 +10,7 @@ batch is sent in halves: while one half is computed, the client prepares the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["submit_custom_gradient", "with_weights"]
 
-WeighFunction = Callable[[slice, list[np.ndarray]], list[np.ndarray]]
-"""Takes the part of the batch and the log probabilities of its targets; returns the weights."""
+WeighFunction = Callable[
+    [slice, list[np.ndarray]], "list[np.ndarray] | Awaitable[list[np.ndarray]]"
+]
+"""Takes the part of the batch and the log probabilities of its targets; returns the weights, or an
+awaitable of them."""
 
 
 async def submit_custom_gradient(
@@ -52,8 +55,9 @@ async def submit_custom_gradient(
     gradients = []
     for half, forward in zip(halves, forwards, strict=True):
         output = await forward
-        logprobs = [found["logprobs"].to_numpy() for found in output.loss_fn_outputs]
-        weights = weigh(half, logprobs)
+        logprobs = [result["logprobs"].to_numpy() for result in output.loss_fn_outputs]
+        found = weigh(half, logprobs)
+        weights = await found if isinstance(found, Awaitable) else found
         weighted = [with_weights(*pair) for pair in zip(data[half], weights, strict=True)]
         gradients.append(client.forward_backward(weighted, "cross_entropy"))
     return gradients

@@ -18,8 +18,9 @@ from tinker_cookbook.runs import lock
 from tinker_cookbook.runs.options import LogdirBehavior
 from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import Row, keep_rows, read_rows
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS, dump_config
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "delete_run",
     "describe_interruption",
     "describe_next_start",
+    "flatten_settings",
     "forget_failed_starts",
     "holds_a_run",
     "open_log_dir",
@@ -39,7 +41,6 @@ __all__ = [
 
 RUNS_DIR_ENV_VAR = "TINKER_COOKBOOK_RUNS_DIR"
 DEFAULT_RUNS_DIR = "~/tinker-runs"
-CHECKPOINTS_FILE = "checkpoints.jsonl"
 SHOWN_DIFFERENCES = 12
 UNSET = "unset"
 """Value of a setting that a config does not have, in a comparison."""
@@ -67,9 +68,12 @@ FREE_FIELDS = frozenset(
         "log_path",
         "base_url",
         "dry_run",
+        "dry_run_probe",
+        "prices",
         "behavior_if_log_dir_exists",
         "wandb_project",
         "wandb_name",
+        "loggers",
         "session_name",
         "enable_trace",
         "span_chart_every",
@@ -128,6 +132,11 @@ def config_differences(log_dir: str | Path, config: object) -> list[str]:
     return [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
 
 
+def flatten_settings(config: Row) -> Row:
+    """Return the settings of a config.json that change what is computed, by dotted key."""
+    return _flatten(_relevant(config))
+
+
 def compare_settings(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
     """Compare the contents of two config.json files.
 
@@ -135,7 +144,7 @@ def compare_settings(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
         The old and the new value of each setting that changes what is computed and differs, by
         dotted key; `unset` where a config does not have it. Settings that both have come first.
     """
-    before, after = _flatten(_relevant(old)), _flatten(_relevant(new))
+    before, after = flatten_settings(old), flatten_settings(new)
     keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     keys.sort(key=lambda key: (key not in before or key not in after, key))
     return {key: (before.get(key, UNSET), after.get(key, UNSET)) for key in keys}

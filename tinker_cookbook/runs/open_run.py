@@ -50,8 +50,10 @@ from tinker_cookbook.runs.options import CheckpointOptions, SharedOptions
 from tinker_cookbook.runs.report import report_complete, report_saved
 from tinker_cookbook.runs.training_client import build_adam_params, create_training_client
 from tinker_cookbook.utils import ml_log, trace
+from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.progress import SUPERVISED_NUMBERS, ProgressReporter, ShownNumbers
+from tinker_cookbook.utils.run_files import TIMING_FILE
 from tinker_cookbook.utils.sdk_sessions import SessionEnd, close_session
 from tinker_cookbook.utils.session_naming import (
     describe_session,
@@ -327,7 +329,10 @@ class Run(Generic[C]):
 
     def _write_spans(self, step: int, window: trace.IterationWindow) -> None:
         folder, every = Path(self.log_path), self.config.span_chart_every
-        window.write_spans_jsonl(folder / "timing_spans.jsonl", step)
+        store = self.metrics.store
+        if store is not None:
+            with optional_file(folder / TIMING_FILE):
+                store.write_timing_spans(step, window.get_span_dicts())
         if every and step % every == 0:
             chart = folder / f"iteration_{step:06d}" / "timing_gantt.html"
             trace.save_gantt_chart_html(window, step, chart)
@@ -336,12 +341,9 @@ class Run(Generic[C]):
         self, state_path: str, sampler_path: str, metrics: dict[str, float]
     ) -> RunResult:
         records = load_checkpoints_file(self.log_path)
-        best = max(
-            (record for record in records if record.has("best_value")),
-            key=lambda record: record.get("best_value"),
-            default=None,
-        )
-        best_path = best.sampler_path if best is not None else None
+        # Each record is written because it is better than those before.
+        best = [record.sampler_path for record in records if record.has("best_value")]
+        best_path = best[-1] if best else None
         return RunResult(
             self.log_path,
             self.connection.model_name,
@@ -363,6 +365,7 @@ def _open_loggers(run: Run[Any]) -> Iterator[ml_log.Logger]:
         wandb_name=config.wandb_name,
         config=config,
         print_metrics=False,
+        loggers=config.loggers,
     )
     if num_dropped:
         logger.info("%d metric rows are dropped: their steps are repeated", num_dropped)

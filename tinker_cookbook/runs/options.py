@@ -82,6 +82,14 @@ class ModelOptions:
     dry_run: bool = chz.field(
         default=False, doc="Whether to print only what would be trained, and stop."
     )
+    dry_run_probe: bool = chz.field(
+        default=False,
+        doc="Whether dry_run also does a few steps on the service, to measure the time.",
+    )
+    prices: str | None = chz.field(
+        default=None,
+        doc="File with prices per model, from which dry_run computes the cost; or `fetch`.",
+    )
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
         default="ask",
         doc="What to do if log_path holds a run: resume it, delete it, raise an error, or ask. "
@@ -165,6 +173,11 @@ class TrackingOptions:
     wandb_name: str | None = chz.field(
         default=None, doc="Name of the run in Weights & Biases; default: chosen there."
     )
+    loggers: str | None = chz.field(
+        default=None,
+        doc="Other loggers of the metrics, separated by commas: wandb, trackio, tensorboard, "
+        "mlflow. metrics.jsonl is always written.",
+    )
     session_name: str | None = chz.field(
         default=None,
         doc="Name of the session on the service; default: recipe, run directory and learning rate.",
@@ -210,6 +223,7 @@ _RULES = {
     "adam_beta2": _BETA,
     "adam_eps": _POSITIVE,
     "max_steps": _AT_LEAST_1,
+    "early_stopping_evals": _NOT_NEGATIVE,
     "num_epochs": _AT_LEAST_1,
     "batch_size": _AT_LEAST_1,
     "groups_per_batch": _AT_LEAST_1,

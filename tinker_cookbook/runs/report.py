@@ -133,11 +133,7 @@ def _report_saved(log_path: Path, sampler_path: str) -> None:
     """Print the other checkpoints, each with its use."""
     records = read_rows(log_path / CHECKPOINTS_FILE)
     state_path = next((r["state_path"] for r in reversed(records) if r.get("state_path")), None)
-    best = max(
-        (record for record in records if record.get("best_value") is not None),
-        key=lambda record: record["best_value"],
-        default={},
-    )
+    best = next((r for r in reversed(records) if r.get("best_value") is not None), {})
     if best.get("sampler_path", sampler_path) != sampler_path:
         value = f"{best.get('best_metric')}={best['best_value']:.4f}"
         print(f"best     {best['sampler_path']}  (to sample from; {value})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import checkpoint_utils
@@ -55,6 +56,7 @@ async def create_training_client(
         client = await _resume(service_client, checkpoint, metadata, config.log_path)
     elif config.load_checkpoint_path is not None:
         path = config.load_checkpoint_path
+        _refuse_folder(path)
         client = await _create(
             service_client.create_training_client_from_state,
             path,
@@ -68,6 +70,15 @@ async def create_training_client(
         client = await _create_new(service_client, config, metadata)
     interrupts.mark_begun()
     return client
+
+
+def _refuse_folder(path: str) -> None:
+    if Path(path).expanduser().is_dir():
+        raise ConfigurationError(
+            f"load_checkpoint_path={path} is a folder; it must be a tinker:// path. "
+            f"`tinker-cookbook import {path}` stores a PEFT adapter on the local service and "
+            "prints its path."
+        )
 
 
 async def _resume(

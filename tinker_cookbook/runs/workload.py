@@ -18,6 +18,8 @@ class Workload:
     """Exact number of tokens trained on; None if they are sampled during the run."""
     num_loss_tokens: int | None = None
     """Number of those tokens that have a loss."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the prompts of all groups, each counted once; None if unknown."""
     longest: int | None = None
     """Tokens of the longest training sequence."""
     notes: tuple[str, ...] = ()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs import lock
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.stores.run_facts import Best, Facts, TrainingType, find_best, read_facts
 from tinker_cookbook.stores.run_index import Entry, RunIndex
 from tinker_cookbook.stores.storage import LocalStorage, Storage, storage_join
-from tinker_cookbook.stores.training_store import ITERATION, TIMING_FILE, TrainingRunStore
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
+from tinker_cookbook.stores.training_store import ITERATION, TrainingRunStore
 from tinker_cookbook.utils.nearest_name import did_you_mean
 from tinker_cookbook.utils.recipe_code import CODE_FILE
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE, TIMING_FILE
+
+if TYPE_CHECKING:
+    from tinker_cookbook.stores.eval_store import EvalStore
 
 __all__ = ["RunInfo", "RunRegistry", "Status", "TrainingType"]
 
 Status = Literal["running", "completed", "failed"]
+EVAL_PREFIXES = ("evals", "eval")
 MAX_DEPTH = 4
 """Levels of folders that are searched; a recipe's run is two levels below the folder of runs."""
 
@@ -70,11 +73,15 @@ class RunRegistry:
 
     Args:
         storages: Where to look for runs.
+        eval_prefixes: Folders of the first storage that may hold an `EvalStore`.
     """
 
-    def __init__(self, storages: list[Storage]) -> None:
+    def __init__(
+        self, storages: list[Storage], eval_prefixes: tuple[str, ...] = EVAL_PREFIXES
+    ) -> None:
         if not storages:
             raise ConfigurationError("storages=[] is empty; give at least one storage.")
+        self.eval_prefixes = eval_prefixes
         self._storages = list(storages)
         self._indexes = [RunIndex(storage) for storage in self._storages]
         self._runs: dict[str, tuple[int, RunInfo]] = {}
@@ -103,7 +110,9 @@ class RunRegistry:
             index.keep_only({run.prefix for run in found})
             index.save()
             for run in found:
-                self._runs.setdefault(run.run_id, (number, run))
+                if run.run_id in self._runs:  # another storage has a run with this path
+                    run = replace(run, run_id=self._storages[number].url(run.prefix))
+                self._runs[run.run_id] = (number, run)
         return self.get_runs()
 
     def get_runs(self) -> list[RunInfo]:
@@ -122,6 +131,17 @@ class RunRegistry:
         """Return the files of a run."""
         number, run = self._find(run_id)
         return TrainingRunStore(self._storages[number], run.prefix)
+
+    def get_eval_store(self) -> EvalStore | None:
+        """Return the evaluations in the first storage; None if it has none."""
+        from tinker_cookbook.stores.eval_store import EvalStore
+
+        storage = self.primary_storage
+        if not isinstance(storage, LocalStorage):
+            return None
+        found = (p for p in self.eval_prefixes if storage.exists(storage_join(p, "runs")))
+        prefix = next(found, None)
+        return None if prefix is None else EvalStore(storage, prefix)
 
     def get_details(self, run_id: str) -> RunDetails:
         """Return the best value and the size of a run; its whole file of metrics is read once."""

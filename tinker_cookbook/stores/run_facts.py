@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.runs.report import HELD_OUT
 from tinker_cookbook.stores.storage import Storage, storage_join
 from tinker_cookbook.stores.training_store import TrainingRunStore, join_steps
 from tinker_cookbook.utils.jsonl_log import Row
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE, RECIPE_SETTINGS
+from tinker_cookbook.utils.metric_names import lower_is_better
+from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE
 
-__all__ = ["Best", "Facts", "TrainingType", "find_best", "lower_is_better", "read_facts"]
+__all__ = ["Best", "Facts", "TrainingType", "find_best", "read_facts"]
 
 TrainingType = Literal["rl", "sl", "dpo"]
 END_BYTES = 16_384
@@ -31,7 +32,6 @@ TRAIN_METRICS = ("env/all/reward/total", "train_mean_nll", "dpo_loss", "loss", "
 """Metrics of training that the list shows, the first one that a run has."""
 DATA_KEYS = ("data", "file_path", "dataset_name", "dataset", "path")
 """Settings that name the training data, in the order in which they are looked for."""
-LOWER_IS_BETTER = re.compile(r"(^|[/_])(nll|bpb|loss|kl|perplexity|error|errors)($|[/_:])")
 
 
 @dataclass
@@ -108,11 +108,6 @@ def find_best(storage: Storage, prefix: str, metric: str) -> Best | None:
     line = data[data.rfind(b"\n", 0, place) + 1 : data.find(b"\n", place)]
     step = _parse(line).get("step")
     return Best(metric, value, step if isinstance(step, int) else None, last=found[-1][0])
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether a smaller value of a metric is better, judged by its name."""
-    return LOWER_IS_BETTER.search(metric) is not None
 
 
 def _from_config(config: Row) -> Facts:

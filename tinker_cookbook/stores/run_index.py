@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinker_cookbook.model_files import cookbook_home
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.stores.run_facts import Best, Facts
 from tinker_cookbook.stores.storage import LocalStorage, Storage, storage_join
 from tinker_cookbook.utils.durable_files import write_atomically
-from tinker_cookbook.utils.ml_log import METRICS_FILE
+from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, METRICS_FILE
 
 __all__ = ["Entry", "RunIndex", "Signature"]
 

@@ -10,23 +10,27 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.stores._incremental import IncrementalReader
-from tinker_cookbook.stores.storage import Storage, storage_join
-from tinker_cookbook.utils.jsonl_log import Row
-from tinker_cookbook.utils.ml_log import CONFIG_FILE, METRICS_FILE
-
-if TYPE_CHECKING:
-    from tinker_cookbook.runs.checkpoints import CheckpointRecord
+from tinker_cookbook.stores.checkpoint_record import CheckpointRecord
+from tinker_cookbook.stores.storage import LocalStorage, Storage, storage_join
+from tinker_cookbook.utils.jsonl_log import Row, append_row
+from tinker_cookbook.utils.run_files import (
+    CHECKPOINTS_FILE,
+    CODE_DIFF_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    TIMING_FILE,
+)
 
 __all__ = ["IterationInfo", "TrainingRunStore", "join_steps"]
 
-TIMING_FILE = "timing_spans.jsonl"
-CODE_DIFF_FILE = "code.diff"
 ITERATION = re.compile(r"iteration_(\d+)")
 ROLLOUTS_END = "_rollout_summaries.jsonl"
+TOKENS_END = "_tokens.jsonl"
 LOGTREE_END = "_logtree.json"
 TRAIN = "train"
 
@@ -97,14 +101,20 @@ class TrainingRunStore:
         wanted = (group_idx, traj_idx)
         return next((r for r in rows if (r.get("group_idx"), r.get("traj_idx")) == wanted), None)
 
+    def read_tokens(self, iteration: int, base_name: str = TRAIN) -> list[Row]:
+        """Return the sampled tokens of the rollouts on the transcript page of a step."""
+        return self._read_rows(_iteration_path(iteration, base_name, TOKENS_END))
+
+    def read_samples(self) -> list[Row]:
+        """Return the sampled answers, oldest first."""
+        return self._read_rows(SAMPLES_FILE)
+
     def read_checkpoints(self) -> list[Row]:
         """Return the records of checkpoints, oldest first."""
         return self._read_rows(CHECKPOINTS_FILE)
 
     def read_checkpoint_records(self) -> list[CheckpointRecord]:
         """Return the records of checkpoints as objects, oldest first."""
-        from tinker_cookbook.runs.checkpoints import CheckpointRecord
-
         return [CheckpointRecord.from_dict(row) for row in self.read_checkpoints()]
 
     def read_timing(self) -> list[Row]:
@@ -155,6 +165,15 @@ class TrainingRunStore:
         """Write the summaries of the rollouts of a step."""
         path = self._path(_iteration_path(iteration, base_name, ROLLOUTS_END))
         self._storage.write(path, _encode(records))
+
+    def write_tokens(self, iteration: int, rows: list[Row], base_name: str = TRAIN) -> None:
+        """Write the sampled tokens of the rollouts on the transcript page of a step."""
+        path = self._path(_iteration_path(iteration, base_name, TOKENS_END))
+        self._storage.write(path, _encode(rows))
+
+    def write_sample(self, row: Row) -> None:
+        """Append a sampled answer."""
+        self._append(SAMPLES_FILE, row)
 
     def write_logtree(self, iteration: int, data: Row, base_name: str = TRAIN) -> None:
         """Write a report of a step."""
@@ -217,6 +236,11 @@ class TrainingRunStore:
     def _append(self, path: str, row: Row) -> None:
         """Append a row; a half-written last line that a killed process has left is cut off."""
         full = self._path(path)
+        if isinstance(self._storage, LocalStorage):
+            target = Path(self._storage.url(full))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            append_row(target, row)
+            return
         found = self._storage.stat(full)
         if found and found.size and self._storage.read_range(full, found.size - 1, 1) != b"\n":
             data = self._storage.read(full)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import chz
 
 from tinker_cookbook.eval.evaluators import Evaluator, EvaluatorBuilder, SamplingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.runs.best_checkpoint import BestWeights
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
@@ -27,6 +28,7 @@ from tinker_cookbook.runs.training_client import add_service_metrics, snapshot_w
 from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
+from tinker_cookbook.supervised.work import count_batches, num_loss_tokens, num_tokens
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.sdk_compat import service_message
 
@@ -57,6 +59,16 @@ class RunOptions(SharedOptions):
     gradient_accumulation: int = chz.field(
         default=1, doc="Number of batches whose gradients are summed for one optimizer step."
     )
+    best_metric: str | None = chz.field(
+        default=None,
+        doc="Name of the metric, such as test/nll, whose best value marks the best checkpoint; the "
+        "lowest value of a loss is best, the highest of anything else. None: none is marked.",
+    )
+    early_stopping_evals: int = chz.field(
+        default=0,
+        doc="Number of evaluations without a better best_metric after which the run stops; 0: it "
+        "does not stop early.",
+    )
     submit_ahead: int = chz.field(
         default=1, doc="Number of steps submitted before the result of the current one is awaited."
     )
@@ -64,6 +76,11 @@ class RunOptions(SharedOptions):
     @chz.validate
     def _check(self) -> None:
         check_options(self)
+        if self.early_stopping_evals and self.best_metric is None:
+            raise ConfigurationError(
+                f"early_stopping_evals={self.early_stopping_evals} needs a metric to judge by; set "
+                "best_metric=test/nll."
+            )
 
 
 @chz.chz
@@ -179,36 +196,9 @@ def count_work(config: Config) -> Workload:
     Raises:
         DataError: if the data cannot be used.
     """
-    from tinker_cookbook import tokenizer_utils
-    from tinker_cookbook.display import describe_example
-
-    num_rows = num_tokens = num_loss_tokens = longest = 0
-    example = None
     with _open_data(config) as (dataset, _):
         schedule = _build_schedule(config, len(dataset))
-        opened_epoch = -1
-        for step in range(schedule.total_steps):
-            epoch, _ = schedule.position(step)
-            if epoch != opened_epoch:
-                dataset.set_epoch(seed=epoch_seed(config.seed, epoch))
-                opened_epoch = epoch
-            data = [datum for index in schedule.batches(step) for datum in dataset.get_batch(index)]
-            if example is None:
-                tokenizer = tokenizer_utils.get_tokenizer(str(config.model_name))
-                example = describe_example(data[0], tokenizer)
-            num_rows += len(data)
-            num_tokens += _num_tokens(data)
-            num_loss_tokens += _num_loss_tokens(data)
-            longest = max([longest, *(datum.model_input.length for datum in data)])
-        return Workload(
-            total_steps=schedule.total_steps,
-            num_rows=num_rows,
-            num_tokens=num_tokens,
-            num_loss_tokens=num_loss_tokens,
-            longest=longest,
-            notes=tuple(dataset.summary),
-            example=example,
-        )
+        return count_batches(dataset, schedule, seed=config.seed, model_name=str(config.model_name))
 
 
 @contextlib.contextmanager
@@ -236,8 +226,11 @@ class _Loop:
         self._tokenizer: Tokenizer = tokenizer_utils.get_tokenizer(config.model_name)
         self._evaluators = [build() for build in config.evaluator_builders]
         self._infrequent = [build() for build in config.infrequent_evaluator_builders]
+        self._best = BestWeights(run, config.best_metric, patience=config.early_stopping_evals)
         self._epoch = -1
         self._introduced = False
+        self._total_steps = run.total_steps
+        """Fewer than planned if the run stops early."""
         self._elapsed_tokens = 0
         if run.checkpoint is not None:
             self._elapsed_tokens = int(run.checkpoint.get("elapsed_tokens", 0))
@@ -256,25 +249,35 @@ class _Loop:
         """Do the remaining steps, then evaluate and save."""
         in_flight: deque[SubmittedBatch] = deque()
         for step in range(self._run.start_step, self._run.total_steps):
-            in_flight.append(await self._submit(step))
+            submitted = await self._submit(step)
+            if submitted is None:
+                self._total_steps = step
+                break
+            in_flight.append(submitted)
             while len(in_flight) > self._config.submit_ahead:
                 await self._finish(in_flight.popleft())
         while in_flight:
             await self._finish(in_flight.popleft())
         return await self._end()
 
-    async def _submit(self, step: int) -> SubmittedBatch:
-        """Queue the evaluation, gradients, optimizer step and checkpoint of one step."""
+    async def _submit(self, step: int) -> SubmittedBatch | None:
+        """Queue the evaluation, gradients, optimizer step and checkpoint of one step.
+
+        Returns None, without a request, if the evaluation ends the run.
+        """
         run = self._run
         client = run.training_client
         with trace.trace_iteration(step) as window:
             batches = await self._load_batches(step)
             self._introduce(batches[0][0])
             evaluated = await self._evaluate(step)
+            if self._best.is_exhausted:
+                run.progress.message(self._best.describe())
+                return None
             gradients = [client.forward_backward(batch, "cross_entropy") for batch in batches]
             optimizer = client.optim_step(run.adam_params(step))
         data = [datum for batch in batches for datum in batch]
-        self._elapsed_tokens += _num_tokens(data)
+        self._elapsed_tokens += num_tokens(data)
         # Directly behind the optimizer step, so that it contains exactly the steps up to this one.
         saving = run.submit_checkpoint(
             self._loop_state(step + 1), steps_done=step + 1, elapsed_tokens=self._elapsed_tokens
@@ -338,13 +341,13 @@ class _Loop:
         from tinker_cookbook.supervised.nll_evaluator import nll_metrics
 
         loss = nll_metrics(logprobs, batch.data, self._tokenizer, prefix="train_mean_")
-        num_loss_tokens = _num_loss_tokens(batch.data)
-        if num_loss_tokens and not math.isfinite(loss["train_mean_nll"]):
+        loss_tokens = num_loss_tokens(batch.data)
+        if loss_tokens and not math.isfinite(loss["train_mean_nll"]):
             raise self._diverged(batch.step, f"train_mean_nll={loss['train_mean_nll']}")
         counts = {
             "num_sequences": len(batch.data),
-            "num_tokens": _num_tokens(batch.data),
-            "num_loss_tokens": num_loss_tokens,
+            "num_tokens": num_tokens(batch.data),
+            "num_loss_tokens": loss_tokens,
         }
         return batch.metrics | counts | loss
 
@@ -352,7 +355,7 @@ class _Loop:
         """Run the evaluators that are due before `step`."""
         due = due_evaluators(
             step,
-            self._run.total_steps,
+            self._total_steps,
             (self._evaluators, self._config.eval_every),
             (self._infrequent, self._config.infrequent_eval_every),
         )
@@ -361,7 +364,9 @@ class _Loop:
         if step == 0:
             self._run.progress.message("evaluating the model before training ...")
         async with trace.scope_span("evals"):
-            return await run_evals(due, self._run.training_client, step)
+            metrics = await run_evals(due, self._run.training_client, step)
+        await self._best.update(step, metrics)
+        return metrics
 
     async def _load_batches(self, step: int) -> list[list[tinker.Datum]]:
         epoch, _ = self._schedule.position(step)
@@ -374,7 +379,7 @@ class _Loop:
 
     async def _end(self) -> RunResult:
         """Evaluate, write that row, and save; in this order, so that a crash loses nothing."""
-        total = self._run.total_steps
+        total = self._total_steps
         with trace.trace_iteration(total) as window:
             evaluated = await self._evaluate(total)
         if evaluated:
@@ -413,11 +418,3 @@ def _build_schedule(config: Config, num_batches: int) -> Schedule:
 def _renderer_name(config: Config) -> str | None:
     common = getattr(config.dataset_builder, "common_config", None)
     return config.renderer_name or getattr(common, "renderer_name", None)
-
-
-def _num_tokens(data: Sequence[tinker.Datum]) -> int:
-    return sum(datum.model_input.length for datum in data)
-
-
-def _num_loss_tokens(data: Sequence[tinker.Datum]) -> int:
-    return sum(int((datum.loss_fn_inputs["weights"].to_numpy() != 0).sum()) for datum in data)

@@ -1,16 +1,15 @@
-"""Loggers of a run's metrics: files in the run directory, the terminal, and optionally W&B."""
+"""Loggers of a run's metrics: files in the run directory, the terminal, and optional trackers."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import logging
 import math
 import re
-import shlex
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -18,32 +17,41 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.stores.storage import LocalStorage
+from tinker_cookbook.stores.training_store import TrainingRunStore
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.disk_errors import optional_file
-from tinker_cookbook.utils.durable_files import write_atomically
-from tinker_cookbook.utils.jsonl_log import append_row
+from tinker_cookbook.utils.nearest_name import did_you_mean
+from tinker_cookbook.utils.python_log import configure_logging_module, release_logging_module
 from tinker_cookbook.utils.recipe_code import write_code
+from tinker_cookbook.utils.run_files import CODE_DIFF_FILE, CONFIG_FILE, METRICS_FILE
 
 __all__ = [
+    "CONFIG_FILE",
+    "METRICS_FILE",
     "JsonLogger",
     "Logger",
+    "MlflowLogger",
     "MultiplexLogger",
     "PrettyPrintLogger",
+    "TensorBoardLogger",
+    "TrackioLogger",
     "WandbLogger",
     "configure_logging_module",
     "dump_config",
+    "parse_loggers",
     "recording_recipe_config",
     "release_logging_module",
     "setup_logging",
 ]
 
-METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.json"
 RECIPE_SETTINGS = "recipe_settings"
 """Key of config.json: the settings that the recipe got, before it filled in the defaults."""
+TRACKERS = ("wandb", "trackio", "tensorboard", "mlflow")
+"""Names of the loggers that a run uses only if it is asked to."""
+_MLFLOW_NAME = re.compile(r"[^\w\-. :/]")
 Metrics = dict[str, Any]
 """Numbers by name; NumPy scalars are accepted."""
-_LOG_FORMAT = "%(asctime)s %(name)s:%(lineno)d [%(levelname)s] %(message)s"
 
 
 _recipe_config: object = None
@@ -124,27 +132,41 @@ class Logger(ABC):
         """Return the web page of the run; None if the logger has none."""
         return None
 
+    @property
+    def store(self) -> TrainingRunStore | None:
+        """The files of the run; None if the logger writes none."""
+        return None
+
 
 class JsonLogger(Logger):
-    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory."""
+    """Writes config.json, code.json, code.diff and metrics.jsonl into a run directory.
 
-    def __init__(self, log_dir: str | Path) -> None:
+    Args:
+        log_dir: The run directory; created if it is missing.
+        store: Writes the files; by default, into `log_dir`.
+    """
+
+    def __init__(self, log_dir: str | Path, store: TrainingRunStore | None = None) -> None:
         self.log_dir = Path(log_dir).expanduser()
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._store = store or TrainingRunStore(LocalStorage(self.log_dir))
+
+    @property
+    def store(self) -> TrainingRunStore:
+        """The files of the run."""
+        return self._store
 
     def log_hparams(self, config: object) -> None:
         dumped = dump_config(config)
         if _recipe_config is not None and isinstance(dumped, dict):
             dumped |= {RECIPE_SETTINGS: dump_config(_recipe_config)}
-        text = json.dumps(dumped, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.log_dir / CONFIG_FILE, text)
-        with optional_file(self.log_dir / "code.diff"):
-            write_atomically(self.log_dir / "code.diff", code_state())
+        self._store.write_config(dumped)
+        with optional_file(self.log_dir / CODE_DIFF_FILE):
+            self._store.write_code_diff(code_state())
         write_code(self.log_dir)
 
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
-        row = {} if step is None else {"step": step}
-        append_row(self.log_dir / METRICS_FILE, row | {k: _plain(v) for k, v in metrics.items()})
+        self._store.write_metrics({k: _plain(v) for k, v in metrics.items()}, step)
 
 
 class PrettyPrintLogger(Logger):
@@ -171,13 +193,7 @@ class WandbLogger(Logger):
         log_dir: str | Path | None = None,
         wandb_name: str | None = None,
     ) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigurationError(
-                f"wandb_project={project!r} needs the package wandb, which is not installed. "
-                "Run `pip install wandb`, or leave wandb_project out."
-            ) from error
+        wandb = _import("wandb", "wandb", f"wandb_project={project!r}")
         self._run = wandb.init(
             project=project,
             name=wandb_name,
@@ -199,6 +215,89 @@ class WandbLogger(Logger):
 
     def get_logger_url(self) -> str | None:
         return getattr(self._run, "url", None)
+
+
+class TrackioLogger(Logger):
+    """Writes the metrics to trackio, a local tracker with the interface of W&B."""
+
+    def __init__(
+        self,
+        project: str | None = None,
+        config: object = None,
+        log_dir: str | Path | None = None,
+        trackio_name: str | None = None,
+    ) -> None:
+        del log_dir  # trackio has one database for all runs
+        self._trackio = _import("trackio", "trackio", "loggers=trackio")
+        self._run = self._trackio.init(
+            project=project or "tinker-cookbook",
+            name=trackio_name,
+            config=None if config is None else dump_config(config),
+        )
+
+    def log_hparams(self, config: object) -> None:
+        self._run.config.update(dump_config(config))
+
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        self._trackio.log(_numbers(metrics), step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+class TensorBoardLogger(Logger):
+    """Writes the metrics as event files into the folder `tensorboard` of the run directory."""
+
+    def __init__(self, log_dir: str | Path) -> None:
+        package = _import("tensorboardX", "tensorboardX", "loggers=tensorboard")
+        self._writer = package.SummaryWriter(str(Path(log_dir).expanduser() / "tensorboard"))
+
+    def log_hparams(self, config: object) -> None:
+        text = json.dumps(dump_config(config), indent=2, ensure_ascii=False)
+        indented = "\n".join(f"    {line}" for line in text.splitlines())
+        self._writer.add_text("config", indented)
+
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        for key, value in _numbers(metrics).items():
+            self._writer.add_scalar(key, value, step)
+
+    def log_long_text(self, key: str, text: str) -> None:
+        self._writer.add_text(key, text)
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MlflowLogger(Logger):
+    """Sends the metrics to MLflow; `MLFLOW_TRACKING_URI` names the server or folder."""
+
+    def __init__(
+        self, project: str | None = None, config: object = None, run_name: str | None = None
+    ) -> None:
+        mlflow = _import("mlflow", "mlflow-skinny", "loggers=mlflow")
+        self._client = mlflow.MlflowClient()
+        name = project or "tinker-cookbook"
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        self._run_id = self._client.create_run(experiment, run_name=run_name).info.run_id
+        if config is not None:
+            self.log_hparams(config)
+
+    def log_hparams(self, config: object) -> None:
+        self._client.log_dict(self._run_id, dump_config(config), CONFIG_FILE)
+
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        for key, value in _numbers(metrics).items():
+            self._client.log_metric(self._run_id, _MLFLOW_NAME.sub("_", key), value, step=step)
+
+    def log_long_text(self, key: str, text: str) -> None:
+        self._client.log_text(self._run_id, text, f"{_MLFLOW_NAME.sub('_', key)}.txt")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
 
 
 class MultiplexLogger(Logger):
@@ -234,6 +333,10 @@ class MultiplexLogger(Logger):
     def get_logger_url(self) -> str | None:
         return next(filter(None, (logger.get_logger_url() for logger in self.loggers)), None)
 
+    @property
+    def store(self) -> TrainingRunStore | None:
+        return next((found for logger in self.loggers if (found := logger.store)), None)
+
 
 def setup_logging(
     log_dir: str,
@@ -243,6 +346,7 @@ def setup_logging(
     do_configure_logging_module: bool = True,
     *,
     print_metrics: bool = True,
+    loggers: str | None = None,
 ) -> Logger:
     """Open the loggers of a run.
 
@@ -253,84 +357,82 @@ def setup_logging(
         config: Written to config.json.
         do_configure_logging_module: Whether to write Python's log to logs.log and the terminal.
         print_metrics: Whether to print each step's metrics as a table.
+        loggers: Other loggers, separated by commas: `wandb`, `trackio`, `tensorboard`, `mlflow`.
+            Their project and run are named by the two settings of W&B; by default by the recipe
+            and the run directory.
 
     Raises:
-        ConfigurationError: if W&B is requested and not installed.
+        ConfigurationError: if a logger is unknown, or its package is not installed.
     """
     folder = Path(log_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    wandb = WandbLogger(wandb_project, config, folder, wandb_name) if wandb_project else None
+    names = parse_loggers(loggers)
+    if wandb_project and "wandb" not in names:
+        names = ["wandb", *names]
+    project = wandb_project or getattr(config, "recipe_name", None)
+    run_name = wandb_name or (None if wandb_project else folder.name)
+    trackers = [_open_tracker(name, folder, config, project, run_name) for name in names]
     if do_configure_logging_module:
         configure_logging_module(str(folder / "logs.log"))
-    loggers: list[Logger] = [JsonLogger(folder)]
+    opened: list[Logger] = [JsonLogger(folder)]
     if print_metrics:
-        loggers.append(PrettyPrintLogger())
-    if wandb is not None:
-        loggers.append(wandb)
-    logger = MultiplexLogger(loggers)
+        opened.append(PrettyPrintLogger())
     if config is not None:
-        loggers[0].log_hparams(config)
-    return logger
+        opened[0].log_hparams(config)
+    return MultiplexLogger([*opened, *trackers])
 
 
-def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Logger:
-    """Write Python's log to a file, and warnings and errors to the terminal.
+def parse_loggers(text: str | None) -> list[str]:
+    """Return the names in a setting `loggers`, without repetitions.
 
-    A second call replaces the handlers of the first. The first line of each session in the file is
-    the command line.
+    Raises:
+        ConfigurationError: if a name is unknown.
     """
-    root = logging.getLogger()
-    release_logging_module()
-    console = logging.StreamHandler(sys.stderr)
-    console.setLevel(max(level, logging.WARNING))
-    console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handlers: list[logging.Handler] = [console]
-    with optional_file(path):
-        file_handler = _LogFile(path, encoding="utf-8")
-        file_handler.setLevel(level)
-        file_handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-        handlers.insert(0, file_handler)
-    for handler in handlers:
-        handler.set_name(_HANDLER_NAME)
-        root.addHandler(handler)
-    root.setLevel(min(root.level or level, level))
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    root.info("command: %s", shlex.join(sys.orig_argv))
-    return root
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigurationError(
+                f"loggers={text} contains {name}, which is unknown.{did_you_mean(name, TRACKERS)} "
+                f"Use {', '.join(TRACKERS)}, separated by commas; metrics.jsonl is always written."
+            )
+    return list(dict.fromkeys(names))
 
 
-_HANDLER_NAME = "tinker_cookbook"
+def _open_tracker(
+    name: str, folder: Path, config: object, project: str | None, run_name: str | None
+) -> Logger:
+    if name == "wandb":
+        return WandbLogger(project, config, folder, run_name)
+    if name == "trackio":
+        return TrackioLogger(project, config, folder, run_name)
+    if name == "mlflow":
+        return MlflowLogger(project, config, run_name)
+    opened = TensorBoardLogger(folder)
+    if config is not None:
+        opened.log_hparams(config)
+    return opened
 
 
-class _LogFile(logging.FileHandler):
-    """An optional log file: if it cannot be written, one warning is printed and no traceback."""
+def _import(module: str, package: str, asked: str) -> Any:
+    """Import an optional package.
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            self._say_once(error)
-        else:
-            super().handleError(record)
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except OSError as error:  # closing tries to write the rest once more
-            self._say_once(error)
-
-    def _say_once(self, error: OSError) -> None:
-        if not getattr(self, "_has_failed", False):
-            self._has_failed = True
-            reason = f"{error.strerror}; the run continues"
-            print(f"WARNING: {self.baseFilename} cannot be written: {reason}", file=sys.stderr)
+    Raises:
+        ConfigurationError: if it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        setting = asked.partition("=")[0]
+        raise ConfigurationError(
+            f"{asked} needs the package {package}, which is not installed. "
+            f"Run `pip install {package}`, or leave {setting} out."
+        ) from error
 
 
-def release_logging_module() -> None:
-    """Remove the handlers that `configure_logging_module` added."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if h.get_name() == _HANDLER_NAME]:
-        root.removeHandler(handler)
-        handler.close()
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    """Return the metrics that are finite numbers."""
+    plain = {key: _plain(value) for key, value in metrics.items()}
+    return {key: float(v) for key, v in plain.items() if isinstance(v, int | float)}
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "call",
     "can_close_sessions",
     "can_score_last_tokens",
+    "can_score_targets",
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
@@ -108,6 +109,13 @@ def can_score_last_tokens() -> bool:
     import tinker
 
     return "prompt_logprobs_last_n" in inspect.signature(tinker.SamplingClient.sample).parameters
+
+
+def can_score_targets() -> bool:
+    """Return whether this SDK can ask for the log probabilities of any tokens of a prompt."""
+    import tinker
+
+    return "target_prompt_logprobs" in inspect.signature(tinker.SamplingClient.sample).parameters
 
 
 def has_rest_client() -> bool:

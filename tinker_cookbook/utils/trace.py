@@ -29,6 +29,7 @@ __all__ = [
     "ScopeContext",
     "SpanRecord",
     "TraceCollector",
+    "current_step",
     "get_scope_context",
     "save_gantt_chart_html",
     "scope",
@@ -222,6 +223,12 @@ def update_scope_context(values: Mapping[str, object]) -> None:
 
 
 _window: ContextVar[IterationWindow | None] = ContextVar("iteration_window", default=None)
+_step: ContextVar[int | None] = ContextVar("iteration_step", default=None)
+
+
+def current_step() -> int | None:
+    """Return the step that `trace_iteration` is in; None outside of a step."""
+    return _step.get()
 
 
 @contextlib.contextmanager
@@ -229,13 +236,13 @@ def trace_iteration(
     step: int, *, window: IterationWindow | None = None
 ) -> Iterator[IterationWindow]:
     """Collect the spans of a step; pass a window again to add more spans to it."""
-    del step  # part of the public signature; the window itself does not need it
     current = window or IterationWindow()
-    token = _window.set(current)
+    window_token, step_token = _window.set(current), _step.set(step)
     try:
         yield current
     finally:
-        _window.reset(token)
+        _step.reset(step_token)
+        _window.reset(window_token)
 
 
 @contextlib.contextmanager

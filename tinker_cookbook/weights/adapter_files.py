@@ -26,6 +26,23 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _PART = re.compile(r"(?P<weight>.+)\.lora_(?P<part>[AB])(?:\.default)?(?:\.weight)?")
+_PLAIN: Mapping[str, tuple[object, ...]] = {
+    "use_dora": (),
+    "bias": ("none",),
+    "lora_bias": (),
+    "modules_to_save": (),
+    "rank_pattern": (),
+    "alpha_pattern": (),
+    "target_parameters": (),
+    "trainable_token_indices": (),
+    "layer_replication": (),
+    "megatron_config": (),
+    # These change the base model's weights when training starts.
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+}
+"""Settings of PEFT that change what an adapter is, and the values that do not."""
+_FROZEN_COPY = ".base_layer.weight"
+"""PEFT adds the frozen weight to the file if the adapter adapts an embedding."""
 _OTHER_NAMES = {"model.unembed_tokens": "lm_head", "unembed_tokens": "lm_head"}
 """Names of modules in adapters of the hosted service, and those of transformers."""
 _EXPERT_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -74,13 +91,27 @@ def open_adapter(folder: str | Path) -> Iterator[Adapter]:
         raise WeightsAdapterError(
             f"{path / CONFIG_FILE}: r={rank!r} and lora_alpha={alpha!r} must be positive numbers."
         )
-    if config.get("use_rslora") or config.get("use_dora"):
-        raise WeightsAdapterError(
-            f"{path / CONFIG_FILE}: use_rslora and use_dora are not supported; only plain LoRA is."
-        )
+    _refuse_other_methods(config, path / CONFIG_FILE)
+    if config.get("use_rslora"):  # the factor of B A is alpha / sqrt(r)
+        alpha *= rank**0.5
     matrices = _pair_matrices(_read_tensors(path), path)
     base = config.get("base_model_name_or_path") or ""
     yield Adapter(path, rank, float(alpha), str(base), matrices)
+
+
+def _refuse_other_methods(config: Mapping[str, object], path: Path) -> None:
+    """Refuse configurations under which the weights are not W + scale * B A."""
+    method = config.get("peft_type", "LORA")
+    if method != "LORA":
+        raise WeightsAdapterError(f"{path}: peft_type={method!r} is not supported; only LORA is.")
+    for key, plain in _PLAIN.items():
+        value = config.get(key)
+        if value and value not in plain:
+            raise WeightsAdapterError(
+                f"{path}: {key}={value!r} is not supported; only plain LoRA matrices of one rank "
+                "and scale are. Train the adapter without it, or merge it into its base model with "
+                "PEFT first."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, object]:
@@ -112,6 +143,8 @@ def _pair_matrices(tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[st
     """Return A and B of every adapted weight."""
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
+        if name.endswith(_FROZEN_COPY):
+            continue
         found = _PART.fullmatch(name.removeprefix(_PEFT_PREFIX))
         if found is None:
             raise WeightsAdapterError(

@@ -12,8 +12,15 @@ from tinker_cookbook.utils.nearest_name import nearest_name
 
 __all__ = ["BaseWeights"]
 
-EMBEDDING_NAMES = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
-_WRAPPERS = ("model.", "language_model.", "text_model.")
+EMBEDDING_NAMES = (
+    "model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+)
+_TRANSPOSING = ("gpt2", "openai-gpt")
+"""Types of models whose files hold the matrices of their blocks as [in, out]."""
+_WRAPPERS = ("model.", "language_model.", "text_model.", "transformer.")
 
 
 class BaseWeights:
@@ -52,6 +59,10 @@ class BaseWeights:
     def is_tied(self) -> bool:
         """Whether the files hold no output embedding, because it is the input embedding."""
         return "lm_head.weight" not in self.file_of
+
+    def is_transposed(self, weight: str) -> bool:
+        """Whether a weight is stored as [in, out]."""
+        return self.config.get("model_type") in _TRANSPOSING and ".h." in f".{weight}"
 
     @property
     def embedding(self) -> str:

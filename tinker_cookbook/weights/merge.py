@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsMergeError
 from tinker_cookbook.model_files import resolve_model_folder
 from tinker_cookbook.weights.adapter_files import Adapter, LoraMatrices, open_adapter
 from tinker_cookbook.weights.base_weights import BaseWeights
 from tinker_cookbook.weights.output_folder import complete_folder
+from tinker_cookbook.weights.tensor_writer import TensorShape, write_tensor_file
 
 if TYPE_CHECKING:
     import torch
+    from safetensors import safe_open
 
 __all__ = ["build_hf_model"]
 
-DTYPES = ("bfloat16", "float16", "float32")
+KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""Names of the number formats in safetensors files."""
+DTYPES = tuple(KINDS)
 HEAD = "lm_head.weight"
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 NOT_COPIED = ("config.json", "model.safetensors.index.json")
@@ -40,9 +44,9 @@ def build_hf_model(
 ) -> None:
     """Write the base model with the adapter merged into it.
 
-    Each weight becomes W + scale * B A, computed in float32 and rounded once. One file of the base
-    model is in memory at a time. If the adapter changes the output embedding of a model that ties
-    it to the input embedding, the copy has a separate output embedding and is not tied.
+    Each weight becomes W + scale * B A, computed in float32 and rounded once. One weight of the
+    base model is in memory at a time. If the adapter changes the output embedding of a model that
+    ties it to the input embedding, the copy has a separate output embedding and is not tied.
 
     Args:
         base_model: Name or folder of the model that the adapter was trained on.
@@ -102,6 +106,14 @@ def _check_options(
             )
 
 
+class Slice(Protocol):
+    """A tensor in a safetensors file, not read yet."""
+
+    def get_dtype(self) -> str: ...
+
+    def get_shape(self) -> list[int]: ...
+
+
 class _Merger:
     """Writes the files of a merged model."""
 
@@ -118,60 +130,68 @@ class _Merger:
         self._base = base
         self._scale = adapter.scale
         self._updates = updates
+        self._dtype_name = dtype
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = device
 
     def write_weights(self, output: Path) -> None:
         """Write all files and, if there are several, their index."""
-        from safetensors.torch import save_file
-
-        sources: list[str | None] = [*self._base.files]
+        files = {source: self._shapes_in(source) for source in self._base.files}
         if self._base.is_tied and HEAD in self._updates:
-            sources.append(None)
+            files[""] = {HEAD: self._shape_of(self._base.embedding)}
         index, total = {}, 0
-        for number, source in enumerate(sources, 1):
-            tensors = self._merge_head() if source is None else self._merge_file(source)
+        for number, (source, shapes) in enumerate(files.items(), 1):
             # A file named model.safetensors would be taken for the whole model.
-            name = f"model-{number:05d}-of-{len(sources):05d}.safetensors"
-            name = name if len(sources) > 1 else "model.safetensors"
-            save_file(tensors, output / name, metadata={"format": "pt"})
-            index |= dict.fromkeys(tensors, name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
-        if len(sources) > 1:
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            name = name if len(files) > 1 else "model.safetensors"
+            tensors = self._merge_file(source, shapes) if source else self._merge_head()
+            total += write_tensor_file(output / name, shapes, tensors)
+            index |= dict.fromkeys(shapes, name)
+        if len(files) > 1:
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
             (output / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
-    def _merge_head(self) -> dict[str, torch.Tensor]:
-        """Return the output embedding of a model whose files hold only the input embedding."""
-        return {HEAD: self._merged(HEAD, self._read(self._base.embedding))}
-
-    def _merge_file(self, name: str) -> dict[str, torch.Tensor]:
+    def _open(self, name: str) -> safe_open:
         from safetensors import safe_open
 
-        tensors = {}
-        with safe_open(self._base.folder / name, framework="pt") as opened:
-            for weight in opened.keys():  # noqa: SIM118  (not a mapping)
-                tensors[weight] = self._merged(weight, opened.get_tensor(weight))
-        return tensors
+        return safe_open(self._base.folder / name, framework="pt")
 
-    def _read(self, weight: str) -> torch.Tensor:
-        from safetensors import safe_open
+    def _shapes_in(self, name: str) -> dict[str, TensorShape]:
+        """Return the tensors of a file as they will be written; reads no numbers."""
+        with self._open(name) as opened:
+            return {weight: self._written(opened.get_slice(weight)) for weight in opened.keys()}  # noqa: SIM118  (not a mapping)
 
-        file = self._base.folder / self._base.file_of[weight]
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(weight)
+    def _shape_of(self, weight: str) -> TensorShape:
+        with self._open(self._base.file_of[weight]) as opened:
+            return self._written(opened.get_slice(weight))
+
+    def _written(self, found: Slice) -> TensorShape:
+        kind = found.get_dtype()
+        is_float = kind.startswith(("F", "BF"))
+        return TensorShape(KINDS[self._dtype_name] if is_float else kind, (*found.get_shape(),))
+
+    def _merge_head(self) -> Iterator[torch.Tensor]:
+        """Yield the output embedding of a model whose files hold only the input embedding."""
+        weight = self._base.embedding
+        with self._open(self._base.file_of[weight]) as opened:
+            yield self._merged(HEAD, opened.get_tensor(weight))
+
+    def _merge_file(self, name: str, weights: Iterable[str]) -> Iterator[torch.Tensor]:
+        with self._open(name) as opened:
+            for weight in weights:
+                yield self._merged(weight, opened.get_tensor(weight))
 
     def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight of the result, contiguous and in its number format."""
         update = self._updates.get(name)
         if update is not None:
-            shape = (update.b.shape[0], update.a.shape[1])
-            if tuple(weight.shape) != shape:
+            product = update.b.to(self._device) @ update.a.to(self._device)
+            product = product.T if self._base.is_transposed(name) else product
+            if weight.shape != product.shape:
                 raise WeightsMergeError(
                     f"{name} is {list(weight.shape)} in the base model, and the adapter's update "
-                    f"is {list(shape)}; use the base model that the adapter was trained on."
+                    f"is {list(product.shape)}; use the base model that the adapter was trained on."
                 )
-            product = update.b.to(self._device) @ update.a.to(self._device)
             weight = (weight.to(self._device).float() + self._scale * product).cpu()
         if weight.is_floating_point():
             weight = weight.to(self._dtype)

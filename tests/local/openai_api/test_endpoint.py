@@ -145,14 +145,16 @@ def test_completions_with_texts_tokens_and_echo(client, local_service) -> None:
     assert len(by_ids.choices[0].token_ids) == 3
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAEC"}}
 REFUSED = [
     ({"temperature": -1}, "temperature"),
     ({"top_p": 0}, "top_p"),
     ({"n": 0}, "n"),
     ({"max_tokens": 100_000}, "max_tokens"),
     ({"stop": [""]}, "stop"),
-    ({"presence_penalty": 1.0}, "presence_penalty"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"presence_penalty": 3.0}, "presence_penalty"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"response_format": {"type": "grammar"}}, "response_format.type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"messages": []}, "messages"),
@@ -160,6 +162,7 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
     ({"extra_body": {"temprature": 1}}, "temprature"),
     ({"messages": [{"role": "user", "content": "x" * 4000}]}, None),
+    ({"messages": [{"role": "user", "content": [PICTURE]}]}, None),
 ]
 
 
@@ -317,3 +320,45 @@ def test_a_shutdown_lets_a_stream_end(service_factory, tiny_model_folder) -> Non
     assert (reason, len(tokens)) == ("length", 600)
     assert service.process.wait(30) == 0
     client.close()
+
+
+def test_rules_change_the_tokens_and_not_their_logprobs(client, local_service) -> None:
+    def sample(**options):
+        extra = {"return_token_ids": True} | options.pop("extra", {})
+        return ask(client, local_service, logprobs=True, extra_body=extra, **options).choices[0]
+
+    free = sample(temperature=0)
+    first = free.token_ids[0]
+    banned = sample(temperature=0, top_logprobs=2, logit_bias={str(first): -100})
+    assert banned.token_ids[0] != first
+    best, second = banned.logprobs.content[0].top_logprobs
+    assert best.logprob == free.logprobs.content[0].logprob, "the model's own logprobs"
+    assert banned.logprobs.content[0].logprob == second.logprob
+    assert sample(max_tokens=5, logit_bias={"77": 100}).token_ids == [77] * 5
+    penalty = {"repetition_penalty": 50.0}
+    varied = sample(temperature=0, extra=penalty).token_ids
+    assert len(set(varied)) == len(varied) == 12
+    assert sample(seed=1, extra={"min_p": 1.0}).token_ids == free.token_ids
+
+
+def test_the_logprobs_of_an_echoed_prompt_are_those_of_the_sdk(
+    client, local_service, shared_client
+) -> None:
+    prompt = [5, 6, 7, 8, 9]
+    got = client.completions.create(
+        model=local_service.model,
+        prompt=prompt,
+        echo=True,
+        max_tokens=2,
+        temperature=0,
+        logprobs=2,
+        extra_body={"return_token_ids": True},
+    ).choices[0]
+    sampler = shared_client.create_sampling_client(base_model=local_service.model).result()
+    whole = tinker.ModelInput.from_ints([*prompt, *got.token_ids])
+    want = sampler.compute_logprobs(whole).result()
+    assert got.logprobs.token_logprobs[0] is None
+    assert got.logprobs.token_logprobs[1:] == pytest.approx(want[1:], abs=1e-4)
+    assert got.logprobs.text_offset[0] == 0
+    assert len(got.logprobs.tokens) == len(got.logprobs.top_logprobs) == 7
+    assert got.text.startswith(got.logprobs.tokens[0])

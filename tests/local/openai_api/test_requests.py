@@ -147,3 +147,95 @@ def test_arguments_that_nest_too_deep_are_refused_by_name() -> None:
     deep = '{"a": ' * 500 + "1" + "}" * 500
     with pytest.raises(UserError, match=r"function\.arguments nests lists and objects too deep"):
         decode_reply(tool_calls=[{"function": {"name": "f", "arguments": deep}}])
+
+
+def test_rules_have_their_values() -> None:
+    sampling = decode(
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        repetition_penalty=1.1,
+        min_p=0.1,
+        logit_bias={"7": -100, "9": 2.5},
+    ).sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -1)
+    assert (sampling.repetition_penalty, sampling.min_p) == (1.1, 0.1)
+    assert sampling.logit_bias == {7: -100, 9: 2.5}
+
+
+@pytest.mark.parametrize("bias", [{"x": 1}, {"-1": 1}, {"7": 101}, {"7": "1"}, {"7": True}])
+def test_a_wrong_bias_is_named(bias: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^logit_bias has"):
+        decode(logit_bias=bias)
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "must_call"),
+    [
+        ("auto", ["f", "g"], False),
+        ("none", [], False),
+        ("required", ["f", "g"], True),
+        (tool("g"), ["g"], True),
+        ({"type": "function", "name": "g"}, ["g"], True),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tool("f")]}},
+            ["f"],
+            False,
+        ),
+        ({"type": "allowed_tools", "mode": "required", "tools": [tool("f")]}, ["f"], True),
+    ],
+)
+def test_choices_of_tools(choice: object, names: list[str], must_call: bool) -> None:
+    asked = decode(tools=[tool("f"), tool("g")], tool_choice=choice)
+    assert [one["function"]["name"] for one in asked.tools] == names
+    assert asked.sampling.shape.must_call is must_call
+
+
+@pytest.mark.parametrize("choice", ["any", 3, {"type": "x"}, tool("h"), {"type": "function"}])
+def test_a_wrong_choice_of_tools_is_named(choice: object) -> None:
+    with pytest.raises(UserError, match=r"^tool_choice="):
+        decode(tools=[tool("f")], tool_choice=choice)
+
+
+def test_formats_of_replies() -> None:
+    assert not decode(response_format={"type": "text"}).sampling.shape
+    anything = decode(response_format={"type": "json_object"}).sampling.shape
+    assert anything.schema == {"type": "object"}
+    schema = {"enum": [1, 2]}
+    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    shape = decode(response_format=given).sampling.shape
+    assert (shape.schema, shape.schema_field) == (schema, "response_format.json_schema.schema")
+    for wrong in ("json", {"type": "json"}, {"type": "json_schema", "json_schema": {"name": "n"}}):
+        with pytest.raises(UserError, match=r"^response_format"):
+            decode(response_format=wrong)
+
+
+def test_images_are_taken_out_of_messages() -> None:
+    url = "data:image/png;base64,AAEC"
+    parts = [
+        {"type": "text", "text": "See"},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "input_image", "image_url": url.replace("png", "jpg")},
+    ]
+    asked = decode(messages=[{"role": "user", "content": parts}])
+    assert asked.messages[0]["content"] == [
+        {"type": "text", "text": "See"},
+        {"type": "image"},
+        {"type": "image"},
+    ]
+    assert [picture.format for picture in asked.pictures] == ["png", "jpeg"]
+    assert asked.pictures[0].data == b"\x00\x01\x02"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/a.png", "data:image/gif;base64,AA==", "data:image/png;base64,?", 3]
+)
+def test_an_image_that_is_not_in_the_request_is_refused(url: object) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(UserError, match=r"^messages\[0\]\.content\[0\]\.image_url"):
+        decode(messages=[{"role": "user", "content": parts}])
+    with pytest.raises(UserError, match=r"use text$"):
+        decode_reply(content=parts)

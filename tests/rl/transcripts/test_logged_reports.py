@@ -54,6 +54,7 @@ def test_without_a_word_there_is_no_file(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "train.html",
         "train_rollout_summaries.jsonl",
+        "train_tokens.jsonl",
     }
     assert "logtree" not in (tmp_path / "train.html").read_text("utf-8")
 

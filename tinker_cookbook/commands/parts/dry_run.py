@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import service
 from tinker_cookbook.exceptions import ConfigurationError
@@ -15,30 +15,47 @@ from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 
 if TYPE_CHECKING:
     from tinker_cookbook.runs.workload import Workload
+    from tinker_cookbook.utils.cost_estimation import TokenUsage
 
 __all__ = ["print_dry_run"]
 
+PRICES_FETCHED = "fetch"
+"""Value of `prices` that fetches the public table."""
 
-def print_dry_run(loop: SharedOptions, *, prepares: bool = False) -> None:
+
+def print_dry_run(
+    loop: SharedOptions,
+    *,
+    prepares: bool = False,
+    train: Callable[[Any], object] | None = None,
+) -> None:
     """Count the work of a train loop and print it.
 
     Args:
         loop: The settings of the loop.
         prepares: Whether the recipe does something else before the loop, which is not counted.
+        train: Runs a train loop, for `dry_run_probe`.
     """
+    from tinker_cookbook.preference import train_dpo, train_kto
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.supervised import train as sl_train
 
     if isinstance(loop, sl_train.Config):
         work = sl_train.count_work(loop)
         lines = _supervised_lines(work)
+    elif isinstance(loop, train_dpo.Config):
+        work = train_dpo.count_work(loop)
+        lines = _preference_lines(work, "pairs of sequences")
+    elif isinstance(loop, train_kto.Config):
+        work = train_kto.count_work(loop)
+        lines = _preference_lines(work, "replies, each with a mismatched one")
     elif isinstance(loop, rl_train.Config):
         work = asyncio.run(rl_train.count_work(loop))
         lines = _rl_lines(loop, work)
     else:
         raise ConfigurationError(
             "dry_run=true is not supported by this recipe; it is for recipes that train with "
-            "supervised.train or rl.train."
+            "supervised.train, preference.train_dpo, preference.train_kto or rl.train."
         )
     choice = service.choose_service(loop.base_url)
     assert loop.log_path is not None, "a recipe chooses the run directory"
@@ -48,9 +65,13 @@ def print_dry_run(loop: SharedOptions, *, prepares: bool = False) -> None:
     print(*lines, _rate_line(loop, work), sep="\n")
     if choice.kind == "local":
         print(*_memory_lines(loop), sep="\n")
+    print(*_time_lines(loop, work, train), sep="\n")
+    if choice.kind == "hosted" or loop.prices is not None:
+        print(*_cost_lines(loop, work), sep="\n")
     if prepares:
         print("before   this recipe also prepares the model, which is not counted here")
-    print("\nNothing was started. Without dry_run=true the same command trains.")
+    started = "Only the probe was run" if loop.dry_run_probe else "Nothing was started"
+    print(f"\n{started}. Without dry_run=true the same command trains.")
 
 
 def _supervised_lines(work: Workload) -> Iterator[str]:
@@ -62,6 +83,18 @@ def _supervised_lines(work: Workload) -> Iterator[str]:
         f"tokens   {work.num_tokens:,} in all steps, {work.num_loss_tokens:,} of them trained; "
         f"the longest sequence has {work.longest:,}"
     )
+
+
+def _preference_lines(work: Workload, rows: str) -> Iterator[str]:
+    yield from (f"data     {line}" for line in work.notes)
+    if work.example is not None:
+        yield work.example
+    yield f"rows     {work.num_rows // 2:,} {rows}, in {work.total_steps:,} steps"
+    yield (
+        f"tokens   {work.num_tokens:,} in all steps, {work.num_loss_tokens:,} of them in "
+        f"completions; the longest sequence has {work.longest:,}"
+    )
+    yield "before   the reference scores each sequence once, which is not counted here"
 
 
 def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
@@ -90,6 +123,68 @@ def _rate_line(loop: SharedOptions, work: Workload) -> str:
         f"rate     {rate(0)} in the first step, {rate(last)} in the last ({loop.lr_schedule} from "
         f"{loop.learning_rate:.3g}, {loop.warmup_steps} warmup steps)"
     )
+
+
+def _time_lines(
+    loop: SharedOptions, work: Workload, train: Callable[[Any], object] | None
+) -> Iterator[str]:
+    from tinker_cookbook.commands.parts import time_estimate
+
+    if loop.dry_run_probe and train is not None:
+        print("time     measuring ...", flush=True)
+        times = time_estimate.probe_times(loop, train)
+    else:
+        times = time_estimate.find_recorded_times(loop)
+    if times is None:
+        yield "time     no complete run like this one is recorded; dry_run_probe=true measures it"
+        return
+    seconds = time_estimate.estimate_seconds(times, loop, work)
+    yield time_estimate.describe_time(times, seconds, work)
+
+
+def _cost_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
+    """Return the cost on a hosted service; prices are fetched only if the user asks for it."""
+    from tinker_cookbook.utils import cost_estimation
+
+    usage = _most_usage(loop, work)
+    if usage is None:
+        yield "cost     the number of tokens is not known before the run"
+        return
+    if loop.prices is None:
+        yield (
+            f"cost     at most {usage.trained:,} tokens trained and {usage.sampled:,} sampled; "
+            "prices=FILE (or prices=fetch) computes the price"
+        )
+        return
+    model = str(loop.model_name)
+    if loop.prices == PRICES_FETCHED:
+        rates = cost_estimation.fetch_model_pricing(model)
+    else:
+        rates = cost_estimation.find_rates(cost_estimation.read_prices(loop.prices), model)
+    if rates is None:
+        yield f"cost     prices={loop.prices} has no prices of {model}"
+        return
+    word = "at most " if usage.sampled else ""
+    yield (
+        f"cost     {word}${rates.estimate_usd(usage):.2f} for {usage.trained:,} tokens trained, "
+        f"{usage.sampled:,} sampled and {usage.prefill_uncached:,} of prompts; evaluations are "
+        "not counted"
+    )
+
+
+def _most_usage(loop: SharedOptions, work: Workload) -> TokenUsage | None:
+    """Return the tokens of the steps; for reinforcement learning, if no reply ends early."""
+    from tinker_cookbook.utils.cost_estimation import TokenUsage
+
+    if work.num_tokens is not None:
+        return TokenUsage(trained=work.num_tokens)
+    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
+    max_tokens = getattr(loop, "max_tokens", None)
+    if not isinstance(size, int) or not isinstance(max_tokens, int):
+        return None
+    sampled = work.num_rows * size * max_tokens
+    prompts = (work.num_prompt_tokens or 0) * size
+    return TokenUsage(sampled=sampled, prefill_uncached=prompts, trained=sampled + prompts)
 
 
 def _memory_lines(loop: SharedOptions) -> Iterator[str]:

@@ -26,8 +26,14 @@ class Recipe:
     """One recipe: a module, or a package with `__main__.py`."""
 
     name: str
+    """Name behind `recipes.`, such as `sl_basic`, or `preference.rlhf` in a folder of recipes."""
     path: Path
     """The module file, or the package's folder."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module in a copy of the recipe."""
+        return self.path.stem
 
     @property
     def entry(self) -> Path:
@@ -75,13 +81,22 @@ def recipes_folder() -> Path:
 
 
 def find_recipes() -> dict[str, Recipe]:
-    """Return every recipe by name, in alphabetical order."""
-    recipes = {}
+    """Return every recipe by name, in alphabetical order; older names are left out."""
+    found = {}
     for path in sorted(recipes_folder().iterdir()):
-        is_module = path.suffix == ".py" and not path.name.startswith("_")
+        is_module = path.suffix == ".py" and not path.name.startswith("_") and not _is_alias(path)
         if is_module or (path / "__main__.py").is_file():
-            recipes[path.stem] = Recipe(path.stem, path)
-    return recipes
+            found[path.stem] = Recipe(path.stem, path)
+        else:
+            inside = sorted(path.glob("*/__main__.py"))
+            names = {f"{path.name}.{entry.parent.name}": entry.parent for entry in inside}
+            found |= {name: Recipe(name, folder) for name, folder in names.items()}
+    return found
+
+
+def _is_alias(path: Path) -> bool:
+    """Return whether a module only gives another name to a recipe."""
+    return path.read_text(encoding="utf-8").startswith('"""Another name of the recipe')
 
 
 def find_recipe(name: str) -> Recipe:

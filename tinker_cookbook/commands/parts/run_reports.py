@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from tinker_cookbook.commands.parts.recipe_files import find_recipes, run_prefix
 from tinker_cookbook.runs.directory import compare_settings
 from tinker_cookbook.runs.report import sample_command
-from tinker_cookbook.stores.run_facts import lower_is_better
 from tinker_cookbook.utils.byte_sizes import format_bytes
 from tinker_cookbook.utils.durations import format_duration
 from tinker_cookbook.utils.jsonl_log import Row
+from tinker_cookbook.utils.metric_names import lower_is_better
 from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS
 from tinker_cookbook.utils.recipe_code import compare_code
 from tinker_cookbook.utils.terminal_text import escape_controls

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from tinker_cookbook.local.engine.loss_graph import LossGraph
 __all__ = [
     "AdamSpec",
     "ImageInput",
+    "LogitRule",
     "LoraSpec",
     "LossSpec",
     "ModelInfo",
@@ -133,6 +134,25 @@ class TrainResult:
     """Keys are `NAME:REDUCTION`; `loss:sum` is always present."""
 
 
+class LogitRule(Protocol):
+    """Changes which tokens one completion may draw, and with which probabilities.
+
+    The tokens are drawn from the changed logits. Their logprobs are still those of the model
+    without the rule.
+    """
+
+    def change(self, logits_V: np.ndarray) -> None:
+        """Change the float32 logits of the next token in place; -inf forbids a token.
+
+        At least one token must stay possible. An error ends the request.
+        """
+        ...
+
+    def add(self, token: int) -> None:
+        """Take note of a drawn token. An error ends the request."""
+        ...
+
+
 @dataclass(frozen=True)
 class SampleSpec:
     """A sampling request: one prompt and `num_samples` completions."""
@@ -165,6 +185,8 @@ class SampleSpec:
     target_prompt_logprobs: np.ndarray | SparseRows | None = None
     """Token ids to score, int64 [P - 1, K]: row i at prompt position i + 1; -1 is an empty cell."""
     images: tuple[ImageInput, ...] = ()
+    new_rule: Callable[[], LogitRule] | None = None
+    """Makes the rule of one completion, on the engine's thread; None for no rule."""
 
 
 OnToken = Callable[..., None]
@@ -192,7 +214,7 @@ class SampledSequence:
     tokens: np.ndarray
     """int32 [T]."""
     logprobs: np.ndarray
-    """float32 [T], before temperature, top_k and top_p."""
+    """float32 [T], before rules, temperature, top_k and top_p."""
     stop_reason: Literal["stop", "length"]
     topk_logprobs: TokenLogprobs | None = None
 

@@ -1,39 +1,95 @@
-"""Response objects of both endpoints: whole, or as the chunks of a stream."""
+"""Response objects of all endpoints: whole, or as the events of a stream."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+from tinker_cookbook.dialects.chat import chat_delta, chat_message, chat_usage
+from tinker_cookbook.dialects.pieces import (
+    Ending,
+    Piece,
+    ReplyWriter,
+    data_event,
+    join_texts,
+    named_event,
+)
 from tinker_cookbook.local.engine.types import SampleResult, SampleSpec
 from tinker_cookbook.local.openai_api.codec import TextCodec, TextStream
-from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
-from tinker_cookbook.local.openai_api.reply_choice import Choice, LogprobEntry, draws_of
-from tinker_cookbook.local.openai_api.requests import SamplingChoice
+from tinker_cookbook.local.openai_api.errors import describe_error
+from tinker_cookbook.local.openai_api.reply import ReplyReader
+from tinker_cookbook.local.openai_api.reply_choice import (
+    Choice,
+    FinishReason,
+    LogprobEntry,
+    draws_of,
+)
+from tinker_cookbook.local.openai_api.requests import ChatRequest, SamplingChoice
 from tinker_cookbook.local.openai_api.sampling import Drawn
+from tinker_cookbook.local.service.protocol.failures import Failure
 from tinker_cookbook.local.service.protocol.json_body import JsonObject
 
-__all__ = ["ChatAnswer", "CompletionAnswer"]
+__all__ = ["Answer", "ChatAnswer", "ChatContext", "CompletionAnswer", "WriterAnswer"]
 
 
-def _usage(
-    specs: Sequence[SampleSpec], results: Sequence[SampleResult], *, wants_none: bool
-) -> JsonObject:
-    prompt = sum(len(spec.prompt) for spec in specs)
+class Answer(Protocol):
+    """Builds the answer to one request, at once or token by token."""
+
+    def whole(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> JsonObject:
+        """Return the response object of a request without streaming."""
+        ...
+
+    def opening(self, specs: Sequence[SampleSpec]) -> Iterator[JsonObject]:
+        """Yield the events before the first token."""
+        ...
+
+    def take(self, drawn: Drawn) -> Iterator[JsonObject]:
+        """Yield the events of a token; none while a mark or character is incomplete."""
+        ...
+
+    def closing(
+        self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]
+    ) -> Iterator[JsonObject]:
+        """Yield the events after the last token."""
+        ...
+
+    def frame(self, event: JsonObject) -> bytes:
+        """Return an event as it is sent."""
+        ...
+
+    def failure(self, failure: Failure, /) -> JsonObject:
+        """Return the event of an error that ends the stream."""
+        ...
+
+    @property
+    def last_frame(self) -> bytes:
+        """What ends every stream."""
+        ...
+
+
+def _ending(
+    specs: Sequence[SampleSpec],
+    results: Sequence[SampleResult],
+    *,
+    reason: FinishReason = "stop",
+    stop_text: str | None = None,
+    wants_none: bool = False,
+) -> Ending:
     sampled = sum(len(sequence.tokens) for result in results for sequence in result.sequences)
-    sampled = 0 if wants_none else sampled
-    cached = sum(result.prompt_cache_hit_tokens for result in results)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": sampled,
-        "total_tokens": prompt + sampled,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    return Ending(
+        reason,
+        prompt_tokens=sum(len(spec.prompt) for spec in specs),
+        sampled_tokens=0 if wants_none else sampled,
+        cached_tokens=sum(result.prompt_cache_hit_tokens for result in results),
+        stop_text=stop_text,
+    )
 
 
 class _Answer:
-    """What both endpoints share: one `Choice` per completion, filled at once or by a stream."""
+    """What both of OpenAI's older endpoints share: one `Choice` per completion."""
 
     object_name: str
     chunk_name: str
@@ -51,14 +107,12 @@ class _Answer:
         self._asked = choice
         self._end_ids = end_ids
         self._choices: list[Choice] = []
+        self._reader: Callable[[], ReplyReader | None] = lambda: None
         self._head = {
             "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
-
-    def _reader(self) -> ReplyReader | None:
-        return None
 
     def _text_before(self, number: int) -> Sequence[int]:
         """Return the last tokens of prompt `number` whose text its completions continue."""
@@ -74,7 +128,7 @@ class _Answer:
         )
 
     def _usage(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> JsonObject:
-        return _usage(specs, results, wants_none=self._asked.max_tokens == 0)
+        return chat_usage(_ending(specs, results, wants_none=self._asked.max_tokens == 0))
 
     # --- whole ---------------------------------------------------------------------------------
 
@@ -104,9 +158,20 @@ class _Answer:
 
     # --- streamed ------------------------------------------------------------------------------
 
-    def opening(self, num_choices: int) -> Iterator[JsonObject]:
+    last_frame = b"data: [DONE]\n\n"
+
+    def frame(self, event: JsonObject) -> bytes:
+        """Return a chunk as it is sent."""
+        return data_event(event)
+
+    def failure(self, failure: Failure, /) -> JsonObject:
+        """Return the chunk of an error that ends the stream."""
+        return {"error": describe_error(failure)}
+
+    def opening(self, specs: Sequence[SampleSpec]) -> Iterator[JsonObject]:
         """Yield the chunks before the first token."""
-        self._choices = [self._new_choice(index // self._asked.n) for index in range(num_choices)]
+        count = sum(spec.num_samples for spec in specs)
+        self._choices = [self._new_choice(index // self._asked.n) for index in range(count)]
         yield from ()
 
     def take(self, drawn: Drawn) -> Iterator[JsonObject]:
@@ -159,67 +224,122 @@ class _Answer:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class ChatContext:
+    """A chat request, and what its rendered prompt tells about the reply."""
+
+    model: str
+    """Name of the model for the client."""
+    codec: TextCodec
+    chat: ChatRequest
+    end_ids: frozenset[int]
+    """Tokens that end the completion."""
+    starts_in_thinking: bool
+    """Whether the prompt ends inside the reasoning."""
+
+    def reader(self) -> ReplyReader:
+        """Return a reader that splits a reply into reasoning, content and tool calls."""
+        return ReplyReader(
+            starts_in_thinking=self.starts_in_thinking,
+            tools=self.chat.tools,
+            token_marks=self.codec.mark_texts.values(),
+        )
+
+
 class ChatAnswer(_Answer):
     """`chat.completion` and its chunks."""
 
     object_name, chunk_name, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(
-        self,
-        model: str,
-        codec: TextCodec,
-        *,
-        choice: SamplingChoice,
-        end_ids: frozenset[int],
-        tools: Sequence[Mapping[str, object]],
-        starts_in_thinking: bool,
-    ) -> None:
-        super().__init__(model, codec, choice=choice, end_ids=end_ids)
-        self._tools = tools
-        self._starts_in_thinking = starts_in_thinking
-
-    def _reader(self) -> ReplyReader:
-        return ReplyReader(
-            starts_in_thinking=self._starts_in_thinking,
-            tools=self._tools,
-            token_marks=self._codec.mark_texts.values(),
-        )
+    def __init__(self, context: ChatContext) -> None:
+        choice = context.chat.sampling
+        super().__init__(context.model, context.codec, choice=choice, end_ids=context.end_ids)
+        self._reader = context.reader
 
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
     ) -> JsonObject:
-        calls = [piece.call for piece in pieces if piece.kind == "tool_call"]
-        content = _join(pieces, "content")
-        message: JsonObject = {"role": "assistant", "content": content, "refusal": None}
-        reasoning = _join(pieces, "reasoning")
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if calls:
-            message |= {"tool_calls": calls, "content": content or None}
         wants = self._asked.top_logprobs is not None
         return {
-            "message": message,
+            "message": chat_message(pieces),
             "logprobs": self._logprobs(choice, choice.entries) if wants else None,
         }
 
-    def opening(self, num_choices: int) -> Iterator[JsonObject]:
-        yield from super().opening(num_choices)
-        for index in range(num_choices):
+    def opening(self, specs: Sequence[SampleSpec]) -> Iterator[JsonObject]:
+        yield from super().opening(specs)
+        for index in range(len(self._choices)):
             yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
     def _delta(self, choice: Choice, piece: Piece) -> JsonObject:
-        if piece.kind == "reasoning":
-            return {"delta": {"reasoning_content": piece.text}}
-        if piece.kind == "tool_call":
-            call = {"index": choice.next_call_index()} | piece.call
-            return {"delta": {"tool_calls": [call]}}
-        return {"delta": {"content": piece.text}}
+        at = choice.next_call_index() if piece.kind == "tool_call" else 0
+        return {"delta": chat_delta(piece, at)}
 
     def _last_delta(self) -> JsonObject:
         return {"delta": {}}
 
     def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> Mapping[str, object]:
         return choice.chat_logprobs(entries)
+
+
+class WriterAnswer:
+    """The answer in a dialect that has a `ReplyWriter`: one completion of a chat."""
+
+    last_frame = b""
+
+    def __init__(
+        self,
+        writer: ReplyWriter,
+        context: ChatContext,
+        *,
+        failure: Callable[[Failure], JsonObject],
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            writer: writes the reply in its dialect.
+            context: the request and its prompt.
+            failure: returns the event of an error that ends the stream.
+        """
+        self._writer = writer
+        self.failure = failure
+        self._choice = Choice(
+            context.codec,
+            end_ids=context.end_ids,
+            stops=context.chat.sampling.stops,
+            reader=context.reader(),
+        )
+
+    def whole(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> JsonObject:
+        """Return the response object."""
+        [sequence] = results[0].sequences
+        pieces = [piece for drawn in draws_of(sequence) for piece in self._choice.push(drawn)]
+        pieces += self._choice.finish()
+        return self._writer.whole(pieces, self._ending(specs, results))
+
+    def opening(self, specs: Sequence[SampleSpec]) -> Iterator[JsonObject]:
+        """Yield the events before the first token."""
+        return self._writer.opening(_ending(specs, []).prompt_tokens)
+
+    def take(self, drawn: Drawn) -> Iterator[JsonObject]:
+        """Yield the events of a token."""
+        for piece in self._choice.push(drawn):
+            yield from self._writer.take(piece)
+
+    def closing(
+        self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]
+    ) -> Iterator[JsonObject]:
+        """Yield the events after the last token."""
+        for piece in self._choice.finish():
+            yield from self._writer.take(piece)
+        yield from self._writer.closing(self._ending(specs, results))
+
+    def frame(self, event: JsonObject) -> bytes:
+        """Return an event as it is sent."""
+        return named_event(event)
+
+    def _ending(self, specs: Sequence[SampleSpec], results: Sequence[SampleResult]) -> Ending:
+        reason = self._choice.finish_reason(results[0].sequences[0].stop_reason)
+        return _ending(specs, results, reason=reason, stop_text=self._choice.stop_text)
 
 
 class CompletionAnswer(_Answer):
@@ -248,7 +368,7 @@ class CompletionAnswer(_Answer):
     def _show_choice(
         self, choice: Choice, pieces: list[Piece], result: SampleResult, number: int
     ) -> JsonObject:
-        text = _join(pieces, "content")
+        text = join_texts(pieces, "content")
         wants = self._asked.top_logprobs is not None
         logprobs = self._logprobs(choice, choice.entries) if wants else None
         if self._echo:
@@ -269,10 +389,6 @@ class CompletionAnswer(_Answer):
 
     def _logprobs(self, choice: Choice, entries: Sequence[LogprobEntry]) -> Mapping[str, object]:
         return choice.completion_logprobs(entries)
-
-
-def _join(pieces: Iterable[Piece], kind: str) -> str:
-    return "".join(piece.text for piece in pieces if piece.kind == kind)
 
 
 def _prompt_logprobs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.openai_api.chat_template import ChatTemplate, SafeEncoder, encode
 from tinker_cookbook.local.openai_api.reply import INNER_MARKS, MARKS, marks_among
+from tinker_cookbook.local.openai_api.structured import GrammarCompiler
 
 if TYPE_CHECKING:
     from tokenizers.decoders import DecodeStream
@@ -25,8 +27,13 @@ SHOWN_MARKERS = frozenset((*MARKS, *INNER_MARKS))
 class TextCodec:
     """Tokenizer and chat template of one model folder. It may be used on several threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vocab_size: int = 0) -> None:
         """Load them.
+
+        Args:
+            folder: the model folder.
+            vocab_size: number of the model's logits, if it is larger than the tokenizer's
+                vocabulary.
 
         Raises:
             UserError: the folder has no tokenizer.json, or its template is broken.
@@ -34,9 +41,13 @@ class TextCodec:
         self._folder = folder
         self.tokenizer = load_tokenizer(str(folder))
         self._encoder = SafeEncoder(self.tokenizer)
+        self.control_ids = self._encoder.control_ids
+        """Names of control tokens -> their ids."""
         self.template = ChatTemplate.load(folder, self._encoder)
         self.tool_template = ChatTemplate.load(folder, self._encoder, for_tools=True)
         added = self.tokenizer.get_added_tokens_decoder()
+        self.grammars = GrammarCompiler(self.tokenizer, vocab_size)
+        """Compiles what a reply must look like."""
         self.longest_token = max(map(len, self.tokenizer.get_vocab()), default=1)
         """Length of the longest token in characters; limits the length of a text."""
         marks = marks_among({token.content for token in added.values()})
@@ -104,6 +115,13 @@ class TextCodec:
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return [int(name[3:5], 16)]
         return list(name.replace("\u2581", " ").encode())
+
+    @cached_property
+    def image_token(self) -> int | None:
+        """The token that the chat template writes for an image; None for models without images."""
+        config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        token = config.get("image_token_id", config.get("image_token_index"))
+        return token if isinstance(token, int) else None
 
     @cached_property
     def _byte_of(self) -> dict[str, int]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
+from tinker_cookbook.dialects.pieces import Piece
 from tinker_cookbook.local.service.protocol.json_body import JsonObject
 from tinker_cookbook.replies.grammar import TextMark
 from tinker_cookbook.replies.harmony import HARMONY_MARKS, HarmonyReader, HarmonyTokens
@@ -29,16 +28,6 @@ from tinker_cookbook.replies.reader import ReplyReader as MarkReader
 from tinker_cookbook.replies.scanner import MarkScanner, PieceReader
 
 __all__ = ["INNER_MARKS", "MARKS", "Piece", "ReplyReader", "marks_among", "split_reasoning"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The next part of a reply."""
-
-    kind: Literal["content", "reasoning", "tool_call"]
-    text: str = ""
-    call: JsonObject = field(default_factory=dict)
-    """A tool call as the OpenAI API shows it."""
 
 
 def marks_among(names: Collection[str]) -> frozenset[str]:

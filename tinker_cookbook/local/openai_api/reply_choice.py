@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tinker_cookbook.dialects.pieces import Piece
 from tinker_cookbook.local.engine.types import SampledSequence
 from tinker_cookbook.local.openai_api.codec import StopCutter, TextCodec, TextStream
-from tinker_cookbook.local.openai_api.reply import Piece, ReplyReader
+from tinker_cookbook.local.openai_api.reply import ReplyReader
 from tinker_cookbook.local.openai_api.sampling import Drawn
 from tinker_cookbook.local.service.protocol.json_body import JsonObject
 
-__all__ = ["Choice", "LogprobEntry", "draws_of"]
+__all__ = ["Choice", "FinishReason", "LogprobEntry", "draws_of"]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -133,6 +134,11 @@ class Choice:
         """Return the index of the next streamed tool call."""
         self._num_shown_calls += 1
         return self._num_shown_calls - 1
+
+    @property
+    def stop_text(self) -> str | None:
+        """The stop text of the request that ended the completion, if one did."""
+        return self._cutter.found
 
     def finish_reason(self, stop_reason: str) -> FinishReason:
         if stop_reason != "stop":

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.limits import INT32, SAMPLING, Range
-from tinker_cookbook.local.openai_api.reply import split_reasoning
+from tinker_cookbook.local.openai_api.messages import (
+    MAX_CALLS,
+    ChatMessage,
+    Picture,
+    show_message,
+)
+from tinker_cookbook.local.openai_api.reply_shape import (
+    ReplyShape,
+    read_response_format,
+    read_tools,
+)
 from tinker_cookbook.local.service.protocol.bodies import SamplingParams
-from tinker_cookbook.local.service.protocol.json_body import JsonObject, check_depth, show_value
+from tinker_cookbook.local.service.protocol.json_body import JsonObject, show_value
 from tinker_cookbook.local.service.protocol.stops import STOP_TEXTS
 from tinker_cookbook.local.service.protocol.token_arrays import TOKEN_IDS, read_token_ids
 from tinker_cookbook.local.service.protocol.typed_body import AtMost, read_as, refuse_unknown
-from tinker_cookbook.replies.json_source import load_json
 
 __all__ = [
     "ChatRequest",
@@ -28,21 +37,16 @@ __all__ = [
 ]
 
 TOP_LOGPROBS = Range(0, 20)
-MAX_TEXT = 16 * 2**20
+PENALTY = Range(-2, 2)
+REPETITION = Range(0, 100, excludes_lowest=True)
+SHARE = Range(0, 1)
+BIAS = Range(-100, 100)
+MAX_BIASES = 4096
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
 MAX_CHOICES = 1024
 """Maximum number of completions per prompt, fewer than the native API has."""
-MAX_CALLS = 1024
 COMPLETION_TOKENS = 16
-Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-_OTHER_ROLES = {"developer": "system", "function": "tool"}
-"""Roles that are read as another role, as in files of training data."""
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_REASONING_LISTS = ("reasoning_details", "thinking_blocks")
-_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Types of content parts that are text -> the key of the text."""
-
 _INERT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "parallel_tool_calls", "modalities", "verbosity", "request_id"),
@@ -50,13 +54,7 @@ _INERT = (
 """Fields that clients send and that have no effect on what is sampled here. `user` identifies one
 of the clients that share the engine."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "logit_bias": ({},),
     "suffix": ("",),
-    "response_format": ({"type": "text"}, {}),
     "functions": ([],),
     "function_call": ("auto", "none"),
     "reasoning": ({},),
@@ -101,11 +99,17 @@ class _Body(SamplingParams):
     stop: Annotated[list[str], STOP_TEXTS] = field(default_factory=list)
     stop_token_ids: Annotated[np.ndarray, TOKEN_IDS] | None = None
     return_token_ids: bool = False
+    presence_penalty: Annotated[float, PENALTY] = 0.0
+    frequency_penalty: Annotated[float, PENALTY] = 0.0
+    repetition_penalty: Annotated[float, REPETITION] = 1.0
+    min_p: Annotated[float, SHARE] = 0.0
+    logit_bias: JsonObject = field(default_factory=dict)
+    response_format: object = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ChatBody(_Body):
-    messages: Annotated[list[_Message], AtMost(MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], AtMost(MAX_MESSAGES)]
     tools: Annotated[list[object], AtMost(MAX_CALLS)] = field(default_factory=list)
     tool_choice: object = "auto"
     max_completion_tokens: Annotated[int, SAMPLING["max_tokens"]] | None = None
@@ -123,21 +127,6 @@ class _CompletionBody(_Body):
     max_tokens: Annotated[int, INT32] | None = COMPLETION_TOKENS
     logprobs: Annotated[int, TOP_LOGPROBS] | None = None
     best_of: int | None = None
-
-
-@dataclass(kw_only=True)  # not frozen: long chats are built faster
-class _Message:
-    role: Role
-    content: object = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: Annotated[list[object], AtMost(MAX_CALLS)] = field(default_factory=list)
-    function_call: object = None
-    reasoning_content: object = None
-    reasoning: object = None
-    thinking: object = None
-    reasoning_details: object = None
-    thinking_blocks: object = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +148,12 @@ class SamplingChoice:
     top_logprobs: int | None
     """Number of most likely tokens to show; 0: only the sampled tokens' logprobs; None: none."""
     return_token_ids: bool
+    shape: ReplyShape
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,6 +165,8 @@ class ChatRequest:
     """Messages as templates expect them: texts as content, objects as tool arguments."""
     tools: list[JsonObject]
     template_options: JsonObject
+    pictures: list[Picture]
+    """The images of the messages, in their order."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,11 @@ def decode_chat_request(values: JsonObject) -> ChatRequest:
     body = read_as(_ChatBody, given)
     if not body.messages:
         raise UserError("messages=[] is empty; give at least one message")
-    messages = [_show_message(item, f"messages[{at}]") for at, item in enumerate(body.messages)]
+    pictures: list[Picture] = []
+    messages = [
+        show_message(item, f"messages[{at}]", pictures) for at, item in enumerate(body.messages)
+    ]
+    tools, must_call = read_tools(body.tools, body.tool_choice)
     options = _template_options(body.chat_template_kwargs)
     if body.reasoning_effort is not None:
         options["reasoning_effort"] = body.reasoning_effort
@@ -202,8 +203,9 @@ def decode_chat_request(values: JsonObject) -> ChatRequest:
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         top_logprobs=body.top_logprobs if body.logprobs else None,
+        must_call=must_call,
     )
-    return ChatRequest(sampling, messages, _tools(body.tools, body.tool_choice), options)
+    return ChatRequest(sampling, messages, tools, options, pictures)
 
 
 def decode_completion_request(values: JsonObject) -> CompletionRequest:
@@ -251,8 +253,11 @@ def _check_names(
             )
 
 
-def _sampling(body: _Body, *, max_tokens: int | None, top_logprobs: int | None) -> SamplingChoice:
+def _sampling(
+    body: _Body, *, max_tokens: int | None, top_logprobs: int | None, must_call: bool = False
+) -> SamplingChoice:
     stop_ids = body.stop_token_ids
+    schema, schema_field = read_response_format(body.response_format)
     return SamplingChoice(
         model=body.model,
         stream=body.stream,
@@ -267,7 +272,29 @@ def _sampling(body: _Body, *, max_tokens: int | None, top_logprobs: int | None) 
         stop_token_ids=None if stop_ids is None else tuple(stop_ids.tolist()),
         top_logprobs=top_logprobs,
         return_token_ids=body.return_token_ids,
+        shape=ReplyShape(schema, schema_field, must_call),
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        min_p=body.min_p,
+        logit_bias=_logit_bias(body.logit_bias),
     )
+
+
+def _logit_bias(given: JsonObject) -> dict[int, float]:
+    """Read token ids, which are texts in JSON, and what to add to their logits."""
+    if len(given) > MAX_BIASES:
+        raise UserError(f"logit_bias has {len(given)} tokens; at most {MAX_BIASES} are accepted")
+    biases: dict[int, float] = {}
+    for name, value in given.items():
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if not name.isascii() or not name.isdigit() or number is None or number not in BIAS:
+            raise UserError(
+                f"logit_bias has {name[:40]!r}: {show_value(value)}; expected a token id and a "
+                f"number{BIAS}"
+            )
+        biases[int(name)] = float(number)
+    return biases
 
 
 def _prompts(value: object) -> list[str | list[int]]:
@@ -291,97 +318,6 @@ def _prompts(value: object) -> list[str | list[int]]:
     return prompts
 
 
-def _show_message(message: _Message, where: str) -> JsonObject:
-    """Return a message as templates expect it."""
-    role = message.role
-    text = _content(message.content, f"{where}.content", optional=role == "assistant")
-    shown: JsonObject = {"role": _OTHER_ROLES.get(role, role), "content": text}
-    if message.name is not None:
-        shown["name"] = message.name
-    if message.tool_call_id is not None:
-        shown["tool_call_id"] = message.tool_call_id
-    if role != "assistant":
-        return shown
-    reasoning, shown["content"] = _reasoning(message, text, where)
-    if reasoning is not None:
-        shown["reasoning_content"] = reasoning
-    if message.tool_calls:
-        shown["tool_calls"] = [
-            _tool_call(call, f"{where}.tool_calls[{index}]")
-            for index, call in enumerate(message.tool_calls)
-        ]
-    elif message.function_call is not None:
-        call = {"function": message.function_call}
-        shown["tool_calls"] = [_tool_call(call, f"{where}.function_call")]
-    return shown
-
-
-def _reasoning(message: _Message, text: str, where: str) -> tuple[str | None, str]:
-    """Return a reply's reasoning, under any of its names, and the reply's text without it."""
-    for name in _REASONING:
-        value = getattr(message, name)
-        if value is not None:
-            return _content(value, f"{where}.{name}"), text
-    for name in _REASONING_LISTS:
-        value = getattr(message, name)
-        if value:
-            raise UserError(
-                f"{where}.{name}={json.dumps(value)[:80]} is not supported here; send the "
-                "reasoning as reasoning_content, a text"
-            )
-    return split_reasoning(text)
-
-
-def _content(value: object, where: str, *, optional: bool = False) -> str:
-    """Return the text of a content: a text, or a list of text parts."""
-    if value is None and optional:
-        return ""
-    if isinstance(value, list):
-        return "".join(_part(item, f"{where}[{index}]") for index, item in enumerate(value))
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        shown = json.dumps(value)[:80]
-        raise UserError(f"{where}={shown} is not accepted; expected a text or parts")
-    return value
-
-
-def _part(value: object, where: str) -> str:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}={show_value(value)} is not a content part; expected an object")
-    kind = value.get("type")
-    key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-    if key is None:
-        raise UserError(f"{where}.type={str(kind)[:40]!r} is not supported here; use text")
-    return _content(value.get(key), f"{where}.{key}")
-
-
-def _tool_call(value: object, where: str) -> JsonObject:
-    function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise UserError(f"{where}.function is missing or has no name; expected a function call")
-    arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-    call: JsonObject = {
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
-    }
-    identity = value.get("id") if isinstance(value, dict) else None
-    return call | ({"id": identity} if isinstance(identity, str) else {})
-
-
-def _arguments(value: object, where: str) -> JsonObject:
-    """Return the arguments of a call; a missing, null or empty value gives an empty object."""
-    if isinstance(value, str):
-        try:
-            value = load_json(value) if value.strip() else None
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON: {error}") from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}={show_value(value)} is not accepted; expected a JSON object")
-    check_depth(value, where)
-    return value
-
-
 def _template_options(given: JsonObject) -> JsonObject:
     """Return further template variables; refuse those that the request's own fields set."""
     options = dict(given)
@@ -394,25 +330,3 @@ def _template_options(given: JsonObject) -> JsonObject:
                 "Leave it out"
             )
     return options
-
-
-def _tools(given: list[object], choice: object) -> list[JsonObject]:
-    """Return the declared tools, or none if the request asks for an answer without tools."""
-    tools: list[JsonObject] = []
-    for index, tool in enumerate(given):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if (
-            not isinstance(tool, dict)
-            or not isinstance(function, dict)
-            or not isinstance(function.get("name"), str)
-        ):
-            raise UserError(
-                f"tools[{index}] is not a function declaration; expected "
-                '{"type": "function", "function": {"name": ..., "parameters": {...}}}'
-            )
-        tools.append(tool)
-    if choice not in ("auto", "none"):
-        raise UserError(
-            f"tool_choice={str(choice)[:80]} cannot be enforced here; use 'auto' or 'none'"
-        )
-    return [] if choice == "none" else tools

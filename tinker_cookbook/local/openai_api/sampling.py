@@ -6,14 +6,27 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinker_cookbook.local.engine.types import OnToken, SampleResult, SampleSpec
+from tinker_cookbook.local.engine.sampling.logit_rules import (
+    Bias,
+    MinP,
+    Penalties,
+    RepetitionPenalty,
+    new_rules,
+)
+from tinker_cookbook.local.engine.types import (
+    ImageInput,
+    LogitRule,
+    OnToken,
+    SampleResult,
+    SampleSpec,
+)
 from tinker_cookbook.local.errors import NotFoundError, ShuttingDownError, UserError
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.local.openai_api.requests import SamplingChoice
@@ -78,11 +91,11 @@ class Codecs:
     def __init__(self) -> None:
         self._loading: dict[str, asyncio.Task[TextCodec]] = {}
 
-    async def get(self, folder: str) -> TextCodec:
+    async def get(self, folder: str, vocab_size: int) -> TextCodec:
         """Return the codec of a model folder; UserError if its tokenizer cannot be used."""
         task = self._loading.get(folder)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            loading = TEXTS.run(TextCodec, Path(folder))
+            loading = TEXTS.run(TextCodec, Path(folder), vocab_size)
             task = self._loading[folder] = asyncio.create_task(loading)
         return await asyncio.shield(task)
 
@@ -267,7 +280,13 @@ def _retrieve(future: asyncio.Future) -> None:
 
 
 def build_spec(
-    choice: SamplingChoice, prompt: Sequence[int], end_ids: frozenset[int], codec: TextCodec
+    choice: SamplingChoice,
+    prompt: Sequence[int],
+    end_ids: frozenset[int],
+    codec: TextCodec,
+    *,
+    images: Sequence[ImageInput] = (),
+    new_grammar_rule: Callable[[], LogitRule] | None = None,
 ) -> SampleSpec:
     """Return the request to the engine."""
     stop: list[str] | list[int] = sorted(end_ids)
@@ -284,7 +303,33 @@ def build_spec(
         seed=choice.seed,
         stop=stop,
         topk_sample_logprobs=choice.top_logprobs or 0,
+        images=tuple(images),
+        new_rule=new_rules(_rules(choice, prompt, new_grammar_rule)),
     )
+
+
+def _rules(
+    choice: SamplingChoice, prompt: Sequence[int], new_grammar_rule: Callable[[], LogitRule] | None
+) -> list[Callable[[], LogitRule]]:
+    """Return what makes the rules of a completion, in the order in which they are applied.
+
+    Min-p comes last, because it compares the tokens that the others leave.
+    """
+    made: list[Callable[[], LogitRule]] = []
+    if choice.repetition_penalty != 1:
+        made.append(lambda: RepetitionPenalty(choice.repetition_penalty, prompt))
+    presence, frequency = choice.presence_penalty, choice.frequency_penalty
+    if presence or frequency:
+        made.append(lambda: Penalties(presence=presence, frequency=frequency))
+    if choice.logit_bias:
+        tokens = np.fromiter(choice.logit_bias, np.int64)
+        values = np.fromiter(choice.logit_bias.values(), np.float32)
+        made.append(lambda: Bias(tokens, values))
+    if new_grammar_rule is not None:
+        made.append(new_grammar_rule)
+    if choice.min_p > 0:
+        made.append(lambda: MinP(choice.min_p, choice.temperature))
+    return made
 
 
 def with_prompt_scores(spec: SampleSpec, top_logprobs: int | None) -> SampleSpec:

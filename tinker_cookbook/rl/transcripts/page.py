@@ -27,6 +27,7 @@ from tinker_cookbook.rl.transcripts.index import (
 )
 from tinker_cookbook.rl.transcripts.logged_reports import write_logged_reports
 from tinker_cookbook.rl.transcripts.style import FILTER_SCRIPT, STYLE
+from tinker_cookbook.rl.transcripts.token_rows import TOKENS_END, TrainedTokens, write_token_rows
 from tinker_cookbook.rl.types import StopReason, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.utils.disk_errors import optional_file
 
@@ -68,8 +69,9 @@ def write_transcripts(
     *,
     num_groups_on_page: int,
     estimator: AdvantageEstimator = "group_mean",
+    trained: Mapping[int, TrainedTokens] | None = None,
 ) -> None:
-    """Write all rollouts of a batch as JSON lines, and the first groups as a page.
+    """Write all rollouts of a batch as JSON lines, and the first groups as a page and by token.
 
     Args:
         export: What the batch is and where to write. Without a folder, nothing is written; without
@@ -77,6 +79,7 @@ def write_transcripts(
         groups_P: All groups.
         num_groups_on_page: Number of groups on the page; 0: do not write a page.
         estimator: Estimator of the advantages on the page.
+        trained: The trainer's numbers of each trajectory, by its `id`; None for an evaluation.
     """
     if export.folder is None:
         return
@@ -93,6 +96,9 @@ def write_transcripts(
         )
     logged = write_logged_reports(Path(export.folder), export.base_name, title, shown_P)
     if num_groups_on_page and export.tokenizer is not None:
+        tokens_path = Path(export.folder) / f"{export.base_name}{TOKENS_END}"
+        with optional_file(tokens_path):
+            write_token_rows(tokens_path, shown_P, export.tokenizer, trained or {})
         page_path = Path(export.folder) / f"{export.base_name}.html"
         page = build_page(
             title,

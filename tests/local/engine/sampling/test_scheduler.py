@@ -354,7 +354,8 @@ def test_prompt_logprobs(scoring, max_tokens):
 
 
 def test_prompt_logprobs_of_the_last_tokens_leave_the_rest_to_the_prefix_cache(scoring):
-    model, prompt, expected = scoring
+    _, prompt, expected = scoring
+    model = sampled("qwen2", limits=SchedulerLimits(max_batch_tokens=16))
     model.sample(SampleSpec(prompt, 1, 4))
     spec = SampleSpec(
         prompt, 1, 1, prompt_logprobs=True, prompt_logprobs_last_n=5, topk_prompt_logprobs=2
@@ -400,11 +401,11 @@ def test_alternatives_follow_the_model_at_the_requests_temperature(scoring):
     assert greedy.prompt_alt_tokens.token_ids[:, 1].tolist() == expected[:3].argmax(1).tolist()
 
 
-def test_scoring_alone_generates_nothing_and_keeps_no_cache():
+def test_scoring_alone_generates_nothing_and_keeps_only_prefixes():
     model = sampled()
     specs = [SampleSpec(prompt_of(n), 1, 1, prompt_logprobs=True) for n in (30, 2, 80, 1)]
     model.sample(*specs)
-    assert model.cache.num_bytes == 0
+    assert model.cache.num_bytes == model.cache.prefixes.num_bytes
     assert model.scheduler.prompt_tokens == 113
 
 

@@ -21,7 +21,7 @@ from tinker_cookbook.local.engine.model.matrices import DenseMatrix
 from tinker_cookbook.local.engine.model.pack import Pack
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, ShapePacker
-from tinker_cookbook.local.engine.model.transformer import PackedTransformer
+from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTransformer
 from tinker_cookbook.local.engine.model.twin import float32_twin, twin_bytes
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.build import load_kernels
@@ -94,9 +94,30 @@ class BaseModel(Protocol):
         ...
 
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
+        self,
+        adapter: Adapter,
+        pack: Pack,
+        loss: PackLoss,
+        sink: GradientSink,
+        *,
+        kept: ForwardPass | None = None,
     ) -> torch.Tensor:
-        """Return the logprobs, and add the LoRA gradients of the loss to `sink`."""
+        """Return the logprobs, and add the LoRA gradients of the loss to `sink`.
+
+        Args:
+            kept: the forward pass over the same pack with the same weights; None computes it.
+        """
+        ...
+
+    def kept_bytes(self, num_tokens: int, rank: int) -> int | None:
+        """Return the memory of a forward pass that can be run backward later.
+
+        None if this model cannot keep a pass of this size, or would compute it differently.
+        """
+        ...
+
+    def logprobs_and_pass(self, adapter: Adapter, pack: Pack) -> tuple[torch.Tensor, ForwardPass]:
+        """Return the logprobs, and the forward pass for a later `logprobs_and_gradient`."""
         ...
 
 
@@ -157,13 +178,33 @@ class NativeModel:
         hidden, _ = transformer.forward(adapter, pack.tokens, pack.lengths)
         return head.logprobs(adapter, hidden[pack.rows], pack.targets)
 
+    def kept_bytes(self, num_tokens: int, rank: int) -> int | None:
+        if self._has_twin or self._num_blocks_to_keep(num_tokens, rank) < self.arch.num_layers:
+            return None
+        block = self.transformer.activation_bytes(num_tokens, rank)
+        return self.arch.num_layers * block.full + 4 * num_tokens * self.arch.hidden_size
+
+    @torch.no_grad()
+    def logprobs_and_pass(self, adapter: Adapter, pack: Pack) -> tuple[torch.Tensor, ForwardPass]:
+        hidden, tape = self.transformer.forward(
+            adapter, pack.tokens, pack.lengths, keep_blocks=self.arch.num_layers
+        )
+        logprobs = self.head.logprobs(adapter, hidden[pack.rows], pack.targets)
+        return logprobs, (hidden, tape)
+
     @torch.no_grad()
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
+        self,
+        adapter: Adapter,
+        pack: Pack,
+        loss: PackLoss,
+        sink: GradientSink,
+        *,
+        kept: ForwardPass | None = None,
     ) -> torch.Tensor:
         exact = self._exact_parts() if loss.compares else None
         transformer, head = exact or (self.transformer, self.head)
-        hidden, tape = transformer.forward(
+        hidden, tape = kept or transformer.forward(
             adapter,
             pack.tokens,
             pack.lengths,

@@ -28,6 +28,7 @@ from tinker_cookbook.local.engine.model.hf_support import (
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget
 from tinker_cookbook.local.engine.model.pack import Pack
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
+from tinker_cookbook.local.engine.model.transformer import ForwardPass
 from tinker_cookbook.local.engine.model.vision import VISION_PATH_WORDS, VisionInputs, has_vision
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 
@@ -119,10 +120,26 @@ class HfModel:
         with torch.no_grad(), self._using(_matrices(adapter), adapter.scale):
             return self._logprobs(pack)
 
+    def kept_bytes(self, num_tokens: int, rank: int) -> int | None:
+        """Return None: a forward pass of transformers is not kept."""
+        del num_tokens, rank
+        return None
+
+    def logprobs_and_pass(self, adapter: Adapter, pack: Pack) -> tuple[torch.Tensor, ForwardPass]:
+        """Never called, since `kept_bytes` returns None."""
+        raise NotImplementedError
+
     def logprobs_and_gradient(
-        self, adapter: Adapter, pack: Pack, loss: PackLoss, sink: GradientSink
+        self,
+        adapter: Adapter,
+        pack: Pack,
+        loss: PackLoss,
+        sink: GradientSink,
+        *,
+        kept: ForwardPass | None = None,
     ) -> torch.Tensor:
         """Return the logprobs, and add the LoRA gradients of the loss to `sink`."""
+        assert kept is None, "`kept_bytes` returns None"
         matrices = _matrices(adapter)
         leaves = [m.detach().requires_grad_() for pair in matrices.values() for m in pair]
         pairs = dict(zip(matrices, zip(leaves[::2], leaves[1::2], strict=True), strict=True))

@@ -53,6 +53,7 @@ from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kern
 
 __all__ = [
     "BlockBytes",
+    "ForwardPass",
     "PackedTransformer",
     "RopeTable",
     "Tape",
@@ -122,6 +123,10 @@ class Tape:
     again: Callable[[int, torch.Tensor], _Kept] | None = None
     """Recomputes a block in the arithmetic of the forward pass; None: the transformer that runs the
     backward pass recomputes it itself."""
+
+
+ForwardPass = tuple[torch.Tensor, Tape]
+"""Hidden states [T, H] after the final norm, and the record from which the pass is run backward."""
 
 
 @dataclass(frozen=True)

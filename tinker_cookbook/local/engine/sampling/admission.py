@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tinker_cookbook.local.engine.sampling.kv_cache import num_shared
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.prefix_index import num_shared
 from tinker_cookbook.local.engine.sampling.row_allocator import RowAllocator
 from tinker_cookbook.local.engine.sampling.running import Prefill, RunningSequences
 from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence
+from tinker_cookbook.local.engine.sampling.shared_prefixes import SharedPrefixes
 from tinker_cookbook.local.engine.sampling.waiting_queue import WaitingQueue
 
 __all__ = ["Admission"]
@@ -22,11 +23,13 @@ class Admission:
         queue: WaitingQueue,
         running: RunningSequences,
         rows: RowAllocator,
+        prefixes: SharedPrefixes,
         limits: SchedulerLimits,
     ) -> None:
         self._queue = queue
         self._running = running
         self._rows = rows
+        self._prefixes = prefixes
         self._limits = limits
 
     def admit(self) -> None:
@@ -50,10 +53,11 @@ class Admission:
             # a full batch of prompt tokens is enough: more would only hold memory
             is_full = pending[client] >= self._limits.max_batch_tokens
             has_place = self._running.has_place(client, places)
-            if is_full or not has_place or self._waits_for_prefix(client):
+            waiting = None if is_full or not has_place else self._next(client)
+            if waiting is None:
                 held_back.add(client)
                 continue
-            prefill = self._next_prefill(client, places)
+            prefill = self._start(waiting, places)
             if prefill is None:
                 return
             self._running.start_prefill(prefill)
@@ -78,9 +82,22 @@ class Admission:
             self._queue.take_sequence(sibling)
             self._running.start_decoding(sibling)
 
-    def _next_prefill(self, client: str, places: Counter[str]) -> Prefill | None:
-        """Take what a client waits for out of the queue; None where memory is missing."""
-        waiting = self._queue.next_of(client)
+    def _next(self, client: str) -> Sequence | Request | None:
+        """Return what a client's next place is for; None if all wait for running prefills.
+
+        A request for one token that waits is overtaken. Its wait is short, and what comes behind it
+        may fill the batch meanwhile.
+        """
+        for waiting in self._queue.line_of(client):
+            if isinstance(waiting, Sequence):
+                return waiting
+            if waiting.is_single_pass and self._prefixes.waits(waiting):
+                continue
+            return None if self._waits_for_prompt(waiting) else waiting
+        return None
+
+    def _start(self, waiting: Sequence | Request, places: Counter[str]) -> Prefill | None:
+        """Take a sequence or request out of the queue; None where memory is missing."""
         if isinstance(waiting, Sequence):
             return self._resume(waiting, places)
         return self._begin(waiting, places)
@@ -90,36 +107,26 @@ class Admission:
         if self._rows.allocate_fairly(sequence, places) is None:
             return None
         self._queue.take_sequence(sequence)
-        tokens = sequence.cached_tokens()
-        return Prefill(sequence, tokens, self._rows.restore_prefix(sequence, tokens))
+        return self._rows.begin_prefill(sequence, sequence.cached_tokens())
 
     def _begin(self, request: Request, places: Counter[str]) -> Prefill | None:
         """Compute the prompt of a request; its first sequence holds the place and the row."""
-        sequence = request.waiting[0]
-        if self._needs_row(request):
+        prefill = self._prefixes.begin(request)
+        if prefill is None:
+            sequence = request.waiting[0]
             if self._rows.allocate_fairly(sequence, places) is None:
                 return None
-            request.cache_hit_tokens = self._rows.restore_prefix(sequence, request.prompt)
-        self._queue.take_request(request.client)
-        return Prefill(sequence, request.prompt, request.cache_hit_tokens)
+            prefill = self._rows.begin_prefill(sequence, request.prompt)
+            request.cache_hit_tokens = prefill.done
+        self._queue.take_request(request)
+        return prefill
 
-    def _needs_row(self, request: Request) -> bool:
-        """Return False for a prompt that fits into one pass and whose only use is one token.
-
-        Most requests that only score a prompt are like this. No later pass reads their keys.
-        """
-        fits = len(request.prompt) <= self._limits.max_batch_tokens
-        return request.max_new > 1 or bool(request.spec.images) or not fits
-
-    def _waits_for_prefix(self, client: str) -> bool:
-        """Return whether a running prefill computes at least half of the client's next prompt.
+    def _waits_for_prompt(self, request: Request) -> bool:
+        """Return whether a running prefill computes at least half of a prompt to be continued.
 
         The prompt is then copied from that sequence as soon as it decodes.
         """
-        request = self._queue.next_of(client)
-        if not isinstance(request, Request):
-            return False
-        if request.scores_prompt or not self._needs_row(request):
+        if request.scores_prompt or request.is_single_pass:
             return False
         return any(
             prefill.request.adapter is request.adapter

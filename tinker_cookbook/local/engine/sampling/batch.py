@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.sampling.prefix_store import PrefixStore, StoredPrefix
 from tinker_cookbook.local.engine.types import ImageInput
 
 __all__ = ["Batch", "BatchDecoder", "CachePool", "CacheRow", "Chunk", "RowT", "SequenceCache"]
@@ -53,12 +54,16 @@ class Chunk(Generic[RowT]):
 
     tokens: np.ndarray
     start: int
-    """Position of the first token; keys and values of all earlier positions are in `row`."""
+    """Position of the first token; keys and values of all earlier positions are in `row`, or in
+    `prefix`."""
     row: RowT | None
     """None for a whole prompt that nothing follows: its keys and values are not kept."""
     adapter: StackedLora | None
     images: Sequence[ImageInput] = ()
     """Images of a prompt's first chunk; their positions count from the start of the prompt."""
+    prefix: RowT | None = None
+    """Without `row`: where the keys and values of the positions before `start` are read. Other
+    chunks may read them too. `start` is then a multiple of four."""
 
 
 @dataclass
@@ -121,9 +126,12 @@ class BatchDecoder(Protocol[RowT]):
 class SequenceCache(Protocol[RowT]):
     """Holds the keys and values of sequences, one row per sequence; see `kv_cache.KvCache`."""
 
-    shares_prefixes: bool
-    """Whether a row can start with a copy of a part of another sequence."""
     max_bytes: int
+
+    @property
+    def prefixes(self) -> PrefixStore | None:
+        """Prefixes for later requests; None if a row cannot start with another sequence's part."""
+        ...
 
     @property
     def bytes_per_token(self) -> int: ...
@@ -135,6 +143,5 @@ class SequenceCache(Protocol[RowT]):
     def grow(self, row: RowT, num_tokens: int) -> RowT | None: ...
     def copy(self, source: RowT, target: RowT, num_tokens: int) -> None: ...
     def free(self, row: RowT) -> None: ...
-    def restore(self, key: int, tokens: np.ndarray, row: RowT, *, longer_than: int) -> int: ...
+    def restore(self, prefix: StoredPrefix, row: RowT, num_tokens: int) -> None: ...
     def remember(self, key: int, tokens: np.ndarray, row: RowT) -> None: ...
-    def forget(self, key: int) -> None: ...

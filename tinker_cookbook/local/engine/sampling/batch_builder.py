@@ -110,7 +110,7 @@ class BatchBuilder:
             images = () if prefill.done else prefill.request.spec.images
             if images and batch.chunks:
                 break
-            row = prefill.sequence.row
+            row = prefill.row
             if count > budget and images:
                 count = max(budget, min(count, prefill.request.end_of_images))
             elif count > budget and row is not None:
@@ -118,7 +118,10 @@ class BatchBuilder:
             if count <= 0 or (count > budget and batch.chunks):
                 break
             tokens = prefill.tokens[prefill.done : prefill.done + count]
-            batch.chunks.append(Chunk(tokens, prefill.done, row, prefill.request.adapter, images))
+            source = prefill.source if row is None else None
+            prefix = None if source is None else source.row
+            adapter = prefill.request.adapter
+            batch.chunks.append(Chunk(tokens, prefill.done, row, adapter, images, prefix))
             scheduled.prefills.append(prefill)
             budget -= count
 

@@ -12,6 +12,7 @@ from tinker_cookbook.local.engine.sampling.finish import Finisher
 from tinker_cookbook.local.engine.sampling.logits import (
     SamplingParams,
     draw_tokens,
+    logprobs_of,
     logsumexp,
     topk_logprobs,
 )
@@ -52,7 +53,7 @@ class Drawer:
         if not sequences:
             return
         next_indices = np.array([len(sequence.tokens) for sequence in sequences], np.uint64)
-        drawn = _draw_rows(sequences, next_indices, logits_NV)
+        drawn = self._draw_rows(sequences, next_indices, logits_NV)
         for row, sequence in enumerate(sequences):
             self._take(sequence, drawn, row)
 
@@ -75,14 +76,24 @@ class Drawer:
             How many draft tokens were accepted.
         """
         before = len(sequence.tokens)
-        next_indices = before + np.arange(len(logits_NV), dtype=np.uint64)
-        drawn = _draw_rows([sequence] * len(logits_NV), next_indices, logits_NV)
+        # a rule must know each token before it can change the logits of the next one
+        at_once = len(logits_NV) if sequence.rule is None else 1
+        for first in range(0, len(logits_NV), at_once):
+            logits = logits_NV[first : first + at_once]
+            next_indices = before + first + np.arange(len(logits), dtype=np.uint64)
+            drawn = self._draw_rows([sequence] * len(logits), next_indices, logits)
+            if not self._take_while_drafted(sequence, drawn, draft[first:]):
+                break
+        return max(len(sequence.tokens) - before - 1, 0)
+
+    def _take_while_drafted(self, sequence: Sequence, drawn: _Drawn, draft: list[int]) -> bool:
+        """Add tokens up to the first that the draft does not have; return whether it has all."""
         for row, token in enumerate(drawn.tokens):
             self._take(sequence, drawn, row)
             has_ended = sequence.stop_reason is not None or sequence.request.future.done()
             if has_ended or draft[row : row + 1] != [token]:
-                break
-        return max(len(sequence.tokens) - before - 1, 0)
+                return False
+        return True
 
     def _take(self, sequence: Sequence, drawn: _Drawn, row: int) -> None:
         """Add the token of a row to its sequence."""
@@ -110,26 +121,51 @@ class Drawer:
         except Exception as error:  # from the request's on_token
             self._finisher.fail(request, error)
 
+    def _draw_rows(
+        self, sequences: list[Sequence], next_indices: np.ndarray, logits_NV: Tensor
+    ) -> _Drawn:
+        """Draw one token per row.
 
-def _draw_rows(sequences: list[Sequence], next_indices: np.ndarray, logits_NV: Tensor) -> _Drawn:
-    """Draw one token per row.
+        Args:
+            sequences: the sequence of each row; one may have several rows.
+            next_indices: uint64 [N], the number of the token within its completion.
+            logits_NV: float32.
+        """
+        requests = [sequence.request for sequence in sequences]
+        params = SamplingParams(
+            np.array([request.spec.temperature for request in requests]),
+            np.array([request.spec.top_k for request in requests]),
+            np.array([request.spec.top_p for request in requests]),
+        )
+        uniforms = draw_uniforms(
+            np.array([request.seed for request in requests], np.uint64),
+            np.array([sequence.index for sequence in sequences], np.uint64),
+            next_indices,
+        )
+        ruled = [row for row, sequence in enumerate(sequences) if sequence.rule is not None]
+        if ruled:
+            changed_NV = self._change_logits(sequences, ruled, logits_NV)
+            draws = draw_tokens(changed_NV, params, uniforms)
+            draws.logprobs_N[ruled] = logprobs_of(logits_NV[ruled], draws.tokens_N[ruled])
+        else:
+            draws = draw_tokens(logits_NV, params, uniforms)
+        width = max(request.spec.topk_sample_logprobs for request in requests)
+        topk = topk_logprobs(logits_NV, logsumexp(logits_NV), width) if width else None
+        return _Drawn(draws.tokens_N.tolist(), draws.logprobs_N, topk)
 
-    Args:
-        sequences: the sequence of each row; one may have several rows.
-        next_indices: uint64 [N], the number of the token within its completion.
-    """
-    requests = [sequence.request for sequence in sequences]
-    params = SamplingParams(
-        np.array([request.spec.temperature for request in requests]),
-        np.array([request.spec.top_k for request in requests]),
-        np.array([request.spec.top_p for request in requests]),
-    )
-    uniforms = draw_uniforms(
-        np.array([request.seed for request in requests], np.uint64),
-        np.array([sequence.index for sequence in sequences], np.uint64),
-        next_indices,
-    )
-    draws = draw_tokens(logits_NV, params, uniforms)
-    width = max(request.spec.topk_sample_logprobs for request in requests)
-    topk = topk_logprobs(logits_NV, logsumexp(logits_NV), width) if width else None
-    return _Drawn(draws.tokens_N.tolist(), draws.logprobs_N, topk)
+    def _change_logits(
+        self, sequences: list[Sequence], ruled: list[int], logits_NV: Tensor
+    ) -> Tensor:
+        """Return a copy of the logits in which the rules have changed the rows `ruled`."""
+        rows_RV = logits_NV[ruled].cpu()  # a copy: the model's logits give the logprobs
+        for changed_V, row in zip(rows_RV.numpy(), ruled, strict=True):
+            sequence = sequences[row]
+            if sequence.rule is None or sequence.request.future.done():
+                continue
+            try:
+                sequence.rule.change(changed_V)
+            except Exception as error:
+                self._finisher.fail(sequence.request, error)
+        changed_NV = logits_NV.clone()
+        changed_NV[ruled] = rows_RV.to(logits_NV.device)
+        return changed_NV

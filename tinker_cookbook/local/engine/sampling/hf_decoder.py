@@ -15,6 +15,7 @@ from torch import Tensor
 from tinker_cookbook.local.engine.model.hf_model import HfModel, HfSequence
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch
+from tinker_cookbook.local.engine.sampling.prefix_store import StoredPrefix
 from tinker_cookbook.local.engine.types import ImageInput
 
 __all__ = ["HfCache", "HfDecoder"]
@@ -59,7 +60,7 @@ class HfCache:
     """Rows of sequences, limited in number; it shares and stores no prefixes."""
 
     def __init__(self, model: HfModel) -> None:
-        self.shares_prefixes = False  # how to cut a transformers cache depends on the architecture
+        self.prefixes = None  # how to cut a transformers cache depends on the architecture
         self.max_bytes = 0
         self.bytes_per_token = 0
         self.max_row_tokens = model.max_positions
@@ -86,13 +87,10 @@ class HfCache:
             self._pool.num_active -= 1
         self._pool.rows.remove(row)
 
-    def restore(self, key: int, tokens: np.ndarray, row: HfRow, *, longer_than: int) -> int:
-        return 0
+    def restore(self, prefix: StoredPrefix, row: HfRow, num_tokens: int) -> None:
+        raise NotImplementedError("no prefixes are stored")
 
     def remember(self, key: int, tokens: np.ndarray, row: HfRow) -> None:
-        pass
-
-    def forget(self, key: int) -> None:
         pass
 
 

@@ -16,7 +16,15 @@ from torch.nn import functional
 
 from tinker_cookbook.local.engine.native import softmax
 
-__all__ = ["NO_LOGPROB", "Draws", "SamplingParams", "draw_tokens", "logsumexp", "topk_logprobs"]
+__all__ = [
+    "NO_LOGPROB",
+    "Draws",
+    "SamplingParams",
+    "draw_tokens",
+    "logprobs_of",
+    "logsumexp",
+    "topk_logprobs",
+]
 
 NO_LOGPROB = -99999.0
 """Stands for a missing logprob in a top-k answer, next to token 0."""
@@ -100,10 +108,18 @@ def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarra
             params.temperature_N[rows], params.top_k_N[rows], params.top_p_N[rows]
         )
         tokens_N[rows] = _draw_restricted(chosen, subset, uniforms_N[rows])
+    return Draws(tokens_N, _logprobs(logits_NV, blocks.lse_N, tokens_N))
+
+
+def logprobs_of(logits_NV: Tensor, tokens_N: np.ndarray) -> np.ndarray:
+    """Return the logprob of one token per row, as `draw_tokens` does; float32."""
+    return _logprobs(logits_NV, _exp_blocks(logits_NV, None).lse_N, tokens_N)
+
+
+def _logprobs(logits_NV: Tensor, lse_N: Tensor, tokens_N: np.ndarray) -> np.ndarray:
     tokens = torch.from_numpy(tokens_N).to(logits_NV.device)
     chosen_logits = logits_NV.gather(1, tokens[:, None])[:, 0]
-    logprobs = (chosen_logits.double() - blocks.lse_N.double()).float()
-    return Draws(tokens_N, logprobs.cpu().numpy())
+    return (chosen_logits.double() - lse_N.double()).float().cpu().numpy()
 
 
 @dataclass(frozen=True)

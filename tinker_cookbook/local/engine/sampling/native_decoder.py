@@ -42,7 +42,7 @@ from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch
-from tinker_cookbook.local.engine.sampling.kv_cache import Row, cache_shape
+from tinker_cookbook.local.engine.sampling.cache_rows import Row, cache_shape
 
 __all__ = ["NativeDecoder", "native_decoder"]
 
@@ -201,7 +201,8 @@ class NativeDecoder:
         )
         same_as, same_length = _same_beginnings(batch, len(positions))
         call.struct.same_as, call.struct.same_length = same_as.ctypes.data, same_length.ctypes.data
-        spans = _attention_spans(self._span, positions, places[0], same_as, same_length)
+        addresses = places[0][: len(positions)]
+        spans = _attention_spans(self._span, positions, addresses, same_as, same_length)
         call.struct.num_spans, call.struct.spans = len(spans) - 1, spans.ctypes.data
         call.struct.cos, call.struct.sin = cos.data_ptr(), sin.data_ptr()
         self._kernels.forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
@@ -268,10 +269,11 @@ class NativeDecoder:
         return buffer.data_ptr()
 
     def _places(self, batch: Batch[Row]) -> list[np.ndarray]:
-        """Return where each token's keys and values are, as three arrays, int64 [N].
+        """Return where keys and values are, as three int64 arrays.
 
-        The arrays are the address of the sequence's cache in layer 0, the number of floats from one
-        layer to the next, and the capacity in tokens.
+        The arrays are the address of a sequence's cache in layer 0, the number of floats from one
+        layer to the next, and the capacity in tokens. They have one entry per token and then one
+        per prefix of `_prefix_rows`.
         """
         places: list[tuple[int, int, int]] = []
         for row in batch.decode_rows:
@@ -283,11 +285,13 @@ class NativeDecoder:
         for chunk in batch.chunks:
             num = len(chunk.tokens)
             if chunk.row is None:
-                # no later pass reads these keys, so every layer overwrites those of the one before
-                places += [(spare, 0, num)] * num
+                # No later pass reads these keys, so every layer overwrites those of the one before.
+                # The kernels add the position of a key, and the first one is at `start`.
+                places += [(spare - chunk.start * self.arch.head_dim * 4, 0, num)] * num
                 spare += num * token_size * 4
             else:
                 places += [_place(chunk.row)] * num
+        places += [_place(row) for row in _prefix_rows(batch)]
         return list(np.array(places, np.int64).T.copy())
 
     def _current_model(self) -> _Model:
@@ -385,16 +389,29 @@ def _place(row: Row) -> tuple[int, int, int]:
     return kv.data_ptr() + row.index * kv.stride(1) * 4, kv.stride(0), row.pool.capacity
 
 
-def _same_beginnings(batch: Batch[Row], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each token a token whose sequence has the same prefix, and the prefix's length.
+def _prefix_rows(batch: Batch[Row]) -> list[Row]:
+    """Return each prefix of the chunks once."""
+    rows = [chunk.prefix for chunk in batch.chunks if chunk.prefix is not None]
+    return list({id(row): row for row in rows}.values())
 
-    Lengths are rounded down to a multiple of 4, since the kernels read keys four at a time; 0 means
-    that no such token is known.
+
+def _same_beginnings(batch: Batch[Row], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each token an entry of `_places` with the same prefix, and the prefix's length.
+
+    The entry is that of another token, or of a prefix. Lengths are rounded down to a multiple of 4,
+    since the kernels read keys four at a time; 0 means that no such entry is known.
     """
     same_as, same_length = np.zeros((2, num_tokens), np.int64)
     if batch.decode_same:
         pairs = np.array(batch.decode_same, np.int64)
         same_as[: len(pairs)], same_length[: len(pairs)] = pairs[:, 0], pairs[:, 1] // 4 * 4
+    prefixes = {id(row): num_tokens + number for number, row in enumerate(_prefix_rows(batch))}
+    first = len(batch.decode_tokens)
+    for chunk in batch.chunks:
+        end = first + len(chunk.tokens)
+        if chunk.prefix is not None:
+            same_as[first:end], same_length[first:end] = prefixes[id(chunk.prefix)], chunk.start
+        first = end
     return same_as, same_length
 
 

@@ -4,25 +4,24 @@ The hidden state at position p gives the distribution of token p + 1. So the fir
 logprob, and the hidden state of the last position scores nothing in the prompt: it gives the first
 completion token.
 
-Scores need hidden states, which the KV cache does not hold. A prompt is therefore copied from the
-cache only up to `first_hidden`, the first position that something is asked about.
+Scores need hidden states, which the KV cache does not hold. Stored prefixes of scored prompts have
+them; another prompt is copied from the cache only up to `first_hidden`, the first position that
+something is asked about.
 
-Axes: P prompt tokens, N rows of one part of a chunk, V vocabulary.
+Axes: P prompt tokens, N positions that are scored together, V vocabulary.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tinker_cookbook.local.engine.sampling.known_scores import KnownScores
 from tinker_cookbook.local.engine.sampling.logits import (
     NO_LOGPROB,
     SamplingParams,
     draw_tokens,
-    logsumexp,
     topk_logprobs,
 )
 from tinker_cookbook.local.engine.sampling.random_numbers import ALTERNATIVES_STREAM, draw_uniforms
@@ -34,9 +33,6 @@ from tinker_cookbook.local.engine.types import (
 )
 
 __all__ = ["PromptScores"]
-
-_ROWS_AT_ONCE = 64
-"""Rows whose logits [N, V] exist at the same time: those of a long prompt would fill memory."""
 
 
 class PromptScores:
@@ -63,79 +59,82 @@ class PromptScores:
         )
         self.first_hidden = first_scored - 1
         """First position whose hidden state is needed; P - 1 or more means that none is."""
-        self._logprobs = np.full(num_tokens, np.nan, np.float32)
-        self._topk_ids = np.zeros((num_tokens, self._topk), np.int32)
-        self._topk_logprobs = np.zeros((num_tokens, self._topk), np.float32)
-        if self._topk:
-            self._topk_logprobs[:, 0] = NO_LOGPROB
+        self.known = KnownScores(num_tokens)
+        """Logprobs and most likely tokens so far."""
         self._alt_ids = np.zeros((num_tokens - 1, self._alt_k), np.int32)
         self._alt_logprobs = np.zeros((num_tokens - 1, self._alt_k), np.float32)
 
-    def take(self, start: int, hidden_NH: Tensor, to_logits: Callable[[Tensor], Tensor]) -> None:
-        """Score with the hidden states of a chunk.
+    def take_known(self, known: KnownScores, count: int) -> None:
+        """Take over known scores of the first `count` prompt tokens, as far as asked for."""
+        self.known.learn(known, self._first_logprob, count, topk=(self._topk,))
 
-        Args:
-            start: position of the first one. Positions that nothing is asked about are skipped.
-            to_logits: hidden states -> float32 logits [N, V]; called on a few rows at a time.
-        """
-        first = max(start, self.first_hidden)
-        last = min(start + len(hidden_NH), len(self._prompt) - 1)
-        for low in range(first, last, _ROWS_AT_ONCE):
-            high = min(low + _ROWS_AT_ONCE, last)
-            self._score(low, to_logits(hidden_NH[low - start : high - start]))
+    def wanted(self, start: int, stop: int) -> np.ndarray:
+        """Return the positions in [start, stop) whose logits are needed, int64, ascending."""
+        stop = min(stop, len(self._prompt) - 1)
+        positions = np.arange(max(start, self.first_hidden), max(stop, self.first_hidden))
+        needed = (positions + 1 >= self._first_logprob) & ~self.known.places(self._topk)[
+            positions + 1
+        ]
+        if self._alt_k:
+            needed[:] = True
+        return positions[needed | self._targets.has(positions)]
+
+    def score(self, positions_N: np.ndarray, logits_NV: Tensor, lse_N: Tensor) -> None:
+        """Score the tokens that follow some positions, all of them from `wanted`."""
+        # alternatives or targets may start at earlier tokens than the logprobs do
+        skip = int(np.searchsorted(positions_N, self._first_logprob - 1))
+        if skip < len(positions_N):
+            self._score_tokens(positions_N[skip:] + 1, logits_NV[skip:], lse_N[skip:])
+        if self._targets.any:
+            self._targets.score(positions_N, logits_NV, lse_N)
+        if self._alt_k:
+            self._draw_alternatives(positions_N, logits_NV)
 
     def fill(self, result: SampleResult) -> None:
         """Put what was asked for into the answer."""
         spec = self._spec
         if spec.prompt_logprobs:
-            result.prompt_logprobs = self._logprobs
+            result.prompt_logprobs = self.known.logprobs
         if self._topk:
-            result.topk_prompt_logprobs = TokenLogprobs(self._topk_ids, self._topk_logprobs)
+            ids, logprobs = self.known.topk_of(self._topk)
+            missing = np.zeros(self._topk, np.float32)
+            missing[0] = NO_LOGPROB
+            filled = np.where(np.isnan(logprobs[:, :1]), missing, logprobs)
+            result.topk_prompt_logprobs = TokenLogprobs(ids, filled)
         if self._alt_k:
             result.prompt_alt_tokens = TokenLogprobs(self._alt_ids, self._alt_logprobs)
         if spec.target_prompt_logprobs is not None:
             result.target_prompt_logprobs = self._targets.answer()
 
-    def _score(self, low: int, logits_NV: Tensor) -> None:
-        """Score tokens low + 1, low + 2, ... with the logits of positions low, low + 1, ..."""
-        lse_N = logsumexp(logits_NV)
-        scored = slice(low + 1, low + 1 + len(logits_NV))
-        # alternatives or targets may start at earlier tokens than the logprobs do
-        skip = max(self._first_logprob - scored.start, 0)
-        if skip < len(logits_NV):
-            kept = slice(scored.start + skip, scored.stop)
-            wanted = torch.from_numpy(self._prompt[kept].astype(np.int64)).to(logits_NV.device)
-            chosen = logits_NV[skip:].gather(1, wanted[:, None])[:, 0]
-            self._logprobs[kept] = (chosen - lse_N[skip:]).cpu().numpy()
-            if self._topk:
-                found = topk_logprobs(logits_NV[skip:], lse_N[skip:], self._topk)
-                self._topk_ids[kept], self._topk_logprobs[kept] = found
-        if self._targets.any:
-            self._targets.score(low, logits_NV, lse_N)
-        if self._alt_k:
-            self._draw_alternatives(low, logits_NV)
+    def _score_tokens(self, tokens_N: np.ndarray, logits_NV: Tensor, lse_N: Tensor) -> None:
+        """Score the prompt tokens at N places with the logits of the positions before them."""
+        wanted = torch.from_numpy(self._prompt[tokens_N].astype(np.int64)).to(logits_NV.device)
+        chosen = logits_NV.gather(1, wanted[:, None])[:, 0]
+        self.known.logprobs[tokens_N] = (chosen - lse_N).cpu().numpy()
+        if self._topk:
+            ids, logprobs = self.known.topk_of(self._topk)
+            ids[tokens_N], logprobs[tokens_N] = topk_logprobs(logits_NV, lse_N, self._topk)
 
-    def _draw_alternatives(self, low: int, logits_NV: Tensor) -> None:
+    def _draw_alternatives(self, positions_N: np.ndarray, logits_NV: Tensor) -> None:
         """Draw k independent tokens per position at the request's temperature."""
         num_rows = len(logits_NV)
         temperature = np.full(num_rows, self._spec.temperature)
         params = SamplingParams(temperature, np.full(num_rows, -1), np.ones(num_rows))
-        rows = slice(low, low + num_rows)
         for column in range(self._alt_k):
             uniforms = draw_uniforms(
                 np.uint64(self._seed),
                 np.uint64(ALTERNATIVES_STREAM + column),
-                np.arange(low, low + num_rows, dtype=np.uint64),
+                positions_N.astype(np.uint64),
             )
             draws = draw_tokens(logits_NV, params, uniforms)
-            self._alt_ids[rows, column] = draws.tokens_N
-            self._alt_logprobs[rows, column] = draws.logprobs_N
+            self._alt_ids[positions_N, column] = draws.tokens_N
+            self._alt_logprobs[positions_N, column] = draws.logprobs_N
 
 
 class _Targets:
     """Token ids to score at given positions, dense [P - 1, K] or CSR, as one list of cells.
 
-    Row i is scored by position i. Cells are sorted by row, so the cells of a chunk are a range.
+    Row i is scored by position i.
     """
 
     def __init__(self, targets: np.ndarray | SparseRows | None) -> None:
@@ -159,15 +158,17 @@ class _Targets:
         """Return the first row with an id; -1 marks an empty cell."""
         return int(self._rows[self._ids >= 0].min())
 
-    def score(self, low: int, logits_NV: Tensor, lse_N: Tensor) -> None:
-        """Fill the cells of rows low, low + 1, ..."""
-        begin, end = np.searchsorted(self._rows, [low, low + len(logits_NV)])
-        cells = np.arange(begin, end)
-        cells = cells[self._ids[cells] >= 0]
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether something is asked in the row of each position, bool [N]."""
+        return np.isin(positions, self._rows[self._ids >= 0])
+
+    def score(self, positions_N: np.ndarray, logits_NV: Tensor, lse_N: Tensor) -> None:
+        """Fill the cells of the rows of some positions."""
+        cells = np.flatnonzero(np.isin(self._rows, positions_N) & (self._ids >= 0))
         if not len(cells):
             return
         device = logits_NV.device
-        rows = torch.from_numpy(self._rows[cells] - low).to(device)
+        rows = torch.from_numpy(np.searchsorted(positions_N, self._rows[cells])).to(device)
         ids = torch.from_numpy(self._ids[cells]).to(device)
         self._values[cells] = (logits_NV[rows, ids] - lse_N[rows]).cpu().numpy()
 

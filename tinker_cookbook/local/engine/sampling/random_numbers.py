@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-__all__ = ["ALTERNATIVES_STREAM", "draw_uniforms", "fresh_seed"]
+__all__ = ["ALTERNATIVES_STREAM", "draw_uniforms", "fresh_seed", "hash_positions"]
 
 ALTERNATIVES_STREAM = 1 << 32
 """First stream for draws at prompt positions; lower streams are the completions of a request."""
@@ -43,6 +43,13 @@ def draw_uniforms(
         state = _mix(state + np.asarray(streams, np.uint64) * _GAMMA + _GAMMA)
         state = _mix(state + np.asarray(positions, np.uint64) * _GAMMA + _GAMMA)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def hash_positions(key: int, tokens: np.ndarray) -> np.ndarray:
+    """Hash (key, position, token) for every token of a sequence, uint64 [T]."""
+    with np.errstate(over="ignore"):
+        state = np.arange(len(tokens), dtype=np.uint64) * _GAMMA + np.uint64(key)
+        return _mix(_mix(state + _GAMMA) + tokens.astype(np.uint64) * _GAMMA)
 
 
 def fresh_seed() -> int:

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 
 from tinker_cookbook.local.engine.sampling.batch import CacheRow, SequenceCache
-from tinker_cookbook.local.engine.sampling.kv_cache import num_shared
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
-from tinker_cookbook.local.engine.sampling.running import RunningSequences
-from tinker_cookbook.local.engine.sampling.sequence import Sequence
+from tinker_cookbook.local.engine.sampling.prefix_index import hash_beginnings, num_shared
+from tinker_cookbook.local.engine.sampling.running import Prefill, RunningSequences
+from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence
 from tinker_cookbook.local.engine.sampling.waiting_queue import WaitingQueue
 
 __all__ = ["RowAllocator"]
@@ -80,37 +80,41 @@ class RowAllocator:
                 count += len(request.waiting)
         return max(min(count, most), 1)
 
-    def restore_prefix(self, sequence: Sequence, tokens: np.ndarray) -> int:
+    def begin_prefill(self, sequence: Sequence, tokens: np.ndarray) -> Prefill:
         """Copy keys and values of the longest known beginning of `tokens` into a sequence's row.
 
-        Sources are the sequences that decode with the same weights, and the prefix store.
-
-        Returns:
-            The number of tokens copied. It is less than `len(tokens)`: the last token is always
-            computed, since its hidden state gives the next one.
+        Sources are the sequences that decode with the same weights, and the stored prefixes. At
+        least the last token is computed, since its hidden state gives the next one.
         """
-        if not self._cache.shares_prefixes:
-            return 0
+        store = self._cache.prefixes
+        if store is None:
+            return Prefill(sequence, tokens, 0)
         assert sequence.row is not None, "a prefix is restored into a row"
         request = sequence.request
-        limit = len(tokens) - 1
-        if request.prompt_scores is not None and not sequence.tokens:
-            # prompt logprobs come from hidden states, which no cache holds
-            limit = min(limit, request.prompt_scores.first_hidden)
-        best, source = 0, None
+        # prompt logprobs come from hidden states; a resumed completion needs none
+        first_hidden = len(tokens) - 1 if sequence.tokens else request.first_hidden
+        best, other = self._find_decoding(request, tokens[:first_hidden])
+        hashes = hash_beginnings(request.adapter_key, tokens)
+        prefix, stored = store.find(hashes, tokens, first_hidden)
+        if prefix is not None and stored > best:
+            self._cache.restore(prefix, sequence.row, stored)
+            store.pin(prefix)
+            prefill = Prefill(sequence, tokens, stored)
+            prefill.use(store, prefix, None)
+            return prefill
+        if other is not None:
+            self._cache.copy(other, sequence.row, best)
+        return Prefill(sequence, tokens, best)
+
+    def _find_decoding(self, request: Request, tokens: np.ndarray) -> tuple[int, CacheRow | None]:
+        """Return the most leading tokens that a decoding sequence shares, and its row."""
+        best, row = 0, None
         for other in self._running.decoding:
             if other.request.adapter is request.adapter and other.row is not None:
-                shared = num_shared(other.cached_tokens(), tokens[:limit])
+                shared = num_shared(other.cached_tokens(), tokens)
                 if shared > best:
-                    best, source = shared, other.row
-        stored = self._cache.restore(
-            request.adapter_key, tokens[:limit], sequence.row, longer_than=best
-        )
-        if stored:
-            return stored
-        if source is not None:
-            self._cache.copy(source, sequence.row, best)
-        return best
+                    best, row = shared, other.row
+        return best, row
 
     def make_room_for_next_tokens(self) -> None:
         """Grow the rows of decoding sequences by one token each.

@@ -30,10 +30,12 @@ from tinker_cookbook.local.engine.sampling.draw import Drawer
 from tinker_cookbook.local.engine.sampling.fairness import FairTurns
 from tinker_cookbook.local.engine.sampling.finish import Finisher
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
+from tinker_cookbook.local.engine.sampling.prompt_scorer import PromptScorer
 from tinker_cookbook.local.engine.sampling.prompt_scores import PromptScores
 from tinker_cookbook.local.engine.sampling.row_allocator import RowAllocator
 from tinker_cookbook.local.engine.sampling.running import Prefill, RunningSequences
 from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence, SequenceStatus
+from tinker_cookbook.local.engine.sampling.shared_prefixes import SharedPrefixes
 from tinker_cookbook.local.engine.sampling.waiting_queue import WaitingQueue
 from tinker_cookbook.local.errors import UserError
 
@@ -56,8 +58,11 @@ class Scheduler:
         self._queue = WaitingQueue()
         self._running = RunningSequences(limits)
         self._rows = RowAllocator(self._cache, self._queue, self._running, limits)
-        self._admission = Admission(self._queue, self._running, self._rows, limits)
-        self._turns = FairTurns(decoder.overhead_tokens)
+        overhead = decoder.overhead_tokens
+        prefixes = SharedPrefixes(self._cache.prefixes, self._queue, limits, overhead)
+        self._admission = Admission(self._queue, self._running, self._rows, prefixes, limits)
+        self._scorer = PromptScorer(self._decoder)
+        self._turns = FairTurns(overhead)
         self._builder = BatchBuilder(self._running, limits)
         self._finisher = Finisher(self._queue, self._running, self._rows)
         self._drawer = Drawer(self._finisher)
@@ -123,7 +128,8 @@ class Scheduler:
 
     def forget(self, key: int) -> None:
         """Drop the stored prefixes of weights that are gone."""
-        self._cache.forget(key)
+        if self._cache.prefixes is not None:
+            self._cache.prefixes.forget(key)
 
     def fail_all(self, error: Exception) -> None:
         """Fail everything queued or running."""
@@ -170,7 +176,7 @@ class Scheduler:
                 self._start_completions(prefill.request, logits_V)
         for prefill in completed:
             if prefill.sequence.status is SequenceStatus.PREFILLING:  # its request has not failed
-                self._end_prefill(prefill.sequence)
+                self._end_prefill(prefill)
         self._finish_ended(decoding)
 
     def _advance_prefills(
@@ -186,7 +192,7 @@ class Scheduler:
         first = len(scheduled.decoding)
         for prefill, chunk in zip(scheduled.prefills, scheduled.batch.chunks, strict=True):
             end = first + len(chunk.tokens)
-            self._score_prompt(prefill, hidden[first:end])
+            self._collect_hidden(prefill, hidden[first:end])
             prefill.done += len(chunk.tokens)
             self.prompt_tokens += len(chunk.tokens)
             if not prefill.remaining:
@@ -194,17 +200,18 @@ class Scheduler:
                 if prefill.draws_first_tokens:
                     last_rows.append(end - 1)
             first = end
+        self._scorer.run()
         return completed, last_rows
 
-    def _score_prompt(self, prefill: Prefill, hidden: Tensor) -> None:
-        request = prefill.request
-        if request.prompt_scores is None or not prefill.draws_first_tokens:
-            return  # a preempted sequence is computed again, but its prompt is scored already
-        request.prompt_scores.take(
-            prefill.done,
-            hidden,
-            lambda rows: self._decoder.logits(rows, [(request.adapter, len(rows))]),
-        )
+    def _collect_hidden(self, prefill: Prefill, hidden: Tensor) -> None:
+        """Hand on the hidden states of a chunk and, with the first chunk, of the prefix before."""
+        source, kept = prefill.source, prefill.kept
+        is_first = prefill.done == prefill.num_shared
+        if is_first and source is not None and source.hidden is not None:
+            self._scorer.collect(prefill, 0, source.hidden[: prefill.num_shared])
+        self._scorer.collect(prefill, prefill.done, hidden)
+        if kept is not None:
+            kept.keep_hidden(prefill.done, hidden)
 
     def _start_completions(self, request: Request, logits_V: Tensor) -> None:
         """Draw the first token of every completion from the logits of the prompt's last token.
@@ -223,8 +230,11 @@ class Scheduler:
             else:
                 self._finisher.finish(sequence)
 
-    def _end_prefill(self, sequence: Sequence) -> None:
+    def _end_prefill(self, prefill: Prefill) -> None:
         """Let a sequence whose tokens are all computed decode, unless its first token ended it."""
+        sequence = prefill.sequence
+        if not sequence.request.future.done():
+            prefill.share()
         self._running.remove(sequence)
         if sequence.request.future.done():  # cancelled during this step
             self._rows.release(sequence)

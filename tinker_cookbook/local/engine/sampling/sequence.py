@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from tinker_cookbook.local.engine.sampling.prefix_index import hash_beginnings
 from tinker_cookbook.local.engine.sampling.random_numbers import fresh_seed
 from tinker_cookbook.local.engine.types import (
     OnToken,
@@ -58,6 +60,7 @@ class Sequence:
         "matcher",
         "request",
         "row",
+        "rule",
         "status",
         "stop_reason",
         "tokens",
@@ -76,6 +79,9 @@ class Sequence:
         self.topk_ids: list[np.ndarray] = []
         self.topk_logprobs: list[np.ndarray] = []
         self.matcher = request.stop_rule.matcher()
+        new_rule = request.spec.new_rule
+        self.rule = None if new_rule is None else new_rule()
+        """Changes the logits that tokens are drawn from."""
         self.stop_reason: Literal["stop", "length"] | None = None
         self.row: CacheRow | None = None
         """Where its keys and values are; None while it has none."""
@@ -107,6 +113,8 @@ class Sequence:
             self.stop_reason = "stop"
         elif len(self.tokens) >= self.request.max_new:
             self.stop_reason = "length"
+        if self.rule is not None and self.stop_reason is None:
+            self.rule.add(token)
         if self.request.on_token is not None:
             topk = [(self.topk_ids[-1], self.topk_logprobs[-1])] if self.topk_ids else []
             self.request.on_token(self.index, token, logprob, *topk)
@@ -150,7 +158,7 @@ class Request:
     finished: list[SampledSequence | None] = field(default_factory=list)
     """Results of the completions by their indices; None for one that has not ended."""
     cache_hit_tokens: int = 0
-    """Prompt tokens whose keys and values were copied instead of computed."""
+    """Prompt tokens whose keys and values were known and not computed."""
 
     def __post_init__(self) -> None:
         self.prompt = np.ascontiguousarray(self.spec.prompt, np.int32)
@@ -159,6 +167,25 @@ class Request:
         self.waiting = [Sequence(self, index) for index in range(self.spec.num_samples)]
         self.unfinished = self.spec.num_samples
         self.finished = [None] * self.spec.num_samples
+
+    @property
+    def is_single_pass(self) -> bool:
+        """Whether one token is drawn and nothing follows it, so that no later pass reads its keys.
+
+        Most requests that only score a prompt are like this.
+        """
+        return self.max_new <= 1 and not self.spec.images
+
+    @cached_property
+    def hashes(self) -> list[int]:
+        """Hashes of the prompt's beginnings; see `prefix_index`."""
+        return hash_beginnings(self.adapter_key, self.prompt)
+
+    @property
+    def first_hidden(self) -> int:
+        """First position of the prompt whose hidden state is needed."""
+        last = len(self.prompt) - 1
+        return last if self.prompt_scores is None else min(self.prompt_scores.first_hidden, last)
 
     @property
     def adapter_key(self) -> int:

@@ -23,7 +23,7 @@ from tinker_cookbook.local.engine.model.ops import RopeTable, apply_rope, rms_no
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
-from tinker_cookbook.local.engine.sampling.kv_cache import Pool, Row, cache_shape
+from tinker_cookbook.local.engine.sampling.cache_rows import Pool, Row, cache_shape
 
 __all__ = ["TorchDecoder"]
 
@@ -165,6 +165,9 @@ class TorchDecoder:
             stored = chunk.row.pool.kv[layer, chunk.row.index].permute(2, 1, 0, 3)[:end]
             stored[chunk.start :] = kv
             kv = stored
+        elif chunk.prefix is not None:
+            known = chunk.prefix.pool.kv[layer, chunk.prefix.index].permute(2, 1, 0, 3)
+            kv = torch.cat([known[: chunk.start], kv])
         keys, values = kv.unbind(1)
         groups = self.arch.num_heads // self.arch.num_kv_heads
         mask = None

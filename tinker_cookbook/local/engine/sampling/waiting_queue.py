@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
+from tinker_cookbook.local.engine.sampling.prefix_index import PrefixIndex
 from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence, SequenceStatus
 
 __all__ = ["WaitingQueue"]
+
+_MOST_AHEAD = 64
+"""Number of requests of a client that are considered for its next place."""
 
 
 @dataclass(eq=False)
@@ -26,6 +31,8 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
+        self._beginnings = PrefixIndex[Request]()
+        """The waiting requests that can share prefixes with each other."""
 
     def __len__(self) -> int:
         """Number of waiting requests and suspended sequences."""
@@ -52,6 +59,12 @@ class WaitingQueue:
     def add_request(self, request: Request) -> None:
         """Put a new request at the end of its client's line."""
         self._line(request.client).requests.append(request)
+        if request.is_single_pass:
+            self._beginnings.add(request, request.hashes)
+
+    def num_shared(self, request: Request) -> int:
+        """Return how many prompt tokens a waiting request shares with another, in whole blocks."""
+        return self._beginnings.num_shared(request.hashes, with_items=2)
 
     def suspend(self, sequence: Sequence, *, first: bool = False) -> None:
         """Put a sequence that lost its row, or never got one, behind or before its client's other
@@ -64,10 +77,10 @@ class WaitingQueue:
         else:
             line.append(sequence)
 
-    def next_of(self, client: str) -> Sequence | Request:
-        """Return what a client's next place is for."""
+    def line_of(self, client: str) -> list[Sequence | Request]:
+        """Return what a client's next places are for, in this order."""
         line = self._lines[client]
-        return line.suspended[0] if line.suspended else line.requests[0]
+        return [*line.suspended, *islice(line.requests, _MOST_AHEAD)]
 
     def take_sequence(self, sequence: Sequence) -> None:
         """Remove a suspended sequence that gets a place."""
@@ -75,11 +88,10 @@ class WaitingQueue:
         self._lines[client].suspended.remove(sequence)
         self._drop_if_empty(client)
 
-    def take_request(self, client: str) -> Request:
-        """Remove and return the oldest request of a client."""
-        request = self._lines[client].requests.popleft()
-        self._drop_if_empty(client)
-        return request
+    def take_request(self, request: Request) -> None:
+        """Remove a request that gets a place."""
+        self._lines[request.client].requests.remove(request)
+        self._leave(request)
 
     def drop(self, request: Request) -> None:
         """Remove a request and its suspended sequences, if they are in the queue."""
@@ -88,6 +100,11 @@ class WaitingQueue:
             return
         line.requests = deque(r for r in line.requests if r is not request)
         line.suspended = deque(s for s in line.suspended if s.request is not request)
+        self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        if request.is_single_pass:
+            self._beginnings.discard(request, request.hashes)
         self._drop_if_empty(request.client)
 
     def _line(self, client: str) -> _Line:

@@ -29,6 +29,7 @@ from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
 from tinker_cookbook.local.engine.training.built_in_loss import BuiltInPackLoss
 from tinker_cookbook.local.engine.training.custom_loss import GraphPackLoss
+from tinker_cookbook.local.engine.training.kept_forwards import ForwardMemory
 from tinker_cookbook.local.engine.training.optimizer import AdamState, check_adam_spec
 from tinker_cookbook.local.engine.types import (
     AdamSpec,
@@ -42,6 +43,8 @@ from tinker_cookbook.utils.durable_files import flush_folder
 
 __all__ = ["TrainingPass", "TrainingRun"]
 
+KEPT_BYTES = 2 * 2**30
+"""Maximum memory of the forward passes that a run keeps between two requests."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -55,6 +58,7 @@ class TrainingRun:
         self.gradient: torch.Tensor | None = None
         """Gradient summed over all calls since the last step; None before the first."""
         self.adam_state: AdamState | None = None
+        self.forwards = ForwardMemory()
 
     @classmethod
     def from_folder(cls, model: BaseModel, folder: Path, *, with_optimizer: bool) -> TrainingRun:
@@ -97,6 +101,7 @@ class TrainingRun:
         self.model.spare_gradients.give(gradient)
         self.gradient = None
         self.adapter.version += 1
+        self.forwards.end_step()
         return {
             "grad_norm": grad_norm,
             "learning_rate": float(adam.learning_rate),
@@ -147,6 +152,7 @@ class TrainingRun:
         self.adapter.load_peft(folder)
         self.adam_state = state
         self.gradient = None
+        self.forwards.end_step()
 
     def _read_optimizer(self, folder: Path) -> AdamState:
         path = folder / _OPTIMIZER_FILE
@@ -257,9 +263,11 @@ class TrainingPass:
             if self._gradient is None:
                 self._gradient = model.spare_gradients.take(adapter.parameters)
             sink = GradientSink(adapter.layout, self._gradient)
-            logprobs = model.logprobs_and_gradient(adapter, pack, pack_loss, sink)
+            # A loss that looks at the sampler's logprobs may need another arithmetic.
+            kept = None if pack_loss.compares else self._run.forwards.take(pack)
+            logprobs = model.logprobs_and_gradient(adapter, pack, pack_loss, sink, kept=kept)
         else:
-            logprobs = model.logprobs(adapter, pack)
+            logprobs = self._forward(pack)
             if pack_loss.by_sequence:
                 pack_loss.see_all(logprobs)
             else:
@@ -275,6 +283,21 @@ class TrainingPass:
             self._logprobs[index] = values[:, 0] if self._data[index].is_flat else values
         self._next_pack += 1
         return self._next_pack == len(self._packs)
+
+    def _forward(self, pack: Pack) -> torch.Tensor:
+        """Return the logprobs; keep the pass if `forward_backward` will probably follow."""
+        model, adapter, forwards = self._run.model, self._run.adapter, self._run.forwards
+        forwards.note(pack)
+        num_bytes = self._kept_bytes(len(pack.tokens))
+        if num_bytes is None or not forwards.can_keep(num_bytes, KEPT_BYTES):
+            return model.logprobs(adapter, pack)
+        logprobs, kept = model.logprobs_and_pass(adapter, pack)
+        forwards.keep(pack, kept, num_bytes, KEPT_BYTES)
+        return logprobs
+
+    def _kept_bytes(self, num_tokens: int) -> int | None:
+        """Return the memory of a pass that is kept; None if it cannot be kept."""
+        return self._run.model.kept_bytes(num_tokens, self._run.adapter.rank)
 
     def _build_loss(self, pack: Pack) -> PackLoss:
         if self._graph is None:

@@ -30,6 +30,7 @@ from tinker_cookbook.local.service.state.core import Service
 from tinker_cookbook.local.service.storage.loss_curves import COLUMNS, losses_agree
 from tinker_cookbook.local.service.storage.rows import CheckpointRow, RunRow
 from tinker_cookbook.local.service.storage.run_facts import Origin
+from tinker_cookbook.utils.page_parts import fill_page
 from tinker_cookbook.utils.session_naming import RUN_NAME_METADATA_KEY
 
 __all__ = ["PATHS_WITHOUT_KEY", "ROUTES", "STATUS_PATHS"]
@@ -54,7 +55,7 @@ async def page(service: Service, request: Request) -> Response:
 @cache
 def _page() -> tuple[str, str]:
     """Return the page and its policy: it may run its own script and talk only to this service."""
-    text = Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
+    text = fill_page(Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8"))
     script = _hash_of(text, "script")
     style = _hash_of(text, "style")
     policy = (

@@ -17,7 +17,7 @@ from types import TracebackType
 from tinker_cookbook.capture.calls import RecordedCall, call_from_json, call_to_json
 from tinker_cookbook.exceptions import DataFormatError
 
-__all__ = ["CallLog", "read_calls"]
+__all__ = ["CallLog", "read_lines"]
 
 _READ_AT_ONCE = 2**16
 
@@ -83,7 +83,7 @@ class CallLog:
         self.close()
 
 
-def read_calls(path: str | Path) -> Iterator[RecordedCall]:
+def read_lines(path: str | Path) -> Iterator[RecordedCall]:
     """Yield the calls of a file, without a last line that was cut in half.
 
     Raises:

@@ -1,0 +1,1 @@
+"""DPO on pairs of the model's own replies, on a file of pairs, or on a public data set."""

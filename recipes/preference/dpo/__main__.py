@@ -1,0 +1,71 @@
+"""Preference learning: DPO on pairs of the model's own replies, or on a file of pairs.
+
+    python -m recipes.preference.dpo                          # the default model, on this machine
+    python -m recipes.preference.dpo data=pairs.jsonl test_size=100      # your own pairs
+    python -m recipes.preference.dpo loss=simpo dpo_beta=2.0 loss_config.gamma=0.5
+
+Without `data=`, the model is asked to write about a topic in a given number of words, several
+times for each request. The reply that comes nearest to the number and the one furthest from it are
+a pair. Topics of held-out requests are not trained on.
+
+A row of such a file is {"prompt": ..., "chosen": ..., "rejected": ...}, with texts or lists of
+messages, or two whole conversations as chosen and rejected. The same command again resumes a
+stopped run.
+"""
+
+from __future__ import annotations
+
+import chz
+
+from tinker_cookbook import recipe
+from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
+
+from .own_replies import OwnReplyComparisons, check_can_count
+from .word_count import WordCountEvaluatorBuilder
+
+
+@chz.chz
+class Config(train_dpo.PreferenceOptions):
+    """The settings of this recipe: its pairs, and those of every preference run."""
+
+    data: str | None = chz.field(
+        default=None, doc="File, folder or several of pairs; default: pairs of the model's replies."
+    )
+    test_size: int = chz.field(
+        default=16, doc="Number of held-out pairs; of own replies, of held-out requests."
+    )
+    batch_size: int = chz.field(default=8, doc="Pairs per optimizer step.")
+    max_length: int = chz.field(default=512, doc="Tokens after which a completion is cut.")
+    num_prompts: int = chz.field(default=48, doc="Requests that pairs are made from.")
+    samples_per_prompt: int = chz.field(default=8, doc="Replies sampled per request.")
+    pairs_per_prompt: int = chz.field(default=3, doc="Maximum pairs made from one request.")
+    loss: str = "dpo_with_nll"
+    num_epochs: int = 2
+    learning_rate: float = 2e-4
+    eval_every: int = 100
+    save_every: int = 10
+
+
+def build(config: Config) -> train_dpo.Config:
+    """Return the train loop's settings: the pairs, and an evaluation by the rule."""
+    from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+
+    common = recipe.fill(ChatDatasetBuilderCommonConfig, config)
+    if config.data is None:
+        if config.dry_run:
+            check_can_count(str(config.log_path))
+        comparisons = recipe.fill(OwnReplyComparisons, config)
+        evaluators = [recipe.fill(WordCountEvaluatorBuilder, config)]
+    else:
+        comparisons = ComparisonBuilderFromJsonl(
+            train_path=config.data, test_size=config.test_size, seed=config.seed
+        )
+        evaluators = []
+    pairs = DPODatasetBuilderFromComparisons(common_config=common, comparison_builder=comparisons)
+    return recipe.preference(config, pairs, evaluator_builders=evaluators)
+
+
+if __name__ == "__main__":
+    recipe.main(Config, build)

@@ -1,0 +1,1 @@
+"""Reward models of two kinds, trained on comparisons."""

@@ -1,0 +1,1 @@
+"""RLHF: a supervised stage, a reward model, and reinforcement learning against it."""

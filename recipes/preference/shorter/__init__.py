@@ -1,0 +1,1 @@
+"""Self-play for short replies, with a judge that only looks at the length."""
