@@ -32,7 +32,8 @@ MAX_TOKENS = 64
 MMLU_TEXT = (
     "The following are multiple choice questions (with answers) about "
     "{{subject.replace('_', ' ')}}.\n\n{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\n"
-    "C. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
+    "C. {{choices[2]}}\nD. {{choices[3]}}"
+    "{% if choices|length > 4 %}\nE. {{choices[4]}}{% endif %}\nAnswer:"
 )
 
 
@@ -70,7 +71,7 @@ def lm_eval_task(name: str, rows: list[dict[str, Any]], folder: Path) -> dict[st
             "output_type": "multiple_choice",
             "doc_to_text": MMLU_TEXT,
             "doc_to_target": "answer",
-            "doc_to_choice": ["A", "B", "C", "D"],
+            "doc_to_choice": lambda row: list("ABCDE"[: len(row["choices"])]),
             "metric_list": [{"metric": "acc"}],
         }
     else:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import chz
-from inspect_ai import Tasks, eval_async
-from inspect_ai.log import EvalLog
-from inspect_ai.model import GenerateConfig as InspectAIGenerateConfig
-from inspect_ai.model import Model as InspectAIModel
-from inspect_ai.model import ModelAPI as InspectAIModelAPI
+from inspect_ai import Tasks, eval_async  # pyright: ignore[reportMissingImports]
+from inspect_ai.log import EvalLog  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import GenerateConfig as InspectAIGenerateConfig  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import Model as InspectAIModel  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ModelAPI as InspectAIModelAPI  # pyright: ignore[reportMissingImports]
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from inspect_ai._util.content import Content as InspectContent
-from inspect_ai.model import (
+from inspect_ai._util.content import Content as InspectContent  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ChatCompletionChoice,
     ContentReasoning,
     ContentText,
@@ -20,17 +20,17 @@ from inspect_ai.model import (
     StopReason,
     modelapi,
 )
-from inspect_ai.model import ChatMessage as InspectAIChatMessage
-from inspect_ai.model import ChatMessageAssistant as InspectAIChatMessageAssistant
-from inspect_ai.model import ChatMessageTool as InspectAIChatMessageTool
-from inspect_ai.model import GenerateConfig as InspectAIGenerateConfig
-from inspect_ai.model import ModelAPI as InspectAIModelAPI
-from inspect_ai.model import ModelOutput as InspectAIModelOutput
-from inspect_ai.model import ModelUsage as InspectAIModelUsage
-from inspect_ai.tool import ToolCall as InspectAIToolCall
-from inspect_ai.tool import ToolChoice as InspectAIToolChoice
-from inspect_ai.tool import ToolFunction
-from inspect_ai.tool import ToolInfo as InspectAIToolInfo
+from inspect_ai.model import ChatMessage as InspectAIChatMessage  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ChatMessageAssistant as InspectAIChatMessageAssistant  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ChatMessageTool as InspectAIChatMessageTool  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import GenerateConfig as InspectAIGenerateConfig  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ModelAPI as InspectAIModelAPI  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ModelOutput as InspectAIModelOutput  # pyright: ignore[reportMissingImports]
+from inspect_ai.model import ModelUsage as InspectAIModelUsage  # pyright: ignore[reportMissingImports]
+from inspect_ai.tool import ToolCall as InspectAIToolCall  # pyright: ignore[reportMissingImports]
+from inspect_ai.tool import ToolChoice as InspectAIToolChoice  # pyright: ignore[reportMissingImports]
+from inspect_ai.tool import ToolFunction  # pyright: ignore[reportMissingImports]
+from inspect_ai.tool import ToolInfo as InspectAIToolInfo  # pyright: ignore[reportMissingImports]
 
 from tinker_cookbook.completers import StopCondition
 from tinker_cookbook.exceptions import ConfigurationError

@@ -51,6 +51,10 @@ async def main(config: Config) -> dict[str, float]:
     return metrics
 
 
+def _run(config: Config) -> None:
+    asyncio.run(main(config))
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chz.nested_entrypoint(lambda config: asyncio.run(main(config)))
+    chz.nested_entrypoint(_run)
