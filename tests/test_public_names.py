@@ -56,6 +56,7 @@ PACKAGES = {
     },
     "tinker_cookbook.stores": {
         "AsyncStorage",
+        "EndpointClient",
         "EvalStore",
         "FsspecStorage",
         "IncrementalReader",
@@ -112,6 +113,7 @@ PACKAGES = {
         "BenchmarkEvaluator",
         "BenchmarkEvaluatorBuilder",
         "BenchmarkResult",
+        "EndpointClient",
         "EvalStore",
         "Evaluator",
         "EvaluatorBuilder",
@@ -121,6 +123,7 @@ PACKAGES = {
         "StoredTrajectory",
         "TrainingClientEvaluator",
         "compare_results",
+        "endpoint_format",
         "load_result",
         "print_trajectory",
         "register",

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.commands.parts.sampler_target import add_sampler_arguments, open_sampler
+from tinker_cookbook.commands.parts.evaluation_target import add_endpoint_arguments, open_target
+from tinker_cookbook.commands.parts.sampler_target import add_sampler_arguments
 from tinker_cookbook.exceptions import ConfigurationError, EvalError
 
 if TYPE_CHECKING:
-    from tinker_cookbook.commands.parts.sampler_target import OpenSampler
+    from tinker_cookbook.commands.parts.evaluation_target import EvaluationTarget
     from tinker_cookbook.eval.benchmarks import BenchmarkConfig, BenchmarkResult
 
 __all__ = ["add_arguments", "run"]
@@ -31,6 +32,7 @@ _HEADER = ("benchmark", "score", "correct", "truncated", "errors", "seconds")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_sampler_arguments(parser, max_tokens=MAX_TOKENS)
+    add_endpoint_arguments(parser)
     parser.set_defaults(temperature=TEMPERATURE)
     parser.add_argument(
         "--benchmarks",
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     evaluations = [_evaluate(args, args.target, names)]
     if args.compare is not None:
         stored = _stored(args.compare, names)
-        evaluations.append(stored or _evaluate(args, args.compare, names))
+        evaluations.append(stored or _evaluate(_without_endpoint(args), args.compare, names))
     _print_table(evaluations)
     if args.compare is not None:
         _print_comparison(evaluations[0], evaluations[1])
@@ -135,7 +137,7 @@ def _evaluate(args: argparse.Namespace, target: str | None, names: list[str]) ->
     from tinker_cookbook.eval.benchmarks import run_benchmarks
 
     words = argparse.Namespace(**{**vars(args), "target": target})
-    with open_sampler(words) as opened:
+    with open_target(words) as opened:
         config = _config(args, opened, target)
         assert config.save_dir is not None, "`_config` sets it"
         print(f"replies  {config.save_dir}", flush=True)
@@ -144,10 +146,19 @@ def _evaluate(args: argparse.Namespace, target: str | None, names: list[str]) ->
         found = asyncio.run(
             run_benchmarks(names, opened.client, opened.renderer, config, parallel=False)
         )
-    return _Evaluation(opened.target, config.save_dir, list(found.values()))
+    return _Evaluation(opened.name, config.save_dir, list(found.values()))
 
 
-def _config(args: argparse.Namespace, opened: OpenSampler, target: str | None) -> BenchmarkConfig:
+def _without_endpoint(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options for the second model, which is not at the endpoint."""
+    if args.endpoint is None:
+        return args
+    return argparse.Namespace(**{**vars(args), "endpoint": None, "model": None})
+
+
+def _config(
+    args: argparse.Namespace, opened: EvaluationTarget, target: str | None
+) -> BenchmarkConfig:
     from tinker_cookbook.cli_utils import runs_path
     from tinker_cookbook.eval.benchmarks import BenchmarkConfig
 
@@ -158,14 +169,16 @@ def _config(args: argparse.Namespace, opened: OpenSampler, target: str | None) -
         "system_prompt": args.system_prompt,
         "data": _data(args.data),
     }
-    key = repr([opened.target, opened.renderer._renderer_name, *sorted(settings.items())])
-    words = re.sub(r"[^A-Za-z0-9.]+", "-", opened.target.removeprefix("tinker://")).strip("-.")
+    key = repr([opened.name, opened.renderer._renderer_name, *sorted(settings.items())])
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", opened.name.removeprefix("tinker://")).strip("-.")
     name = f"{words[-60:].strip('-.')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     save_dir = args.save_dir
     if save_dir is not None and args.compare is not None:
         save_dir = str(Path(save_dir) / ("other" if target == args.compare else "target"))
+    if opened.model_with_files is None:
+        settings["context_window"] = None
     return BenchmarkConfig.for_model(
-        opened.client.get_base_model(),
+        opened.model_with_files or "",
         max_examples=args.max_examples,
         concurrency=args.concurrency,
         timeout_seconds=args.timeout,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         run_benchmark,
         run_benchmarks,
     )
+    from tinker_cookbook.eval.endpoint import EndpointClient, endpoint_format
     from tinker_cookbook.eval.eval_store import EvalStore, RunMetadata
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "BenchmarkEvaluator",
     "BenchmarkEvaluatorBuilder",
     "BenchmarkResult",
+    "EndpointClient",
     "EvalStore",
     "Evaluator",
     "EvaluatorBuilder",
@@ -47,6 +49,7 @@ __all__ = [
     "StoredTrajectory",
     "TrainingClientEvaluator",
     "compare_results",
+    "endpoint_format",
     "load_result",
     "print_trajectory",
     "register",
@@ -58,8 +61,10 @@ __all__ = [
 _MODULES = {
     "BenchmarkEvaluator": "benchmark_evaluator",
     "BenchmarkEvaluatorBuilder": "benchmark_evaluator",
+    "EndpointClient": "endpoint",
     "EvalStore": "eval_store",
     "RunMetadata": "eval_store",
+    "endpoint_format": "endpoint",
 }
 
 

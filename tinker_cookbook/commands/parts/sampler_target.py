@@ -46,7 +46,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -
         "target",
         nargs="?",
         metavar="PATH",
-        help="tinker://RUN/sampler_weights/NAME, or the name of a model",
+        help="tinker://RUN/sampler_weights/NAME, or the name or folder of a model",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="base model of PATH, if the service does not know it"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.completers import ContextOverflowError, TinkerTokenCompleter, derive_seed
+from tinker_cookbook.eval.benchmarks._conversations import Conversations
 from tinker_cookbook.eval.benchmarks._sampling import FirstReplies, RecordingPolicy
 from tinker_cookbook.eval.benchmarks._types import (
     METRIC_CONTEXT_OVERFLOW,
@@ -19,6 +20,7 @@ from tinker_cookbook.eval.benchmarks._types import (
     ScoringEnv,
     StoredTrajectory,
 )
+from tinker_cookbook.eval.endpoint import EndpointClient
 from tinker_cookbook.exceptions import SandboxError, TrainingError
 from tinker_cookbook.rl.rollout_runner import run_rollout
 from tinker_cookbook.rl.types import STOP_METRIC_PREFIX, Env, Logs, Trajectory
@@ -54,18 +56,26 @@ class Outcome:
 
 
 async def run_example(
-    example: Example, client: tinker.SamplingClient, renderer: Renderer, config: BenchmarkConfig
+    example: Example,
+    client: tinker.SamplingClient | EndpointClient,
+    renderer: Renderer,
+    config: BenchmarkConfig,
 ) -> list[Outcome]:
     """Return one outcome per sample. A sample that fails has an `error` instead of a grade."""
     seed = None if config.seed is None else derive_seed(config.seed, example.example_id)
-    completer = TinkerTokenCompleter(
-        client, config.max_tokens, config.temperature, config.context_window, seed
-    )
-    first = FirstReplies(completer, len(example.envs))
-    samples = [
-        _Sample(example, number, env, client, RecordingPolicy(first.policy(number), env, renderer))
-        for number, env in enumerate(example.envs)
-    ]
+    if isinstance(client, EndpointClient):
+        first = Conversations(client, config, seed, len(example.envs))
+        samples = [
+            _Sample(example, number, env, client, first) for number, env in enumerate(example.envs)
+        ]
+    else:
+        first = FirstReplies(_completer(client, config, seed), len(example.envs))
+        samples = [
+            _Sample(
+                example, number, env, client, RecordingPolicy(first.policy(number), env, renderer)
+            )
+            for number, env in enumerate(example.envs)
+        ]
     try:
         return await asyncio.gather(*(each.run(config.timeout_seconds) for each in samples))
     finally:
@@ -73,13 +83,21 @@ async def run_example(
         await asyncio.gather(*map(_clean_up, example.envs))
 
 
+def _completer(
+    client: tinker.SamplingClient, config: BenchmarkConfig, seed: int | None
+) -> TinkerTokenCompleter:
+    return TinkerTokenCompleter(
+        client, config.max_tokens, config.temperature, config.context_window, seed
+    )
+
+
 @dataclass
 class _Sample:
     example: Example
     number: int
     env: Env | ScoringEnv
-    client: tinker.SamplingClient
-    policy: RecordingPolicy
+    client: tinker.SamplingClient | EndpointClient
+    policy: RecordingPolicy | Conversations
 
     async def run(self, timeout_seconds: float) -> Outcome:
         """Run the sample; any error is recorded, because it must cost only this example."""
@@ -106,7 +124,8 @@ class _Sample:
             found.error = _describe(error)
         if found.error is not None:
             found.reward, found.metrics = 0.0, {}
-        found.turns = found.turns or self.policy.turns
+        if isinstance(self.policy, RecordingPolicy):
+            found.turns = found.turns or self.policy.turns
         found.time_seconds = round(time.monotonic() - started, 3)
         return Outcome(found, may_retry)
 
@@ -117,6 +136,9 @@ class _Sample:
             found.turns = list(getattr(self.env, "turns", []))
             return
         try:
+            if isinstance(self.policy, Conversations):
+                await self.policy.run(self.number, self.env, found)
+                return
             trajectory = await run_rollout(self.policy, self.env)
         except ContextOverflowError:
             found.metrics = {METRIC_CONTEXT_OVERFLOW: 1}

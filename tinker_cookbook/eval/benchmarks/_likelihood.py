@@ -24,6 +24,7 @@ from tinker_cookbook.eval.benchmarks._types import (
     Logs,
     StoredTurn,
 )
+from tinker_cookbook.eval.endpoint import EndpointClient
 from tinker_cookbook.eval.graders.choices import grade_likelihood
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
 from tinker_cookbook.utils.sdk_compat import call
@@ -84,7 +85,9 @@ class LikelihoodEnv:
         self._renderer = renderer
         self._logs = logs
 
-    async def score_directly(self, sampling_client: tinker.SamplingClient) -> Grade:
+    async def score_directly(
+        self, sampling_client: tinker.SamplingClient | EndpointClient
+    ) -> Grade:
         """Score every ending, and grade the likeliest one."""
         context, endings = str(self._logs["context"]), json.loads(str(self._logs["endings"]))
         found = await asyncio.gather(
@@ -98,11 +101,13 @@ class LikelihoodEnv:
         return replace(grade, logs=logs | grade.logs)
 
     async def _score(
-        self, client: tinker.SamplingClient, context: str, ending: str
+        self, client: tinker.SamplingClient | EndpointClient, context: str, ending: str
     ) -> tuple[float, int]:
         """Return the log probability of an ending and its number of tokens."""
         import tinker
 
+        if isinstance(client, EndpointClient):
+            return await client.score_ending(context, ending)
         tokens, count = split_tokens(self._renderer, context, ending)
         window = self._config.context_window
         if window is not None and len(tokens) > window:

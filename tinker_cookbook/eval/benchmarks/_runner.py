@@ -30,6 +30,7 @@ from tinker_cookbook.eval.benchmarks._types import (
     ScoringEnv,
     StoredTrajectory,
 )
+from tinker_cookbook.eval.endpoint import EndpointClient
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, EvalError
 from tinker_cookbook.utils.jsonl_log import append_row, keep_rows
 
@@ -55,7 +56,7 @@ _PROGRESS_SECONDS = 15.0
 
 async def run_benchmark(
     benchmark: BenchmarkBuilder | str,
-    sampling_client: tinker.SamplingClient,
+    sampling_client: tinker.SamplingClient | EndpointClient,
     renderer: Renderer,
     config: BenchmarkConfig | None = None,
 ) -> BenchmarkResult:
@@ -64,7 +65,7 @@ async def run_benchmark(
     Args:
         benchmark: A benchmark, or the name of a registered one.
         sampling_client: The model.
-        renderer: Its chat format.
+        renderer: Its chat format; `endpoint_format()` for an `EndpointClient`.
         config: Limits, sampling settings, and the folder in which everything is saved.
 
     Raises:
@@ -92,7 +93,7 @@ async def run_benchmark(
 
 async def run_benchmarks(
     names: list[str],
-    sampling_client: tinker.SamplingClient,
+    sampling_client: tinker.SamplingClient | EndpointClient,
     renderer: Renderer,
     config: BenchmarkConfig | None = None,
     parallel: bool = True,
@@ -114,7 +115,7 @@ async def run_benchmarks(
 @dataclass
 class _Run:
     benchmark: BenchmarkBuilder
-    client: tinker.SamplingClient
+    client: tinker.SamplingClient | EndpointClient
     renderer: Renderer
     config: BenchmarkConfig
     folder: Path | None = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
     from tinker_cookbook.renderers.types import Message
 
-__all__ = ["FirstReplies", "RecordingPolicy"]
+__all__ = ["FirstReplies", "RecordingPolicy", "message_turn"]
 
 
 class FirstReplies:
@@ -115,7 +115,7 @@ class RecordingPolicy(TokenCompleter):
         for message in self._env.messages:
             # A reply of the policy keeps its token count; other assistant turns are examples.
             known = next(replies, None) if message["role"] == "assistant" else None
-            turns.append(known or _message_turn(message))
+            turns.append(known or message_turn(message))
         return turns
 
     def _reply_turn(self, reply: TokensWithLogprobs) -> StoredTurn:
@@ -128,7 +128,8 @@ class RecordingPolicy(TokenCompleter):
         return StoredTurn("assistant", content, len(reply.tokens), metadata)
 
 
-def _message_turn(message: Message) -> StoredTurn:
+def message_turn(message: Message) -> StoredTurn:
+    """Return a message of a prompt as a turn."""
     role = message["role"]
     known: dict[str, TurnRole] = {"user": "user", "assistant": "assistant"}
     metadata = {} if role in known else {"role": role}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinker_cookbook.eval.benchmarks._types import BenchmarkBuilder, BenchmarkConfig
+from tinker_cookbook.eval.endpoint import EndpointClient, EndpointFormat
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.utils.durable_files import write_atomically
 from tinker_cookbook.utils.sdk_compat import model_path_of
@@ -46,7 +47,7 @@ _SAMPLING = (
 
 async def collect_settings(
     benchmark: BenchmarkBuilder,
-    client: tinker.SamplingClient,
+    client: tinker.SamplingClient | EndpointClient,
     renderer: Renderer,
     config: BenchmarkConfig,
 ) -> Settings:
@@ -138,8 +139,10 @@ def _free_name(folder: Path) -> Path:
     return target
 
 
-async def _weights(client: tinker.SamplingClient, model: str) -> str:
+async def _weights(client: tinker.SamplingClient | EndpointClient, model: str) -> str:
     """Return the checkpoint of a client; the model's name for its base weights."""
+    if isinstance(client, EndpointClient):
+        return client.weights_name
     if not hasattr(client, "_get_sampler_submit"):
         return UNKNOWN_WEIGHTS
     return await model_path_of(client) or model
@@ -147,5 +150,7 @@ async def _weights(client: tinker.SamplingClient, model: str) -> str:
 
 def _chat_format(renderer: Renderer) -> str:
     """Return the renderer's name and a hash of the tokens that it makes."""
+    if isinstance(renderer, EndpointFormat):
+        return EndpointFormat._renderer_name
     probe = renderer.build_generation_prompt([{"role": "user", "content": "1 + 1 = ?"}])
     return f"{renderer._renderer_name} {hash_messages(probe.to_ints())}"

@@ -15,6 +15,7 @@ from tinker_cookbook.rl.types import Env, Logs, Metrics
 if TYPE_CHECKING:
     import tinker
 
+    from tinker_cookbook.eval.endpoint import EndpointClient
     from tinker_cookbook.renderers.base import Renderer
     from tinker_cookbook.sandbox import SandboxInterface
 
@@ -245,7 +246,9 @@ class Grade:
 class ScoringEnv(Protocol):
     """An environment that computes with the sampling client itself instead of sampling replies."""
 
-    async def score_directly(self, sampling_client: tinker.SamplingClient) -> Grade:
+    async def score_directly(
+        self, sampling_client: tinker.SamplingClient | EndpointClient
+    ) -> Grade:
         """Return the grade of the example."""
         ...
 
