@@ -56,7 +56,6 @@ PACKAGES = {
     },
     "tinker_cookbook.stores": {
         "AsyncStorage",
-        "EndpointClient",
         "EvalStore",
         "FsspecStorage",
         "IncrementalReader",
