@@ -68,7 +68,8 @@ WITHOUT_TORCH = """
 import importlib, pkgutil, sys
 sys.modules["torch"] = None
 import tinker_cookbook
-left_out = "tinker_cookbook.local", "tinker_cookbook.recipes", "tinker_cookbook.eval.inspect_"
+optional = "tinker_cookbook.eval.inspect_", "tinker_cookbook.eval.run_inspect_evals"
+left_out = "tinker_cookbook.local", "tinker_cookbook.recipes", *optional
 for module in pkgutil.walk_packages(tinker_cookbook.__path__, "tinker_cookbook."):
     if not module.name.startswith(left_out):
         importlib.import_module(module.name)

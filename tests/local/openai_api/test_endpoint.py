@@ -362,3 +362,19 @@ def test_the_logprobs_of_an_echoed_prompt_are_those_of_the_sdk(
     assert got.logprobs.text_offset[0] == 0
     assert len(got.logprobs.tokens) == len(got.logprobs.top_logprobs) == 7
     assert got.text.startswith(got.logprobs.tokens[0])
+
+
+def test_an_end_token_behind_an_echoed_prompt_has_an_entry(client, local_service) -> None:
+    """Programs that score a prompt ask for one token and leave out the last entry."""
+    config = json.loads((Path(local_service.model) / "config.json").read_text(encoding="utf-8"))
+    got = client.completions.create(
+        model=local_service.model,
+        prompt=[5, 6, 7],
+        echo=True,
+        max_tokens=1,
+        logprobs=1,
+        logit_bias={str(config["eos_token_id"]): 100},
+    ).choices[0]
+    assert got.finish_reason == "stop"
+    assert len(got.logprobs.token_logprobs) == 4
+    assert got.text.endswith(got.logprobs.tokens[2])

@@ -376,7 +376,9 @@ class CompletionAnswer(_Answer):
             shown = self._codec.decode(prompt)
             text = shown + text
             if wants:
-                own = choice.completion_logprobs(choice.entries, offset=len(shown))
+                # Programs that score a prompt expect one entry per sampled token behind it.
+                sampled = choice.entries + choice.end_entries
+                own = choice.completion_logprobs(sampled, offset=len(shown))
                 scored = _prompt_logprobs(self._codec, prompt, result)
                 logprobs = {key: scored[key] + own[key] for key in own}
         return {"text": text, "logprobs": logprobs}

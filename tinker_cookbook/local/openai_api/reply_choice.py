@@ -51,6 +51,8 @@ class Choice:
         self.codec = codec
         self.token_ids: list[int] = []
         self.entries: list[LogprobEntry] = []
+        self.end_entries: list[LogprobEntry] = []
+        """The end token, which has no text."""
         self.num_calls = 0
         self._end_ids = end_ids
         self._stream = TextStream(codec, after=after)
@@ -68,6 +70,7 @@ class Choice:
         """Add a token; returns the pieces that it completes."""
         self.token_ids.append(drawn.token)
         if drawn.token in self._end_ids:
+            self.end_entries.append(LogprobEntry(drawn, self._length))
             return []
         self.entries.append(LogprobEntry(drawn, self._length))
         mark = self.codec.mark_texts.get(drawn.token)
