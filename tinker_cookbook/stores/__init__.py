@@ -1,7 +1,7 @@
 """Read and write runs, also while others write them: folders, metrics, checkpoints, rollouts.
 
 `RunRegistry` finds the runs below a folder; `TrainingRunStore` reads and writes the files of one
-run; `eval_store.EvalStore` those of evaluations; `storage` holds the places where these files can
+run; `EvalStore` those of evaluations; `storage` holds the places where these files can
 be.
 
 The train loops write through `training_store`, which is in a lower layer than the registry; so the
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinker_cookbook.stores._incremental import IncrementalReader
+    from tinker_cookbook.stores.eval_store import EvalStore, RunMetadata
     from tinker_cookbook.stores.registry import RunInfo, RunRegistry
     from tinker_cookbook.stores.storage import (
         AsyncStorage,
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncStorage",
+    "EvalStore",
     "FsspecStorage",
     "IncrementalReader",
     "LocalStorage",
     "RunInfo",
+    "RunMetadata",
     "RunRegistry",
     "Storage",
     "StorageStat",
@@ -43,6 +46,7 @@ __all__ = [
 
 _MODULES = {
     "_incremental": ("IncrementalReader",),
+    "eval_store": ("EvalStore", "RunMetadata"),
     "registry": ("RunInfo", "RunRegistry"),
     "storage": (
         *("AsyncStorage", "FsspecStorage", "LocalStorage", "Storage", "StorageStat"),
