@@ -94,3 +94,17 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_many_segments_in_order_equal_the_blocks():
+    """The list of tasks, one per block of a segment, must live as long as the call reads it."""
+    generator = torch.Generator().manual_seed(0)
+    group, kv_heads, dim = 3, 3, 64
+    for round_number in range(8):
+        lengths = [int(n) for n in torch.randint(20, 300, (40,), generator=generator)]
+        total = sum(lengths)
+        q = torch.randn(kv_heads, total * group, dim, generator=generator) / dim**0.5
+        k, v = torch.randn(2, kv_heads, total, dim, generator=generator)
+        found, _ = attention_forward(q, k, v, lengths, in_order=True)
+        expected, _ = attention_forward(q, k, v, lengths)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=f"{round_number}")

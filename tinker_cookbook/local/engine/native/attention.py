@@ -80,7 +80,8 @@ class AttentionKernels:
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
         stride = max(lengths) + _LANES
         self._reserve(self._span_rows * stride)
-        call = self._call(q, k, v, _forward_tasks(lengths, _IN_ORDER_STEP), out=out, lse=lse)
+        tasks = _forward_tasks(lengths, _IN_ORDER_STEP)
+        call = self._call(q, k, v, tasks, out=out, lse=lse)
         self._library.attention_in_order(ctypes.byref(call), _Long(stride))
         return out, lse
 
@@ -113,6 +114,7 @@ class AttentionKernels:
     def _call(
         self, q: Tensor, k: Tensor, v: Tensor, tasks: np.ndarray, **tensors: Tensor
     ) -> _Attention:
+        """Return the struct of a call. It has addresses only: the caller keeps the arrays."""
         threads = torch.get_num_threads()
         self._reserve(self._scratch_floats)
         for tensor in (q, k, v, *tensors.values()):
