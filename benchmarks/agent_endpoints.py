@@ -13,7 +13,9 @@ import asyncio
 import json
 import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -97,7 +99,7 @@ async def recording(plain: openai.AsyncOpenAI, connection: Any, num_pairs: int) 
     """Print the tokens per second of both endpoints."""
     sampling = await connection.service_client().create_sampling_client(base_model=MODEL)
     renderer = load_renderer("smollm2", MODEL)
-    with CallLog("/tmp/agent-endpoints-calls.jsonl") as log:
+    with tempfile.TemporaryDirectory() as folder, CallLog(Path(folder, "calls.jsonl")) as log:
         async with RecordingEndpoint(log=log) as endpoint:
             rollout = endpoint.open(ClientSampler(sampling), renderer)
             address = rollout.address
