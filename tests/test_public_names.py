@@ -199,6 +199,52 @@ SIGNATURES = {
     "tinker_cookbook.tokenizer_utils:get_tokenizer": "model_name",
     "tinker_cookbook.tokenizer_utils:register_tokenizer": "name, factory",
     "tinker_cookbook.tokenizer_utils:unregister_tokenizer": "name",
+    "tinker_cookbook.eval.benchmarks._common:limit_dataset": "ds, max_examples, shuffle_seed=None",
+    "tinker_cookbook.eval.benchmarks._common:load_benchmark_dataset": (
+        "path, name=None, split='test', trust_remote_code=None"
+    ),
+    "tinker_cookbook.eval.benchmarks._common:get_sandbox_factory": "config, packages=None",
+    "tinker_cookbook.eval.benchmarks._common:parse_kwargs": "raw_kwargs, instruction_ids=None",
+    "tinker_cookbook.eval.benchmarks.aime:AIMEMessageEnv": (
+        "problem, expected, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.ceval:CEvalMessageEnv": (
+        "prompt, expected, subject='', example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.gpqa:GPQAMessageEnv": (
+        "prompt, expected, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.gsm8k:GSM8KMessageEnv": (
+        "question, expected, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.ifbench:IFBenchEnv": (
+        "prompt, instruction_ids, kwargs_list, renderer, example_id=''"
+    ),
+    "tinker_cookbook.eval.benchmarks.ifeval:IFEvalMessageEnv": (
+        "messages, instruction_ids, kwargs_list, example_id=''"
+    ),
+    "tinker_cookbook.eval.benchmarks.math500:MATH500MessageEnv": (
+        "problem, expected, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.mbpp:MBPPMessageEnv": (
+        "prompt, task_prompt, test_list, sandbox_factory, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.mmlu_pro:MMLUProMessageEnv": (
+        "prompt, expected, valid_letters, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.mmlu_redux:MMLUReduxMessageEnv": (
+        "prompt, expected, subject, example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.benchmarks.supergpqa:SuperGPQAMessageEnv": (
+        "prompt, expected, valid_letters='ABCD', discipline='', example_id='', system_prompt=None"
+    ),
+    "tinker_cookbook.eval.custom_evaluators:CustomEvaluator": (
+        "dataset, grader_fn, model_name, renderer_name"
+    ),
+    "tinker_cookbook.eval.custom_evaluators:grader_fn": "response, target",
+    "tinker_cookbook.weights._adapter:build_lora_adapter": (
+        "base_model, adapter_path, output_path, trust_remote_code=None"
+    ),
     "tinker_cookbook.utils.lr_scheduling:compute_schedule_lr_multiplier": (
         "lr_schedule, step, total_steps"
     ),

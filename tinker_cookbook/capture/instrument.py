@@ -1,30 +1,29 @@
 """Record what the SDK's clients are asked for and return, without changes to the program.
 
-`instrument_tinker` replaces a few methods of the SDK's classes by functions that call them and
-enqueue a record when the result is there. The record has the scope in which the call was made.
+`instrument_tinker` watches the calls of the SDK and enqueues a record when a result is there. The
+record has the scope in which the call was made.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.capture.exporter import CaptureExporter, CaptureRecord
 from tinker_cookbook.capture.scope import current_scope
+from tinker_cookbook.utils.sdk_calls import (
+    SAMPLING_CALLS,
+    CallEnd,
+    bind_arguments,
+    unwatch,
+    watch,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 __all__ = ["current_exporter", "instrument_tinker", "uninstrument_tinker"]
 
-_SAMPLING = ("sample", "compute_logprobs")
-_TRAINING = ("forward", "forward_backward", "optim_step")
-"""The passes of a custom loss are calls of the first two."""
-_lock = threading.Lock()
-_originals: list[tuple[type, str, Callable[..., Any]]] = []
 _exporter: CaptureExporter | None = None
 
 
@@ -38,62 +37,43 @@ def instrument_tinker(exporter: CaptureExporter) -> None:
 
     A second call only changes where records go.
     """
-    import tinker
-
     global _exporter
-    with _lock:
-        _exporter = exporter
-        if _originals:
-            return
-        for client, names in (
-            (tinker.SamplingClient, _SAMPLING),
-            (tinker.TrainingClient, _TRAINING),
-        ):
-            for name in names:
-                original = getattr(client, name)
-                _originals.append((client, name, original))
-                setattr(client, name, _recorded(original, name))
+    is_first = _exporter is None
+    _exporter = exporter
+    if is_first:
+        watch(_record)
 
 
 def uninstrument_tinker() -> None:
     """Undo `instrument_tinker`. Calls that have begun are still recorded."""
     global _exporter
-    with _lock:
-        for client, name, original in _originals:
-            setattr(client, name, original)
-        _originals.clear()
-        _exporter = None
+    unwatch(_record)
+    _exporter = None
 
 
-def _recorded(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def call(client: object, *args: Any, **kwargs: Any) -> Any:
-        exporter = _exporter
-        if exporter is None:
-            return original(client, *args, **kwargs)
-        record: CaptureRecord = {
-            "kind": name,
-            "scope": dict(current_scope()),
-            "time": time.time(),
-            "request": _describe_request(name, args, kwargs),
-        }
-        exporter.track_pending()
-        began = time.perf_counter()
-        try:
-            future = original(client, *args, **kwargs)
-        except BaseException:
+def _record(
+    client: object, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CallEnd | None:
+    del client
+    exporter = _exporter
+    if exporter is None:
+        return None
+    record: CaptureRecord = {
+        "kind": name,
+        "scope": dict(current_scope()),
+        "time": time.time(),
+        "request": _describe_request(name, args, kwargs),
+    }
+    exporter.track_pending()
+    began = time.perf_counter()
+
+    def finish(done: Future[Any] | None) -> None:
+        if done is None:
             exporter.pending_done()
-            raise
-        _when_done(future, lambda done: _finish(exporter, record, began, done))
-        return future
+        else:
+            _finish(exporter, record, began, done)
 
-    return call
-
-
-def _when_done(future: Any, react: Callable[[Future[Any]], None]) -> None:
-    """Call a function when the SDK's future has its result."""
-    inner = future.future() if callable(getattr(future, "future", None)) else future
-    inner.add_done_callback(react)
+    return finish
 
 
 def _finish(
@@ -112,9 +92,8 @@ def _finish(
 
 
 def _describe_request(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    if name in _SAMPLING:
-        names = ("prompt", "num_samples", "sampling_params")
-        given = dict(zip(names, args, strict=False)) | kwargs
+    if name in SAMPLING_CALLS:
+        given = bind_arguments(name, args, kwargs)
         params = given.get("sampling_params")
         return {
             "prompt": _tokens(given.get("prompt")),
@@ -124,7 +103,7 @@ def _describe_request(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if name == "optim_step":
         settings = (*args, *kwargs.values())
         return {"params": [s.model_dump(mode="json") for s in settings if s is not None]}
-    given = dict(zip(("data", "loss_fn"), args, strict=False)) | kwargs
+    given = bind_arguments(name, args, kwargs)
     data = list(given.get("data") or ())
     loss = given.get("loss_fn")
     return {

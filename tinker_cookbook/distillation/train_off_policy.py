@@ -225,7 +225,7 @@ class _Loop:
         with trace.trace_iteration(total) as window:
             evaluated = await self._evaluate(total)
         if evaluated:
-            run.metrics.log_metrics(evaluated | window.get_timing_metrics(), step=total)
+            run.write_row(total, evaluated | window.get_timing_metrics())
         return await run.finish({"batch": total}, evaluated)
 
     async def _step(self, step: int, taught: list[TaughtDatum]) -> None:

@@ -189,7 +189,7 @@ class EvalStore:
         """Append a trajectory of a benchmark that ran elsewhere."""
         folder = Path(self.run_dir(run_id)) / benchmark
         folder.mkdir(parents=True, exist_ok=True)
-        append_row(folder / TRAJECTORIES_FILE, traj.to_dict())
+        append_row(folder / TRAJECTORIES_FILE, dict(traj.to_dict()))
 
     def write_summary(self, run_id: str, results: dict[str, BenchmarkResult]) -> None:
         """Write several results."""

@@ -98,7 +98,7 @@ class _Loop:
         with trace.trace_iteration(total) as window:
             evaluated = await self._evaluate(total)
         if evaluated:
-            self._run.metrics.log_metrics(evaluated | window.get_timing_metrics(), step=total)
+            self._run.write_row(total, evaluated | window.get_timing_metrics())
         return await self._run.finish(self._loop_state(total), evaluated)
 
     async def _step(self, step: int) -> None:

@@ -440,9 +440,7 @@ class Loop:
         with trace.trace_iteration(self.total_steps) as window:
             evaluated = await self.evaluate(self.total_steps, sampling_client)
         if evaluated:
-            self._run.metrics.log_metrics(
-                evaluated | window.get_timing_metrics(), step=self.total_steps
-            )
+            self._run.write_row(self.total_steps, evaluated | window.get_timing_metrics())
         return await self._run.finish({"batch": self.total_steps}, evaluated)
 
 

@@ -48,6 +48,7 @@ from tinker_cookbook.runs.checkpoints import (
 from tinker_cookbook.runs.directory import open_log_dir, truncate_metrics
 from tinker_cookbook.runs.options import CheckpointOptions, SharedOptions
 from tinker_cookbook.runs.report import report_complete, report_saved
+from tinker_cookbook.runs.token_meter import TokenMeter, count_tokens
 from tinker_cookbook.runs.training_client import build_adam_params, create_training_client
 from tinker_cookbook.utils import ml_log, trace
 from tinker_cookbook.utils.disk_errors import optional_file
@@ -168,6 +169,8 @@ class Run(Generic[C]):
         self._opened = opened
         self._data_state: dict[str, str] = {}
         self._last_finish = time.perf_counter()
+        self._meter = TokenMeter(connection.model_name, config.prices)
+        opened.enter_context(count_tokens(self._meter))
 
     async def begin(
         self,
@@ -206,6 +209,8 @@ class Run(Generic[C]):
             self._check_same_data(data_fingerprint)
             self._data_state = {FINGERPRINT: data_fingerprint}
         self.metrics = self._opened.enter_context(_open_loggers(self))
+        if self.metrics.store is not None and self.start_step:
+            self._meter.resume((self.metrics.store.read_metrics() or [{}])[-1])
         self.service_client = await self._opened.enter_async_context(_open_session(self))
         self.training_client = await create_training_client(
             self.service_client,
@@ -273,10 +278,17 @@ class Run(Generic[C]):
         row = {**metrics, **window.get_timing_metrics(), "time/step": seconds}
         if "num_tokens" in metrics:
             row["time/tokens_per_second"] = metrics["num_tokens"] / seconds
-        self.metrics.log_metrics(row, step=step)
+        self.write_row(step, row)
         self.progress.step(row)
         if saving is not None:
             await saving()
+
+    def write_row(self, step: int, row: Mapping[str, Any]) -> None:
+        """Write a row of metrics, with the tokens and the cost since the row before.
+
+        `finish_step` calls this; a loop calls it for the evaluation after the last step.
+        """
+        self.metrics.log_metrics({**row, **self._meter.take_metrics(step)}, step=step)
 
     async def finish(
         self, loop_state: LoopState, metrics: dict[str, float] | None = None

@@ -88,7 +88,8 @@ class ModelOptions:
     )
     prices: str | None = chz.field(
         default=None,
-        doc="File with prices per model, from which dry_run computes the cost; or `fetch`.",
+        doc="File with prices per model, from which dry_run and each step compute the cost; or "
+        "`fetch`.",
     )
     behavior_if_log_dir_exists: LogdirBehavior = chz.field(
         default="ask",

@@ -384,7 +384,7 @@ class _Loop:
             evaluated = await self._evaluate(total)
         if evaluated:
             row = {"tokens/elapsed": self._elapsed_tokens, **evaluated}
-            self._run.metrics.log_metrics(row | window.get_timing_metrics(), step=total)
+            self._run.write_row(total, row | window.get_timing_metrics())
         return await self._run.finish(self._loop_state(total), evaluated)
 
     def _loop_state(self, next_step: int) -> dict[str, int]:

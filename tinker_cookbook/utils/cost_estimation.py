@@ -27,6 +27,7 @@ __all__ = [
     "TokenCostRates",
     "TokenUsage",
     "fetch_model_pricing",
+    "find_model_rates",
     "find_rates",
     "load_model_pricing",
     "rates_from_pricing_entry",
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_MILLION = 1_000_000
 PRICING_URL = "https://tinker-docs.thinkingmachines.ai/tinker/models.json"
 TIMEOUT_SECONDS = 5.0
+PRICES_FETCHED = "fetch"
+"""Value of the setting `prices` that fetches the public table."""
 MODEL_KEYS = ("model_name", "name", "id", "model")
 PRICE_KEYS = ("pricing", "prices")
 """An entry may hold its prices in an object of one of these names."""
@@ -153,6 +156,19 @@ def find_rates(table: Sequence[Mapping[str, object]], model_name: str) -> TokenC
         if wanted in names:
             return rates_from_pricing_entry(entry)
     return None
+
+
+def find_model_rates(prices: str | None, model_name: str) -> TokenCostRates | None:
+    """Return the prices of a model by the setting `prices`: a file, `fetch`, or None.
+
+    Raises:
+        ConfigurationError: if the file cannot be read, or has another form.
+    """
+    if prices is None:
+        return None
+    if prices == PRICES_FETCHED:
+        return fetch_model_pricing(model_name)
+    return find_rates(read_prices(prices), model_name)
 
 
 class CostTracker:

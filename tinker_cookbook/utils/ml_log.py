@@ -114,6 +114,27 @@ class Logger(ABC):
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         """Record the metrics of one step."""
 
+    def enable_event_steps(self) -> None:  # noqa: B027
+        """Prepare for `log_metrics_event`; call this before the first metrics."""
+
+    def log_metrics_event(
+        self,
+        metrics: Metrics,
+        step: int,
+        step_metric: str,
+        metric_axes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record metrics whose steps are not those of the run, or come in another order.
+
+        Args:
+            metrics: The metrics.
+            step: Their step.
+            step_metric: The metric that holds the step, such as `eval/step`.
+            metric_axes: The step metrics of single metrics, if they differ.
+        """
+        del metric_axes  # only for loggers that draw
+        self.log_metrics({**metrics, step_metric: step})
+
     def log_summary(self, metrics: Metrics) -> None:
         """Record metrics of the whole run."""
         self.log_metrics(metrics)
@@ -194,6 +215,8 @@ class WandbLogger(Logger):
         wandb_name: str | None = None,
     ) -> None:
         wandb = _import("wandb", "wandb", f"wandb_project={project!r}")
+        self._has_event_steps = False
+        self._event_metrics: set[str] = set()
         self._run = wandb.init(
             project=project,
             name=wandb_name,
@@ -204,8 +227,33 @@ class WandbLogger(Logger):
     def log_hparams(self, config: object) -> None:
         self._run.config.update(dump_config(config), allow_val_change=True)
 
+    def enable_event_steps(self) -> None:
+        """Draw metrics over `step`, because W&B's own steps may not go back."""
+        self._has_event_steps = True
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
-        self._run.log({k: _plain(v) for k, v in metrics.items()}, step=step)
+        plain = {k: _plain(v) for k, v in metrics.items()}
+        if self._has_event_steps:
+            self._run.log(plain if step is None else {**plain, "step": step})
+        else:
+            self._run.log(plain, step=step)
+
+    def log_metrics_event(
+        self,
+        metrics: Metrics,
+        step: int,
+        step_metric: str,
+        metric_axes: Mapping[str, str] | None = None,
+    ) -> None:
+        axes = dict.fromkeys(metrics, step_metric) | dict(metric_axes or {})
+        for name, axis in axes.items():
+            if name not in self._event_metrics:
+                self._event_metrics.add(name)
+                self._run.define_metric(axis)
+                self._run.define_metric(name, step_metric=axis)
+        self._run.log({**{k: _plain(v) for k, v in metrics.items()}, step_metric: step})
 
     def log_summary(self, metrics: Metrics) -> None:
         self._run.summary.update(metrics)
@@ -313,6 +361,20 @@ class MultiplexLogger(Logger):
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
+
+    def enable_event_steps(self) -> None:
+        for logger in self.loggers:
+            logger.enable_event_steps()
+
+    def log_metrics_event(
+        self,
+        metrics: Metrics,
+        step: int,
+        step_metric: str,
+        metric_axes: Mapping[str, str] | None = None,
+    ) -> None:
+        for logger in self.loggers:
+            logger.log_metrics_event(metrics, step, step_metric, metric_axes)
 
     def log_summary(self, metrics: Metrics) -> None:
         for logger in self.loggers:

@@ -28,6 +28,7 @@ __all__ = [
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "known_base_model",
     "model_path_of",
     "rest_client_of",
     "sdk_version",
@@ -132,6 +133,12 @@ def rest_client_of(service_client: tinker.ServiceClient) -> tinker.RestClient:
     if has_rest_client():  # `create_rest_client` gives a warning in these versions
         return tinker.RestClient(_holder=service_client._get_rest_holder())
     return service_client.create_rest_client()
+
+
+def known_base_model(client: object) -> str | None:
+    """Return the base model of a sampling client, if the client tells it without a request."""
+    known = getattr(client, "_base_model", None)
+    return known if isinstance(known, str) else None
 
 
 async def model_path_of(sampling_client: object) -> str | None:

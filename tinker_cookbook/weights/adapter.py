@@ -57,6 +57,7 @@ def build_lora_adapter(
             "r": adapter.rank,
             "lora_alpha": adapter.alpha,
             "lora_dropout": 0.0,
+            "fan_in_fan_out": all(base.is_transposed(target) for target in targets.values()),
             "bias": "none",
             "inference_mode": True,
             "target_modules": sorted({module.rpartition(".")[2] for module in adapter.matrices}),

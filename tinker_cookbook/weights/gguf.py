@@ -13,6 +13,8 @@ from pathlib import Path
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.model_files import resolve_model_folder
 from tinker_cookbook.weights.adapter import build_lora_adapter
+from tinker_cookbook.weights.base_weights import BaseWeights
+from tinker_cookbook.weights.gguf_limits import check_llama_cpp_computes
 from tinker_cookbook.weights.llama_tools import (
     ADAPTER_CONVERTER,
     MODEL_CONVERTER,
@@ -75,7 +77,8 @@ def build_gguf(
     Raises:
         ConfigurationError: if the format is unknown, the quantiser is missing, or the output folder
             is not empty.
-        WeightsError: if the adapter cannot be merged or llama.cpp cannot convert the model.
+        WeightsError: if the adapter cannot be merged, or llama.cpp cannot convert the model or
+            would compute it in another way.
     """
     chosen = QUANTISATIONS.get(quantisation)
     if chosen is None:
@@ -83,6 +86,7 @@ def build_gguf(
             f"quantisation={quantisation!r} is unknown; use one of {', '.join(QUANTISATIONS)}."
         )
     quantiser = None if chosen.number is None else find_quantiser(llama_cpp)
+    _check_base(base_model)
     name = f"{_short_name(base_model)}-{quantisation.upper()}.gguf"
     with complete_folder(output_path) as output:
         merged = output / "merged"
@@ -133,7 +137,7 @@ def build_gguf_adapter(
             f"{', '.join(ADAPTER_FORMATS)}."
         )
     name = f"{_short_name(base_model)}-adapter-{quantisation.upper()}.gguf"
-    base = resolve_model_folder(base_model)
+    base = _check_base(base_model)
     with complete_folder(output_path) as output:
         peft = output / "peft"
         build_lora_adapter(base_model=base_model, adapter_path=adapter_path, output_path=str(peft))
@@ -157,6 +161,13 @@ def find_gguf(folder: str | Path) -> Path | None:
     """Return the GGUF file of an exported folder; None if it has none."""
     files = sorted(Path(folder).glob("*.gguf"))
     return files[0] if files else None
+
+
+def _check_base(base_model: str) -> Path:
+    """Return the folder of a model that llama.cpp computes as the service does."""
+    folder = resolve_model_folder(base_model)
+    check_llama_cpp_computes(folder, BaseWeights(folder).config)
+    return folder
 
 
 def _short_name(base_model: str) -> str:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["print_dry_run"]
 
-PRICES_FETCHED = "fetch"
-"""Value of `prices` that fetches the public table."""
-
 
 def print_dry_run(
     loop: SharedOptions,
@@ -157,10 +154,7 @@ def _cost_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
         )
         return
     model = str(loop.model_name)
-    if loop.prices == PRICES_FETCHED:
-        rates = cost_estimation.fetch_model_pricing(model)
-    else:
-        rates = cost_estimation.find_rates(cost_estimation.read_prices(loop.prices), model)
+    rates = cost_estimation.find_model_rates(loop.prices, model)
     if rates is None:
         yield f"cost     prices={loop.prices} has no prices of {model}"
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import Row
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._types import BenchmarkConfig, Grade, Logs
 from tinker_cookbook.eval.graders.choices import (
     LETTERS,
@@ -14,7 +15,7 @@ from tinker_cookbook.eval.graders.choices import (
     format_mcq_choices,
 )
 
-__all__ = ["ChoiceBenchmark", "shuffle_options"]
+__all__ = ["ChoiceBenchmark", "ChoiceEnv", "shuffle_options"]
 
 INSTRUCTION = 'Think as long as you need, then end with "The answer is (X)", where X is the letter.'
 
@@ -48,6 +49,39 @@ class ChoiceBenchmark(QuestionBenchmark):
         if "group" in logs:
             metrics[f"acc/{logs['group']}"] = correct
         return Grade(correct, metrics, {"extracted": letter})
+
+
+class ChoiceEnv(QuestionEnv):
+    """One question with lettered options in its prompt."""
+
+    def __init__(
+        self,
+        benchmark: ChoiceBenchmark,
+        prompt: str,
+        expected: str,
+        *,
+        letters: str = LETTERS[:4],
+        group: str = "",
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        """Set the question.
+
+        Args:
+            benchmark: Grades the reply.
+            prompt: The question with its options.
+            expected: The right letter.
+            letters: The letters that are valid.
+            group: The subject, category or domain; empty: unknown.
+            example_id: The name of the example.
+            system_prompt: The system prompt, if there is one.
+        """
+        logs: Logs = {"expected": expected, "letters": letters}
+        if group:
+            logs["group"] = group
+        super().__init__(
+            benchmark, BenchmarkConfig(), build_messages(prompt, system_prompt), logs, example_id
+        )
 
 
 def shuffle_options(right: str, wrong: Sequence[str], seed: str) -> tuple[list[str], str]:

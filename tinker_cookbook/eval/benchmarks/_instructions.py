@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinker_cookbook.eval.benchmarks._data import Row
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._types import (
     BenchmarkConfig,
     BenchmarkResult,
@@ -17,8 +17,10 @@ from tinker_cookbook.eval.benchmarks._types import (
     Logs,
     Metrics,
 )
+from tinker_cookbook.renderers.content import get_text_content
+from tinker_cookbook.renderers.types import Message
 
-__all__ = ["InstructionBenchmark", "Verdict"]
+__all__ = ["InstructionBenchmark", "InstructionEnv", "Verdict"]
 
 Verdict = tuple[bool, bool]
 """Whether a reply obeys an instruction strictly, and loosely."""
@@ -43,11 +45,7 @@ class InstructionBenchmark(QuestionBenchmark):
 
     def reference(self, row: Row) -> Logs:
         """Return the prompt and the instructions, as JSON."""
-        instructions = [list(row["instruction_id_list"]), list(row["kwargs"])]
-        return {
-            "prompt": str(row["prompt"]),
-            "instructions": json.dumps(instructions, ensure_ascii=False),
-        }
+        return _reference(str(row["prompt"]), row["instruction_id_list"], row["kwargs"])
 
     async def grade(self, reply: str, logs: Logs, config: BenchmarkConfig) -> Grade:
         """Check every instruction."""
@@ -74,3 +72,32 @@ class InstructionBenchmark(QuestionBenchmark):
             obeyed = sum(each.get(f"num_{kind}", 0) for each in metrics_list)
             result.metrics[f"inst_{kind}"] = obeyed / total if total else 0.0
         return result
+
+
+class InstructionEnv(QuestionEnv):
+    """One prompt with instructions."""
+
+    def __init__(
+        self,
+        benchmark: InstructionBenchmark,
+        messages: list[Message],
+        instruction_ids: Sequence[str],
+        kwargs_list: Sequence[Any],
+        example_id: str = "",
+    ) -> None:
+        """Set the prompt.
+
+        Args:
+            benchmark: Checks the reply.
+            messages: The prompt; its last message has the instructions.
+            instruction_ids: The names of the instructions.
+            kwargs_list: One object of settings per instruction.
+            example_id: The name of the example.
+        """
+        logs = _reference(get_text_content(messages[-1]), instruction_ids, kwargs_list)
+        super().__init__(benchmark, BenchmarkConfig(), messages, logs, example_id)
+
+
+def _reference(prompt: str, ids: Sequence[str], kwargs: Sequence[Any]) -> Logs:
+    instructions = json.dumps([list(ids), list(kwargs)], ensure_ascii=False)
+    return {"prompt": prompt, "instructions": instructions}

@@ -146,7 +146,7 @@ def regrade_trajectories(
     result = summarize(benchmark, graded, num_samples=samples, aggregate=aggregate_fn)
     if grade_fn is None:
         folder = Path(save_dir).expanduser() / benchmark_name
-        by_key = {(each.example_id, each.sample): each.to_dict() for each in graded}
+        by_key = {(each.example_id, each.sample): dict(each.to_dict()) for each in graded}
         change_rows(
             folder / TRAJECTORIES_FILE, lambda row: by_key[row["example_id"], row["sample"]]
         )

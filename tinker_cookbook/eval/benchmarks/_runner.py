@@ -209,7 +209,7 @@ class _Run:
         self._done[example.example_id] = found
         if self.folder is not None:
             for each in found:
-                append_row(self.folder / TRAJECTORIES_FILE, each.to_dict())
+                append_row(self.folder / TRAJECTORIES_FILE, dict(each.to_dict()))
         if time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
             logger.info("%s: %d of %d", self.benchmark.name, len(self._done), len(self._ids))

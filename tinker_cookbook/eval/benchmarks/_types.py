@@ -7,7 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypedDict,
+    cast,
+    runtime_checkable,
+)
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.rl.types import Env, Logs, Metrics
@@ -25,13 +34,16 @@ __all__ = [
     "BenchmarkBuilder",
     "BenchmarkConfig",
     "BenchmarkResult",
+    "BenchmarkResultDict",
     "Grade",
     "Logs",
     "Metrics",
     "PassAtKScores",
     "ScoringEnv",
     "StoredTrajectory",
+    "StoredTrajectoryDict",
     "StoredTurn",
+    "StoredTurnDict",
     "TurnRole",
     "is_correct",
 ]
@@ -41,6 +53,47 @@ METRIC_CONTEXT_OVERFLOW = "context_overflow"
 PassAtKScores = dict[int, float]
 TurnRole = Literal["user", "assistant", "environment", "grader"]
 IfSettingsDiffer = Literal["refuse", "restart"]
+
+
+class StoredTurnDict(TypedDict):
+    """A `StoredTurn` as a JSON object."""
+
+    role: TurnRole
+    content: str
+    token_count: int
+    metadata: dict[str, Any]
+
+
+class StoredTrajectoryDict(TypedDict):
+    """A `StoredTrajectory` as a JSON object."""
+
+    idx: int
+    benchmark: str
+    example_id: str
+    turns: list[StoredTurnDict]
+    reward: float
+    metrics: Metrics
+    logs: Logs
+    error: str | None
+    time_seconds: float
+    sample: int
+    prompt_key: str
+
+
+class BenchmarkResultDict(TypedDict):
+    """A `BenchmarkResult` as a JSON object."""
+
+    name: str
+    score: float
+    num_examples: int
+    num_correct: int
+    num_errors: int
+    num_truncated: int
+    metrics: Metrics
+    time_seconds: float
+    pass_at_k: dict[str, float]
+    num_samples: int
+    standard_error: float
 
 
 @dataclass
@@ -159,9 +212,9 @@ class StoredTrajectory:
         replies = [turn.content for turn in self.turns if turn.role == "assistant"]
         return replies[-1] if replies else ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> StoredTrajectoryDict:
         """Return a JSON object."""
-        return dataclasses.asdict(self)
+        return cast("StoredTrajectoryDict", dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> StoredTrajectory:
@@ -211,9 +264,11 @@ class BenchmarkResult:
         """Return the share of correct replies among the complete ones."""
         return self.num_correct / self.num_completed if self.num_completed else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> BenchmarkResultDict:
         """Return a JSON object."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        found["pass_at_k"] = {str(k): value for k, value in self.pass_at_k.items()}
+        return cast("BenchmarkResultDict", found)
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> BenchmarkResult:

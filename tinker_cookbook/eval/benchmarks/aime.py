@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.benchmarks._types import BenchmarkConfig, Grade, Logs
 from tinker_cookbook.eval.graders.math_answers import extract_boxed
 from tinker_cookbook.eval.graders.numbers import extract_gsm8k_answer, extract_number
 
-__all__ = ["AIMEBenchmarkBuilder", "extract_aime_answer"]
+__all__ = ["AIMEBenchmarkBuilder", "AIMEMessageEnv", "extract_aime_answer"]
 
 
 def extract_aime_answer(reply: str) -> int | None:
@@ -51,6 +52,25 @@ class AIMEBenchmarkBuilder(QuestionBenchmark):
         del config
         found = extract_aime_answer(reply)
         return Grade(float(found == logs["expected"]), logs={"extracted": str(found)})
+
+
+class AIMEMessageEnv(QuestionEnv):
+    """One problem of an exam."""
+
+    def __init__(
+        self,
+        problem: str,
+        expected: int,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            AIMEBenchmarkBuilder("aime", 2025),
+            BenchmarkConfig(),
+            build_messages(problem, system_prompt),
+            {"expected": expected},
+            example_id,
+        )
 
 
 register(AIMEBenchmarkBuilder("aime_2025", 2025))

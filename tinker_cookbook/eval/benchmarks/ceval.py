@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, ChoiceEnv
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
 from tinker_cookbook.eval.benchmarks._registry import register
 
-__all__ = ["CEvalBenchmarkBuilder"]
+__all__ = ["CEvalBenchmarkBuilder", "CEvalMessageEnv"]
 
 SUBJECTS = tuple(
     """accountant advanced_mathematics art_studies basic_medicine business_administration
@@ -42,6 +42,27 @@ class CEvalBenchmarkBuilder(ChoiceBenchmark):
         hub=HubTable("ceval/ceval-exam", SUBJECTS, "val"),
         convert=_convert,
     )
+
+
+class CEvalMessageEnv(ChoiceEnv):
+    """One question of C-Eval, with its options in the prompt."""
+
+    def __init__(
+        self,
+        prompt: str,
+        expected: str,
+        subject: str = "",
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            CEvalBenchmarkBuilder(),
+            prompt,
+            expected,
+            group=subject,
+            example_id=example_id,
+            system_prompt=system_prompt,
+        )
 
 
 register(CEvalBenchmarkBuilder())

@@ -5,11 +5,11 @@ Its authors ask that the questions are not shown in plain text on the internet.
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, shuffle_options
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, ChoiceEnv, shuffle_options
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
 from tinker_cookbook.eval.benchmarks._registry import register
 
-__all__ = ["GPQABenchmarkBuilder"]
+__all__ = ["GPQABenchmarkBuilder", "GPQAMessageEnv"]
 
 
 def _convert(row: Row) -> Row:
@@ -32,6 +32,25 @@ class GPQABenchmarkBuilder(ChoiceBenchmark):
         convert=_convert,
         id_key="Record ID",
     )
+
+
+class GPQAMessageEnv(ChoiceEnv):
+    """One question of GPQA, with its options in the prompt."""
+
+    def __init__(
+        self,
+        prompt: str,
+        expected: str,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            GPQABenchmarkBuilder(),
+            prompt,
+            expected,
+            example_id=example_id,
+            system_prompt=system_prompt,
+        )
 
 
 register(GPQABenchmarkBuilder())

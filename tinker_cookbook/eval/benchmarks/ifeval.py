@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable
-from tinker_cookbook.eval.benchmarks._instructions import InstructionBenchmark, Verdict
+from tinker_cookbook.eval.benchmarks._instructions import (
+    InstructionBenchmark,
+    InstructionEnv,
+    Verdict,
+)
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.graders.instructions import loose_variants, verify_instruction
+from tinker_cookbook.renderers.types import Message
 
-__all__ = ["IFEvalBenchmarkBuilder"]
+__all__ = ["IFEvalBenchmarkBuilder", "IFEvalMessageEnv"]
 
 
 class IFEvalBenchmarkBuilder(InstructionBenchmark):
@@ -37,6 +42,21 @@ class IFEvalBenchmarkBuilder(InstructionBenchmark):
             )
             verdicts.append((strict, loose))
         return verdicts
+
+
+class IFEvalMessageEnv(InstructionEnv):
+    """One prompt of IFEval."""
+
+    def __init__(
+        self,
+        messages: list[Message],
+        instruction_ids: Sequence[str],
+        kwargs_list: Sequence[Any],
+        example_id: str = "",
+    ) -> None:
+        super().__init__(
+            IFEvalBenchmarkBuilder(), messages, instruction_ids, kwargs_list, example_id
+        )
 
 
 register(IFEvalBenchmarkBuilder())

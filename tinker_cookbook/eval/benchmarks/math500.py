@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.benchmarks._types import BenchmarkConfig, Grade, Logs
 from tinker_cookbook.eval.graders.math_answers import check_math, extract_boxed
 
-__all__ = ["MATH500BenchmarkBuilder"]
+__all__ = ["MATH500BenchmarkBuilder", "MATH500MessageEnv"]
 
 
 class MATH500BenchmarkBuilder(QuestionBenchmark):
@@ -38,6 +39,25 @@ class MATH500BenchmarkBuilder(QuestionBenchmark):
         del config
         correct = await asyncio.to_thread(check_math, reply, str(logs["expected"]))
         return Grade(float(correct), logs={"extracted": extract_boxed(reply) or ""})
+
+
+class MATH500MessageEnv(QuestionEnv):
+    """One problem of MATH-500."""
+
+    def __init__(
+        self,
+        problem: str,
+        expected: str,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            MATH500BenchmarkBuilder(),
+            BenchmarkConfig(),
+            build_messages(problem, system_prompt),
+            {"expected": expected},
+            example_id,
+        )
 
 
 register(MATH500BenchmarkBuilder())

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._code import grade_program
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.eval.benchmarks._code import SandboxMixin, grade_program
+from tinker_cookbook.eval.benchmarks._common import build_messages
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
-from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark
+from tinker_cookbook.eval.benchmarks._questions import QuestionBenchmark, QuestionEnv
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.benchmarks._types import BenchmarkConfig, Grade, Logs
 from tinker_cookbook.eval.graders.code import extract_python_code
 
-__all__ = ["MBPPBenchmarkBuilder"]
+if TYPE_CHECKING:
+    from tinker_cookbook.sandbox import SandboxInterface
+
+__all__ = ["MBPPBenchmarkBuilder", "MBPPMessageEnv"]
 
 
 class MBPPBenchmarkBuilder(QuestionBenchmark):
@@ -40,6 +47,37 @@ class MBPPBenchmarkBuilder(QuestionBenchmark):
     async def grade(self, reply: str, logs: Logs, config: BenchmarkConfig) -> Grade:
         """Run the assertions."""
         return await grade_program(extract_python_code(reply), str(logs["test"]), config)
+
+
+class MBPPMessageEnv(SandboxMixin, QuestionEnv):
+    """One task of MBPP; the reply's program runs in a sandbox that the environment makes."""
+
+    def __init__(
+        self,
+        prompt: str,
+        task_prompt: str,
+        test_list: Sequence[str],
+        sandbox_factory: Callable[[], SandboxInterface | Awaitable[SandboxInterface]] | None,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        """Set the task.
+
+        Args:
+            prompt: The user message.
+            task_prompt: The description of the task alone, which is stored with the reply.
+            test_list: The assertions.
+            sandbox_factory: Makes the sandbox; None: a local one.
+            example_id: The name of the example.
+            system_prompt: The system prompt, if there is one.
+        """
+        super().__init__(
+            MBPPBenchmarkBuilder(),
+            BenchmarkConfig(sandbox_factory=self.keep_sandbox(sandbox_factory)),
+            build_messages(prompt, system_prompt),
+            {"test": "\n".join(test_list), "task": task_prompt},
+            example_id,
+        )
 
 
 register(MBPPBenchmarkBuilder())

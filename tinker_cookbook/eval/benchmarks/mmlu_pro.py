@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, ChoiceEnv
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable
 from tinker_cookbook.eval.benchmarks._registry import register
 
-__all__ = ["MMLUProBenchmarkBuilder"]
+__all__ = ["MMLUProBenchmarkBuilder", "MMLUProMessageEnv"]
 
 
 class MMLUProBenchmarkBuilder(ChoiceBenchmark):
@@ -20,6 +20,27 @@ class MMLUProBenchmarkBuilder(ChoiceBenchmark):
         hub=HubTable("TIGER-Lab/MMLU-Pro", None, "test"),
         id_key="question_id",
     )
+
+
+class MMLUProMessageEnv(ChoiceEnv):
+    """One question of MMLU-Pro, with its options in the prompt."""
+
+    def __init__(
+        self,
+        prompt: str,
+        expected: str,
+        valid_letters: str,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            MMLUProBenchmarkBuilder(),
+            prompt,
+            expected,
+            letters=valid_letters,
+            example_id=example_id,
+            system_prompt=system_prompt,
+        )
 
 
 register(MMLUProBenchmarkBuilder())

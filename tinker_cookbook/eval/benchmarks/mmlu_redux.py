@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, ChoiceEnv
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
 from tinker_cookbook.eval.benchmarks._registry import register
 from tinker_cookbook.eval.benchmarks.mmlu import SUBJECTS
 from tinker_cookbook.eval.graders.choices import LETTERS
 
-__all__ = ["MMLUReduxBenchmarkBuilder"]
+__all__ = ["MMLUReduxBenchmarkBuilder", "MMLUReduxMessageEnv"]
 
 
 def _convert(row: Row) -> Row:
@@ -27,6 +27,27 @@ class MMLUReduxBenchmarkBuilder(ChoiceBenchmark):
         convert=_convert,
         keep=lambda row: row.get("error_type", "ok") == "ok",
     )
+
+
+class MMLUReduxMessageEnv(ChoiceEnv):
+    """One question of MMLU-Redux, with its options in the prompt."""
+
+    def __init__(
+        self,
+        prompt: str,
+        expected: str,
+        subject: str,
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            MMLUReduxBenchmarkBuilder(),
+            prompt,
+            expected,
+            group=subject,
+            example_id=example_id,
+            system_prompt=system_prompt,
+        )
 
 
 register(MMLUReduxBenchmarkBuilder())

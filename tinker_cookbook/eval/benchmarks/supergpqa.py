@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark
+from tinker_cookbook.eval.benchmarks._choices import ChoiceBenchmark, ChoiceEnv
 from tinker_cookbook.eval.benchmarks._data import BenchmarkData, HubTable, Row
 from tinker_cookbook.eval.benchmarks._registry import register
 
-__all__ = ["SuperGPQABenchmarkBuilder"]
+__all__ = ["SuperGPQABenchmarkBuilder", "SuperGPQAMessageEnv"]
 
 
 def _convert(row: Row) -> Row:
@@ -29,6 +29,29 @@ class SuperGPQABenchmarkBuilder(ChoiceBenchmark):
     def reference(self, row: Row) -> dict[str, str | int | float]:
         """Return the right letter, the letters that are valid, and the discipline."""
         return super().reference({**row, "answer": row["letter"]})
+
+
+class SuperGPQAMessageEnv(ChoiceEnv):
+    """One question of SuperGPQA, with its options in the prompt."""
+
+    def __init__(
+        self,
+        prompt: str,
+        expected: str,
+        valid_letters: str = "ABCD",
+        discipline: str = "",
+        example_id: str = "",
+        system_prompt: str | None = None,
+    ) -> None:
+        super().__init__(
+            SuperGPQABenchmarkBuilder(),
+            prompt,
+            expected,
+            letters=valid_letters,
+            group=discipline,
+            example_id=example_id,
+            system_prompt=system_prompt,
+        )
 
 
 register(SuperGPQABenchmarkBuilder())
