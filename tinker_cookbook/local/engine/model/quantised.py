@@ -1,10 +1,11 @@
 """Frozen matrices in 8 or 4 bits: how they are rounded, and how the compiled kernels store them.
 
-The inputs of an output are cut into groups of `GROUP`. A group has one scale in bfloat16, and a weight
-is `scale * number`, rounded once to bfloat16. Training and sampling use these weights in both directions.
+The inputs of an output are cut into groups of `GROUP`. A group has one scale in bfloat16, and a
+weight is `scale * number`, rounded once to bfloat16. Training (forward and backward) and sampling
+use the same weights.
 
-Per panel and group of inputs, the packed matrix has the scales of all outputs and then their numbers, so
-that they are next to each other in memory; `native/quantised.h` describes the layout.
+Per panel and group of inputs, the packed matrix has the scales of all outputs and then their
+numbers, so that they are next to each other in memory; `native/quantised.h` describes the layout.
 """
 
 from __future__ import annotations
