@@ -108,6 +108,12 @@ def _print_plan(args: argparse.Namespace) -> int:
 
     folder = resolve_model_folder(args.plan, weights=False)
     unembed = choose_train_unembed(str(folder))  # what recipes train
-    plan = build_plan(args.plan, folder, dtype=args.dtype, train_unembed=unembed)
+    plan = build_plan(
+        args.plan,
+        folder,
+        dtype=args.dtype,
+        base_format=args.base_format,
+        train_unembed=unembed,
+    )
     print(describe_plan(plan))
     return 0

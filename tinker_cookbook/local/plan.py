@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.memory import available_bytes
-from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import (
+    FULL,
+    base_format_from_environment,
+    dtype_from_environment,
+)
 from tinker_cookbook.local.engine.native.build import find_compiler
 from tinker_cookbook.local.engine.types import LoraSpec
 
@@ -55,6 +59,8 @@ class ModelPlan:
     rank: int
     dtype: str
     dtype_reason: str
+    base_format: str
+    """`full`, `int8` or `int4`."""
     free_bytes: int | None
     """None: unknown."""
     memory: dict[str, int]
@@ -100,6 +106,7 @@ def build_plan(
     rank: int = 32,
     train_unembed: bool = True,
     dtype: str | None = None,
+    base_format: str | None = None,
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
 ) -> ModelPlan:
@@ -111,6 +118,7 @@ def build_plan(
             default.
         dtype: `float32` or `bfloat16`; None takes the environment's setting, or what the engine
             would choose on a CPU.
+        base_format: `full`, `int8` or `int4`; None takes the environment's setting, or `full`.
         free_bytes: memory that may be used; None asks the system.
         rates: rates of the machine; None measures them, which takes half a second.
 
@@ -119,13 +127,15 @@ def build_plan(
     """
     import torch
 
-    from tinker_cookbook.local.engine.model.base_model import PACK_TOKENS_CPU
+    from tinker_cookbook.local.engine.model.base_model import PACK_TOKENS_CPU, check_base_format
     from tinker_cookbook.local.plan_shapes import read_sizes
 
     chosen, reason = _choose_dtype(dtype or dtype_from_environment())
     spec = LoraSpec(rank=rank, train_unembed=train_unembed)
     compiled = find_compiler() is not None
-    sizes = read_sizes(folder, spec, getattr(torch, chosen), compiled=compiled)
+    stored = base_format or base_format_from_environment() or FULL
+    check_base_format(folder, stored)
+    sizes = read_sizes(folder, spec, getattr(torch, chosen), compiled=compiled, base_format=stored)
     free = available_bytes() if free_bytes is None else free_bytes
     run = run_bytes(sizes.adapter_bytes, with_gradient=False)
     memory = {
@@ -146,6 +156,7 @@ def build_plan(
         rank=rank,
         dtype=chosen,
         dtype_reason=reason,
+        base_format=stored,
         free_bytes=free,
         memory=memory,
         bytes_per_run=run,
@@ -248,6 +259,7 @@ def describe_plan(plan: ModelPlan) -> str:
         f"  adapter   rank {plan.rank} on {parts}: "
         f"{plan.adapter_parameters / 1e6:.1f} million parameters",
         f"  dtype     {plan.dtype}: {plan.dtype_reason}",
+        *_base_lines(plan),
         f"  machine   {platform.machine()}, {_gib(plan.free_bytes)} of memory free",
         "  memory",
         *(f"    {_gib(size):>10}  {part}" for part, size in plan.memory.items()),
@@ -264,8 +276,21 @@ def describe_plan(plan: ModelPlan) -> str:
         lines.append("  expected tokens per second (from a short measurement of this machine)")
         lines += [f"    {rate:>10.1f}  {work}" for work, rate in plan.speeds.items()]
     if not plan.fits:
-        lines.append("  It does not fit: choose a smaller model, or free memory.")
+        lines.append(f"  It does not fit: {_advice(plan)}.")
     return "\n".join(lines)
+
+
+def _base_lines(plan: ModelPlan) -> list[str]:
+    if plan.base_format == FULL:
+        return []
+    return [f"  base      {plan.base_format}: the output embedding is in int8"]
+
+
+def _advice(plan: ModelPlan) -> str:
+    """Return what to do about a model that does not fit."""
+    smaller = {FULL: "use --base-format int8 or int4, ", "int8": "use --base-format int4, "}
+    first = smaller.get(plan.base_format, "") if plan.sizes.native is not None else ""
+    return f"{first}choose a smaller model, or free memory"
 
 
 def _gib(size: int | None) -> str:

@@ -17,6 +17,7 @@ import torch
 from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch, read_config_json
 from tinker_cookbook.local.engine.model.base_model import NativeModel, describe_native_model
 from tinker_cookbook.local.engine.model.lora import AdapterLayout, LoraTarget
+from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 from tinker_cookbook.local.engine.model.weights import LORA_ROOM
 from tinker_cookbook.local.engine.sampling.cache_rows import cache_shape
@@ -64,12 +65,20 @@ class ModelSizes:
         return sum(self.adapter_parts.values())
 
 
-def read_sizes(folder: Path, spec: LoraSpec, dtype: torch.dtype, *, compiled: bool) -> ModelSizes:
+def read_sizes(
+    folder: Path,
+    spec: LoraSpec,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+    base_format: str = FULL,
+) -> ModelSizes:
     """Return the sizes of the model in `folder` and of an adapter on it, for a CPU.
 
     Args:
         dtype: number format of the arithmetic.
         compiled: whether the compiled kernels exist.
+        base_format: `full`, `int8` or `int4`.
 
     Raises:
         WeightsError: in one line, if the engine cannot run the model.
@@ -77,7 +86,16 @@ def read_sizes(folder: Path, spec: LoraSpec, dtype: torch.dtype, *, compiled: bo
     arch = read_arch(folder)
     if arch is None:
         return _transformers_sizes(folder, spec, dtype)
-    return _native_sizes(arch, spec, dtype, stored=_stored_dtype(folder), compiled=compiled)
+    room = max(spec.rank, LORA_ROOM)
+    model = describe_native_model(
+        arch,
+        stored_dtype=_stored_dtype(folder),
+        dtype=dtype,
+        compiled=compiled,
+        lora_room=room,
+        base_format=base_format,
+    )
+    return _native_sizes(arch, spec, dtype, model)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
@@ -87,12 +105,8 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _native_sizes(
-    arch: ArchConfig, spec: LoraSpec, dtype: torch.dtype, *, stored: torch.dtype, compiled: bool
+    arch: ArchConfig, spec: LoraSpec, dtype: torch.dtype, model: NativeModel
 ) -> ModelSizes:
-    room = max(spec.rank, LORA_ROOM)
-    model = describe_native_model(
-        arch, stored_dtype=stored, dtype=dtype, compiled=compiled, lora_room=room
-    )
     # The compiled kernels keep keys and values in float32, torch in the format of the weights.
     compiled = isinstance(model.weights.head, PackedMatrix)
     cached = cache_shape(arch, model.weights, torch.float32 if compiled else dtype)
@@ -122,8 +136,9 @@ def _weight_parts(model: NativeModel, *, packed: bool) -> dict[str, int]:
 def _native_speeds(model: NativeModel) -> NativeSpeeds:
     blocks, head = model.weights.block_parameters, model.weights.head
     head_parameters = head.out_features * head.in_features
-    read_bytes = (blocks + head_parameters) * head.bytes_per_number
-    return NativeSpeeds(blocks, head_parameters, read_bytes)
+    block_bytes = blocks * model.weights.layers[0].matrices["qkv"].bytes_per_number
+    read_bytes = block_bytes + head_parameters * head.bytes_per_number
+    return NativeSpeeds(blocks, head_parameters, int(read_bytes))
 
 
 def _adapter_bytes(targets: Iterable[LoraTarget], rank: int) -> int:

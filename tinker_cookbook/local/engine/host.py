@@ -17,9 +17,11 @@ from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler
 from tinker_cookbook.local.engine.loaded_model import LoadedModel, read_weight_bytes
 from tinker_cookbook.local.engine.memory import available_bytes, resident_bytes
 from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
-from tinker_cookbook.local.engine.model.base_model import BaseModel
+from tinker_cookbook.local.engine.model.base_format import check_saved_format
+from tinker_cookbook.local.engine.model.base_model import BaseModel, check_base_format
 from tinker_cookbook.local.engine.model.devices import choose_device, choose_dtype
 from tinker_cookbook.local.engine.model.lora import Adapter, read_base_model_name, read_lora_spec
+from tinker_cookbook.local.engine.model.number_formats import FULL, base_format_from_environment
 from tinker_cookbook.local.engine.residency import ResidentRun, Residents, ResidentSampler
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec, place_images
@@ -72,6 +74,7 @@ class EngineHost:
             torch.set_num_threads(settings.num_threads)
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
+        self.base_format = settings.base_format or base_format_from_environment() or FULL
         self._residents = Residents(settings.spill_dir, lambda: self._free_bytes())
 
     # --- models --------------------------------------------------------------------------------
@@ -94,15 +97,24 @@ class EngineHost:
 
     def _load(self, name: str) -> LoadedModel:
         folder = resolve_model_folder(name)
+        check_base_format(folder, self.base_format)
         self._residents.make_room(
-            read_weight_bytes(folder, self.dtype) + _SPARE_BYTES,
+            read_weight_bytes(folder, self.dtype, self.base_format) + _SPARE_BYTES,
             f"model {name}",
             "close other programs or runs, or choose a smaller model",
         )
         model = LoadedModel(
-            name, folder, device=self.device, dtype=self.dtype, cache_bytes=self._cache_bytes
+            name,
+            folder,
+            device=self.device,
+            dtype=self.dtype,
+            base_format=self.base_format,
+            cache_bytes=self._cache_bytes,
         )
-        logger.info("model %s computes in %s on %s", name, model.info.dtype, model.info.device)
+        info = model.info
+        logger.info("model %s computes in %s on %s", name, info.dtype, info.device)
+        if self.base_format != FULL:
+            logger.info("model %s has base weights in %s", name, self.base_format)
         return model
 
     def _cache_bytes(self) -> int:
@@ -141,6 +153,7 @@ class EngineHost:
             folder: written by `save_run`.
         """
         model_name = read_base_model_name(folder)
+        check_saved_format(folder, self.base_format, with_optimizer=with_optimizer)
         base = self.model(model_name).base
         self._check_run_fits(base, read_lora_spec(folder))
         training = TrainingRun.from_folder(base, folder, with_optimizer=with_optimizer)
@@ -149,6 +162,7 @@ class EngineHost:
 
     def load_run(self, run_id: str, folder: Path, *, with_optimizer: bool) -> None:
         """Replace the adapter of an existing run with a saved one."""
+        check_saved_format(folder, self.base_format, with_optimizer=with_optimizer)
         self._run(run_id).training.load(folder, with_optimizer=with_optimizer)
 
     def save_run(self, run_id: str, folder: Path, *, with_optimizer: bool) -> None:
@@ -158,6 +172,7 @@ class EngineHost:
             folder,
             base_model_name=run.model_name,
             with_optimizer=with_optimizer,
+            base_format=self.base_format,
             origin=find_origin(run.model_name, Path(self.model(run.model_name).info.folder)),
         )
 
@@ -233,6 +248,7 @@ class EngineHost:
             )
             adapter = StackedLora(trained.snapshot(), model.dtype)
         elif folder is not None:
+            check_saved_format(folder, self.base_format, with_optimizer=False)
             spec = read_lora_spec(folder)
             saved = Adapter(spec, model.base.lora_targets(spec), device=self.device)
             saved.load_peft(folder)

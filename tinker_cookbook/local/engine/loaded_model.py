@@ -12,6 +12,7 @@ import torch
 from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
 from tinker_cookbook.local.engine.model.base_model import BaseModel, NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.hf_model import HfModel
+from tinker_cookbook.local.engine.model.number_formats import FULL, format_bits
 from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
@@ -37,6 +38,7 @@ class LoadedModel:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        base_format: str = FULL,
         cache_bytes: Callable[[], int],
     ) -> None:
         """Read a model's weights.
@@ -45,7 +47,7 @@ class LoadedModel:
             name: the name that clients use.
             cache_bytes: returns the memory for keys and values; called when the weights are loaded.
         """
-        self.base = load_base_model(folder, device=device, dtype=dtype)
+        self.base = load_base_model(folder, device=device, dtype=dtype, base_format=base_format)
         self.dtype = dtype
         self.info = ModelInfo(
             name=name,
@@ -56,6 +58,7 @@ class LoadedModel:
             supports_images=self.base.count_image_tokens is not None,
             dtype=_product_dtype(self.base, dtype, device),
             device=str(device),
+            base_format=base_format,
         )
         self.scheduler = _build_scheduler(self.base, cache_bytes())
         self.last_used = time.monotonic()
@@ -88,7 +91,7 @@ def _product_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) ->
     return str(dtype).removeprefix("torch.")
 
 
-def read_weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+def read_weight_bytes(folder: Path, dtype: torch.dtype, base_format: str = FULL) -> int:
     """Return the memory that a model's weights take in a format, from the headers of its files."""
     from safetensors import safe_open
 
@@ -101,4 +104,5 @@ def read_weight_bytes(folder: Path, dtype: torch.dtype) -> int:
                 for size in shape:
                     count *= size
                 total += count
-    return total * dtype.itemsize
+    bits = format_bits(base_format) or 8 * dtype.itemsize
+    return total * bits // 8

@@ -52,6 +52,8 @@ class ModelInfo:
     dtype: str = "float32"
     """Number format of its matrix products, such as `bfloat16`; sums are in float32."""
     device: str = "cpu"
+    base_format: str = "full"
+    """How its matrices are stored: `full`, `int8` or `int4`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,12 @@ __all__ = ["add_operating_arguments"]
 def add_operating_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for operating a service: hosts, folders, memory, logs."""
     parser.add_argument(
+        "--base-format",
+        metavar="FORMAT",
+        help="how base weights are stored: full, or quantised to int8 or int4 to save memory "
+        "(default: $TINKER_COOKBOOK_BASE_FORMAT, or full)",
+    )
+    parser.add_argument(
         "--allowed-host",
         action="append",
         dest="allowed_hosts",

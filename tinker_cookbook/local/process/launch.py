@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.engine.model.number_formats import dtype_from_environment
+from tinker_cookbook.local.engine.model.number_formats import (
+    FULL,
+    base_format_from_environment,
+    dtype_from_environment,
+    format_bits,
+)
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
 from tinker_cookbook.local.engine.native.instructions import choose_set
 from tinker_cookbook.local.engine.settings import EngineSettings
@@ -54,6 +59,7 @@ def build_settings(args: argparse.Namespace) -> ServiceSettings:
         engine=EngineSettings(
             device=args.device,
             dtype=args.dtype or dtype_from_environment(),
+            base_format=args.base_format or base_format_from_environment(),
             num_threads=args.num_threads,
             memory_bytes=_memory_bytes(args.memory_gib),
         ),
@@ -72,6 +78,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: the message names the argument.
     """
+    format_bits(args.base_format or base_format_from_environment() or FULL)
     choose_set()  # refuses a wrong TINKER_COOKBOOK_ISA
     if not 0 <= args.port <= 65535:
         raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.utils.durable_files import write_durably
 
 __all__ = ["TIED_HEAD_WARNING", "WeightsOrigin", "find_origin", "write_card"]
@@ -41,18 +42,31 @@ def find_origin(name: str, folder: Path) -> WeightsOrigin:
     return WeightsOrigin(str(folder))
 
 
-def write_card(folder: Path, name: str, origin: WeightsOrigin, *, tied_head: bool) -> None:
+def write_card(
+    folder: Path,
+    name: str,
+    origin: WeightsOrigin,
+    *,
+    tied_head: bool,
+    base_format: str = FULL,
+) -> None:
     """Write README.md next to an adapter whose files alone would mislead; flush it to the disk.
 
     Args:
         name: the service's name of the base model.
         tied_head: whether the adapter adapts an lm_head that is also the input embedding.
+        base_format: how the base weights were stored in training.
     """
     notes = []
     if origin.source != name:
         notes.append(
             f"It was trained on the weights in `{origin.source}`, which are not the hub's weights "
             f"of `{name}`."
+        )
+    if base_format != FULL:
+        notes.append(
+            f"It was trained on base weights rounded to {base_format}. On the full weights its "
+            "logprobs differ slightly."
         )
     if tied_head:
         notes.append(f"Before you merge it: {TIED_HEAD_WARNING}.")

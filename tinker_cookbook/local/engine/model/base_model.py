@@ -6,36 +6,47 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch
+from tinker_cookbook.local.engine.model.architecture import (
+    ArchConfig,
+    read_arch,
+    read_config_json,
+)
 from tinker_cookbook.local.engine.model.devices import choose_dtype
 from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
 from tinker_cookbook.local.engine.model.head import Head
 from tinker_cookbook.local.engine.model.lora import Adapter, LoraTarget, lora_targets
+from tinker_cookbook.local.engine.model.number_formats import FULL, format_bits
 from tinker_cookbook.local.engine.model.pack import Pack
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, ShapePacker
+from tinker_cookbook.local.engine.model.quantised import QuantisedBlocks, QuantisedShapes
 from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTransformer
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.attention import MAX_GROUP, MAX_HEAD_DIM
 from tinker_cookbook.local.engine.native.build import load_kernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
+from tinker_cookbook.local.errors import UserError
 
 __all__ = [
     "PACK_TOKENS_CPU",
     "BaseModel",
     "NativeModel",
+    "check_base_format",
     "describe_native_model",
     "load_base_model",
     "reuse_freed_memory",
 ]
+
+logger = logging.getLogger(__name__)
 
 _ACTIVATION_BYTES = 2 * 2**30
 """Memory that a forward pass may keep for the backward pass; blocks beyond it are recomputed."""
@@ -245,25 +256,53 @@ def load_base_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    base_format: str = FULL,
     compiled: bool = True,
 ) -> BaseModel:
     """Load a model folder: natively where the engine knows its architecture, or with transformers.
 
     Args:
         dtype: number format of products; None lets `choose_dtype` decide.
+        base_format: `int8` or `int4` quantises the matrices; `full` keeps their numbers.
         compiled: use the compiled kernels where they exist.
+
+    Raises:
+        UserError: if the model runs through transformers and `base_format` asks to quantise it.
     """
     reuse_freed_memory()
+    bits = format_bits(base_format)
     dtype = dtype or choose_dtype(None, torch.device(device))
     arch = read_arch(folder)
     if arch is not None:
-        blocks = _matrix_blocks(arch, torch.device(device), dtype) if compiled else None
+        blocks = _matrix_blocks(arch, torch.device(device), dtype, bits) if compiled else None
         dtype = dtype if blocks is None else torch.float32
-        weights = load_weights(folder, arch, device=device, dtype=dtype, blocks=blocks)
+        if bits and blocks is None:
+            logger.warning(
+                "base_format=%s: without the compiled kernels the weights are rounded to this "
+                "format but stored in %s, so it saves no memory",
+                *(base_format, str(dtype).removeprefix("torch.")),
+            )
+        weights = load_weights(folder, arch, device=device, dtype=dtype, blocks=blocks, bits=bits)
         return NativeModel(arch, weights)
+    check_base_format(folder, base_format)
     from tinker_cookbook.local.engine.model.hf_model import HfModel
 
     return HfModel(folder, device=device, dtype=dtype)
+
+
+def check_base_format(folder: Path, base_format: str) -> None:
+    """Refuse to quantise a model that runs through transformers.
+
+    Raises:
+        UserError: naming the format and the architecture.
+    """
+    if format_bits(base_format) and read_arch(folder) is None:
+        kind = read_config_json(folder).get("model_type")
+        raise UserError(
+            f"base_format={base_format!r} is not available for the architecture {kind!r}, which "
+            f"runs through transformers; use base_format={FULL!r}, or a model that the engine runs "
+            "itself, such as one of Llama, Qwen2 or Qwen3"
+        )
 
 
 def describe_native_model(
@@ -273,6 +312,7 @@ def describe_native_model(
     dtype: torch.dtype,
     compiled: bool,
     lora_room: int,
+    base_format: str = FULL,
 ) -> NativeModel:
     """Return the native model that a CPU would run, with shapes but no numbers: it counts memory.
 
@@ -281,10 +321,12 @@ def describe_native_model(
         dtype: number format of products.
         compiled: whether the compiled kernels exist.
         lora_room: the highest LoRA rank of the runs to plan for.
+        base_format: as for `load_base_model`.
     """
-    blocks = None
+    blocks, bits = None, format_bits(base_format)
     if compiled and _kernels_fit(arch, dtype):
-        blocks, dtype = ShapePacker(paired=dtype == torch.bfloat16), torch.float32
+        paired, dtype = dtype == torch.bfloat16, torch.float32
+        blocks = QuantisedShapes(bits, paired=paired) if bits else ShapePacker(paired=paired)
     weights = describe_weights(
         arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=blocks
     )
@@ -292,7 +334,7 @@ def describe_native_model(
 
 
 def _matrix_blocks(
-    arch: ArchConfig, device: torch.device, dtype: torch.dtype
+    arch: ArchConfig, device: torch.device, dtype: torch.dtype, bits: int
 ) -> MatrixBlocks | None:
     """Return a packer where the compiled kernels compute; None where torch does."""
     if device.type != "cpu" or not _kernels_fit(arch, dtype):
@@ -300,7 +342,10 @@ def _matrix_blocks(
     kernels = load_kernels()
     if kernels is None:
         return None
-    return MatrixBlocks(Products(kernels), paired=dtype == torch.bfloat16)
+    products, paired = Products(kernels), dtype == torch.bfloat16
+    if bits:
+        return QuantisedBlocks(products, bits, paired=paired)
+    return MatrixBlocks(products, paired=paired)
 
 
 def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
+from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.weights import BLOCKS, FUSED, module_shapes
 from tinker_cookbook.local.engine.types import LoraSpec
 from tinker_cookbook.local.errors import StorageError, UserError
@@ -39,6 +40,7 @@ __all__ = [
     "layer_group",
     "lora_targets",
     "peft_tensor_name",
+    "read_base_format",
     "read_base_model_name",
     "read_lora_spec",
     "write_tensors",
@@ -47,6 +49,7 @@ __all__ = [
 HEAD_PATH = "lm_head"
 _ALIGNMENT = 16
 _BASE_MODEL_KEY = "base_model"
+_BASE_FORMAT_KEY = "base_format"
 
 
 @dataclass(frozen=True)
@@ -207,12 +210,20 @@ class Adapter:
         copy.parameters = self.parameters.clone()
         return copy
 
-    def save_peft(self, folder: Path, *, base_model_name: str, origin: WeightsOrigin) -> None:
+    def save_peft(
+        self,
+        folder: Path,
+        *,
+        base_model_name: str,
+        origin: WeightsOrigin,
+        base_format: str = FULL,
+    ) -> None:
         """Write adapter_config.json and adapter_model.safetensors, flushed to the disk.
 
         Args:
             base_model_name: the service's name of the base model.
             origin: where others find the base model.
+            base_format: how the base weights were stored in training.
         """
         tensors = {}
         for target in self.targets:
@@ -221,6 +232,8 @@ class Adapter:
         # This goes into the tensor file, as PEFT warns about unknown keys in adapter_config.json.
         parts = ",".join(sorted({target.part for target in self.targets}))
         metadata = {"format": "pt", "trained_parts": parts, _BASE_MODEL_KEY: base_model_name}
+        if base_format != FULL:
+            metadata[_BASE_FORMAT_KEY] = base_format
         write_tensors(folder / "adapter_model.safetensors", tensors, metadata)
         config = _peft_config(self.spec, self.targets, origin)
         write_durably(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
@@ -330,6 +343,16 @@ def read_base_model_name(folder: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's {path.name} is not readable: {error}") from error
+
+
+def read_base_format(folder: Path) -> str:
+    """Return how the base weights were stored when a saved adapter was trained.
+
+    Raises:
+        UserError: if the folder holds no readable adapter.
+    """
+    with _open_tensors(folder / "adapter_model.safetensors") as file:
+        return (file.metadata() or {}).get(_BASE_FORMAT_KEY, FULL)
 
 
 def _part_of_module(module: str) -> str:

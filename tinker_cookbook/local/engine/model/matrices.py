@@ -41,7 +41,7 @@ class Matrix(Protocol):
         ...
 
     @property
-    def bytes_per_number(self) -> int:
+    def bytes_per_number(self) -> float:
         """Size of one stored number in bytes."""
         ...
 
@@ -110,7 +110,7 @@ class DenseMatrix:
         return self.storage.nbytes
 
     @property
-    def bytes_per_number(self) -> int:
+    def bytes_per_number(self) -> float:
         return self.storage.element_size()
 
     def widen(self, room: int) -> None:

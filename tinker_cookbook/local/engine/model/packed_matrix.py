@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.local.engine.native.products import Products
 
 __all__ = [
+    "WIDEST_PANEL",
     "MatrixBlocks",
     "MatrixPacker",
     "PackedMatrix",
@@ -44,7 +45,7 @@ __all__ = [
 
 _LARGE_PAGE = 2 * 2**20
 _BLOCK_BYTES = 64 * 2**20
-_WIDEST_PANEL = 32
+WIDEST_PANEL = 32
 """Panel width on processors with AVX-512, the widest of all (`PANEL` in native/tiles.h)."""
 
 
@@ -63,6 +64,8 @@ class PackedMatrix:
     """Compiled products; None where the matrix has a shape but holds no numbers."""
     paired: bool = False
     """Whether products round their rows to bfloat16, too, and multiply pairs of them."""
+    bits: int = 0
+    """8 or 4 in `quantised.QuantisedMatrix`."""
 
     @property
     def products(self) -> Products:
@@ -88,7 +91,7 @@ class PackedMatrix:
         return self.panels.nbytes
 
     @property
-    def bytes_per_number(self) -> int:
+    def bytes_per_number(self) -> float:
         return self.panels.element_size()
 
     def hold(self, lora: LoraPair | None) -> None:
@@ -144,8 +147,13 @@ class PackedMatrix:
 class MatrixPacker(Protocol):
     """Packs matrices for the compiled kernels."""
 
-    def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
-        """Return a packed copy of [out, in]; `outs` are the rows of each stacked module."""
+    def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
+        """Return a packed copy of [out, in].
+
+        Args:
+            outs: number of rows of each stacked module.
+            head: whether the matrix is the output embedding.
+        """
         ...
 
 
@@ -164,7 +172,7 @@ class MatrixBlocks:
         self._paired = paired
         self._free = torch.empty(0, dtype=torch.uint8)
 
-    def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
+    def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         """Return a packed copy of [out, in]."""
         panels = _pack(matrix, outs, self._products.panel, paired=self._paired)
         place = self._place(panels)
@@ -187,10 +195,10 @@ class MatrixBlocks:
 class ShapePacker:
     """Packs matrices on the device `meta`: the result has the packed shape but no numbers."""
 
-    def __init__(self, panel: int = _WIDEST_PANEL, *, paired: bool = False) -> None:
+    def __init__(self, panel: int = WIDEST_PANEL, *, paired: bool = False) -> None:
         self._panel, self._paired = panel, paired
 
-    def pack(self, matrix: Tensor, outs: Sequence[int]) -> PackedMatrix:
+    def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         """Return the shape of a packed copy of [out, in]."""
         panels = _pack(matrix, outs, self._panel, paired=self._paired)
         return PackedMatrix(panels, tuple(outs), matrix.shape[1], None, self._paired)

@@ -22,6 +22,7 @@ from tinker_cookbook.local.engine.model.packed_matrix import (
     PackedMatrix,
     holds_bfloat16,
 )
+from tinker_cookbook.local.engine.model.quantised import round_to_bits
 from tinker_cookbook.local.engine.model.tensor_files import ShapesOnly, TensorFiles, TensorSource
 
 __all__ = [
@@ -171,6 +172,7 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     lora_room: int = LORA_ROOM,
     blocks: MatrixPacker | None = None,
+    bits: int = 0,
 ) -> ModelWeights:
     """Read a model folder into the engine's layout.
 
@@ -178,11 +180,13 @@ def load_weights(
         lora_room: rank for which spare columns are allocated now; a larger rank widens them later.
         dtype: number format of the vectors, and of the matrices without `blocks`.
         blocks: packs the matrices for the compiled kernels; None keeps them as tensors.
+        bits: without `blocks`, round the weights to those of a matrix in 8 or 4 bits; 0 does not.
 
     Raises:
         WeightsError: if a tensor is missing or its shape differs from what config.json implies.
     """
-    reader = _Reader(TensorFiles(folder), torch.device(device), dtype, lora_room, blocks)
+    source = TensorFiles(folder)
+    reader = _Reader(source, torch.device(device), dtype, lora_room, blocks, bits)
     return reader.model(arch)
 
 
@@ -213,6 +217,7 @@ class _Reader:
     dtype: torch.dtype
     lora_room: int
     blocks: MatrixPacker | None
+    bits: int = 0
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device=self.device, dtype=self.dtype, copy=True)
@@ -227,11 +232,14 @@ class _Reader:
         embed = self.checkpoint.read("model.embed_tokens.weight", shape)
         if self.blocks is not None:
             unembed = embed if tied else self.checkpoint.read("lm_head.weight", shape)
-            head = self.blocks.pack(unembed, [shape[0]])
+            head = self.blocks.pack(unembed, [shape[0]], head=True)
             embed = None if tied else _shortest(embed)
         else:
-            embed = self.place(embed)
-            head = DenseMatrix(embed if tied else self.tensor("lm_head.weight", shape))
+            unembed = embed if tied else self.checkpoint.read("lm_head.weight", shape)
+            if self.bits:
+                unembed = round_to_bits(unembed, 8)
+            head = DenseMatrix(self.place(unembed))
+            embed = head.storage if tied else self.place(embed)
         return ModelWeights(
             embed=embed,
             head=head,
@@ -272,7 +280,10 @@ class _Reader:
             return self.blocks.pack(torch.cat(parts), outs)
         room = spare_columns(self.lora_room, len(modules))
         storage = torch.zeros(sum(outs), width + room, dtype=self.dtype, device=self.device)
-        storage[:, :width] = torch.cat(parts).to(storage.device)
+        matrix = torch.cat(parts)
+        if self.bits:
+            matrix = round_to_bits(matrix, self.bits)
+        storage[:, :width] = matrix.to(storage.device)
         return DenseMatrix(storage, width)
 
 

@@ -50,6 +50,7 @@ _HEADERS = (
     "float_strips.h",
     "pair_strips.h",
     "pairs.h",
+    "quantised.h",
     "rows.h",
     "tiles.h",
     "train_attention.h",

@@ -20,6 +20,16 @@
  * module is filled up with zeros. */
 #define PANEL (2 * LANES)
 
+/* A quantised matrix is expanded to words: numbers, or pairs of them; `count` numbers take WORDS. */
+#ifdef PAIRS
+typedef uint32_t Word;
+#define WORDS(count) (((count) + 1) / 2)
+#else
+typedef float Word;
+#define WORDS(count) (count)
+#endif
+#include "quantised.h"
+
 #ifdef PAIRS
 #define STEPS(count) (((count) + 1) / 2) /* steps of a sum over `count` inputs */
 typedef uint16_t Input;                   /* a number in a row that is multiplied */
@@ -32,10 +42,13 @@ INLINE Input *input_row(float *buffer, int64_t size, int64_t t) {
     return (Input *)(void *)buffer + t * STEPS(size) * (int64_t)(4 / sizeof(Input));
 }
 
+int omp_get_thread_num(void);
+
 typedef struct {
     const void *weight; /* packed, module after module */
     const float *bias;  /* [out] or NULL */
     int64_t half;       /* whether `weight` is in bfloat16 */
+    int64_t bits;       /* 8 or 4 if `weight` is quantised (`quantised.h`), otherwise 0 */
     int64_t in, out;
     int64_t num_modules;
     int64_t module_out[3]; /* rows of each stacked module */
@@ -84,6 +97,8 @@ typedef struct {
     float *normed, *wide, *act; /* scratch: [N, hidden], [N, max out], [N, max in] */
     float *low;                 /* scratch [N, 3 * max rank] */
     float *low_rounded;         /* scratch [N, 3 * max rank + 2], in bfloat16; for PAIRS */
+    float *expanded;            /* scratch [threads, expanded_size]: panels of a quantised matrix */
+    int64_t expanded_size;      /* at least one panel of every matrix; 0 without such matrices */
     float *scores;              /* scratch [threads, SPAN * SPAN_HEADS, max_position + 1 + LANES] */
 } Batch;
 
@@ -376,6 +391,20 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
+/* Expand panels [from, to) of a quantised module into this thread's scratch memory, while the panels
+ * that it takes next are fetched. Return where panel 0 would be. */
+static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
+                                 int64_t from, int64_t to, int64_t skip) {
+    int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
+    const char *module = (const char *)linear->weight + panel * bytes;
+    int64_t words = WORDS(linear->in) * PANEL;
+    Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
+    for (int64_t p = from; p < to; p++)
+        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
+               skip * bytes);
+    return (const char *)(to_words - from * words);
+}
+
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
  * probably take next, `skip` panels later, are fetched from memory. */
 static void project_panels(const Linear *linear, int64_t which, int64_t module, const Batch *batch,
@@ -390,6 +419,10 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     const Cut cut = cut_rows(batch->num_tokens);
     const char *w = (const char *)linear->weight + panel * steps * bytes;
     int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
+    if (linear->bits) {
+        w = expand_panels(linear, panel, batch, from, to, skip);
+        pace = skip = 0; /* the next panels are being fetched */
+    }
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
@@ -420,6 +453,10 @@ static void project(const Linear *linear, int64_t which, const Batch *batch, con
     for (int64_t m = 0; m < linear->num_modules; m++) {
         int64_t panels = num_panels(linear->module_out[m]);
         step[m] = panels_per_task(panels, batch->num_threads);
+        if (linear->bits) {
+            int64_t most = batch->expanded_size / (WORDS(linear->in) * PANEL);
+            step[m] = step[m] > most ? most : step[m];
+        }
         tasks[m] = (panels + step[m] - 1) / step[m];
         total += tasks[m];
     }
@@ -502,8 +539,6 @@ static void store_keys(const Model *model, const Layer *layer, int64_t index, co
         }
     }
 }
-
-int omp_get_thread_num(void);
 
 static Past past_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
     int64_t dim = model->head_dim, split = batch->same_length[t];

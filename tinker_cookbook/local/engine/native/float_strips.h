@@ -30,7 +30,9 @@ static void fill_turned(float *to, const Right *right, int64_t from, int64_t cou
     float block[PANEL * PANEL];
     for (int64_t k = 0; k < count; k += PANEL) {
         int64_t at = ((from + k) / PANEL * right->stride + out) * PANEL;
-        for (int64_t i = 0; i < outs; i++) {
+        if (right->bits)
+            expand(block, quantised_panel(right, (from + k) / PANEL), out, outs, right->bits, 0);
+        for (int64_t i = 0; i < outs && !right->bits; i++) {
             vec pair[2];
             load_pair(right->at, at + i * PANEL, right->half != 0, pair);
             store(block + i * PANEL, pair[0]);
@@ -45,6 +47,10 @@ static void fill_turned(float *to, const Right *right, int64_t from, int64_t cou
 static const float *strip(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
                           int64_t all_outs) {
     int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
+    if (right->layout == PANELS && right->bits) {
+        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
+        return to;
+    }
     if (right->layout == PANELS) {
         int64_t at = (out / PANEL * right->stride + from) * PANEL;
         if (!right->half) return (const float *)right->at + at;
@@ -72,12 +78,14 @@ static const float *strip(float *to, const Right *right, int64_t from, int64_t c
 
 /* Return the cache lines of the memory that holds a strip of a packed matrix. */
 INLINE int64_t source_lines(const Right *right, int64_t count) {
+    if (right->bits) return (count + PANEL - 1) / PANEL * square_lines(right);
     return count * PANEL * (right->half ? 2 : 4) / 64;
 }
 
 /* Return cache line `n` of the memory that holds the strip from output `out` on. */
 static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
     int64_t size = right->half ? 2 : 4, at = 0;
+    if (right->bits) return quantised_line(right, from, out, n);
     if (right->layout == PANELS) {
         at = (out / PANEL * right->stride + from) * PANEL * size + n * 64;
     } else { /* PANELS_TURNED: a square block of every panel */

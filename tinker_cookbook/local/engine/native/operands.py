@@ -41,6 +41,11 @@ class PackedOperand(Protocol):
         ...
 
     @property
+    def bits(self) -> int:
+        """8 or 4 if the matrix is quantised, otherwise 0."""
+        ...
+
+    @property
     def paired(self) -> bool:
         """Whether rows are rounded to bfloat16 and multiplied in pairs."""
         ...

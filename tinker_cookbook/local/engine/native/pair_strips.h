@@ -46,12 +46,15 @@ static const uvec LOWER_HALVES = {0, 4, 1, 5};
  * PANEL], PANEL inputs from number `input` on; the matrix has `inputs` of them. */
 static void fill_turned(uint32_t *to, const Right *right, int64_t from, int64_t count, int64_t input,
                         int64_t inputs) {
-    uint32_t turned[PANEL][LANES];
+    uint32_t turned[PANEL][LANES], expanded[LANES * PANEL];
     int64_t words = WORDS(right->stride), pairs = WORDS(inputs);
     memset(turned, 0, sizeof turned);
     for (int64_t k = 0; k < count; k += PANEL) {
-        const uint32_t *block = (const uint32_t *)right->at +
-                                ((from + k) / PANEL * words + input / 2) * PANEL;
+        const uint32_t *block = expanded;
+        if (right->bits)
+            expand(expanded, quantised_panel(right, (from + k) / PANEL), input, inputs, right->bits, 0);
+        else
+            block = (const uint32_t *)right->at + ((from + k) / PANEL * words + input / 2) * PANEL;
         turn((float *)turned, LANES, (const float *)block, PANEL, pairs, PANEL);
         int64_t left = WORDS(count - k) < LANES ? WORDS(count - k) : LANES;
         for (int64_t m = 0; m < left; m++) {
@@ -96,6 +99,10 @@ static void fill_columns(uint32_t *to, const Right *right, int64_t from, int64_t
 static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int64_t count,
                              int64_t out, int64_t all_outs) {
     int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
+    if (right->layout == PANELS && right->bits) {
+        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
+        return to;
+    }
     if (right->layout == PANELS)
         return (const uint32_t *)right->at + (out / PANEL * WORDS(right->stride) + from / 2) * PANEL;
     if (outs < PANEL) memset(to, 0, (size_t)WORDS(count) * PANEL * sizeof *to);
@@ -110,13 +117,14 @@ static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int
 
 /* Return the cache lines of the memory that holds a strip of a packed matrix. */
 INLINE int64_t source_lines(const Right *right, int64_t count) {
-    (void)right;
+    if (right->bits) return (count + PANEL - 1) / PANEL * square_lines(right);
     return WORDS(count) * PANEL * 4 / 64;
 }
 
 /* Return cache line `n` of the memory that holds the strip from output `out` on. */
 static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
     int64_t words = WORDS(right->stride), at = 0;
+    if (right->bits) return quantised_line(right, from, out, n);
     if (right->layout == PANELS) {
         at = (out / PANEL * words + from / 2) * PANEL * 4 + n * 64;
     } else { /* PANELS_TURNED: LANES pairs of inputs of every panel */

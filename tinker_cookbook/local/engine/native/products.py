@@ -24,7 +24,13 @@ _Long = ctypes.c_int64
 
 
 class _Right(ctypes.Structure):
-    _fields_ = (("at", _Pointer), ("layout", _Long), ("half", _Long), ("stride", _Long))
+    _fields_ = (
+        ("at", _Pointer),
+        ("layout", _Long),
+        ("half", _Long),
+        ("stride", _Long),
+        ("bits", _Long),
+    )
 
 
 class _Term(ctypes.Structure):
@@ -190,7 +196,7 @@ def _set_part(part: _Part, y: Tensor, *, bias: Tensor | None = None, scale: floa
 
 def _set_packed(right: _Right, matrix: PackedOperand, address: int, layout: int) -> None:
     right.at, right.layout, right.half = address, layout, matrix.half
-    right.stride = matrix.in_features
+    right.stride, right.bits = matrix.in_features, matrix.bits
 
 
 def _set_right(right: _Right, matrix: Tensor, layout: int) -> None:

@@ -28,6 +28,8 @@ typedef float Word;
 #define STRIP STRIP_WORDS
 #endif
 
+#include "quantised.h"
+
 typedef enum { PANELS, PANELS_TURNED, ROWS, COLUMNS } Layout;
 
 /* The right side of a product, [count, outs]. */
@@ -38,6 +40,7 @@ typedef struct {
                      * ROWS, COLUMNS: float32 [count, outs] and [outs, count], rows `stride` apart */
     int64_t half;   /* whether a packed matrix is in bfloat16; always with PAIRS */
     int64_t stride;
+    int64_t bits; /* 8 or 4 if a packed matrix is quantised (`quantised.h`), otherwise 0 */
 } Right;
 
 /* One result: y = scale * sum (+ bias) (+ start). */
@@ -48,6 +51,25 @@ typedef struct {
     int64_t start_stride;
     float scale;
 } Part;
+
+/* Return a quantised panel of a right side. */
+INLINE const char *quantised_panel(const Right *right, int64_t panel) {
+    return (const char *)right->at + panel * quantised_panel_bytes(right->stride, right->bits);
+}
+
+/* Return the cache lines of the numbers in a square block of a quantised panel. */
+INLINE int64_t square_lines(const Right *right) {
+    return (PANEL * PANEL * right->bits / 8 + 63) / 64;
+}
+
+/* Return cache line `n` of the memory that holds a quantised strip; see `source_line`. */
+INLINE const char *quantised_line(const Right *right, int64_t from, int64_t out, int64_t n) {
+    int64_t bytes = block_bytes(right->bits), lines = square_lines(right);
+    if (right->layout == PANELS)
+        return quantised_panel(right, out / PANEL) + from / GROUP * bytes + n * 64;
+    return quantised_panel(right, from / PANEL + n / lines) + out / GROUP * bytes +
+           out % GROUP * PANEL * right->bits / 8 + n % lines * 64;
+}
 
 #if defined(__AVX2__)
 /* Transpose eight rows of eight; the columns are written `step` floats apart. */

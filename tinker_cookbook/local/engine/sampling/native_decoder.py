@@ -47,6 +47,9 @@ __all__ = ["NativeDecoder", "native_decoder"]
 _LANES = 16
 """Upper bound of the kernels' vector width in floats."""
 
+_EXPANDED_FLOATS = 2**16
+"""A quarter of a MiB: part of a second-level cache."""
+
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
 _Packer = Callable[[Tensor], Tensor]
@@ -58,6 +61,7 @@ class _Linear(ctypes.Structure):
         ("weight", _Pointer),
         ("bias", _Pointer),
         ("half", _Long),
+        ("bits", _Long),
         ("in_features", _Long),
         ("out_features", _Long),
         ("num_modules", _Long),
@@ -132,6 +136,8 @@ class _Batch(ctypes.Structure):
         ("act", _Pointer),
         ("low", _Pointer),
         ("low_rounded", _Pointer),
+        ("expanded", _Pointer),
+        ("expanded_size", _Long),
         ("scores", _Pointer),
     )
 
@@ -170,6 +176,7 @@ class NativeDecoder:
         )
         self._forward_head = kernels.forward_head_pairs if weights.paired else kernels.forward_head
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
+        self._expanded_size = _expanded_size(weights, panel)
         self._scratch: dict[str, Tensor] = {}
         self._model: _Model | None = None
         self._layers: ctypes.Array[_Layer] | None = None
@@ -247,6 +254,8 @@ class NativeDecoder:
             act=self._buffer("act", num_tokens * inner),
             low=self._buffer("low", num_tokens * 3 * rank),
             low_rounded=self._buffer("low_rounded", num_tokens * (3 * rank + 2)),
+            expanded=self._buffer("expanded", num_threads * self._expanded_size),
+            expanded_size=self._expanded_size,
             scores=self._buffer("scores", scores),
         )
         return _Call(struct, (groups, order, group_of))
@@ -333,6 +342,7 @@ class NativeDecoder:
             weight=matrix.panels.data_ptr(),
             bias=self._vector(bias),
             half=matrix.half,
+            bits=matrix.bits,
             in_features=matrix.in_features,
             out_features=matrix.out_features,
             num_modules=len(outs),
@@ -370,6 +380,14 @@ class _LoraTable:
 
     entries: ctypes.Array[_Lora]
     kept_alive: list[Tensor]
+
+
+def _expanded_size(weights: ModelWeights, panel: int) -> int:
+    """Return the floats per thread in which panels of a quantised matrix are expanded."""
+    matrices = [*weights.layers[0].matrices.values(), weights.head]
+    if not any(isinstance(matrix, PackedMatrix) and matrix.bits for matrix in matrices):
+        return 0
+    return max(_EXPANDED_FLOATS, panel * max(matrix.in_features for matrix in matrices))
 
 
 def _place(row: Row) -> tuple[int, int, int]:

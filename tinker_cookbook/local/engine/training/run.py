@@ -24,6 +24,7 @@ from tinker_cookbook.local.engine.model.lora import (
     read_lora_spec,
     write_tensors,
 )
+from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
@@ -123,15 +124,20 @@ class TrainingRun:
         base_model_name: str,
         with_optimizer: bool,
         origin: WeightsOrigin | None = None,
+        base_format: str = FULL,
     ) -> None:
         """Write the adapter in PEFT's format, and the optimizer state, into an existing folder.
 
         Args:
             origin: where the base model's weights are from; None if the name says it.
+            base_format: how the base weights are stored; see `EngineSettings`.
         """
         origin = origin or WeightsOrigin(base_model_name)
-        self.adapter.save_peft(folder, base_model_name=base_model_name, origin=origin)
-        write_card(folder, base_model_name, origin, tied_head=self.trains_tied_head)
+        self.adapter.save_peft(
+            folder, base_model_name=base_model_name, origin=origin, base_format=base_format
+        )
+        tied = self.trains_tied_head
+        write_card(folder, base_model_name, origin, tied_head=tied, base_format=base_format)
         if with_optimizer:
             state = self.adam_state or AdamState(self.adapter.parameters)
             tensors = {"num_steps": torch.tensor([state.num_steps], dtype=torch.int64)}

@@ -138,6 +138,7 @@ def _describe_models(service: Service) -> list[dict[str, object]]:
             "name": name,
             "is_loaded": name in loaded,
             "dtype": loaded[name].dtype if name in loaded else None,
+            "base_format": loaded[name].base_format if name in loaded else None,
             "device": loaded[name].device if name in loaded else None,
         }
         for name in names

@@ -1,0 +1,141 @@
+"""Frozen matrices in 8 or 4 bits: how they are rounded, and how the compiled kernels store them.
+
+The inputs of an output are cut into groups of `GROUP`. A group has one scale in bfloat16, and a
+weight is `scale * number`, rounded once to bfloat16. Training (forward and backward) and sampling
+use the same weights.
+
+Per panel and group of inputs, the packed matrix has the scales of all outputs and then their
+numbers, so that they are next to each other in memory; `native/quantised.h` describes the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tinker_cookbook.local.engine.model.packed_matrix import (
+    WIDEST_PANEL,
+    MatrixBlocks,
+    PackedMatrix,
+    pack_panels,
+)
+from tinker_cookbook.local.engine.native.products import Products
+
+__all__ = ["GROUP", "QuantisedBlocks", "QuantisedMatrix", "QuantisedShapes", "round_to_bits"]
+
+GROUP = 32
+"""Number of inputs with one scale (`GROUP` in native/quantised.h)."""
+_ROWS_BYTES = 16 * 2**20
+"""Memory of the float32 copy that is quantised at a time."""
+_SMALLEST_SCALE = 2.0**-100
+"""Groups below it become zeros: their weights would leave the range of normal numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedMatrix(PackedMatrix):
+    """A packed matrix in 8 or 4 bits; `panels` is uint8 [P, groups, bytes of a group]."""
+
+    bits: int = 8
+    width: int = WIDEST_PANEL
+    """Number of outputs in a panel."""
+
+    @property
+    def half(self) -> bool:
+        return False
+
+    @property
+    def panel(self) -> int:
+        return self.width
+
+    @property
+    def bytes_per_number(self) -> float:
+        return (self.bits + 16 / GROUP) / 8
+
+    def rows(self, indices: Tensor) -> Tensor:
+        panel, lane = indices // self.width, indices % self.width
+        begin = 2 * self.width
+        scales = self.panels[:, :, :begin].view(torch.bfloat16)[panel, :, lane]  # [n, groups]
+        stored = self.panels[:, :, begin:].view(torch.int8).unflatten(2, (-1, self.width))
+        numbers = stored[panel, :, :, lane]  # [n, groups, bytes of an output]
+        if self.bits == 4:
+            numbers = torch.stack([(numbers << 4) >> 4, numbers >> 4], 3).flatten(2)
+        weights = (numbers.float() * scales.float()[:, :, None]).bfloat16()
+        return weights.flatten(1)[:, : self.in_features].float()
+
+
+class QuantisedBlocks(MatrixBlocks):
+    """Packs matrices in 8 or 4 bits, and the output embedding in 8."""
+
+    def __init__(self, products: Products, bits: int, *, paired: bool = False) -> None:
+        super().__init__(products, paired=paired)
+        self._bits = bits
+
+    def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
+        bits, width = 8 if head else self._bits, self._products.panel
+        place = self._place(_pack(matrix, outs, width, bits))
+        inputs = matrix.shape[1]
+        return QuantisedMatrix(
+            place, tuple(outs), inputs, self._products, self._paired, bits=bits, width=width
+        )
+
+
+class QuantisedShapes:
+    """Counterpart of `QuantisedBlocks` for matrices without numbers."""
+
+    def __init__(self, bits: int, *, paired: bool = False) -> None:
+        self._bits, self._paired = bits, paired
+
+    def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
+        bits, inputs = 8 if head else self._bits, matrix.shape[1]
+        panels = sum(-(-out // WIDEST_PANEL) for out in outs)
+        block = WIDEST_PANEL * (2 + GROUP * bits // 8)
+        shape = torch.empty(panels, -(-inputs // GROUP), block, dtype=torch.uint8, device="meta")
+        return QuantisedMatrix(shape, tuple(outs), inputs, None, self._paired, bits=bits)
+
+
+def round_to_bits(matrix: Tensor, bits: int) -> Tensor:
+    """Return the weights that a quantised [out, in] has, in bfloat16."""
+    parts = []
+    for part in matrix.split(_rows_at_a_time(matrix)):
+        numbers, scales = _quantise(part, bits)
+        weights = numbers.unflatten(1, (-1, GROUP)).float() * scales.float()[:, :, None]
+        parts.append(weights.bfloat16().flatten(1)[:, : matrix.shape[1]])
+    return torch.cat(parts)
+
+
+def _rows_at_a_time(matrix: Tensor) -> int:
+    return max(1, _ROWS_BYTES // (4 * matrix.shape[1]))
+
+
+def _quantise(matrix: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return int8 numbers [out, groups * GROUP] and bfloat16 scales [out, groups].
+
+    The largest weight of a group becomes the most negative number, whose size is one more than that
+    of the largest positive one. So a scale may be negative.
+    """
+    groups = functional.pad(matrix.float(), (0, -matrix.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    lowest, highest = groups.amin(2), groups.amax(2)
+    largest = torch.where(highest > -lowest, highest, lowest)
+    limit = 2 ** (bits - 1)
+    scales = (largest / -limit).bfloat16()
+    usable = scales.float().abs() > _SMALLEST_SCALE
+    scales = torch.where(usable, scales, 0)
+    inverse = torch.where(usable, 1 / scales.float(), 0)
+    numbers = (groups * inverse[:, :, None]).round_().clamp_(-limit, limit - 1)
+    return numbers.to(torch.int8).flatten(1), scales
+
+
+def _pack(matrix: Tensor, outs: Sequence[int], panel: int, bits: int) -> Tensor:
+    """Return the panels of a quantised copy of [out, in], uint8 [P, groups, bytes of a group]."""
+    parts = [_quantise(part, bits) for part in matrix.split(_rows_at_a_time(matrix))]
+    numbers, scales = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
+    if bits == 4:
+        numbers = (numbers[:, 0::2] & 15) | (numbers[:, 1::2] << 4)
+    rows = pack_panels(numbers, outs, panel).unflatten(1, (scales.shape[1], -1)).flatten(2)
+    return torch.cat(
+        [pack_panels(scales, outs, panel).view(torch.uint8), rows.view(torch.uint8)], 2
+    )
