@@ -62,7 +62,12 @@ class PeerProcess:
 
 def _serve(pipe: Any, kind: str, folder: str, threads: int, dtype: str | None) -> None:
     try:
-        builders = {"train": _TrainPeer, "generate": _GeneratePeer, "llama_cpp": _LlamaPeer}
+        builders = {
+            "train": _TrainPeer,
+            "generate": _GeneratePeer,
+            "llama_cpp": _LlamaPeer,
+            "engine": _EnginePeer,
+        }
         peer = builders[kind](folder, threads, dtype)
         pipe.send(peer.about)
         while True:
@@ -243,6 +248,32 @@ class _LlamaPeer:
         if any("usage" not in answer for answer in answers):
             raise PeerError(f"llama.cpp refused: {answers[0]}")
         return sum(answer["usage"]["completion_tokens"] for answer in answers)
+
+
+class _EnginePeer:
+    """The engine itself in this process, without the service."""
+
+    def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
+        import torch
+        from bench_limits import format_in_use
+        from train_speed import engine_run
+
+        del dtype  # the service's format counts
+        torch.set_num_threads(threads)
+        self._run = engine_run(Path(folder), format_in_use())
+        self.about: dict[str, Any] = {"dtype": format_in_use()}
+        self.step(lengths=(64,))
+
+    def step(self, *, lengths: tuple[int, ...]) -> int:
+        """Run forward, backward and Adam."""
+        from train_speed import engine_data
+
+        from tinker_cookbook.local.engine.types import AdamSpec, LossSpec
+
+        data = engine_data(lengths, self._run.model.vocab_size)
+        self._run.forward_backward(data, LossSpec("cross_entropy"))
+        self._run.optim_step(AdamSpec(learning_rate=1e-4))
+        return sum(lengths)
 
 
 def _find_gguf(folder: str) -> str:

@@ -301,7 +301,7 @@ def measure_http(bench: Bench) -> dict[str, Sample]:
     torch.set_num_threads(1)
     service = Service(bench.folder, threads=1)
     run, data = service.new_run(), make_data((8,))
-    direct_run = engine_run(Path(bench.folder), "float32")
+    direct_run = engine_run(Path(bench.folder), format_in_use())
     direct_data = engine_data((8,), direct_run.model.vocab_size)
     loss = LossSpec("cross_entropy")
     pairs = []
@@ -318,6 +318,20 @@ def measure_http(bench: Bench) -> dict[str, Sample]:
         "engine": {"seconds": statistics.median(direct for _, direct in pairs)},
         "difference": {"seconds": statistics.median(ours - direct for ours, direct in pairs)},
     }
+
+
+def measure_in_process(bench: Bench) -> dict[str, Sample]:
+    """Alternate a training step through the service with the same step in one process."""
+    samples: dict[str, list[Sample]] = {"service": [], "engine": []}
+    bench.run()
+    for _ in range(3):
+        samples["service"].append(measure_train_alone(bench))
+        samples["engine"].append(bench.ask("engine", "step", lengths=LENGTHS))
+    return {name: _median(found) for name, found in samples.items() if all(found)}
+
+
+def _median(samples: list[Sample]) -> Sample:
+    return {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
 
 
 def measure_startup(bench: Bench) -> dict[str, Sample]:
@@ -448,6 +462,7 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "train_unpadded": lambda bench: measure_train(bench, padded=False),
     "tracking": measure_tracking,
     "roofline": measure_roofline,
+    "in_process": measure_in_process,
     "decode_1": lambda bench: measure_decode(bench, 1),
     "decode_8": lambda bench: measure_decode(bench, 8),
     "decode_32": lambda bench: measure_decode(bench, 32),
@@ -497,7 +512,12 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub id")
     parser.add_argument("--json", type=Path, help="add the samples to this file")
     parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device of the service and peers"
+    )
     options = parser.parse_args()
+    if options.device == "cuda":
+        _require_cuda()
     # So that an external time limit also stops the service.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = _read_record(options)
@@ -508,6 +528,18 @@ def main() -> None:
         finally:
             bench.close()
     print_report(record)
+
+
+def _require_cuda() -> None:
+    """End with a sentence where a GPU cannot be measured."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(
+            "--device=cuda needs an NVIDIA GPU and a build of torch with CUDA; this machine has "
+            f"torch {torch.__version__} and no GPU that it can use. Run it on a machine with one, "
+            "or use --device=cpu."
+        )
 
 
 def _measure(bench: Bench, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from tinker_cookbook.local.engine.model.lora import AdapterLayout
 from tinker_cookbook.local.engine.model.precision import add_product
+from tinker_cookbook.local.engine.native.low_rank import LowRankGradients, LowRankJob
 
 __all__ = ["GradientSink", "SpareGradients"]
 
@@ -25,6 +26,7 @@ class GradientSink:
         low: torch.Tensor,
         low_grad: torch.Tensor,
         out_grad: torch.Tensor,
+        kernels: LowRankGradients | None = None,
     ) -> None:
         """Add the gradients of a group: A's is `low_grad' x`, B's is `out_grad' low`.
 
@@ -33,16 +35,22 @@ class GradientSink:
             low: [T, rank * modules] = scale x A'.
             low_grad: gradient of `x A'`, with the shape of `low`.
             out_grad: [T, out], gradient of the stacked product; each module has its own columns.
+            kernels: rounds the operands to bfloat16; None multiplies them with torch as they are.
         """
-        add_product(self.layout.stacked_a(self.flat, group), low_grad.t(), x)
+        jobs = [LowRankJob(self.layout.stacked_a(self.flat, group), low_grad, x, turned=False)]
         rank, top = self.layout.rank, 0
         for position, target in enumerate(self.layout.groups[group]):
-            add_product(
-                self.layout.matrix(self.flat, target.path + ".B"),
-                out_grad[:, top : top + target.out_features].t(),
-                low[:, position * rank : (position + 1) * rank],
-            )
+            into = self.layout.matrix(self.flat, target.path + ".B")
+            left = low[:, position * rank : (position + 1) * rank]
+            right = out_grad[:, top : top + target.out_features]
+            jobs.append(LowRankJob(into, left, right, turned=True))
             top += target.out_features
+        if kernels is not None:
+            kernels.add(jobs)
+            return
+        for job in jobs:
+            pair = (job.right.t(), job.left) if job.turned else (job.left.t(), job.right)
+            add_product(job.into, *pair)
 
 
 class SpareGradients:

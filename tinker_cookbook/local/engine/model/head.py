@@ -17,6 +17,7 @@ from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter
 from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
+from tinker_cookbook.local.engine.native.low_rank import low_rank_gradients
 from tinker_cookbook.local.engine.native.operands import LoraPair
 
 __all__ = ["Head", "LogprobGradient"]
@@ -87,6 +88,7 @@ class Head:
                     low=low,
                     low_grad=low_grad,
                     out_grad=logits_grad,
+                    kernels=low_rank_gradients() if _is_paired(self._matrix) else None,
                 )
         return logprobs, hidden_grad
 

@@ -49,6 +49,7 @@ from tinker_cookbook.local.engine.model.ops import (
     swiglu_into,
 )
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.native.low_rank import low_rank_gradients
 from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms, train_kernels
 
 __all__ = [
@@ -387,7 +388,14 @@ class PackedTransformer:
         if group in sink.layout.groups:
             if tape.dropout is not None:
                 x = (x * tape.dropout.factors(x, group)).to(x.dtype)
-            sink.add(group, x=x, low=low, low_grad=low_grad, out_grad=out_grad)
+            sink.add(
+                group,
+                x=x,
+                low=low,
+                low_grad=low_grad,
+                out_grad=out_grad,
+                kernels=low_rank_gradients() if self._paired else None,
+            )
 
     def _split_heads(
         self, qkv: torch.Tensor, layer: LayerWeights, tape: Tape

@@ -39,6 +39,7 @@ _SOURCES = (
     "decode_kernels.c",
     "pair_attention.c",
     "pair_decode.c",
+    "pair_gradients.c",
     "pair_products.c",
     "products.c",
     "softmax.c",

@@ -67,20 +67,30 @@ static void fill_turned(uint32_t *to, const Right *right, int64_t from, int64_t 
     }
 }
 
+#define ROWS_AHEAD 24
+
 /* Pair up rows of float32: [count, outs] becomes [count / 2, PANEL] words. */
 static void fill_rows(uint32_t *to, const Right *right, int64_t from, int64_t count, int64_t out,
                       int64_t outs) {
     float first[PANEL] = {0}, second[PANEL] = {0};
     for (int64_t k = 0; k < count; k += 2, to += PANEL) {
         const float *row = (const float *)right->at + (from + k) * right->stride + out;
+        if (outs == PANEL && k + 1 < count) {
+            for (int c = 0; c < PANEL; c += 16) { /* rows are far apart in memory: fetch later ones */
+                PREFETCH(row + ROWS_AHEAD * right->stride + c);
+                PREFETCH(row + (ROWS_AHEAD + 1) * right->stride + c);
+            }
+            for (int c = 0; c < PANEL; c += LANES)
+                *(uvec_any *)(to + c) = rounded_words(load(row + c), load(row + right->stride + c));
+            continue;
+        }
         memcpy(first, row, (size_t)outs * sizeof(float));
         if (k + 1 < count)
             memcpy(second, row + right->stride, (size_t)outs * sizeof(float));
         else
             memset(second, 0, sizeof second);
         for (int c = 0; c < PANEL; c += LANES)
-            *(uvec_any *)(to + c) =
-                round_bits(load(first + c)) | (round_bits(load(second + c)) << 16);
+            *(uvec_any *)(to + c) = rounded_words(load(first + c), load(second + c));
     }
 }
 

@@ -49,6 +49,17 @@ INLINE void store_rounded(uint16_t *to, vec v) {
 #endif
 }
 
+/* Round two vectors; the words hold the first in their lower halves and the second in the upper ones. */
+INLINE uvec rounded_words(vec lower, vec upper) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)lower));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)upper));
+    return (uvec)low | ((uvec)high << 16);
+#else
+    return round_bits(lower) | (round_bits(upper) << 16);
+#endif
+}
+
 /* Round a row; an odd size is filled up with a zero, so that the row consists of pairs. */
 INLINE void round_row(uint16_t *to, const float *from, int64_t size) {
     int64_t k = 0;

@@ -7,7 +7,7 @@
  *     forward:   low = scale x A'                y = x W' + low B'           (per stacked module)
  *     backward:  low_grad = scale y_grad B       x_grad = y_grad W + low_grad A
  *
- * Each thread takes its own rows. One copy of a matrix serves both directions; in bfloat16 it needs half
+ * Threads take blocks of rows in turns. One copy of a matrix serves both directions; in bfloat16 it needs half
  * the memory traffic. An output is one chain of sums in the order of the terms, as in
  * `decode_kernels.c`: its bits do not depend on how rows are grouped.
  */
@@ -17,6 +17,9 @@
 #define MAX_PARTS 4
 /* Units of MR rows in a block: as many as the second-level cache holds next to a strip. */
 #define MAX_UNITS (LANES >= 16 ? 40 : 84)
+/* Several threads cut their rows into at least so many blocks, of at least so many units. */
+#define BLOCKS_PER_THREAD 3
+#define LEAST_UNITS 16
 
 typedef struct {
     const float *x; /* [rows, count] */
@@ -60,7 +63,15 @@ static void run_rows(const Product *p, int64_t row, int64_t rows, Word *x, Word 
 }
 
 int omp_get_thread_num(void);
-int omp_get_num_threads(void);
+
+/* Return how many blocks the units are cut into. Threads take them in turns, so that a thread that another
+ * program interrupts does not hold up the others for long; smaller blocks would use each strip less. */
+static int64_t count_blocks(int64_t units, int64_t threads) {
+    int64_t each = (units + threads - 1) / threads;
+    int64_t parts = (each + MAX_UNITS - 1) / MAX_UNITS, finer = each / LEAST_UNITS;
+    if (threads > 1 && parts < finer) parts = finer < BLOCKS_PER_THREAD ? finer : BLOCKS_PER_THREAD;
+    return threads * parts;
+}
 
 #define SPACE_WORDS (STRIP_WORDS * PANEL)
 #define SCRATCH_WORDS (SPACE_WORDS + MAX_UNITS * MR * STRIP_WORDS + 16)
@@ -71,15 +82,13 @@ void product_pairs(const Product *p) {
 void product(const Product *p) {
 #endif
     int64_t units = (p->rows + MR - 1) / MR, threads = p->threads < units ? p->threads : units;
+    int64_t blocks = count_blocks(units, threads);
 #pragma omp parallel num_threads((int)threads)
     {
-        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-        int64_t from = units * thread / team, to = units * (thread + 1) / team;
-        int64_t blocks = (to - from + MAX_UNITS - 1) / MAX_UNITS;
-        Word *space = (Word *)(void *)(p->scratch + thread * SCRATCH_WORDS);
+        Word *space = (Word *)(void *)(p->scratch + omp_get_thread_num() * SCRATCH_WORDS);
+#pragma omp for schedule(dynamic) nowait
         for (int64_t b = 0; b < blocks; b++) {
-            int64_t begin = (from + (to - from) * b / blocks) * MR;
-            int64_t end = (from + (to - from) * (b + 1) / blocks) * MR;
+            int64_t begin = units * b / blocks * MR, end = units * (b + 1) / blocks * MR;
             run_rows(p, begin, (end < p->rows ? end : p->rows) - begin, space + SPACE_WORDS, space);
         }
     }

@@ -5,9 +5,10 @@
  */
 #include "rows.h"
 
-/* Use threads only if there are enough rows to repay waking them. */
+/* Use threads only if there are enough rows to repay waking them. They take rows in turns, so that a thread
+ * that another program interrupts does not hold up the others for long. */
 #define FOR_ROWS                                                                                 \
-    _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (rows >= 64)")       \
+    _Pragma("omp parallel for schedule(dynamic, 64) num_threads((int)threads) if (rows >= 128)") \
     for (int64_t t = 0; t < rows; t++)
 
 /* Write silu(gate) * up of [rows, 2 inner] into [rows, inner]. */
