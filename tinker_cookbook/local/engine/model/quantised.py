@@ -29,7 +29,7 @@ __all__ = ["GROUP", "QuantisedBlocks", "QuantisedMatrix", "QuantisedShapes", "ro
 
 GROUP = 32
 """Number of inputs with one scale (`GROUP` in native/quantised.h)."""
-_ROWS_BYTES = 16 * 2**20
+_ROWS_BYTES = 2 * 2**20
 """Memory of the float32 copy that is quantised at a time."""
 _SMALLEST_SCALE = 2.0**-100
 """Groups below it become zeros: their weights would leave the range of normal numbers."""

@@ -27,7 +27,13 @@ INLINE int64_t quantised_panel_bytes(int64_t inputs, int64_t bits) {
 }
 
 INLINE ivec load_bytes(const char *p) {
+#if LANES == 16
+    return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i_u *)p));
+#elif LANES == 8
+    return (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i_u *)p));
+#else
     return __builtin_convertvector(*(const bytes_any *)p, ivec);
+#endif
 }
 
 /* Load the numbers of inputs k and k + 1 (k is even) of LANES outputs, times their scales. */
