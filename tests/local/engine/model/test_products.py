@@ -103,3 +103,24 @@ def test_a_view_of_wider_rows_is_read_in_place() -> None:
     matrix = packed(draw(20, 12), (20,))
     wide = draw(9, 30)
     assert torch.equal(matrix.forward(wide[:, 5:17])[0], matrix.forward(wide[:, 5:17].clone())[0])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("tokens", [90, 500, 2600])
+def test_threads_do_not_change_the_bits(tokens: int, paired: bool) -> None:
+    kernels = load_kernels()
+    if kernels is None:
+        pytest.skip("no C compiler here")
+    torch.manual_seed(tokens)
+    matrix = MatrixBlocks(Products(kernels), paired=paired).pack(draw(48, 600), (48,))
+    lora, x, grad = adapter((48,), 600, 8), draw(tokens, 600), draw(tokens, 48)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((*matrix.forward(x, lora), *matrix.backward(grad, lora)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))

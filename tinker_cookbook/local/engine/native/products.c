@@ -69,8 +69,8 @@ int omp_get_thread_num(void);
 static int64_t count_blocks(int64_t units, int64_t threads) {
     int64_t each = (units + threads - 1) / threads;
     int64_t parts = (each + MAX_UNITS - 1) / MAX_UNITS, finer = each / LEAST_UNITS;
-    if (threads > 1 && parts < finer) parts = finer < BLOCKS_PER_THREAD ? finer : BLOCKS_PER_THREAD;
-    return threads * parts;
+    if (finer > BLOCKS_PER_THREAD) finer = BLOCKS_PER_THREAD;
+    return threads * (threads > 1 && parts < finer ? finer : parts);
 }
 
 #define SPACE_WORDS (STRIP_WORDS * PANEL)
