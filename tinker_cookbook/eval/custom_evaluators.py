@@ -1,8 +1,8 @@
-"""An evaluator of your own, as an example: questions, and a function that grades the replies.
+"""Your own evaluator, as an example: questions, and a function that grades the replies.
 
     python -m tinker_cookbook.eval.custom_evaluators
 
-`CustomEvaluator` can also be used as it is, in the `evaluator_builders` of a train loop.
+`CustomEvaluator` can also be used without changes, in the `evaluator_builders` of a train loop.
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ def build_plan(
     base_format: str | None = None,
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
+    step_tokens: int | None = None,
+    cached_tokens: int = 0,
 ) -> ModelPlan:
     """Plan a model from `folder`/config.json; the weights are not needed.
 
@@ -121,6 +123,8 @@ def build_plan(
         base_format: `full`, `int8` or `int4`; None takes the environment's setting, or `full`.
         free_bytes: memory that may be used; None asks the system.
         rates: rates of the machine; None measures them, which takes half a second.
+        step_tokens: tokens that are trained together; None: as many as the engine computes at once.
+        cached_tokens: tokens of all sequences that are sampled at the same time.
 
     Raises:
         WeightsError: in one line, if the engine cannot run the model.
@@ -141,9 +145,14 @@ def build_plan(
     memory = {
         **sizes.weights,
         "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
-        "activations of a pack": sizes.pass_bytes(PACK_TOKENS_CPU),
+        "activations of a pack": sizes.pass_bytes(
+            PACK_TOKENS_CPU if step_tokens is None else min(PACK_TOKENS_CPU, step_tokens)
+        ),
         "python and torch": _SPARE_BYTES,
     }
+    if cached_tokens:
+        cached = cached_tokens * sizes.bytes_per_cached_token
+        memory["keys and values of sampled sequences"] = cached
     sampler = sampler_bytes(sizes.adapter_bytes)
     # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
     loaded = sum(sizes.weights.values()) + _SPARE_BYTES

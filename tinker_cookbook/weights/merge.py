@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from safetensors import safe_open
 
-__all__ = ["build_hf_model"]
+__all__ = ["build_hf_model", "copy_small_files"]
 
 KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """Names of the number formats in safetensors files."""
@@ -76,7 +76,7 @@ def build_hf_model(
         updates = {targets[module]: matrices for module, matrices in adapter.matrices.items()}
         merger = _Merger(base, adapter, updates, dtype, device or "cpu")
         merger.write_weights(output)
-        _copy_small_files(base.folder, output)
+        copy_small_files(base.folder, output)
         _write_config(base, output, dtype, untie=HEAD in updates)
 
 
@@ -198,7 +198,7 @@ class _Merger:
         return weight.contiguous()
 
 
-def _copy_small_files(source: Path, output: Path) -> None:
+def copy_small_files(source: Path, output: Path) -> None:
     """Copy tokenizer, chat template and generation settings."""
     for pattern in COPIED:
         for file in source.glob(pattern):

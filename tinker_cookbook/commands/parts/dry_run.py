@@ -61,7 +61,7 @@ def print_dry_run(
     print(f"run      {loop.log_path}  ({state})")
     print(*lines, _rate_line(loop, work), sep="\n")
     if choice.kind == "local":
-        print(*_memory_lines(loop), sep="\n")
+        print(*_memory_lines(loop, work), sep="\n")
     print(*_time_lines(loop, work, train), sep="\n")
     if choice.kind == "hosted" or loop.prices is not None:
         print(*_cost_lines(loop, work), sep="\n")
@@ -181,8 +181,8 @@ def _most_usage(loop: SharedOptions, work: Workload) -> TokenUsage | None:
     return TokenUsage(sampled=sampled, prefill_uncached=prompts, trained=sampled + prompts)
 
 
-def _memory_lines(loop: SharedOptions) -> Iterator[str]:
-    """Return the memory that the local service will use, from the shapes of the model."""
+def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
+    """Return the memory that the local service will use, from the shapes of the model and data."""
     from tinker_cookbook.model_files import resolve_model_folder
     from tinker_cookbook.service.embedded import check_local_extra
     from tinker_cookbook.unembedding import choose_train_unembed
@@ -197,6 +197,8 @@ def _memory_lines(loop: SharedOptions) -> Iterator[str]:
         rank=loop.lora_rank,
         train_unembed=choose_train_unembed(model, loop.train_unembed),
         rates=MachineRates(1.0, 1.0),  # no speeds are printed
+        step_tokens=_step_tokens(work),
+        cached_tokens=_cached_tokens(loop, work),
     )
     free = "unknown" if plan.free_bytes is None else format_bytes(plan.free_bytes)
     verdict = "" if plan.fits else "; MORE THAN IS FREE"
@@ -205,3 +207,18 @@ def _memory_lines(loop: SharedOptions) -> Iterator[str]:
         f"longest  {plan.max_train_tokens:,} tokens can be trained in the free memory "
         f"({plan.dtype})"
     )
+
+
+def _step_tokens(work: Workload) -> int | None:
+    """Return the mean number of tokens of a step; None if they are sampled during the run."""
+    if work.num_tokens is None or not work.total_steps:
+        return None
+    return max(work.num_tokens // work.total_steps, work.longest or 0)
+
+
+def _cached_tokens(loop: SharedOptions, work: Workload) -> int:
+    """Return the largest number of tokens of the episodes of a step, of one turn each."""
+    usage = _most_usage(loop, work)
+    if usage is None or not usage.sampled or not work.total_steps:
+        return 0
+    return (usage.sampled + usage.prefill_uncached) // work.total_steps

@@ -154,9 +154,9 @@ class Chart {
     const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const isLarge = this.node.classList.contains("large") || this.node.closest("#joint");
     return {
-      width: this.plot.clientWidth || 360, height: isLarge ? (innerWidth < 861 ? 260 : 380) : 220, legend: { show: false }, padding: [8, 10, 0, 0],
+      width: this.plot.clientWidth || 360, height: isLarge ? (innerWidth < 861 ? 260 : 380) : 220, legend: { show: false }, padding: [8, 16, 0, 0],
       cursor: { drag: { x: true, y: false, setScale: true }, points: { size: 7 }, focus: { prox: -1 }, y: false },
-      scales: { x: { time: false }, y: view.log ? { distr: 3, range: (u, low, high) => [low * 0.92, high * 1.08] } : { range: (u, low, high) => padded(low, high) } },
+      scales: { x: { time: false, range: (u, low, high) => (u.data[0].length === 1 ? [u.data[0][0] - 1, u.data[0][0] + 1] : [low, high]) }, y: view.log ? { distr: 3, range: (u, low, high) => [low * 0.92, high * 1.08] } : { range: (u, low, high) => padded(low, high) } },
       axes: [{ ...axis, size: 30, values: (u, splits) => splits.map((value) => value === null || (view.axis === "step" && !Number.isInteger(value)) ? "" : axisTime(value)), space: 60 }, { ...axis, size: 54, values: (u, splits) => splits.map((value) => value === null ? "" : axisNumber(value)) }],
       series: [{}, ...lines.map((each) => ({
         stroke: colourOf(each.id), alpha: each.faint ? 0.3 : 1, width: each.faint ? 1 : 1.8, dash: each.dash, spanGaps: true,
