@@ -29,85 +29,84 @@ from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.datasets import PromptGroup
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
-from .skill import SkillEvaluatorBuilder, build_examples, split_names
+from .skill import SKILLS, Example, build_skill
+from .skill_evaluator import SkillEvaluatorBuilder
 
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Message, Renderer
 
 
 @dataclass(frozen=True)
-class DemonstratedName(PromptGroup):
-    """A name whose teacher sees solved examples before it."""
+class DemonstratedQuestion(PromptGroup):
+    """A question whose teacher sees solved examples, and the given answer, before it."""
 
-    examples: tuple[str, ...] = ()
+    teacher_messages: tuple[Message, ...] = ()
 
     def get_teacher_prompt(self) -> tinker.ModelInput:
         """Return the teacher's prompt."""
-        messages = build_examples(self.examples)
-        return self.renderer.build_generation_prompt(
-            [*messages, {"role": "user", "content": self.prompt}]
-        )
+        return self.renderer.build_generation_prompt(list(self.teacher_messages))
 
 
-class Names:
-    """Batches of names, shuffled in every epoch."""
+class Questions:
+    """Batches of questions, another choice in every step."""
 
-    def __init__(self, data: NamesBuilder, renderer: Renderer) -> None:
+    def __init__(self, data: QuestionsBuilder, renderer: Renderer) -> None:
         self._data = data
         self._renderer = renderer
-        self._examples, self._trained, _ = split_names(data.num_shots, data.seed)
+        self._examples = build_skill(data.skill, data.num_shots, data.seed).examples
 
     def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
         """Return the groups of a step, with their questions and good answers."""
-        names = random.Random(f"{self._data.seed}/{index}").sample(
-            self._trained, self._data.groups_per_batch
-        )
-        groups = [
-            DemonstratedName(
-                name,
-                self._renderer,
-                self._data.group_size,
-                "names",
-                examples=tuple(self._examples),
-            )
-            for name in names
-        ]
-        return groups, names, [name[0] for name in names]
+        data = self._data
+        chosen = random.Random(f"{data.seed}/{index}").sample(self._examples, data.groups_per_batch)
+        groups = [self._group(example) for example in chosen]
+        return groups, [one.question for one in chosen], [one.answer for one in chosen]
 
     def __len__(self) -> int:
         return self._data.num_steps
 
+    def _group(self, example: Example) -> DemonstratedQuestion:
+        return DemonstratedQuestion(
+            example.question,
+            self._renderer,
+            self._data.group_size,
+            self._data.skill,
+            teacher_messages=example.teacher_messages,
+        )
+
 
 @chz.chz
-class NamesBuilder(sdft.SDFTBuilder):
+class QuestionsBuilder(sdft.SDFTBuilder):
     """Builder of the training data; the evaluator has the test."""
 
     model_name: str
     renderer_name: str
+    skill: str
     num_shots: int
     groups_per_batch: int
     group_size: int
     num_steps: int
     seed: int = 0
 
-    def __call__(self) -> tuple[Names, None]:
-        """Return the names to train on."""
+    def __call__(self) -> tuple[Questions, None]:
+        """Return the questions to train on."""
         from tinker_cookbook.renderers import load_renderer
 
-        return Names(self, load_renderer(self.renderer_name, self.model_name)), None
+        return Questions(self, load_renderer(self.renderer_name, self.model_name)), None
 
 
 @chz.chz
 class Config(sdft.SDFTOptions):
     """The settings of this recipe."""
 
-    num_shots: int = chz.field(default=8, doc="Solved examples in the teacher's prompt.")
-    groups_per_batch: int = chz.field(default=16, doc="Names per step.")
-    group_size: int = chz.field(default=2, doc="Replies sampled per name.")
+    skill: str = chz.field(default="places", doc=f"What is learned: {', '.join(SKILLS)}.")
+    num_shots: int = chz.field(default=4, doc="Solved examples in the teacher's prompt.")
+    groups_per_batch: int = chz.field(default=16, doc="Questions per step.")
+    group_size: int = chz.field(default=1, doc="Replies sampled per question.")
     num_steps: int = chz.field(default=20, doc="Number of steps.")
-    max_tokens: int = 4
+    max_tokens: int = 12
     learning_rate: float = 5e-4
     lora_rank: int = 16
     eval_every: int = 2
@@ -116,10 +115,9 @@ class Config(sdft.SDFTOptions):
 
 def build(config: Config) -> sdft.Config:
     """Return the train loop's settings."""
-    _, _, test = split_names(config.num_shots, config.seed)
-    evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
+    evaluator = recipe.fill(SkillEvaluatorBuilder, config)
     return recipe_runner.self_distillation(
-        config, recipe.fill(NamesBuilder, config), evaluator_builders=[evaluator]
+        config, recipe.fill(QuestionsBuilder, config), evaluator_builders=[evaluator]
     )
 
 

@@ -1,0 +1,120 @@
+"""The test of a skill and of forgetting, during a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import chz
+import numpy as np
+
+from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+
+from .skill import Skill, build_skill, is_right
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_cookbook.renderers import Renderer
+
+__all__ = ["SkillEvaluator", "SkillEvaluatorBuilder"]
+
+QUESTIONS = (
+    "What is rain?",
+    "Why do dogs bark?",
+    "How do I boil an egg?",
+    "Tell me about the moon.",
+    "What is a good name for a cat?",
+    "How far is the sea?",
+    "Write a line about spring.",
+    "What do bees do in winter?",
+    "Why is the sky blue?",
+    "Give me a tip for a long walk.",
+    "What is bread made of?",
+    "Who invented the wheel?",
+)
+"""Everyday questions, which are never trained on: a change of the replies to them is forgetting."""
+REPLIES_PER_QUESTION, REPLY_TOKENS = 2, 32
+SEED = 17
+
+
+class SkillEvaluator(SamplingClientEvaluator):
+    """Measures the skill, and how far everyday replies have changed."""
+
+    def __init__(self, renderer: Renderer, model_name: str, skill: Skill) -> None:
+        self._renderer = renderer
+        self._model_name = model_name
+        self._skill = skill
+        self._replies: list[tuple[tinker.ModelInput, np.ndarray]] = []
+        """What the base model replies to everyday questions, with its log probabilities."""
+
+    async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
+        """Return the accuracy, and the KL between the replies of the base model and now."""
+        if not self._replies:
+            self._replies = await self._sample_base()
+        differences = []
+        waiting = [sampling_client.compute_logprobs(whole) for whole, _ in self._replies]
+        for (_, before), future in zip(self._replies, waiting, strict=True):
+            now = np.array((await future)[-len(before) :], np.float64)
+            differences.append((before - now).sum() / len(before))
+        return {
+            "test/accuracy": await self._accuracy(sampling_client),
+            "test/base_kl": float(np.mean(differences)),
+            "test/base_kl_stderr": float(np.std(differences) / len(differences) ** 0.5),
+        }
+
+    async def _accuracy(self, client: tinker.SamplingClient) -> float:
+        import tinker
+
+        from tinker_cookbook.renderers import get_text_content
+
+        params = tinker.SamplingParams(
+            max_tokens=16, temperature=0.0, stop=self._renderer.get_stop_sequences()
+        )
+        test = self._skill.test
+        waiting = [client.sample(self._prompt(asked.text), 1, params) for asked in test]
+        right = 0
+        for asked, future in zip(test, waiting, strict=True):
+            tokens = list((await future).sequences[0].tokens)
+            message, _ = self._renderer.parse_response(tokens)
+            right += is_right(get_text_content(message), asked.key)
+        return right / len(test)
+
+    async def _sample_base(self) -> list[tuple[tinker.ModelInput, np.ndarray]]:
+        import tinker
+
+        from tinker_cookbook import service
+        from tinker_cookbook.utils.sdk_compat import create_client
+
+        client = service.current_connection().service_client()
+        base = await create_client(client.create_sampling_client, base_model=self._model_name)
+        params = tinker.SamplingParams(max_tokens=REPLY_TOKENS, temperature=1.0, seed=SEED)
+        prompts = [self._prompt(question) for question in QUESTIONS]
+        waiting = [base.sample(prompt, REPLIES_PER_QUESTION, params) for prompt in prompts]
+        replies = []
+        for prompt, future in zip(prompts, waiting, strict=True):
+            for sequence in (await future).sequences:
+                reply = tinker.EncodedTextChunk(tokens=list(sequence.tokens))
+                whole = tinker.ModelInput(chunks=[*prompt.chunks, reply])
+                replies.append((whole, np.array(sequence.logprobs, np.float64)))
+        return replies
+
+    def _prompt(self, text: str) -> tinker.ModelInput:
+        return self._renderer.build_generation_prompt([{"role": "user", "content": text}])
+
+
+@chz.chz
+class SkillEvaluatorBuilder:
+    """Builder of the evaluator, for a train loop."""
+
+    model_name: str
+    renderer_name: str
+    skill: str
+    num_shots: int
+    seed: int = 0
+
+    def __call__(self) -> SkillEvaluator:
+        from tinker_cookbook.renderers import load_renderer
+
+        renderer = load_renderer(self.renderer_name, self.model_name)
+        skill = build_skill(self.skill, self.num_shots, self.seed)
+        return SkillEvaluator(renderer, self.model_name, skill)
