@@ -107,6 +107,7 @@ class Config(sdft.SDFTOptions):
     group_size: int = chz.field(default=1, doc="Replies sampled per question.")
     num_steps: int = chz.field(default=20, doc="Number of steps.")
     max_tokens: int = 12
+    teacher_floor: float = 0.01
     learning_rate: float = 5e-4
     lora_rank: int = 16
     eval_every: int = 2
