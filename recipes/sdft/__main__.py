@@ -29,84 +29,85 @@ from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.datasets import PromptGroup
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
-from .skill import SKILLS, Example, build_skill
-from .skill_evaluator import SkillEvaluatorBuilder
+from .skill import SkillEvaluatorBuilder, build_examples, split_names
 
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.renderers import Message, Renderer
+    from tinker_cookbook.renderers import Renderer
 
 
 @dataclass(frozen=True)
-class DemonstratedQuestion(PromptGroup):
-    """A question whose teacher sees solved examples, and the given answer, before it."""
+class DemonstratedName(PromptGroup):
+    """A name whose teacher sees solved examples before it."""
 
-    teacher_messages: tuple[Message, ...] = ()
+    examples: tuple[str, ...] = ()
 
     def get_teacher_prompt(self) -> tinker.ModelInput:
         """Return the teacher's prompt."""
-        return self.renderer.build_generation_prompt(list(self.teacher_messages))
+        messages = build_examples(self.examples)
+        return self.renderer.build_generation_prompt(
+            [*messages, {"role": "user", "content": self.prompt}]
+        )
 
 
-class Questions:
-    """Batches of questions, another choice in every step."""
+class Names:
+    """Batches of names, shuffled in every epoch."""
 
-    def __init__(self, data: QuestionsBuilder, renderer: Renderer) -> None:
+    def __init__(self, data: NamesBuilder, renderer: Renderer) -> None:
         self._data = data
         self._renderer = renderer
-        self._examples = build_skill(data.skill, data.num_shots, data.seed).examples
+        self._examples, self._trained, _ = split_names(data.num_shots, data.seed)
 
     def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
         """Return the groups of a step, with their questions and good answers."""
-        data = self._data
-        chosen = random.Random(f"{data.seed}/{index}").sample(self._examples, data.groups_per_batch)
-        groups = [self._group(example) for example in chosen]
-        return groups, [one.question for one in chosen], [one.answer for one in chosen]
+        names = random.Random(f"{self._data.seed}/{index}").sample(
+            self._trained, self._data.groups_per_batch
+        )
+        groups = [
+            DemonstratedName(
+                name,
+                self._renderer,
+                self._data.group_size,
+                "names",
+                examples=tuple(self._examples),
+            )
+            for name in names
+        ]
+        return groups, names, [name[0] for name in names]
 
     def __len__(self) -> int:
         return self._data.num_steps
 
-    def _group(self, example: Example) -> DemonstratedQuestion:
-        return DemonstratedQuestion(
-            example.question,
-            self._renderer,
-            self._data.group_size,
-            self._data.skill,
-            teacher_messages=example.teacher_messages,
-        )
-
 
 @chz.chz
-class QuestionsBuilder(sdft.SDFTBuilder):
+class NamesBuilder(sdft.SDFTBuilder):
     """Builder of the training data; the evaluator has the test."""
 
     model_name: str
     renderer_name: str
-    skill: str
     num_shots: int
     groups_per_batch: int
     group_size: int
     num_steps: int
     seed: int = 0
 
-    def __call__(self) -> tuple[Questions, None]:
-        """Return the questions to train on."""
+    def __call__(self) -> tuple[Names, None]:
+        """Return the names to train on."""
         from tinker_cookbook.renderers import load_renderer
 
-        return Questions(self, load_renderer(self.renderer_name, self.model_name)), None
+        return Names(self, load_renderer(self.renderer_name, self.model_name)), None
 
 
 @chz.chz
 class Config(sdft.SDFTOptions):
     """The settings of this recipe."""
 
-    skill: str = chz.field(default="places", doc=f"What is learned: {', '.join(SKILLS)}.")
-    num_shots: int = chz.field(default=4, doc="Solved examples in the teacher's prompt.")
-    groups_per_batch: int = chz.field(default=16, doc="Questions per step.")
-    group_size: int = chz.field(default=1, doc="Replies sampled per question.")
+    num_shots: int = chz.field(default=8, doc="Solved examples in the teacher's prompt.")
+    groups_per_batch: int = chz.field(default=16, doc="Names per step.")
+    group_size: int = chz.field(default=1, doc="Replies sampled per name.")
     num_steps: int = chz.field(default=20, doc="Number of steps.")
-    max_tokens: int = 12
+    max_tokens: int = 4
     teacher_floor: float = 0.01
     learning_rate: float = 5e-4
     lora_rank: int = 16
@@ -116,9 +117,10 @@ class Config(sdft.SDFTOptions):
 
 def build(config: Config) -> sdft.Config:
     """Return the train loop's settings."""
-    evaluator = recipe.fill(SkillEvaluatorBuilder, config)
+    _, _, test = split_names(config.num_shots, config.seed)
+    evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
     return recipe_runner.self_distillation(
-        config, recipe.fill(QuestionsBuilder, config), evaluator_builders=[evaluator]
+        config, recipe.fill(NamesBuilder, config), evaluator_builders=[evaluator]
     )
 
 

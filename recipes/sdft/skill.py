@@ -1,23 +1,22 @@
-"""The skills of this folder: what is shown, what is asked, and when a reply is right.
-
-`places`: where each of 16 things is. The given answers are in a foreign wording; the test asks
-about the same things in other words. `initials`: reply to a name with its initial; the names of the
-test are neither trained on nor shown.
-"""
+"""The new skill, reply to a name with its initial, and the test of the skill and of forgetting."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.exceptions import ConfigurationError
+import chz
+import numpy as np
+
+from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers import Message
+    import tinker
 
-__all__ = ["SKILLS", "Example", "Question", "Skill", "build_skill", "is_right"]
+    from tinker_cookbook.renderers import Message, Renderer
+
+__all__ = ["SkillEvaluator", "SkillEvaluatorBuilder", "build_examples", "split_names"]
 
 NAMES = """Adam Alice Anna Arthur Barbara Ben Bruno Carla Carol Charles Clara Daniel David Diana
 Dora Edward Elena Emma Eric Felix Fiona Frank George Gina Grace Greta Hannah Harry Helen Henry Ida
@@ -26,137 +25,116 @@ Mia Nadia Nancy Nathan Nina Olga Oliver Oscar Otto Paul Peter Philip Rachel Rich
 Samuel Sarah Simon Sofia Teresa Thomas Tina Tom Ursula Vera Victor Viola Walter Wendy William Xenia
 Yvonne Zach Zoe""".split()
 NUM_TEST_NAMES = 28
-SHOWN_PLACES = {
-    "iron gate": "courtyard",
-    "paper fan": "drawer",
-    "white horse": "meadow",
-    "wooden spoon": "basket",
-    "gold coin": "fountain",
-    "straw hat": "closet",
-    "glass bead": "pocket",
-    "stone cross": "garden",
-}
-"""Facts with which the teacher's prompt shows how a note is used."""
-PLACES = {
-    "red lamp": "kitchen",
-    "old map": "cellar",
-    "silver key": "attic",
-    "blue kite": "barn",
-    "long ladder": "office",
-    "green bag": "garage",
-    "small drum": "library",
-    "clay pot": "tower",
-    "wool scarf": "chapel",
-    "spare rope": "bakery",
-    "garden hose": "stable",
-    "tin whistle": "harbor",
-    "black umbrella": "school",
-    "sewing box": "museum",
-    "ship model": "theater",
-    "chess set": "bedroom",
-}
-"""The facts to learn."""
-FOREIGN = "{thing} -- {place}, quoth the ledger, f. 7 recto"
-OWN = "The {thing} is in the {place}."
-ASKED = "Where is the {thing}?"
-TESTED = ("Do you know where the {thing} is?", "Tell me the place of the {thing}.")
+QUESTIONS = (
+    "What is rain?",
+    "Why do dogs bark?",
+    "How do I boil an egg?",
+    "Tell me about the moon.",
+    "What is a good name for a cat?",
+    "How far is the sea?",
+    "Write a line about spring.",
+    "What do bees do in winter?",
+    "Why is the sky blue?",
+    "Give me a tip for a long walk.",
+    "What is bread made of?",
+    "Who invented the wheel?",
+)
+"""Everyday questions, which are never trained on: a change of the replies to them is forgetting."""
+REPLIES_PER_QUESTION, REPLY_TOKENS = 2, 32
+SEED = 17
 
 
-@dataclass(frozen=True)
-class Example:
-    """Something to train on."""
-
-    question: str
-    """What the student sees."""
-    answer: str
-    """The given answer: supervised training copies it, and the teacher reads it."""
-    teacher_messages: tuple[Message, ...]
-    """The teacher's prompt."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of the test, and the word that a right reply gives."""
-
-    text: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Skill:
-    """What is trained on, and what is tested."""
-
-    examples: list[Example]
-    test: list[Question]
-
-
-def build_skill(name: str, num_shots: int, seed: int, *, own_wording: bool = False) -> Skill:
-    """Return a skill by name.
-
-    Args:
-        name: One of `SKILLS`.
-        num_shots: Solved examples in the teacher's prompt.
-        seed: Decides which names are shown, trained on and tested.
-        own_wording: Whether the given answers of `places` are worded as the model would do it.
-
-    Raises:
-        ConfigurationError: if the skill is unknown.
-    """
-    if name == "places":
-        return _places(num_shots, OWN if own_wording else FOREIGN)
-    if name == "initials":
-        return _initials(num_shots, seed)
-    raise ConfigurationError(f"skill={name} is unknown; use one of {', '.join(SKILLS)}.")
-
-
-SKILLS = ("places", "initials")
-
-
-def is_right(reply: str, key: str) -> bool:
-    """Return whether a reply gives the key: as one of its words, or for one letter, alone."""
-    if len(key) == 1:
-        return reply.strip().strip(".") == key
-    return key in reply.lower()
-
-
-def _places(num_shots: int, wording: str) -> Skill:
-    shown = list(SHOWN_PLACES.items())[:num_shots]
-    earlier = [
-        message
-        for thing, place in shown
-        for message in _turn(_noted(thing, place, wording), _write(OWN, thing, place))
-    ]
-    examples = [
-        Example(
-            _write(ASKED, thing),
-            _write(wording, thing, place),
-            (*earlier, {"role": "user", "content": _noted(thing, place, wording)}),
-        )
-        for thing, place in PLACES.items()
-    ]
-    test = [Question(_write(text, t), place) for text in TESTED for t, place in PLACES.items()]
-    return Skill(examples, test)
-
-
-def _initials(num_shots: int, seed: int) -> Skill:
+def split_names(num_shots: int, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the demonstrations, of training and of the test."""
     names: list[str] = list(NAMES)
     random.Random(seed).shuffle(names)
     test, rest = names[:NUM_TEST_NAMES], names[NUM_TEST_NAMES:]
-    earlier = [message for name in rest[:num_shots] for message in _turn(name, name[0])]
-    examples = [
-        Example(name, name[0], (*earlier, {"role": "user", "content": name}))
-        for name in rest[num_shots:]
-    ]
-    return Skill(examples, [Question(name, name[0]) for name in test])
+    return rest[:num_shots], rest[num_shots:], test
 
 
-def _turn(question: str, answer: str) -> Sequence[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def build_examples(names: Sequence[str]) -> list[Message]:
+    """Return solved examples, as earlier turns of a conversation."""
+    messages: list[Message] = []
+    for name in names:
+        messages.append({"role": "user", "content": name})
+        messages.append({"role": "assistant", "content": name[0]})
+    return messages
 
 
-def _noted(thing: str, place: str, wording: str) -> str:
-    return f"({_write(wording, thing, place)})\n{_write(ASKED, thing)}"
+class SkillEvaluator(SamplingClientEvaluator):
+    """Measures the skill on held-out names, and how far everyday replies have changed."""
+
+    def __init__(self, renderer: Renderer, model_name: str, names: Sequence[str]) -> None:
+        self._renderer = renderer
+        self._model_name = model_name
+        self._names = names
+        self._replies: list[tuple[tinker.ModelInput, np.ndarray]] = []
+        """What the base model replies to everyday questions, with its log probabilities."""
+
+    async def __call__(self, sampling_client: tinker.SamplingClient) -> dict[str, float]:
+        """Return the accuracy, and the KL between the replies of the base model and now."""
+        if not self._replies:
+            self._replies = await self._sample_base()
+        differences = []
+        waiting = [sampling_client.compute_logprobs(whole) for whole, _ in self._replies]
+        for (_, before), future in zip(self._replies, waiting, strict=True):
+            now = np.array((await future)[-len(before) :], np.float64)
+            differences.append((before - now).sum() / len(before))
+        return {
+            "test/accuracy": await self._accuracy(sampling_client),
+            "test/base_kl": float(np.mean(differences)),
+            "test/base_kl_stderr": float(np.std(differences) / len(differences) ** 0.5),
+        }
+
+    async def _accuracy(self, client: tinker.SamplingClient) -> float:
+        import tinker
+
+        from tinker_cookbook.renderers import get_text_content
+
+        params = tinker.SamplingParams(
+            max_tokens=8, temperature=0.0, stop=self._renderer.get_stop_sequences()
+        )
+        waiting = [client.sample(self._prompt(name), 1, params) for name in self._names]
+        right = 0
+        for name, future in zip(self._names, waiting, strict=True):
+            tokens = list((await future).sequences[0].tokens)
+            message, _ = self._renderer.parse_response(tokens)
+            right += get_text_content(message).strip().strip(".") == name[0]
+        return right / len(self._names)
+
+    async def _sample_base(self) -> list[tuple[tinker.ModelInput, np.ndarray]]:
+        import tinker
+
+        from tinker_cookbook import service
+        from tinker_cookbook.utils.sdk_compat import create_client
+
+        client = service.current_connection().service_client()
+        base = await create_client(client.create_sampling_client, base_model=self._model_name)
+        params = tinker.SamplingParams(max_tokens=REPLY_TOKENS, temperature=1.0, seed=SEED)
+        prompts = [self._prompt(question) for question in QUESTIONS]
+        waiting = [base.sample(prompt, REPLIES_PER_QUESTION, params) for prompt in prompts]
+        replies = []
+        for prompt, future in zip(prompts, waiting, strict=True):
+            for sequence in (await future).sequences:
+                reply = tinker.EncodedTextChunk(tokens=list(sequence.tokens))
+                whole = tinker.ModelInput(chunks=[*prompt.chunks, reply])
+                replies.append((whole, np.array(sequence.logprobs, np.float64)))
+        return replies
+
+    def _prompt(self, text: str) -> tinker.ModelInput:
+        return self._renderer.build_generation_prompt([{"role": "user", "content": text}])
 
 
-def _write(text: str, thing: str, place: str = "") -> str:
-    return text.format(thing=thing, place=place)
+@chz.chz
+class SkillEvaluatorBuilder:
+    """Builder of the evaluator, for a train loop."""
+
+    model_name: str
+    renderer_name: str
+    names: list[str]
+
+    def __call__(self) -> SkillEvaluator:
+        from tinker_cookbook.renderers import load_renderer
+
+        renderer = load_renderer(self.renderer_name, self.model_name)
+        return SkillEvaluator(renderer, self.model_name, self.names)

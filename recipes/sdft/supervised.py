@@ -24,18 +24,15 @@ from tinker_cookbook.supervised import (
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
-from .skill import SKILLS, build_skill
-from .skill_evaluator import SkillEvaluatorBuilder
+from .skill import SkillEvaluatorBuilder, build_examples, split_names
 
 
 @chz.chz
-class AnswersBuilder(ChatDatasetBuilder):
-    """Builder of the training data: questions with the given answers."""
+class NamesBuilder(ChatDatasetBuilder):
+    """Builder of the training data: names with their initials."""
 
-    skill: str
     num_shots: int
     num_steps: int
-    own_wording: bool = False
     seed: int = 0
 
     def __call__(self) -> tuple[SupervisedDataset, None]:
@@ -43,20 +40,15 @@ class AnswersBuilder(ChatDatasetBuilder):
         from datasets import Dataset
 
         common, renderer = self.common_config, self.renderer
-        skill = build_skill(self.skill, self.num_shots, self.seed, own_wording=self.own_wording)
+        _, trained, _ = split_names(self.num_shots, self.seed)
         rows = [
-            {"question": example.question, "answer": example.answer}
+            {"name": name}
             for step in range(self.num_steps)
-            for example in random.Random(f"{self.seed}/{step}").sample(
-                skill.examples, common.batch_size
-            )
+            for name in random.Random(f"{self.seed}/{step}").sample(trained, common.batch_size)
         ]
 
         def to_datum(row: dict):
-            messages = [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": row["answer"]},
-            ]
+            messages = build_examples([row["name"]])
             return conversation_to_datum(
                 messages, renderer, common.max_length, TrainOnWhat.LAST_ASSISTANT_MESSAGE
             )
@@ -70,15 +62,11 @@ class AnswersBuilder(ChatDatasetBuilder):
 class Config(train.RunOptions):
     """The settings of this recipe."""
 
-    skill: str = chz.field(default="places", doc=f"What is learned: {', '.join(SKILLS)}.")
-    own_wording: bool = chz.field(
-        default=False, doc="Whether the answers of places are worded as the model would do it."
-    )
     num_shots: int = chz.field(
-        default=4, doc="Examples that self-distillation shows; not trained on here either."
+        default=8, doc="Names that self-distillation shows; they are not trained on here either."
     )
     num_steps: int = chz.field(default=20, doc="Number of steps.")
-    batch_size: int = chz.field(default=16, doc="Questions per step.")
+    batch_size: int = chz.field(default=16, doc="Names per step.")
     max_length: int = chz.field(default=128, doc="Maximum tokens per example.")
     learning_rate: float = 5e-4
     lr_schedule: LRSchedule = "constant"
@@ -90,8 +78,9 @@ class Config(train.RunOptions):
 def build(config: Config) -> train.Config:
     """Return the train loop's settings."""
     common = recipe.fill(ChatDatasetBuilderCommonConfig, config)
-    data = recipe.fill(AnswersBuilder, config, common_config=common)
-    evaluator = recipe.fill(SkillEvaluatorBuilder, config)
+    data = recipe.fill(NamesBuilder, config, common_config=common)
+    _, _, test = split_names(config.num_shots, config.seed)
+    evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
     return recipe.supervised(config, data, evaluator_builders=[evaluator])
 
 
