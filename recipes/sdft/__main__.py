@@ -1,7 +1,7 @@
 """Self-distillation: the model with solved examples in its prompt teaches the model without them.
 
     python -m recipes.sdft                                    # the default model, on this machine
-    python -m recipes.sdft reverse=true
+    python -m recipes.sdft teacher_floor=0                    # whole replies
     python -m recipes.sdft.supervised                         # the same skill, supervised
 
 The skill is to reply to a name with its initial; nothing in the student's prompt says so. The
@@ -11,8 +11,9 @@ command again resumes a stopped run.
 
 Watch test/accuracy rise, and test/base_kl: how far the replies to everyday questions move away from
 those of the base model. Compare it with the supervised run at equal accuracy: that is forgetting.
-In recorded runs with seed 0, self-distillation reached an accuracy of 0.68 with a KL of 0.25
-(standard error 0.03), and the supervised run 0.71 with 0.10 (0.01).
+In recorded runs with seed 0, self-distillation had an accuracy of 0.93 with a KL of 0.10 (standard
+error 0.02) after 6 steps, and the supervised run 0.71 with 0.10 (0.01) after 5. With teacher_floor=0,
+which also trains what follows a token that the teacher would not write, it was 0.68 with 0.25 (0.03).
 """
 
 from __future__ import annotations
