@@ -1,7 +1,7 @@
 """Self-distillation: the model with solved examples in its prompt teaches the model without them.
 
     python -m recipes.sdft                                    # the default model, on this machine
-    python -m recipes.sdft reverse=true
+    python -m recipes.sdft teacher_floor=0                    # whole replies
     python -m recipes.sdft.supervised                         # the same skill, supervised
 
 The skill is to reply to a name with its initial; nothing in the student's prompt says so. The
@@ -11,8 +11,10 @@ command again resumes a stopped run.
 
 Watch test/accuracy rise, and test/base_kl: how far the replies to everyday questions move away from
 those of the base model. Compare it with the supervised run at equal accuracy: that is forgetting.
-In recorded runs with seed 0, self-distillation reached an accuracy of 0.68 with a KL of 0.25
-(standard error 0.03), and the supervised run 0.71 with 0.10 (0.01).
+In recorded runs with seed 0, self-distillation had an accuracy of 0.71 with a KL of 0.11 (standard
+error 0.02) after 7 steps, and the supervised run 0.71 with 0.08 (0.02) after 5: about equal. With
+teacher_floor=0, which also trains what follows a token that the teacher would not write, it was
+0.68 with 0.25 (0.03).
 """
 
 from __future__ import annotations
@@ -105,9 +107,10 @@ class Config(sdft.SDFTOptions):
 
     num_shots: int = chz.field(default=8, doc="Solved examples in the teacher's prompt.")
     groups_per_batch: int = chz.field(default=16, doc="Names per step.")
-    group_size: int = chz.field(default=2, doc="Replies sampled per name.")
+    group_size: int = chz.field(default=1, doc="Replies sampled per name.")
     num_steps: int = chz.field(default=20, doc="Number of steps.")
     max_tokens: int = 4
+    teacher_floor: float = 0.01
     learning_rate: float = 5e-4
     lora_rank: int = 16
     eval_every: int = 2

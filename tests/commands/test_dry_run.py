@@ -74,6 +74,25 @@ def test_the_tokens_of_pairs_are_those_of_the_run(local_service: ServiceProcess,
     assert "dry_run=true cannot count pairs that the model has not sampled yet" in refused.stderr
 
 
+def test_the_tokens_of_a_pointwise_judge_are_those_of_the_run(
+    local_service: ServiceProcess, tmp_path: Path
+):
+    env, model = recipe_environment(local_service, tmp_path), local_service.model
+    log_path = tmp_path / "run"
+    words = (
+        *("kind=pointwise", "renderer_name=chatml", "lora_rank=2", "batch_size=2", "max_steps=3"),
+        *("num_comparisons=8", "test_size=2", f"log_path={log_path}", "eval_every=0"),
+    )
+    out = run("recipes.preference.reward_model", *words, "dry_run=true", env=env, model=model)
+    assert "Nothing was started" in out
+    assert not log_path.exists()
+    run("recipes.preference.reward_model", *words, env=env, model=model)
+    rows = [row for row in read_jsonl(log_path / "metrics.jsonl") if "num_tokens" in row]
+    assert number(r"in ([\d,]+) steps", out) == len(rows) == 3
+    assert number(r"rows +([\d,]+)", out) == sum(row["num_pairs"] for row in rows)
+    assert number(r"tokens +([\d,]+)", out) == sum(row["num_tokens"] for row in rows)
+
+
 def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess, tmp_path: Path):
     env, model = recipe_environment(None, tmp_path), local_service.model
     words = (*SETTINGS, "groups_per_batch=3", "group_size=4", "max_tokens=8", "dry_run=true")

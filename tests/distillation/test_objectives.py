@@ -9,6 +9,8 @@ import pytest
 
 from tinker_cookbook.distillation import objectives
 from tinker_cookbook.distillation.objectives import TOP_K_DIVERGENCES
+from tinker_cookbook.distillation.on_policy_loop import ScoredDatum, cut_at_floor
+from tinker_cookbook.distillation.target_cache import Targets
 
 VOCAB, POSITIONS = 30, 4
 STEP = 1e-6
@@ -209,3 +211,21 @@ def test_tokens_with_no_probability_stay_finite():
         found = divergence(student, teacher)
         assert np.isfinite(found.value_T).all()
         assert np.isfinite(found.weights_TK).all()
+
+
+def test_what_follows_an_improbable_token_is_left_out():
+    targets = Targets(np.arange(8, dtype=np.int32).reshape(4, 2), np.zeros((4, 2), np.float32))
+    positions, student = np.array([3, 4, 7, 8]), np.full(4, -1.0)
+    teacher = np.log([0.5, 0.02, 0.9, 0.9])
+    score = ScoredDatum(positions, student, teacher, targets)
+    assert cut_at_floor(score, 0.0) is score
+    assert cut_at_floor(score, 0.01) is score
+    cut = cut_at_floor(score, 0.05)
+    assert cut.positions_n.tolist() == [3, 4], "the improbable token itself is trained"
+    assert cut.teacher_n.tolist() == teacher[:2].tolist()
+    assert len(cut.student_n) == 2
+    assert cut.targets is not None
+    assert cut.targets.tokens_nK.tolist() == [[0, 1], [2, 3]]
+    without = cut_at_floor(ScoredDatum(positions, student, teacher, None), 0.05)
+    assert without.targets is None
+    assert len(without.positions_n) == 2

@@ -7,12 +7,13 @@ import json
 import pickle
 from pathlib import Path
 
+import chz
 import numpy as np
 import pytest
 
 from tinker_cookbook import renderers, service, tokenizer_utils
 from tinker_cookbook.completers import MessageCompleter
-from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.exceptions import DataFormatError, DataValidationError
 from tinker_cookbook.preference import Comparison, LabeledComparison
 from tinker_cookbook.preference.comparison_policy_evaluator import ComparisonEvaluator
 from tinker_cookbook.preference.preference_datasets import (
@@ -96,6 +97,32 @@ def test_files_become_supervised_data(comparisons_file: Path, tiny_model_folder:
     assert [d.model_input.to_ints() for d in dataset.get_batch(0)] != [
         d.model_input.to_ints() for d in first
     ]
+
+
+def test_a_comparison_whose_label_would_be_cut_is_refused(
+    comparisons_file: Path, tiny_model_folder: Path
+):
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=str(tiny_model_folder),
+        renderer_name="chatml",
+        max_length=None,
+        batch_size=1,
+    )
+    comparisons = ComparisonBuilderFromJsonl(train_path=str(comparisons_file))
+    [one, *_], _ = comparisons.get_labeled_comparisons()
+    builder = ChatDatasetBuilderFromComparisons(
+        common_config=common, comparison_builder=comparisons
+    )
+    whole = builder.datum(one)
+    length = whole.model_input.length + 1
+    fitting = chz.replace(builder, common_config=chz.replace(common, max_length=length))
+    same = fitting.datum(one)
+    assert same.model_input.to_ints() == whole.model_input.to_ints()
+    assert same.loss_fn_inputs["weights"].to_numpy().sum() > 0
+    short = chz.replace(builder, common_config=chz.replace(common, max_length=length - 1))
+    message = rf"\.jsonl:1: .* has {length} tokens, more than max_length={length - 1}"
+    with pytest.raises(DataValidationError, match=message):
+        short.datum(one)
 
 
 def test_a_wrong_row_is_named(tmp_path: Path):

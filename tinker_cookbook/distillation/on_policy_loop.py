@@ -40,7 +40,14 @@ from tinker_cookbook.runs.training_client import add_service_metrics
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["OnPolicyLoop", "ScoredDatum", "ScoredGroup", "teacher_metrics", "with_advantages"]
+__all__ = [
+    "OnPolicyLoop",
+    "ScoredDatum",
+    "ScoredGroup",
+    "cut_at_floor",
+    "teacher_metrics",
+    "with_advantages",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class DistillationSettings(Protocol):
     def objective_beta(self) -> float: ...
     @property
     def overlap_scoring(self) -> bool: ...
+    @property
+    def teacher_floor(self) -> float: ...
     @property
     def evaluate_teachers(self) -> bool: ...
 
@@ -225,7 +234,8 @@ class OnPolicyLoop(Loop):
         if not teacher.fits(placed):
             return None
         teacher_n, targets = await teacher.score_with_top(placed, self._distillation.topk)
-        return ScoredDatum(positions_n, student_n, teacher_n, targets)
+        score = ScoredDatum(positions_n, student_n, teacher_n, targets)
+        return cut_at_floor(score, self._distillation.teacher_floor)
 
 
 class _TeacherEvaluator(SamplingClientEvaluator):
@@ -294,6 +304,31 @@ class TopKUpdate(PendingUpdate):
         for future in self._steps:
             add_service_metrics(metrics, (await future).metrics)
         return unknown_D, metrics
+
+
+def cut_at_floor(score: ScoredDatum, floor: float) -> ScoredDatum:
+    """Return the score up to and including the first token that is improbable to the teacher.
+
+    The teacher would not have written such a token, so what it says about the tokens behind it is
+    not about the task: in a trained student, it shows as a change of unrelated replies.
+
+    Args:
+        score: Of one sequence.
+        floor: Probability by the teacher below which a token ends what is used; 0: nothing is cut.
+    """
+    if floor <= 0:
+        return score
+    improbable = np.flatnonzero(score.teacher_n < np.log(floor))
+    if not len(improbable):
+        return score
+    kept = slice(0, int(improbable[0]) + 1)
+    targets = score.targets
+    return ScoredDatum(
+        score.positions_n[kept],
+        score.student_n[kept],
+        score.teacher_n[kept],
+        targets and Targets(targets.tokens_nK[kept], targets.logprobs_nK[kept]),
+    )
 
 
 def with_advantages(

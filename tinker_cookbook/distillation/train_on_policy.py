@@ -102,6 +102,11 @@ class OnPolicyOptions(rl_config.RunOptions):
         default=True,
         doc="Whether a teacher scores a group as soon as it is sampled; False: after the batch.",
     )
+    teacher_floor: float = chz.field(
+        default=0.0,
+        doc="Teacher's probability of a sampled token below which the tokens after it are not "
+        "trained; 0: whole replies are.",
+    )
     evaluate_teachers: bool = chz.field(
         default=False,
         doc="Whether the teachers solve the held-out tasks once; metrics begin with teacher/.",
@@ -119,6 +124,10 @@ class OnPolicyOptions(rl_config.RunOptions):
                 "num_substeps=1."
             )
         _check_reward_settings(self)
+        if not 0 <= self.teacher_floor < 1:
+            raise ConfigurationError(
+                f"teacher_floor={self.teacher_floor} must be 0 or above, and below 1."
+            )
         if self.teacher_concurrency < 1:
             raise ConfigurationError(
                 f"teacher_concurrency={self.teacher_concurrency} is less than 1; use 1 or more."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
-from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.exceptions import DataFormatError, DataValidationError
 from tinker_cookbook.preference.comparison_rows import parse_comparison
 from tinker_cookbook.preference.types import (
     ComparisonRenderer,
@@ -102,11 +102,23 @@ class ChatDatasetBuilderFromComparisons(ChatDatasetBuilder):
         return _ComparisonDataset(comparisons, self)
 
     def datum(self, comparison: LabeledComparison) -> tinker.Datum:
-        """Return a comparison as a datum."""
+        """Return a comparison as a datum.
+
+        Raises:
+            DataValidationError: if the comparison is longer than `max_length`. The label is at its
+                end, so a cut would remove what is trained.
+        """
         from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
         model_input, weights = self.comparison_renderer.to_model_input_weights(comparison)
-        return datum_from_model_input_weights(model_input, weights, self.common_config.max_length)
+        limit = self.common_config.max_length
+        if limit is not None and model_input.length > limit:
+            raise DataValidationError(
+                f"{comparison.source or 'a comparison'}: the conversation with both completions "
+                f"and the label has {model_input.length} tokens, more than max_length={limit}; "
+                "raise max_length or remove the row."
+            )
+        return datum_from_model_input_weights(model_input, weights)
 
 
 class _ComparisonDataset(SupervisedDataset):

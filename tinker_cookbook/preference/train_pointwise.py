@@ -20,15 +20,17 @@ from tinker_cookbook.preference.bradley_terry import (
 from tinker_cookbook.runs.custom_gradient import submit_custom_gradient
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
+from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.train import due_evaluators, run_evals
+from tinker_cookbook.supervised.work import count_batches
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.sdk_compat import service_message
 
 if TYPE_CHECKING:
     import tinker
 
-__all__ = ["Config", "PointwiseOptions", "RunResult", "main"]
+__all__ = ["Config", "PointwiseOptions", "RunResult", "count_work", "main"]
 
 
 @chz.chz
@@ -66,7 +68,7 @@ async def main(config: Config) -> RunResult:
     """
     async with open_run(config, config.recipe_name) as run:
         dataset, _ = await asyncio.to_thread(config.dataset_builder)
-        schedule = Schedule(len(dataset), config.num_epochs, 1, config.max_steps)
+        schedule = _schedule(config, dataset)
         for line in dataset.summary:
             print(f"data     {line}", flush=True)
         has_begun = await run.begin(
@@ -77,6 +79,26 @@ async def main(config: Config) -> RunResult:
         if not has_begun:
             return run.result()
         return await _Loop(run, schedule, dataset).train()
+
+
+def count_work(config: Config) -> Workload:
+    """Render every batch of a run, without a service, and count its rows and tokens.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    dataset, _ = config.dataset_builder()
+    return count_batches(
+        dataset,
+        _schedule(config, dataset),
+        seed=config.seed,
+        model_name=config.model_name,
+        has_example=False,
+    )
+
+
+def _schedule(config: Config, dataset: PointwiseDataset) -> Schedule:
+    return Schedule(len(dataset), config.num_epochs, 1, config.max_steps)
 
 
 class _Loop:

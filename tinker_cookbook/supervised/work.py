@@ -16,7 +16,12 @@ __all__ = ["count_batches", "num_loss_tokens", "num_tokens"]
 
 
 def count_batches(
-    dataset: SupervisedDataset, schedule: Schedule, *, seed: int, model_name: str
+    dataset: SupervisedDataset,
+    schedule: Schedule,
+    *,
+    seed: int,
+    model_name: str,
+    has_example: bool = True,
 ) -> Workload:
     """Count the rows and tokens of all steps.
 
@@ -25,6 +30,7 @@ def count_batches(
         schedule: The steps.
         seed: Seed of the run, which decides the order of the rows.
         model_name: Model whose tokenizer shows the first example.
+        has_example: Whether the first datum can be shown: it has one target per position.
 
     Raises:
         DataError: if the data cannot be used.
@@ -41,7 +47,7 @@ def count_batches(
             dataset.set_epoch(seed=epoch_seed(seed, epoch))
             opened_epoch = epoch
         data = [datum for index in schedule.batches(step) for datum in dataset.get_batch(index)]
-        if example is None:
+        if example is None and has_example:
             example = describe_example(data[0], tokenizer_utils.get_tokenizer(model_name))
         num_rows += len(data)
         tokens += num_tokens(data)

@@ -33,7 +33,7 @@ def print_dry_run(
         prepares: Whether the recipe does something else before the loop, which is not counted.
         train: Runs a train loop, for `dry_run_probe`.
     """
-    from tinker_cookbook.preference import train_dpo, train_kto
+    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.rl import train as rl_train
     from tinker_cookbook.supervised import train as sl_train
 
@@ -46,13 +46,17 @@ def print_dry_run(
     elif isinstance(loop, train_kto.Config):
         work = train_kto.count_work(loop)
         lines = _preference_lines(work, "replies, each with a mismatched one")
+    elif isinstance(loop, train_pointwise.Config):
+        work = train_pointwise.count_work(loop)
+        lines = _judge_lines(work)
     elif isinstance(loop, rl_train.Config):
         work = asyncio.run(rl_train.count_work(loop))
         lines = _rl_lines(loop, work)
     else:
         raise ConfigurationError(
             "dry_run=true is not supported by this recipe; it is for recipes that train with "
-            "supervised.train, preference.train_dpo, preference.train_kto or rl.train."
+            "supervised.train, preference.train_dpo, preference.train_kto, "
+            "preference.train_pointwise or rl.train."
         )
     choice = service.choose_service(loop.base_url)
     assert loop.log_path is not None, "a recipe chooses the run directory"
@@ -92,6 +96,15 @@ def _preference_lines(work: Workload, rows: str) -> Iterator[str]:
         f"completions; the longest sequence has {work.longest:,}"
     )
     yield "before   the reference scores each sequence once, which is not counted here"
+
+
+def _judge_lines(work: Workload) -> Iterator[str]:
+    yield from (f"data     {line}" for line in work.notes)
+    yield f"rows     {work.num_rows // 2:,} comparisons in {work.total_steps:,} steps"
+    yield (
+        f"tokens   {work.num_tokens:,} in all steps, each completion with its conversation; the "
+        f"longest has {work.longest:,}"
+    )
 
 
 def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
