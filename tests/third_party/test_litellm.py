@@ -63,9 +63,7 @@ async def test_a_stream_and_calls_in_a_running_loop_say_the_same(model, direct):
     assert whole.choices[0].message.content == text
     blocking = litellm.completion(model, ASK, renderer_name="qwen2_5", **OPTIONS)
     assert blocking.choices[0].message.content == text
-    stream = await litellm.acompletion(
-        model, ASK, renderer_name="qwen2_5", stream=True, **OPTIONS
-    )
+    stream = await litellm.acompletion(model, ASK, renderer_name="qwen2_5", stream=True, **OPTIONS)
     chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
     assert chunks[-1].choices[0].finish_reason == "length"

@@ -96,15 +96,16 @@ async def call(server: McpServer, name: str, **arguments: object) -> dict[str, s
 
 @pytest.mark.anyio
 async def test_errors_timeouts_and_a_dead_server_are_messages(command, tmp_path):
-    async with McpServer(command, call_timeout_seconds=1.0) as server:
+    async with McpServer(command) as server:
         assert [tool.name for tool in server.tools] == ["double", "fail", "wait", "leave"]
         spec = server.tools[0].to_spec()
         assert spec["description"] == "Double a number."
         assert spec["parameters"]["required"] == ["number"]
         assert "no such thing" in (await call(server, "fail"))["error"]
+        server._call_timeout_seconds = 0.2
         assert (await call(server, "wait"))["error_type"] == "timeout"
         # The server is still usable after the timeout, and by several calls at once.
-        server._call_timeout_seconds = 30.0
+        server._call_timeout_seconds = 60.0
         doubled = await asyncio.gather(*(call(server, "double", number=n) for n in range(5)))
         assert [done["text"] for done in doubled] == ["0", "2", "4", "6", "8"]
         assert (await call(server, "double", number="x"))["error_type"] == "execution_error"

@@ -170,9 +170,7 @@ async def _complete(model: _Model, asked: ChatRequest, name: str) -> dict[str, A
     sampler = ClientSampler(model.client)
     sampled = await sampler(prompt, stop_condition(renderer, asked.stops), asked.wishes)
     message = renderer.fit_tool_calls(renderer.parse_response(sampled.tokens)[0], asked.tools)
-    pieces, ending = reply_pieces(
-        Reply(_as_call(sampled), message, prompt.length), asked, renderer
-    )
+    pieces, ending = reply_pieces(Reply(_as_call(sampled), message, prompt.length), asked, renderer)
     shown = ChatWriter(name, include_usage=True).whole(pieces, ending)
     fields = {
         "prompt_tokens": prompt.to_ints(),
