@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import tinker
 
-from tests.assets import load_tokenizer
 from tinker_cookbook import renderers
 from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.rl.data_processing import trajectory_to_data
 from tinker_cookbook.rl.rollout_runner import run_rollout
 from tinker_cookbook.rl.verifiers_v1 import VerifiersTasksetBuilder
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 pytest.importorskip("verifiers.v1")
 # The package and those it needs warn of much that is not ours.
@@ -88,13 +88,15 @@ def builder(**settings: object) -> VerifiersTasksetBuilder:
     env = {"taskset": {"id": "toy-taskset"}, "agent": {"runtime": {"type": "subprocess"}}}
     given = {"env_config": json.dumps(env), "num_batches": 2, "test_problems": 1} | settings
     return VerifiersTasksetBuilder(
-        model_name="m", renderer_name="qwen3_instruct", groups_per_batch=2, group_size=2, **given
+        renderer_name="qwen2_5", groups_per_batch=2, group_size=2, **({"model_name": "m"} | given)
     )
 
 
-def play(renderer: renderers.Renderer, *texts: str):
+def play(model: Path, *texts: str):
+    renderer = renderers.get_renderer("qwen2_5", get_tokenizer(str(model)))
+
     async def run():
-        trained, held_out = await builder()()
+        trained, held_out = await builder(model_name=str(model))()
         assert held_out is not None
         assert (len(trained), len(held_out.get_batch(0))) == (2, 1)
         group = pickle.loads(pickle.dumps(trained.get_batch(0)[0]))
@@ -108,9 +110,10 @@ def play(renderer: renderers.Renderer, *texts: str):
 
 
 @pytest.mark.parametrize(("last", "reward"), [("blue", 1.0), ("red", 0.0)])
-def test_the_task_grades_the_episode_and_its_calls_are_one_datum(toy, last: str, reward: float):
-    renderer = renderers.get_renderer("qwen3_instruct", load_tokenizer("qwen3_instruct_2507"))
-    done, policy = play(renderer, "green", last)
+def test_the_task_grades_the_episode_and_its_calls_are_one_datum(
+    toy, tiny_model_folder: Path, last: str, reward: float
+):
+    done, policy = play(tiny_model_folder, "green", last)
     assert "Say blue." in policy.prompts[0]  # the first task is held out
     assert "Once more." in policy.prompts[1]
     assert [turn.reward for turn in done.transitions] == [0.0, reward]
@@ -118,10 +121,9 @@ def test_the_task_grades_the_episode_and_its_calls_are_one_datum(toy, last: str,
     assert len(trajectory_to_data(done, 1.0)) == 1
 
 
-def test_an_error_of_the_service_is_told(toy):
-    renderer = renderers.get_renderer("qwen3_instruct", load_tokenizer("qwen3_instruct_2507"))
+def test_an_error_of_the_service_is_told(toy, tiny_model_folder: Path):
     with pytest.raises(TrainingError, match="the service is gone"):
-        play(renderer, "green")
+        play(tiny_model_folder, "green")
 
 
 def test_what_cannot_be_loaded_is_named(toy):

@@ -193,8 +193,8 @@ def _load_environment(env_config: str) -> Any:
     agents = agent_config_fields(config)
     if len(agents) != 1:
         raise ConfigurationError(
-            f"env_config={env_config} has the agents {', '.join(agents)}, and all their calls would "
-            "be trained on; use an environment with one agent."
+            f"env_config={env_config} has the agents {', '.join(agents)}, and all their calls "
+            "would be trained on; use an environment with one agent."
         )
     return environment
 

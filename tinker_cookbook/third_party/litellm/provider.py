@@ -1,4 +1,4 @@
-"""A provider through which LiteLLM calls sampling clients: `pip install 'tinker-cookbook[litellm]'`.
+"""A provider through which LiteLLM calls sampling clients; extra `litellm`.
 
     register_litellm_provider()
     litellm.completion("tinker/HuggingFaceTB/SmolLM2-135M-Instruct", messages=[...])
