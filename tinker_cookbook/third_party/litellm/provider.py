@@ -119,7 +119,7 @@ class TinkerLiteLLMProvider(CustomLLM):
     def _model(self, name: str, *, renderer_name: str, base_model: str) -> _Model:
         """Return client and chat format of a model, made at its first call."""
         from tinker_cookbook import model_info
-        from tinker_cookbook.renderers import get_renderer
+        from tinker_cookbook.renderers import load_renderer
 
         key = (name, renderer_name, base_model)
         with self._lock:
@@ -127,7 +127,8 @@ class TinkerLiteLLMProvider(CustomLLM):
                 client = self._given or self._sampling_client(name)
                 known = base_model or client.get_base_model()
                 chosen = renderer_name or model_info.get_recommended_renderer_name(known)
-                renderer = get_renderer(chosen, client.get_tokenizer())
+                # The client's own tokenizer would be fetched from a hub.
+                renderer = load_renderer(chosen, known)
                 self._models[key] = _Model(client, renderer)
             return self._models[key]
 
