@@ -75,6 +75,9 @@ class MessageEnv(ABC):
         """Append messages; return the whole conversation, or None if this is not supported."""
         return None
 
+    async def cleanup(self) -> None:  # noqa: B027 - most environments hold nothing
+        """Release what the episode holds. Called once or more, also for unfinished episodes."""
+
 
 class EnvFromMessageEnv(types.Env):
     """A message environment as a token environment: renders prompts and parses replies."""
@@ -168,6 +171,10 @@ class EnvFromMessageEnv(types.Env):
         known = await self.message_env.add_messages(messages)
         observation = await self._render(known or [*self._messages, *messages])
         return observation, self.renderer.get_stop_sequences()
+
+    async def cleanup(self) -> None:
+        """Release what the episode holds."""
+        await self.message_env.cleanup()
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
         """Pass the limit to the environment, if it counts tool calls."""

@@ -65,6 +65,8 @@ class AgentToolMessageEnv(MessageEnv):
     termination_policy: TerminationRewardPolicy | None = None
     history: list[Message] = field(default_factory=list)
     """The conversation so far."""
+    on_cleanup: Callable[[], Awaitable[None]] | None = None
+    """Releases what the tools hold, such as server programs."""
 
     def __post_init__(self) -> None:
         if self.max_turns < 1:
@@ -82,6 +84,12 @@ class AgentToolMessageEnv(MessageEnv):
         """Return the start of the conversation."""
         self.history = list(self.initial_messages)
         return self.history
+
+    async def cleanup(self) -> None:
+        """Release what the tools hold."""
+        release, self.on_cleanup = self.on_cleanup, None
+        if release is not None:
+            await release()
 
     def set_max_tool_calls(self, max_tool_calls: int) -> None:
         """Limit the calls of the episode; a tighter limit that was set before is kept."""
