@@ -205,7 +205,7 @@ config = pickle.load(open(sys.argv[1], "rb"))
 if __name__ == "__main__":
     asyncio.run(train_on_policy.main(config))
 """
-DEPENDS_ON_THE_CLOCK = ("time/", "cached_ob_tokens")
+DEPENDS_ON_THE_CLOCK = ("time/", "cached_ob_tokens", "tokens/")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_reward_rises_and_everything_is_written(build):
     assert run(config).metrics == {}  # complete: nothing to do
 
 
-DEPENDS_ON_THE_CLOCK = ("time/", "cached_ob_tokens")
+DEPENDS_ON_THE_CLOCK = ("time/", "cached_ob_tokens", "tokens/")
 
 
 def assert_same_runs(config: train.Config, expected: train.Config) -> None:

@@ -88,7 +88,7 @@ class TinkerLiteLLMProvider(CustomLLM):
         """
         call = _arguments(args, kwargs)
         shown = await self._answer(call)
-        return litellm.ModelResponse(**shown)
+        return litellm.ModelResponse(**shown)  # pyright: ignore[reportAttributeAccessIssue]
 
     def streaming(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Yield the reply when it is complete."""
@@ -137,9 +137,10 @@ class TinkerLiteLLMProvider(CustomLLM):
 
         if self._service_client is None:
             self._service_client = tinker.ServiceClient()
-        field = "model_path" if name.startswith("tinker://") else "base_model"
         try:
-            return self._service_client.create_sampling_client(**{field: name})
+            if name.startswith("tinker://"):
+                return self._service_client.create_sampling_client(model_path=name)
+            return self._service_client.create_sampling_client(base_model=name)
         except (tinker.TinkerError, ValueError) as error:
             raise ConfigurationError(
                 f"model={PROVIDER}/{name} cannot be opened ({error}); name a base model of the "
@@ -156,8 +157,9 @@ def register_litellm_provider(
         service_client: The service; None: the one that the SDK finds in the environment.
     """
     provider = TinkerLiteLLMProvider(service_client)
-    others = [entry for entry in litellm.custom_provider_map if entry["provider"] != PROVIDER]
-    litellm.custom_provider_map = [
+    known = litellm.custom_provider_map  # pyright: ignore[reportAttributeAccessIssue]
+    others = [entry for entry in known if entry["provider"] != PROVIDER]
+    litellm.custom_provider_map = [  # pyright: ignore[reportAttributeAccessIssue]
         *others,
         {"provider": PROVIDER, "custom_handler": provider},
     ]

@@ -272,3 +272,8 @@ def test_the_proto_module_is_the_sdks_own_when_that_is_imported() -> None:
     assert (
         proto._load_from_file(proto._proto_path()).Datum.DESCRIPTOR is sdk_module.Datum.DESCRIPTOR
     )
+
+
+def test_training_data_as_json_names_the_sdk_to_install():
+    with pytest.raises(UserError, match=r"body is JSON.*tinker>=0\.35"):
+        wire.decode_train_request(b'{"forward_backward_input": {"data": []}}')

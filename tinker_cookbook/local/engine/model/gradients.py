@@ -35,7 +35,7 @@ class GradientSink:
             low: [T, rank * modules] = scale x A'.
             low_grad: gradient of `x A'`, with the shape of `low`.
             out_grad: [T, out], gradient of the stacked product; each module has its own columns.
-            kernels: rounds the operands to bfloat16; None multiplies them with torch as they are.
+            kernels: rounds the operands to bfloat16; None: torch multiplies them without rounding.
         """
         jobs = [LowRankJob(self.layout.stacked_a(self.flat, group), low_grad, x, turned=False)]
         rank, top = self.layout.rank, 0

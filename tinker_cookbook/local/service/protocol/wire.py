@@ -88,6 +88,11 @@ def decode_train_request(body: bytes) -> TrainRequest:
     try:
         message.ParseFromString(body)
     except Exception as error:  # protobuf's DecodeError differs between its implementations
+        if body.lstrip()[:1] == b"{":
+            raise UserError(
+                "the request body is JSON, as tinker SDKs before 0.35 send training data; it must "
+                "be protobuf. Install tinker>=0.35,<0.40 in the program that sends it."
+            ) from error
         raise UserError(f"the request body is not a ForwardBackwardRequest: {error}") from error
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for key, value in message.loss_fn_config_v2.items():
