@@ -52,10 +52,10 @@ def sampling_client(local_service, shared_client) -> tinker.SamplingClient:
 
 @contextlib.asynccontextmanager
 async def served(
-    sampling_client, renderer, log: CallLog | None = None, limits: CallLimits | None = None
+    sampling_client, renderer, log: CallLog | None = None, **options
 ) -> AsyncIterator[tuple[openai.AsyncOpenAI, Rollout, RecordingEndpoint]]:
     async with RecordingEndpoint(log=log) as endpoint:
-        rollout = endpoint.open(ClientSampler(sampling_client, 8), renderer, limits=limits)
+        rollout = endpoint.open(ClientSampler(sampling_client, 8), renderer, **options)
         address = rollout.address
         async with openai.AsyncOpenAI(
             base_url=address.base_url, api_key=address.api_key, max_retries=0
@@ -198,6 +198,19 @@ async def test_what_cannot_be_done_is_refused(sampling_client, renderer, fields,
         with pytest.raises(openai.BadRequestError, match=said):
             await client.chat.completions.create(**{"model": "m", "messages": ASK} | fields)
     assert rollout.calls == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": TOOL["function"]["name"]}}]
+)
+async def test_a_forced_tool_is_sampled_freely_on_request(sampling_client, renderer, choice):
+    fields = {"model": "m", "messages": ASK, "tools": [TOOL], "seed": 3, "max_tokens": 4}
+    async with served(sampling_client, renderer, free_tool_choice=True) as (client, rollout, _):
+        await client.chat.completions.create(**fields, tool_choice=choice)
+        await client.chat.completions.create(**fields, tool_choice="auto")
+    forced, free = rollout.calls
+    assert forced.tokens == free.tokens
 
 
 @pytest.mark.anyio

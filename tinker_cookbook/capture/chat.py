@@ -92,8 +92,12 @@ def read_body(body: bytes) -> dict[str, Any]:
     return given
 
 
-def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
+def read_chat_request(given: Mapping[str, Any], *, free_tool_choice: bool = False) -> ChatRequest:
     """Read the body of a request.
+
+    Args:
+        given: The body.
+        free_tool_choice: Accept a request that forces a tool call, although nothing forces it.
 
     Raises:
         DataFormatError: the message names the field.
@@ -105,6 +109,8 @@ def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
         where = ".".join(map(str, first["loc"])) or "body"
         raise DataFormatError(f"{where}: {first['msg']}.") from error
     for name, accepted in _NEUTRAL.items():
+        if free_tool_choice and name == "tool_choice":
+            continue
         if given.get(name) is not None and given[name] not in accepted:
             raise DataFormatError(
                 f"{name}={json.dumps(given[name])[:80]} is not supported here; leave it out, or "

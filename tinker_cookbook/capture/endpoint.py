@@ -144,6 +144,7 @@ class RecordingEndpoint:
         name: str | None = None,
         model: str = "policy",
         limits: CallLimits | None = None,
+        free_tool_choice: bool = False,
     ) -> Rollout:
         """Return a new rollout, which has its own address and key.
 
@@ -153,6 +154,8 @@ class RecordingEndpoint:
             name: A name for records, which is part of the address; None: a random one.
             model: The model's name for the agent. Requests may name any model.
             limits: Limits on the calls.
+            free_tool_choice: Accept requests that force a tool call and sample as for `auto`, so
+                the model may reply without a call. Otherwise they are refused.
 
         Raises:
             ConfigurationError: the name is malformed or in use, or too many rollouts are open.
@@ -171,6 +174,7 @@ class RecordingEndpoint:
         rollout = Rollout(
             sampler, renderer, address, name=name, limits=limits or CallLimits(), log=self._log
         )
+        rollout.free_tool_choice = free_tool_choice
         self._rollouts[name] = rollout
         return rollout
 
@@ -245,7 +249,7 @@ class RecordingEndpoint:
     async def _complete(self, request: Request, rollout: Rollout, api: Api) -> Response:
         from starlette.responses import JSONResponse
 
-        body, asked = await read_request(request, api)
+        body, asked = await read_request(request, api, free_tool_choice=rollout.free_tool_choice)
         task = rollout.start(asked.messages, asked.tools, asked.stops, asked.wishes)
         reply = await _unless_gone(request, task)
         pieces, ending = chat.reply_pieces(reply, asked, rollout.renderer)
@@ -322,14 +326,16 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def read_request(request: Request, api: Api) -> tuple[dict[str, Any], chat.ChatRequest]:
+async def read_request(
+    request: Request, api: Api, *, free_tool_choice: bool = False
+) -> tuple[dict[str, Any], chat.ChatRequest]:
     """Return the body of a request, and the call that it asks for.
 
     Raises:
         DataError: the body is too large, or the request cannot be read.
     """
     body = chat.read_body(await _read_body(request))
-    return body, chat.read_chat_request(api.read(body))
+    return body, chat.read_chat_request(api.read(body), free_tool_choice=free_tool_choice)
 
 
 def event_stream(api: Api, writer: ReplyWriter, pieces: list[Piece], ending: Ending) -> Response:

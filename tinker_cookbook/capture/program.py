@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.capture.rollout import Address
-from tinker_cookbook.exceptions import TrainingError
+from tinker_cookbook.exceptions import SandboxError, TrainingError
 
-__all__ = ["ProgramOutcome", "run_program"]
+if TYPE_CHECKING:
+    from tinker_cookbook.sandbox import SandboxInterface
+
+__all__ = ["ProgramOutcome", "run_in_sandbox", "run_program"]
 
 _HIDDEN = ("TINKER_", "OPENAI_", "ANTHROPIC_")
 """Beginnings of the names of variables that an agent does not inherit."""
 _READ_AT_ONCE = 2**16
 _OUTPUT_SECONDS = 5.0
 """How long to wait for output after the program has ended."""
+_SANDBOX_TIMEOUT_CODE = 124
+_VARIABLES_FILE, _INPUT_FILE = ".agent-environment", ".agent-input"
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ async def run_program(
 
     The program inherits this process's environment without `TINKER_*`, `OPENAI_*` and
     `ANTHROPIC_*`, and gets `OPENAI_BASE_URL`, `OPENAI_API_KEY` and `OPENAI_MODEL`. It runs with the
-    rights of this process: run only programs that you trust.
+    rights of this process: run only programs that you trust, or use `run_in_sandbox`.
 
     Args:
         command: The program and its arguments.
@@ -99,6 +106,39 @@ async def run_program(
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(piping, _OUTPUT_SECONDS)
     return ProgramOutcome(return_code, _text(stdout), _text(stderr), timed_out)
+
+
+async def run_in_sandbox(
+    sandbox: SandboxInterface,
+    command: Sequence[str],
+    address: Address,
+    *,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float = 300.0,
+    max_output_bytes: int = 2**20,
+) -> ProgramOutcome:
+    """Run a program in a sandbox, with the sandbox's limits and none of this process's variables.
+
+    The program must reach the endpoint. A `LocalSandbox` is made with `cut_network=False`, and a
+    sandbox on another machine needs an endpoint that listens there. Its files are put in place with
+    `sandbox.write_file`; the sandbox stays open. Variables and arguments are as for `run_program`.
+
+    Raises:
+        SandboxError: the sandbox is gone or cannot be written to.
+    """
+    variables = address.environment() | dict(environment or {})
+    # A file, because the arguments of a command can be seen by other programs of the machine.
+    lines = [f"export {name}={shlex.quote(text)}" for name, text in variables.items()]
+    for path, text in ((_VARIABLES_FILE, "\n".join(lines) + "\n"), (_INPUT_FILE, stdin)):
+        written = await sandbox.write_file(path, text)
+        if written.exit_code:
+            raise SandboxError(f"{path} cannot be written in the sandbox: {written.stderr}")
+    shell = f". ./{_VARIABLES_FILE} && exec {shlex.join(command)} < {_INPUT_FILE}"
+    seconds = max(1, round(timeout_seconds))
+    done = await sandbox.run_command(shell, None, seconds, max_output_bytes)
+    timed_out = done.exit_code == _SANDBOX_TIMEOUT_CODE
+    return ProgramOutcome(done.exit_code, done.stdout, done.stderr, timed_out)
 
 
 def _environment(address: Address) -> dict[str, str]:

@@ -146,6 +146,8 @@ class Rollout:
         self.failure: Exception | None = None
         """Why the last call could not be sampled; None after a call that was."""
         self.is_closed = False
+        self.free_tool_choice = False
+        """Whether requests that force a tool call are sampled as those that do not."""
         self._sampler = sampler
         self._limits = limits
         self._log = log

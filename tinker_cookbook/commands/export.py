@@ -119,6 +119,7 @@ def _export(args: argparse.Namespace, connection: Connection, model: str) -> Non
             output_dir=str(Path(scratch) / "adapter"),
             base_url=connection.base_url,
         )
+        _note_base_format(Path(adapter))
         if args.form == "adapter":
             weights.build_lora_adapter(
                 base_model=model, adapter_path=adapter, output_path=args.folder
@@ -129,6 +130,19 @@ def _export(args: argparse.Namespace, connection: Connection, model: str) -> Non
             )
         else:
             _export_gguf(args, model, adapter)
+
+
+def _note_base_format(adapter: Path) -> None:
+    """Say so if the adapter was trained on quantised weights: exports use the full ones."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="np") as file:
+        base_format = (file.metadata() or {}).get("base_format", "full")
+    if base_format != "full":
+        print(
+            f"base     the adapter was trained on base weights in {base_format}; the export uses "
+            "the full ones, and --check measures the difference"
+        )
 
 
 def _export_gguf(args: argparse.Namespace, model: str, adapter: str) -> None:

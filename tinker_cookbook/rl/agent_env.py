@@ -87,6 +87,8 @@ class AgentTask:
     """Reward of an agent that a limit ended; `score` is not called then."""
     record_to: str = ""
     """Folder for files of recorded calls, one per group or process; "" for none."""
+    free_tool_choice: bool = False
+    """Whether to accept requests that force a tool call; the model may then reply without one."""
 
     def __call__(self, problem: ProblemLike, renderer: Renderer) -> Env:
         """Return a new environment for a problem."""
@@ -141,6 +143,7 @@ class AgentEnv(Env):
                 PolicySampler(policy),
                 self._renderer,
                 limits=_call_limits(limits, self._task.max_calls),
+                free_tool_choice=self._task.free_tool_choice,
             )
             try:
                 outcome, reason = await self._run(rollout, limits.rollout_timeout_seconds)

@@ -15,7 +15,11 @@ import torch
 
 from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
 from tinker_cookbook.local.engine.loaded_model import LoadedModel, read_weight_bytes
-from tinker_cookbook.local.engine.memory import available_bytes, resident_bytes
+from tinker_cookbook.local.engine.memory import (
+    available_bytes,
+    resident_bytes,
+    return_freed_memory,
+)
 from tinker_cookbook.local.engine.model.adapter_origin import TIED_HEAD_WARNING, find_origin
 from tinker_cookbook.local.engine.model.base_format import check_saved_format
 from tinker_cookbook.local.engine.model.base_model import BaseModel, check_base_format
@@ -114,6 +118,7 @@ class EngineHost:
         info = model.info
         logger.info("model %s computes in %s on %s", name, info.dtype, info.device)
         if self.base_format != FULL:
+            return_freed_memory()  # the full weights, which were read to be quantised
             logger.info("model %s has base weights in %s", name, self.base_format)
         return model
 
