@@ -299,7 +299,7 @@ def test_idle_models_make_room_and_used_ones_stay():
     def free_bytes() -> int:
         return gib if not host.loaded_models() else gib // 4
 
-    settings = EngineSettings("cpu", "float32", None, 2**20)
+    settings = EngineSettings("cpu", "float32", kv_cache_bytes=2**20)
     host = EngineHost(settings, free_bytes=free_bytes)
     host.load_model(MODEL)
     host.load_model(OTHER_MODEL)

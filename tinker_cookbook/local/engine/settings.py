@@ -16,9 +16,6 @@ class EngineSettings:
     """Device name as torch spells it; None picks the fastest one present."""
     dtype: str | None = None
     """Number format of base weights, `float32` or `bfloat16`; None: see `devices.choose_dtype`."""
-    base_format: str | None = None
-    """How base weights are stored: `full`, `int8` or `int4`; None: the environment's choice, or
-    `full`."""
     num_threads: int | None = None
     """Number of CPU threads per kernel; None is torch's own choice."""
     kv_cache_bytes: int | None = None
@@ -28,3 +25,6 @@ class EngineSettings:
     """Memory that the process may hold; None is all that the machine or container has free."""
     spill_dir: Path | None = None
     """Folder for idle adapters; None keeps them in memory."""
+    base_format: str | None = None
+    """How base weights are stored: `full`, `int8` or `int4`; None: the environment's choice, or
+    `full`."""
