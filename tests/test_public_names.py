@@ -34,6 +34,7 @@ PACKAGES = {
         "instrument_tinker",
         "open_calls",
         "read_calls",
+        "run_in_sandbox",
         "run_program",
         "uninstrument_tinker",
     },
