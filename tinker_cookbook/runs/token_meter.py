@@ -32,6 +32,7 @@ OTHERS = "tokens/other_models"
 
 _current: contextvars.ContextVar[TokenMeter | None] = contextvars.ContextVar("meter", default=None)
 _open: list[TokenMeter] = []
+_open_lock = threading.Lock()
 
 
 class TokenMeter:
@@ -117,17 +118,19 @@ def count_tokens(meter: TokenMeter) -> Iterator[None]:
 
     A request of a thread that does not know its run is counted if only one run is open.
     """
-    if not _open:
-        watch(_count)
-    _open.append(meter)
+    with _open_lock:
+        if not _open:
+            watch(_count)
+        _open.append(meter)
     token = _current.set(meter)
     try:
         yield
     finally:
         _current.reset(token)
-        _open.remove(meter)
-        if not _open:
-            unwatch(_count)
+        with _open_lock:
+            _open.remove(meter)
+            if not _open:
+                unwatch(_count)
 
 
 def _count(
