@@ -105,6 +105,45 @@ def test_a_sampler_comes_back_bit_for_bit(host) -> None:
     assert host.stats()["spilled_runs"] == 1
 
 
+def test_a_runs_older_samplers_move_out_as_newer_ones_come(host) -> None:
+    host.create_run("r", MODEL, LORA)
+    replies = {}
+    for step in range(4):
+        backward(host, "r", data(seed=step))
+        host.optim_step("r", AdamSpec(learning_rate=1e-2))
+        host.create_sampler(f"s{step}", MODEL, run_id="r")
+        replies[f"s{step}"] = sample(host, f"s{step}")
+        assert host.stats()["spilled_samplers"] == max(0, step - 1)
+    host.create_run("other", MODEL, LORA)
+    host.create_sampler("of another run", MODEL, run_id="other")
+    assert host.stats()["spilled_samplers"] == 2, "runs do not move each other's samplers out"
+    for name, reply in replies.items():
+        assert sample(host, name) == reply
+
+
+def test_a_sampler_in_use_stays_when_newer_ones_come(host) -> None:
+    host.create_run("r", MODEL, LORA)
+    host.create_sampler("s0", MODEL, run_id="r")
+    future: Future = Future()
+    host.sample("s0", SampleSpec(data()[0].tokens, max_tokens=12, seed=3, stop=[]), future, None)
+    for step in range(1, 4):
+        host.create_sampler(f"s{step}", MODEL, run_id="r")
+    assert host.stats()["spilled_samplers"] == 1
+    while host.has_sampling_work:
+        host.sampling_step()
+    assert len(future.result().sequences[0].tokens) == 12
+
+
+def test_samplers_of_a_runs_checkpoints_are_counted_together(host, tmp_path) -> None:
+    host.create_run("r", MODEL, LORA)
+    for step in range(3):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        host.save_run("r", folder, with_optimizer=False)
+        host.create_sampler(f"s{step}", MODEL, folder=folder, saved_by="r")
+    assert host.stats()["spilled_samplers"] == 1
+
+
 def test_only_what_is_idle_moves(host) -> None:
     host.create_run("run", MODEL, LORA)
     assert host.spill_idle(60.0) == 0

@@ -241,8 +241,13 @@ class EngineHost:
         *,
         run_id: str | None = None,
         folder: Path | None = None,
+        saved_by: str | None = None,
     ) -> None:
-        """Create a sampler of a base model, of a run's present weights, or of a saved adapter."""
+        """Create a sampler of a base model, of a run's present weights, or of a saved adapter.
+
+        Args:
+            saved_by: the run that saved the adapter in `folder`; it need not exist any more.
+        """
         model = self.model(model_name)
         adapter = None
         if run_id is not None:
@@ -259,7 +264,10 @@ class EngineHost:
             saved.load_peft(folder)
             adapter = StackedLora(saved, model.dtype)
         self.free_sampler(sampler_id)
-        self._residents.samplers[sampler_id] = ResidentSampler(model_name, adapter)
+        of_run = run_id or saved_by
+        self._residents.samplers[sampler_id] = ResidentSampler(model_name, adapter, run_id=of_run)
+        if of_run is not None:
+            self._residents.spill_superseded(of_run)
 
     def refresh_sampler(self, sampler_id: str, run_id: str) -> None:
         """Give a sampler the run's present weights.

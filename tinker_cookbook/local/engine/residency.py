@@ -27,9 +27,19 @@ from tinker_cookbook.local.engine.training.optimizer import AdamState
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.errors import UserError
 
-__all__ = ["ResidentRun", "ResidentSampler", "Residents", "SpillFolder", "format_size"]
+__all__ = [
+    "RECENT_SAMPLERS_PER_RUN",
+    "ResidentRun",
+    "ResidentSampler",
+    "Residents",
+    "SpillFolder",
+    "format_size",
+]
 
 logger = logging.getLogger(__name__)
+
+RECENT_SAMPLERS_PER_RUN = 2
+"""Samplers with different weights of one run that stay in memory while they are idle."""
 
 
 class SpillFolder:
@@ -147,6 +157,8 @@ class ResidentSampler:
     file: Path | None = None
     """The file of its tensor while that is on disk."""
     last_used: float = field(default_factory=time.monotonic)
+    run_id: str | None = None
+    """The run whose weights of some moment these are, where that is known."""
 
     @property
     def num_bytes(self) -> int:
@@ -214,6 +226,17 @@ class Residents:
         if count:
             return_freed_memory()
         return count
+
+    def spill_superseded(self, run_id: str) -> None:
+        """Move a run's older samplers to disk, with their prefixes, as a new one has come.
+
+        Training loops sample from the newest weights, or in asynchronous loops from those before
+        them; without this, each step of such a loop would leave an adapter in memory.
+        """
+        of_run = [sampler for sampler in self.samplers.values() if sampler.run_id == run_id]
+        for sampler in of_run[:-RECENT_SAMPLERS_PER_RUN]:
+            if self._is_idle(sampler):
+                self._spill(sampler)
 
     def drop_run(self, run_id: str) -> None:
         """Drop a run, if it exists, and its memory."""

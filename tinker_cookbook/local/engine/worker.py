@@ -96,7 +96,12 @@ def _sampler_lane(sampler_id: str, *args: object, **kwargs: object) -> str:
 
 
 def _creation_lane(
-    sampler_id: str, model_name: str, *, run_id: str | None = None, folder: Path | None = None
+    sampler_id: str,
+    model_name: str,
+    *,
+    run_id: str | None = None,
+    folder: Path | None = None,
+    saved_by: str | None = None,
 ) -> str:
     """A sampler of a run has the run's weights at this point of the run's order."""
     return _sampler_lane(sampler_id) if run_id is None else _run_lane(run_id)

@@ -200,7 +200,9 @@ class SamplerTable:
             raise _replaced(row)
         with self._store.pin(checkpoint):
             folder = await asyncio.to_thread(self._store.verify, checkpoint)
-            await worker.create_sampler(key, row.base_model, folder=folder)
+            await worker.create_sampler(
+                key, row.base_model, folder=folder, saved_by=checkpoint.run_id
+            )
 
     def _make_room(self) -> None:
         """Free the least recently used adapters of checkpoints."""
