@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
+from tinker_cookbook.local.engine.budget import (
+    RECENT_SAMPLERS_PER_RUN,
+    cache_budget,
+    run_bytes,
+    sampler_bytes,
+)
 from tinker_cookbook.local.engine.memory import available_bytes
 from tinker_cookbook.local.engine.model.number_formats import (
     FULL,
@@ -28,7 +33,14 @@ from tinker_cookbook.local.engine.types import LoraSpec
 if TYPE_CHECKING:
     from tinker_cookbook.local.plan_shapes import ModelSizes
 
-__all__ = ["MachineRates", "ModelPlan", "build_plan", "describe_plan", "measure_rates"]
+__all__ = [
+    "MachineRates",
+    "ModelPlan",
+    "StepTokens",
+    "build_plan",
+    "describe_plan",
+    "measure_rates",
+]
 
 GIB = 2**30
 _SPARE_BYTES = GIB // 2
@@ -48,6 +60,16 @@ class MachineRates:
     """Floating-point operations of float32 matrix products."""
     bandwidth: float
     """Bytes read from memory."""
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """The tokens of one step of a train loop, where they are known."""
+
+    trained: int | None = None
+    """Tokens that are trained together; None: as many as the engine computes at once."""
+    sampled: int = 0
+    """Tokens of all sequences that are sampled in a step, with their prompts."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +131,7 @@ def build_plan(
     base_format: str | None = None,
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
-    step_tokens: int | None = None,
-    cached_tokens: int = 0,
+    step: StepTokens = StepTokens(),
 ) -> ModelPlan:
     """Plan a model from `folder`/config.json; the weights are not needed.
 
@@ -123,8 +144,8 @@ def build_plan(
         base_format: `full`, `int8` or `int4`; None takes the environment's setting, or `full`.
         free_bytes: memory that may be used; None asks the system.
         rates: rates of the machine; None measures them, which takes half a second.
-        step_tokens: tokens that are trained together; None: as many as the engine computes at once.
-        cached_tokens: tokens of all sequences that are sampled at the same time.
+        step: the tokens of a step; a loop that samples keeps the adapters, keys and values of the
+            newest samplers.
 
     Raises:
         WeightsError: in one line, if the engine cannot run the model.
@@ -146,14 +167,15 @@ def build_plan(
         **sizes.weights,
         "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
         "activations of a pack": sizes.pass_bytes(
-            PACK_TOKENS_CPU if step_tokens is None else min(PACK_TOKENS_CPU, step_tokens)
+            PACK_TOKENS_CPU if step.trained is None else min(PACK_TOKENS_CPU, step.trained)
         ),
         "python and torch": _SPARE_BYTES,
     }
-    if cached_tokens:
-        cached = cached_tokens * sizes.bytes_per_cached_token
-        memory["keys and values of sampled sequences"] = cached
     sampler = sampler_bytes(sizes.adapter_bytes)
+    if step.sampled:
+        cached = step.sampled * sizes.bytes_per_cached_token
+        memory["keys and values of sampled sequences"] = RECENT_SAMPLERS_PER_RUN * cached
+        memory["samplers of earlier steps"] = (RECENT_SAMPLERS_PER_RUN - 1) * sampler
     # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
     loaded = sum(sizes.weights.values()) + _SPARE_BYTES
     cache = cache_budget(None if free is None else free - loaded)

@@ -201,7 +201,7 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     from tinker_cookbook.unembedding import choose_train_unembed
 
     check_local_extra()
-    from tinker_cookbook.local.plan import MachineRates, build_plan
+    from tinker_cookbook.local.plan import MachineRates, StepTokens, build_plan
 
     model = str(loop.model_name)
     plan = build_plan(
@@ -210,8 +210,7 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
         rank=loop.lora_rank,
         train_unembed=choose_train_unembed(model, loop.train_unembed),
         rates=MachineRates(1.0, 1.0),  # no speeds are printed
-        step_tokens=_step_tokens(work),
-        cached_tokens=_cached_tokens(loop, work),
+        step=StepTokens(_trained_tokens(work), _sampled_tokens(loop, work)),
     )
     free = "unknown" if plan.free_bytes is None else format_bytes(plan.free_bytes)
     verdict = "" if plan.fits else "; MORE THAN IS FREE"
@@ -222,14 +221,14 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     )
 
 
-def _step_tokens(work: Workload) -> int | None:
+def _trained_tokens(work: Workload) -> int | None:
     """Return the mean number of tokens of a step; None if they are sampled during the run."""
     if work.num_tokens is None or not work.total_steps:
         return None
     return max(work.num_tokens // work.total_steps, work.longest or 0)
 
 
-def _cached_tokens(loop: SharedOptions, work: Workload) -> int:
+def _sampled_tokens(loop: SharedOptions, work: Workload) -> int:
     """Return the largest number of tokens of the episodes of a step, of one turn each."""
     usage = _most_usage(loop, work)
     if usage is None or not usage.sampled or not work.total_steps:

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tinker_cookbook.local.engine.budget import RECENT_SAMPLERS_PER_RUN
 from tinker_cookbook.local.engine.loaded_model import LoadedModel
 from tinker_cookbook.local.engine.memory import return_freed_memory
 from tinker_cookbook.local.engine.model.base_model import BaseModel
@@ -27,19 +28,9 @@ from tinker_cookbook.local.engine.training.optimizer import AdamState
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.errors import UserError
 
-__all__ = [
-    "RECENT_SAMPLERS_PER_RUN",
-    "ResidentRun",
-    "ResidentSampler",
-    "Residents",
-    "SpillFolder",
-    "format_size",
-]
+__all__ = ["ResidentRun", "ResidentSampler", "Residents", "SpillFolder", "format_size"]
 
 logger = logging.getLogger(__name__)
-
-RECENT_SAMPLERS_PER_RUN = 2
-"""Samplers with different weights of one run that stay in memory while they are idle."""
 
 
 class SpillFolder:

@@ -43,8 +43,9 @@ class StoredPrefix:
         self.hashes = hash_beginnings(key, self.tokens)
         pool = Pool(shape, len(tokens))
         pool.kv = shape.empty(1, len(tokens))
-        self.row: Row = pool.add()
-        """A row in a separate pool, of exactly T tokens."""
+        self.row = Row(pool, 0)
+        """A row of exactly T tokens in a pool that does not know it: in a circle of references the
+        memory would wait for the garbage collector, which does not see how large it is."""
         self.hidden: Tensor | None = None
         """Hidden states [T, H] before the final norm, valid from position `hidden_from`."""
         self.hidden_from = len(tokens)
