@@ -22,7 +22,14 @@ from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
-from tinker_cookbook.local.plan import GIB, MachineRates, ModelPlan, build_plan, describe_plan
+from tinker_cookbook.local.plan import (
+    GIB,
+    MachineRates,
+    ModelPlan,
+    StepWork,
+    build_plan,
+    describe_plan,
+)
 from tinker_cookbook.unembedding import choose_train_unembed
 
 RATES = MachineRates(flops=150e9, bandwidth=20e9)
@@ -205,3 +212,20 @@ def test_the_command_prints_a_plan_without_loading_anything(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "596.0 million parameters" in done.stdout
     assert "tokens in training" in done.stdout
+
+
+def test_what_a_step_samples_is_planned() -> None:
+    work = StepWork(sequences=8, held_out_sequences=20, reply_tokens=100)
+    # 20 rows of 256 tokens at a time; half of a row stored for each of 2 * 8 + 20 sequences
+    assert work.cached_tokens() == 256 * 20 + 128 * 36
+    assert StepWork(sequences=1, reply_tokens=24).cached_tokens() == 128 + 128
+
+
+def test_a_loop_that_samples_needs_more_memory(tmp_path: Path) -> None:
+    folder = write_config(tmp_path)
+    rates = MachineRates(1.0, 1.0)
+    trains = build_plan("a", folder, rates=rates, step=StepWork(trained_tokens=100))
+    work = StepWork(100, sequences=8, reply_tokens=24)
+    samples = build_plan("a", folder, rates=rates, step=work)
+    cached = work.cached_tokens() * samples.bytes_per_cached_token
+    assert samples.total_bytes - trains.total_bytes == cached + samples.bytes_per_sampler

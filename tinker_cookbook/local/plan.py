@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.local.engine.budget import (
     RECENT_SAMPLERS_PER_RUN,
+    SMALLEST_ROW,
     cache_budget,
     run_bytes,
     sampler_bytes,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MachineRates",
     "ModelPlan",
-    "StepTokens",
+    "StepWork",
     "build_plan",
     "describe_plan",
     "measure_rates",
@@ -63,13 +64,27 @@ class MachineRates:
 
 
 @dataclass(frozen=True)
-class StepTokens:
-    """The tokens of one step of a train loop, where they are known."""
+class StepWork:
+    """What a step of a train loop computes together, where it is known."""
 
-    trained: int | None = None
+    trained_tokens: int | None = None
     """Tokens that are trained together; None: as many as the engine computes at once."""
-    sampled: int = 0
-    """Tokens of all sequences that are sampled in a step, with their prompts."""
+    sequences: int = 0
+    """Sequences that are sampled for a step."""
+    held_out_sequences: int = 0
+    """Sequences that are sampled for an evaluation."""
+    reply_tokens: int = 0
+    """Maximum tokens that are sampled for a sequence."""
+
+    def cached_tokens(self) -> int:
+        """Return the tokens of the KV cache, if prompts are about as long as replies.
+
+        Each running sequence has a row of the cache. Finished ones are stored for prompts that
+        begin alike: those of the newest samplers, and of the last evaluation.
+        """
+        row = max(SMALLEST_ROW, 1 << (2 * self.reply_tokens - 1).bit_length())
+        stored = RECENT_SAMPLERS_PER_RUN * self.sequences + self.held_out_sequences
+        return row * max(self.sequences, self.held_out_sequences) + row * stored // 2
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ def build_plan(
     base_format: str | None = None,
     free_bytes: int | None = None,
     rates: MachineRates | None = None,
-    step: StepTokens = StepTokens(),
+    step: StepWork = StepWork(),
 ) -> ModelPlan:
     """Plan a model from `folder`/config.json; the weights are not needed.
 
@@ -144,8 +159,7 @@ def build_plan(
         base_format: `full`, `int8` or `int4`; None takes the environment's setting, or `full`.
         free_bytes: memory that may be used; None asks the system.
         rates: rates of the machine; None measures them, which takes half a second.
-        step: the tokens of a step; a loop that samples keeps the adapters, keys and values of the
-            newest samplers.
+        step: the work of a step. A loop that samples keeps the adapters of the newest samplers.
 
     Raises:
         WeightsError: in one line, if the engine cannot run the model.
@@ -167,14 +181,16 @@ def build_plan(
         **sizes.weights,
         "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
         "activations of a pack": sizes.pass_bytes(
-            PACK_TOKENS_CPU if step.trained is None else min(PACK_TOKENS_CPU, step.trained)
+            PACK_TOKENS_CPU
+            if step.trained_tokens is None
+            else min(PACK_TOKENS_CPU, step.trained_tokens)
         ),
         "python and torch": _SPARE_BYTES,
     }
     sampler = sampler_bytes(sizes.adapter_bytes)
-    if step.sampled:
-        cached = step.sampled * sizes.bytes_per_cached_token
-        memory["keys and values of sampled sequences"] = RECENT_SAMPLERS_PER_RUN * cached
+    if step.sequences:
+        cached = step.cached_tokens() * sizes.bytes_per_cached_token
+        memory["keys and values of sampled sequences"] = min(cached, cache_budget(free))
         memory["samplers of earlier steps"] = (RECENT_SAMPLERS_PER_RUN - 1) * sampler
     # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
     loaded = sum(sizes.weights.values()) + _SPARE_BYTES

@@ -94,13 +94,20 @@ async def main(config: Config, rollout_executor: Executor | None = None) -> RunR
 
 async def count_work(config: Config) -> Workload:
     """Count the steps and the groups of a run, without a service; nothing is sampled."""
-    dataset, _ = await _open_data(config)
+    dataset, test_dataset = await _open_data(config)
     total_steps = _count_steps(config, dataset)
     if config.async_config is not None:
         num_groups = total_steps * config.async_config.groups_per_batch
     else:
         num_groups = sum(len(dataset.get_batch(index)) for index in range(total_steps))
-    return Workload(total_steps=total_steps, num_rows=num_groups)
+    held_out = _count_episodes(test_dataset) if test_dataset and config.eval_every else 0
+    return Workload(total_steps=total_steps, num_rows=num_groups, num_held_out_episodes=held_out)
+
+
+def _count_episodes(dataset: RLDataset) -> int:
+    """Return the number of episodes, with one per group whose size is not known in advance."""
+    batches = (dataset.get_batch(index) for index in range(len(dataset)))
+    return sum(getattr(group, "num_envs", 1) for batch in batches for group in batch)
 
 
 async def _open_data(config: Config) -> tuple[RLDataset, RLDataset | None]:

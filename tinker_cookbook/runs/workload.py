@@ -26,3 +26,5 @@ class Workload:
     """Lines about the data: its rows, and those that are cut or left out."""
     example: str | None = None
     """The first training sequence, with its trained tokens marked."""
+    num_held_out_episodes: int = 0
+    """Episodes of an evaluation, in reinforcement learning."""

@@ -14,6 +14,7 @@ from tinker_cookbook.utils.byte_sizes import format_bytes
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 
 if TYPE_CHECKING:
+    from tinker_cookbook.local.plan import StepWork
     from tinker_cookbook.runs.workload import Workload
     from tinker_cookbook.utils.cost_estimation import TokenUsage
 
@@ -201,7 +202,7 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     from tinker_cookbook.unembedding import choose_train_unembed
 
     check_local_extra()
-    from tinker_cookbook.local.plan import MachineRates, StepTokens, build_plan
+    from tinker_cookbook.local.plan import MachineRates, build_plan
 
     model = str(loop.model_name)
     plan = build_plan(
@@ -210,7 +211,7 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
         rank=loop.lora_rank,
         train_unembed=choose_train_unembed(model, loop.train_unembed),
         rates=MachineRates(1.0, 1.0),  # no speeds are printed
-        step=StepTokens(_trained_tokens(work), _sampled_tokens(loop, work)),
+        step=_step_work(loop, work),
     )
     free = "unknown" if plan.free_bytes is None else format_bytes(plan.free_bytes)
     verdict = "" if plan.fits else "; MORE THAN IS FREE"
@@ -221,16 +222,20 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     )
 
 
-def _trained_tokens(work: Workload) -> int | None:
-    """Return the mean number of tokens of a step; None if they are sampled during the run."""
-    if work.num_tokens is None or not work.total_steps:
-        return None
-    return max(work.num_tokens // work.total_steps, work.longest or 0)
+def _step_work(loop: SharedOptions, work: Workload) -> StepWork:
+    """Return what a step computes; the number of trained tokens of RL is not known."""
+    from tinker_cookbook.local.plan import StepWork
 
-
-def _sampled_tokens(loop: SharedOptions, work: Workload) -> int:
-    """Return the largest number of tokens of the episodes of a step, of one turn each."""
-    usage = _most_usage(loop, work)
-    if usage is None or not usage.sampled or not work.total_steps:
-        return 0
-    return (usage.sampled + usage.prefill_uncached) // work.total_steps
+    if not work.total_steps:
+        return StepWork()
+    if work.num_tokens is not None:
+        return StepWork(max(work.num_tokens // work.total_steps, work.longest or 0))
+    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
+    max_tokens = getattr(loop, "max_tokens", None)
+    if not isinstance(size, int) or not isinstance(max_tokens, int):
+        return StepWork()
+    return StepWork(
+        sequences=work.num_rows * size // work.total_steps,
+        held_out_sequences=work.num_held_out_episodes,
+        reply_tokens=max_tokens,
+    )

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinker_cookbook.local.engine.budget import SMALLEST_ROW
 from tinker_cookbook.local.engine.sampling.cache_rows import CacheShape, Pool, Row
 from tinker_cookbook.local.engine.sampling.prefix_store import PrefixStore, StoredPrefix
 
 __all__ = ["KvCache"]
-
-_SMALLEST_CAPACITY = 128
 
 
 class KvCache:
@@ -102,7 +101,7 @@ class KvCache:
 
     def _capacities(self) -> list[int]:
         sizes = []
-        size = _SMALLEST_CAPACITY
+        size = SMALLEST_ROW
         while size < self.shape.max_tokens:
             sizes.append(size)
             size *= 2
