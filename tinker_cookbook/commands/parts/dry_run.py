@@ -111,15 +111,15 @@ def _judge_lines(work: Workload) -> Iterator[str]:
 def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
     line = f"rows     {work.num_rows:,} groups in {work.total_steps:,} steps"
-    max_tokens = getattr(loop, "max_tokens", None)
     if isinstance(size, int):
         line += f", {work.num_rows * size:,} episodes"
-        yield line
-        if isinstance(max_tokens, int):
-            most = work.num_rows * size * max_tokens
-            yield f"tokens   sampled: at most {most:,} per turn of an episode ({max_tokens} each)"
-    else:
-        yield line
+    if work.num_held_out_episodes:
+        line += f"; {work.num_held_out_episodes:,} held-out episodes per evaluation"
+    yield line
+    max_tokens = getattr(loop, "max_tokens", None)
+    if isinstance(size, int) and isinstance(max_tokens, int):
+        most = work.num_rows * size * max_tokens
+        yield f"tokens   sampled: at most {most:,} per turn of an episode ({max_tokens} each)"
 
 
 def _rate_line(loop: SharedOptions, work: Workload) -> str:
