@@ -10,23 +10,15 @@ dimension.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.memory import prefer_large_pages
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 
 __all__ = ["CacheShape", "Pool", "Row", "cache_shape"]
-
-_CACHE_LINE = 64
-_MAPPED_BYTES = 32 * 2**20
-"""Tensors of this size have separate memory mappings, which end with them (glibc's maximum for
-others). Large pages there leave nothing behind."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +46,12 @@ class CacheShape:
 
         Zeros, not uninitialized memory: masked positions get weight 0, and 0 times NaN is NaN.
         """
-        size = self._size(num_rows, capacity)
-        if self.device.type != "cpu":
-            return torch.zeros(size, dtype=self.dtype, device=self.device)
-        # NumPy's zeros are memory that the system clears at its first use; torch would clear it now
-        num_bytes = math.prod(size) * self.dtype.itemsize
-        memory = torch.from_numpy(np.zeros(num_bytes + _CACHE_LINE, np.uint8))
-        start = -memory.data_ptr() % _CACHE_LINE
-        kv = memory[start : start + num_bytes].view(self.dtype).view(size)
-        if num_bytes >= _MAPPED_BYTES:
-            prefer_large_pages(kv.data_ptr(), num_bytes)
-        return kv
+        return self.empty(num_rows, capacity).zero_()
 
     def empty(self, num_rows: int, capacity: int) -> Tensor:
         """Allocate [L, R, H, 2, C, D] for rows that are read only where they were written."""
-        return torch.empty(self._size(num_rows, capacity), dtype=self.dtype, device=self.device)
-
-    def _size(self, num_rows: int, capacity: int) -> tuple[int, ...]:
-        return (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
+        size = (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
+        return torch.empty(size, dtype=self.dtype, device=self.device)
 
 
 def cache_shape(arch: ArchConfig, weights: ModelWeights, dtype: torch.dtype) -> CacheShape:
