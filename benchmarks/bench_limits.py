@@ -19,14 +19,14 @@ _BUFFER_BYTES = 512 * 2**20
 _PAGE = 2 * 2**20
 
 
-def format_in_use() -> str:
+def format_in_use(device: str = "cpu") -> str:
     """Return the name of the format in which a service multiplies by default."""
     import torch
 
     from tinker_cookbook.local.engine.model.devices import choose_dtype
     from tinker_cookbook.local.engine.model.precision import product_dtype
 
-    return str(product_dtype(choose_dtype(None, torch.device("cpu")))).removeprefix("torch.")
+    return str(product_dtype(choose_dtype(None, torch.device(device)))).removeprefix("torch.")
 
 
 def product_flops(threads: int) -> dict[str, float]:

@@ -27,11 +27,19 @@ class PeerError(RuntimeError):
 class PeerProcess:
     """A peer in a separate process, so that its memory and CPU time can be measured."""
 
-    def __init__(self, kind: str, folder: str, threads: int, *, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        folder: str,
+        threads: int,
+        *,
+        dtype: str | None = None,
+        device: str = "cpu",
+    ) -> None:
         """Start the process; `dtype` None lets a probe choose the format."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, kind, folder, threads, dtype)
+        arguments = (theirs, kind, folder, threads, dtype, device)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -60,7 +68,7 @@ class PeerProcess:
             self._process.join()
 
 
-def _serve(pipe: Any, kind: str, folder: str, threads: int, dtype: str | None) -> None:
+def _serve(pipe: Any, kind: str, folder: str, threads: int, dtype: str | None, device: str) -> None:
     try:
         builders = {
             "train": _TrainPeer,
@@ -68,12 +76,13 @@ def _serve(pipe: Any, kind: str, folder: str, threads: int, dtype: str | None) -
             "llama_cpp": _LlamaPeer,
             "engine": _EnginePeer,
         }
-        peer = builders[kind](folder, threads, dtype)
+        peer = builders[kind](folder, threads, dtype, device)
         pipe.send(peer.about)
         while True:
             name, arguments = pipe.recv()
             wall, cpu = time.perf_counter(), time.process_time()
             tokens = getattr(peer, name)(**arguments)
+            _wait_for(device)
             pipe.send(
                 {
                     "tokens": tokens,
@@ -88,23 +97,32 @@ def _serve(pipe: Any, kind: str, folder: str, threads: int, dtype: str | None) -
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _load_peft(folder: str, dtype: str) -> Any:
+def _wait_for(device: str) -> None:
+    """Wait for what was queued on a GPU, so that it counts as time of the call."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _load_peft(folder: str, dtype: str, device: str) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     config = LoraConfig(r=RANK, lora_alpha=32, target_modules=list(LINEAR))
-    return get_peft_model(base, config)
+    return get_peft_model(base, config).to(device)
 
 
 class _TorchPeer:
     """A model in the format that a probe found faster."""
 
-    def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
+    def __init__(self, folder: str, threads: int, dtype: str | None, device: str) -> None:
         import torch
         import transformers
 
+        self._device = device
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
@@ -114,6 +132,7 @@ class _TorchPeer:
             self._probe()
             started = time.perf_counter()
             self._probe()
+            _wait_for(device)
             seconds[name] = time.perf_counter() - started
         self.dtype = dtype or min(_DTYPES, key=lambda name: seconds[name])
         if not seconds or self.dtype != _DTYPES[-1]:
@@ -134,7 +153,7 @@ class _TrainPeer(_TorchPeer):
     def _prepare(self, folder: str, dtype: str) -> None:
         import torch
 
-        self._model = _load_peft(folder, dtype)
+        self._model = _load_peft(folder, dtype, self._device)
         trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
@@ -148,7 +167,8 @@ class _TrainPeer(_TorchPeer):
         sequences = conversations(lengths)
         size = len(sequences) if padded else 1
         for first in range(0, len(sequences), size):
-            ids, mask, targets = _padded(sequences[first : first + size])
+            batch = _padded(sequences[first : first + size])
+            ids, mask, targets = (tensor.to(self._device) for tensor in batch)
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
@@ -179,7 +199,7 @@ class _GeneratePeer(_TorchPeer):
     """Generation and scoring with transformers, with the adapter attached."""
 
     def _prepare(self, folder: str, dtype: str) -> None:
-        self._model = _load_peft(folder, dtype).eval()
+        self._model = _load_peft(folder, dtype, self._device).eval()
 
     def _probe(self) -> None:
         self.generate(prompts=conversations((31,) * 4), new_tokens=8)
@@ -187,7 +207,7 @@ class _GeneratePeer(_TorchPeer):
     def generate(self, *, prompts: list[list[int]], new_tokens: int) -> int:
         import torch
 
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=self._device)
         with torch.inference_mode():
             self._model.generate(
                 input_ids=ids,
@@ -204,7 +224,7 @@ class _GeneratePeer(_TorchPeer):
         """Compute logprobs of prompts of equal length in one forward pass."""
         import torch
 
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=self._device)
         with torch.inference_mode():
             logits = self._model(input_ids=ids).logits[:, :-1].float()
             torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])
@@ -214,10 +234,12 @@ class _GeneratePeer(_TorchPeer):
 class _LlamaPeer:
     """The server of llama.cpp in this process (xllamacpp), without an adapter."""
 
-    def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
+    def __init__(self, folder: str, threads: int, dtype: str | None, device: str) -> None:
         import xllamacpp
 
         del dtype  # the file decides
+        if device != "cpu":
+            raise PeerError("llama.cpp is measured on a CPU only")
         path = os.environ.get("BENCH_GGUF") or _find_gguf(folder)
         self._api, self._path, self._threads = xllamacpp, path, threads
         self._server: Any = None
@@ -253,15 +275,16 @@ class _LlamaPeer:
 class _EnginePeer:
     """The engine itself in this process, without the service."""
 
-    def __init__(self, folder: str, threads: int, dtype: str | None) -> None:
+    def __init__(self, folder: str, threads: int, dtype: str | None, device: str) -> None:
         import torch
         from bench_limits import format_in_use
         from train_speed import engine_run
 
         del dtype  # the service's format counts
         torch.set_num_threads(threads)
-        self._run = engine_run(Path(folder), format_in_use())
-        self.about: dict[str, Any] = {"dtype": format_in_use()}
+        used = format_in_use(device)
+        self._run = engine_run(Path(folder), used, device=device)
+        self.about: dict[str, Any] = {"dtype": used}
         self.step(lengths=(64,))
 
     def step(self, *, lengths: tuple[int, ...]) -> int:

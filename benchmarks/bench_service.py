@@ -28,7 +28,14 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Service:
     """A running service and an SDK client."""
 
-    def __init__(self, model: str, *, dtype: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
         import tinker
 
         self.model = model
@@ -39,6 +46,7 @@ class Service:
         words = ["serve", "--model", model, "--port", str(port), "--state-dir", self._state.name]
         words += ["--dtype", dtype] if dtype else []
         words += ["--num-threads", str(threads)] if threads else []
+        words += ["--device", device] if device else []
         self._output = Path(self._state.name, "output.txt")
         with self._output.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(

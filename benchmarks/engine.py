@@ -23,7 +23,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,14 @@ class Bench:
     def service(self) -> Service:
         """The service, started on first use."""
         if self._service is None:
-            self._service = Service(self.folder, threads=self.options.threads)
+            self._service = self.new_service()
         return self._service
+
+    def new_service(self, *, dtype: str | None = None, threads: int | None = None) -> Service:
+        """Start another service on the device that is measured."""
+        options = self.options
+        threads = threads or options.threads
+        return Service(self.folder, dtype=dtype, threads=threads, device=options.device)
 
     def run(self) -> Any:
         """A training client after one warm-up step."""
@@ -102,8 +108,14 @@ class Bench:
         name = name or kind
         if name not in self._peers and name not in self.skipped:
             try:
-                threads, dtype = self.options.threads, self.options.peer_dtype
-                self._peers[name] = PeerProcess(kind, self.folder, threads, dtype=dtype)
+                options = self.options
+                self._peers[name] = PeerProcess(
+                    kind,
+                    self.folder,
+                    options.threads,
+                    dtype=options.peer_dtype,
+                    device=options.device,
+                )
                 self.about[name] = self._peers[name].about
             except PeerError as error:
                 self.skipped[name] = str(error)
@@ -299,9 +311,10 @@ def measure_http(bench: Bench) -> dict[str, Sample]:
     from tinker_cookbook.local.engine.types import LossSpec
 
     torch.set_num_threads(1)
-    service = Service(bench.folder, threads=1)
+    service = bench.new_service(threads=1)
     run, data = service.new_run(), make_data((8,))
-    direct_run = engine_run(Path(bench.folder), format_in_use())
+    device = bench.options.device
+    direct_run = engine_run(Path(bench.folder), format_in_use(device), device=device)
     direct_data = engine_data((8,), direct_run.model.vocab_size)
     loss = LossSpec("cross_entropy")
     pairs = []
@@ -391,7 +404,7 @@ def measure_tracking(bench: Bench) -> dict[str, Sample]:
     """Measure the loss decrease over 10 steps in both formats, each in a separate service."""
     data, sides = make_data(bench.options.tracking), {}
     for dtype in ("float32", "bfloat16"):
-        service = Service(bench.folder, dtype=dtype, threads=bench.options.threads)
+        service = bench.new_service(dtype=dtype)
         try:
             run = service.new_run()
             started = time.perf_counter()
@@ -479,6 +492,8 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "context": measure_context,
     "scale": measure_scale,
 }
+CPU_ROWS = ("roofline", "bandwidth", "speculation")
+"""Rows that compare with the limits of a processor or need compiled kernels."""
 DEFAULT_ROWS = [name for name in MEASURES if name != "scale"]
 
 
@@ -488,7 +503,7 @@ def main() -> None:
     from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", nargs="+", choices=tuple(MEASURES), default=DEFAULT_ROWS)
+    parser.add_argument("--rows", nargs="+", choices=tuple(MEASURES), default=None)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -517,7 +532,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.device == "cuda":
-        _require_cuda()
+        _require_cuda(options.rows or ())
+    excluded = CPU_ROWS if options.device == "cuda" else ()
+    options.rows = options.rows or [name for name in DEFAULT_ROWS if name not in excluded]
     # So that an external time limit also stops the service.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = _read_record(options)
@@ -530,10 +547,13 @@ def main() -> None:
     print_report(record)
 
 
-def _require_cuda() -> None:
-    """End with a sentence where a GPU cannot be measured."""
+def _require_cuda(rows: Sequence[str]) -> None:
+    """End with a sentence where a GPU or one of these rows cannot be measured."""
     import torch
 
+    for name in rows:
+        if name in CPU_ROWS:
+            sys.exit(f"--rows={name} measures a processor; use it with --device=cpu")
     if not torch.cuda.is_available():
         sys.exit(
             "--device=cuda needs an NVIDIA GPU and a build of torch with CUDA; this machine has "
@@ -567,10 +587,15 @@ def _print_sample(row: str, side: str, sample: Sample) -> None:
 def _read_record(options: argparse.Namespace) -> dict[str, Any]:
     if options.json and options.json.exists():
         return json.loads(options.json.read_text(encoding="utf-8"))
-    return {"machine": _machine(options.threads), "rows": {}, "skipped": {}, "peers": {}}
+    return {
+        "machine": _machine(options.threads, options.device),
+        "rows": {},
+        "skipped": {},
+        "peers": {},
+    }
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _machine(threads: int, device: str) -> dict[str, Any]:
     from importlib.metadata import version
 
     flags = ""
@@ -580,12 +605,20 @@ def _machine(threads: int) -> dict[str, Any]:
         flags = next((line for line in lines if line.startswith("flags")), "")
     wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
     packages = ("torch", "transformers", "peft", "tinker")
+    gpu = {"gpu": _gpu_name()} if device == "cuda" else {}
     return {
+        **gpu,
         "cpu": platform.processor() or platform.machine(),
         "features": [name for name in wanted if name in flags.split()],
         "threads": threads,
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 if __name__ == "__main__":

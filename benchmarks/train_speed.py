@@ -55,14 +55,16 @@ def engine_data(lengths: tuple[int, ...], vocab_size: int) -> list[Any]:
     return data
 
 
-def engine_run(folder: Path, dtype: str, *, train_unembed: bool = False) -> Any:
+def engine_run(
+    folder: Path, dtype: str, *, train_unembed: bool = False, device: str = "cpu"
+) -> Any:
     import torch
 
     from tinker_cookbook.local.engine.model.base_model import load_base_model
     from tinker_cookbook.local.engine.training.run import TrainingRun
     from tinker_cookbook.local.engine.types import LoraSpec
 
-    model = load_base_model(folder, dtype=getattr(torch, dtype))
+    model = load_base_model(folder, dtype=getattr(torch, dtype), device=device)
     return TrainingRun(model, LoraSpec(rank=RANK, seed=0, train_unembed=train_unembed))
 
 

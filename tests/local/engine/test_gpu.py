@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 import torch
 
 from tests.local.engine.training_data import random_datum, set_random_b
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.model.base_model import load_base_model
+from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
+from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.sequence import Request
+from tinker_cookbook.local.engine.sampling.stops import StopRule
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.training.run import TrainingRun
-from tinker_cookbook.local.engine.types import LoraSpec, LossSpec, TrainResult
+from tinker_cookbook.local.engine.types import (
+    LoraSpec,
+    LossSpec,
+    SampledSequence,
+    SampleSpec,
+    TrainResult,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,3 +49,30 @@ def test_logprobs_and_gradients_equal_those_of_the_cpu(architecture: str) -> Non
     for ours, theirs in zip(result.logprobs, expected.logprobs, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
     assert float((on_gpu - gradient).norm() / gradient.norm()) < 1e-2
+
+
+def sample(architecture: str, device: str) -> list[SampledSequence]:
+    """Return greedy completions of three prompts that decode together."""
+    base = load_base_model(
+        tiny_model(architecture), device=device, dtype=torch.float32, compiled=False
+    )
+    assert isinstance(base, NativeModel)
+    decoder = TorchDecoder(base.arch, base.weights)
+    scheduler = Scheduler(decoder, KvCache(decoder.cache_shape, 2**24))
+    rng = np.random.default_rng(0)
+    requests = []
+    for length in (5, 70, 33):
+        spec = SampleSpec(rng.integers(3, 100, length), max_tokens=12, temperature=0.0, stop=[])
+        requests.append(Request(spec, None, Future(), StopRule(frozenset()), 12))
+        scheduler.add(requests[-1])
+    while scheduler.has_work:
+        scheduler.step()
+    return [request.future.result(timeout=0).sequences[0] for request in requests]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_completions_equal_those_of_the_cpu(architecture: str) -> None:
+    pairs = zip(sample(architecture, "cuda"), sample(architecture, "cpu"), strict=True)
+    for ours, theirs in pairs:
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=2e-3)

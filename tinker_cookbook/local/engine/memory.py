@@ -7,9 +7,17 @@ import gc
 import os
 from pathlib import Path
 
-__all__ = ["available_bytes", "prefer_large_pages", "resident_bytes", "return_freed_memory"]
+__all__ = [
+    "LARGE_PAGE",
+    "available_bytes",
+    "prefer_large_pages",
+    "resident_bytes",
+    "return_freed_memory",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
+LARGE_PAGE = 2 * 2**20
+"""Size of a large memory page on most systems."""
 _MADV_HUGEPAGE = 14
 """Linux's constant of this name."""
 
@@ -46,16 +54,18 @@ def return_freed_memory(*, collect: bool = True) -> None:
 def prefer_large_pages(address: int, num_bytes: int) -> None:
     """Ask Linux for large pages in memory that nothing has used yet.
 
-    Matrices that every step reads from end to end are read a fifth faster from large pages.
-
-    Args:
-        address: aligned to a page, as is `num_bytes`.
+    Matrices that every step reads from end to end are read a fifth faster from large pages. Only
+    whole large pages within the memory are used.
     """
+    start = -(-address // LARGE_PAGE) * LARGE_PAGE
+    num_bytes = (address + num_bytes - start) // LARGE_PAGE * LARGE_PAGE
+    if num_bytes <= 0:
+        return
     try:
         madvise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError, TypeError):
         return
-    madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), _MADV_HUGEPAGE)
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), _MADV_HUGEPAGE)
 
 
 def _machine_bytes() -> int | None:

@@ -140,6 +140,22 @@ def test_compiled_exponentials_equal_float64(vocab: int, tempered: bool):
     assert torch.equal(logsumexp(logits[3:4]), logsumexp(logits)[3:4])
 
 
+@pytest.mark.parametrize("vocab", [5, 128, 1000, 4099])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7, 1e-38])
+def test_draws_in_one_compiled_call_have_the_bits_of_the_other_path(vocab: int, temperature: float):
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(40, vocab + 3, generator=generator)[:, :vocab] * 4
+    logits[3, : vocab // 2] = float("-inf")
+    uniforms = np.linspace(0, np.nextafter(1, 0), 40)
+    settings = params(40, temperature)
+    compiled = draw_tokens(logits, settings, uniforms)
+    settings.temperature_N[7] = 0  # a greedy row: the exponentials of all rows are kept
+    other = draw_tokens(logits, settings, uniforms)
+    rows = np.arange(40) != 7
+    np.testing.assert_array_equal(compiled.tokens_N[rows], other.tokens_N[rows])
+    np.testing.assert_array_equal(compiled.logprobs_N[rows], other.logprobs_N[rows])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_logsumexp_of_a_row_that_is_not_finite_is_not_a_number(value: float):
     logits = torch.zeros(2, 300)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tinker_cookbook.local.engine.memory import prefer_large_pages
+from tinker_cookbook.local.engine.memory import LARGE_PAGE, prefer_large_pages
 from tinker_cookbook.local.engine.native.operands import LoraPair
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WIDEST_PANEL",
+    "LargePageBlocks",
     "MatrixBlocks",
     "MatrixPacker",
     "PackedMatrix",
@@ -43,7 +44,6 @@ __all__ = [
     "pack_panels",
 ]
 
-_LARGE_PAGE = 2 * 2**20
 _BLOCK_BYTES = 64 * 2**20
 WIDEST_PANEL = 32
 """Panel width on processors with AVX-512, the widest of all (`PANEL` in native/tiles.h)."""
@@ -157,6 +157,34 @@ class MatrixPacker(Protocol):
         ...
 
 
+class LargePageBlocks:
+    """Copies tensors next to each other into blocks of large memory pages.
+
+    A copy keeps its block alive.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        """
+        Args:
+            block_bytes: size of a block; a larger tensor gets a block of its size.
+        """
+        self._block_bytes = block_bytes
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy that starts at a cache line."""
+        size = tensor.numel() * tensor.element_size()
+        taken = -(-size // 64) * 64
+        if len(self._free) < taken:
+            num_bytes = -(-max(taken, self._block_bytes) // LARGE_PAGE) * LARGE_PAGE
+            block = torch.empty(num_bytes + LARGE_PAGE, dtype=torch.uint8)
+            start = -block.data_ptr() % LARGE_PAGE
+            self._free = block[start : start + num_bytes]
+            prefer_large_pages(self._free.data_ptr(), num_bytes)
+        place, self._free = self._free[:size].view(tensor.dtype), self._free[taken:]
+        return place.view(tensor.shape).copy_(tensor)
+
+
 class MatrixBlocks:
     """Packs matrices next to each other into blocks of large memory pages.
 
@@ -170,26 +198,13 @@ class MatrixBlocks:
         """
         self._products = products
         self._paired = paired
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._blocks = LargePageBlocks(_BLOCK_BYTES)
 
     def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         """Return a packed copy of [out, in]."""
         panels = _pack(matrix, outs, self._products.panel, paired=self._paired)
-        place = self._place(panels)
+        place = self._blocks.place(panels)
         return PackedMatrix(place, tuple(outs), matrix.shape[1], self._products, self._paired)
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy that starts at a cache line."""
-        size = tensor.numel() * tensor.element_size()
-        taken = -(-size // 64) * 64
-        if len(self._free) < taken:
-            num_bytes = -(-max(taken, _BLOCK_BYTES) // _LARGE_PAGE) * _LARGE_PAGE
-            block = torch.empty(num_bytes + _LARGE_PAGE, dtype=torch.uint8)
-            start = -block.data_ptr() % _LARGE_PAGE
-            self._free = block[start : start + num_bytes]
-            prefer_large_pages(self._free.data_ptr(), num_bytes)
-        place, self._free = self._free[:size].view(tensor.dtype), self._free[taken:]
-        return place.view(tensor.shape).copy_(tensor)
 
 
 class ShapePacker:

@@ -76,7 +76,7 @@ class QuantisedBlocks(MatrixBlocks):
 
     def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         bits, width = 8 if head else self._bits, self._products.panel
-        place = self._place(_pack(matrix, outs, width, bits))
+        place = self._blocks.place(_pack(matrix, outs, width, bits))
         inputs = matrix.shape[1]
         return QuantisedMatrix(
             place, tuple(outs), inputs, self._products, self._paired, bits=bits, width=width

@@ -121,7 +121,7 @@ typedef struct {
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
-    int64_t pace;      /* bytes of it to fetch for each step of the sum */
+    int64_t pace;      /* bytes of it to fetch for each step of the sum, for every panel */
 } Rows;
 
 /* How the sums of one module are finished: y = scale * sum (+ bias) (+ y). */
@@ -227,6 +227,12 @@ INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t
     }
 }
 
+/* Fetch the cache lines of `bytes` bytes, which are at most those of one step of a panel. */
+INLINE void fetch(const char *at, int64_t bytes, const int half) {
+    PREFETCH(at);
+    if (PANEL * MATRIX_BYTES(half) > 64 && bytes > 64) PREFETCH(at + 64);
+}
+
 /* Multiply R tokens by P panels. `w` points to the first panel, number `panel` of its module. */
 INLINE void tile(const int R, const int P, const int half, const Rows *rows, const void *w,
                  int64_t in, int64_t panel, const char *ahead, const Finish *finish) {
@@ -242,8 +248,10 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
     for (int64_t k = 0; k < steps; k++) {
         if (R > 3) {
             vec column[8];
-            PREFETCH(ahead + k * pace);
-            for (int p = 0; p < P; p++) load_step(w, p * step + k * PANEL, half, column + 2 * p);
+            for (int p = 0; p < P; p++) {
+                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
+                load_step(w, p * step + k * PANEL, half, column + 2 * p);
+            }
             for (int c = 0; c < C; c++) IN_REGISTER(column[c]);
             for (int r = 0; r < R; r++) {
                 vec value = splat_step(x[r], k);
@@ -258,7 +266,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             }
             for (int p = 0; p < P; p++) {
                 vec column[2];
-                PREFETCH(ahead + p * step * MATRIX_BYTES(half) + k * pace);
+                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
                 load_step(w, p * step + k * PANEL, half, column);
                 for (int c = 0; c < 2; c++) {
                     if (R > 1) IN_REGISTER(column[c]);

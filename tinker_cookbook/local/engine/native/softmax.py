@@ -1,16 +1,17 @@
-"""Exponentials of logits, their sums per block and their logsumexp in one call, for sampling."""
+"""Exponentials of logits with their sums, and draws from them, each in one call, for sampling."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tinker_cookbook.local.engine.native.build import load_kernels
 
-__all__ = ["BLOCK", "exp_blocks"]
+__all__ = ["BLOCK", "draw_rows", "exp_blocks"]
 
 BLOCK = 128
 """Number of tokens in a block, as in `softmax.c`."""
@@ -21,6 +22,12 @@ _Long = ctypes.c_int64
 @functools.lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
     return load_kernels()
+
+
+def _library_for(logits_NV: Tensor) -> ctypes.CDLL | None:
+    """Return the kernels if they can read the logits."""
+    fits = logits_NV.dtype == torch.float32 and logits_NV.device.type == "cpu"
+    return _library() if fits and logits_NV.stride(1) == 1 else None
 
 
 def exp_blocks(
@@ -39,8 +46,7 @@ def exp_blocks(
         `keep_weights`; float64 sums [N, B]; float32 logsumexp of logit * inverse [N].
     """
     rows, vocab = logits_NV.shape
-    fits = logits_NV.dtype == torch.float32 and logits_NV.device.type == "cpu"
-    library = _library() if fits and logits_NV.stride(1) == 1 else None
+    library = _library_for(logits_NV)
     if library is None:
         return None
     num_blocks = -(-vocab // BLOCK)
@@ -58,3 +64,37 @@ def exp_blocks(
         _Long(torch.get_num_threads()),
     )
     return weights, sums, lse
+
+
+def draw_rows(
+    logits_NV: Tensor, inverse_N: np.ndarray | None, uniforms_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw one token per row; None where the kernel is missing, as in `exp_blocks`.
+
+    Args:
+        inverse_N: float32, 1 / temperature of each row; None for ones.
+        uniforms_N: float64 in [0, 1), where the cumulative distribution is inverted.
+
+    Returns:
+        Tokens, int64, and their logprobs at temperature 1, float32.
+    """
+    rows, vocab = logits_NV.shape
+    library = _library_for(logits_NV)
+    if library is None:
+        return None
+    uniforms_N = np.ascontiguousarray(uniforms_N, np.float64)
+    tokens_N, logprobs_N = np.empty(rows, np.int64), np.empty(rows, np.float32)
+    sums_NB = np.empty((rows, -(-vocab // BLOCK)))
+    library.draw_rows(
+        _Pointer(tokens_N.ctypes.data),
+        _Pointer(logprobs_N.ctypes.data),
+        _Pointer(sums_NB.ctypes.data),
+        _Pointer(logits_NV.data_ptr()),
+        _Long(logits_NV.stride(0)),
+        _Pointer(None if inverse_N is None else inverse_N.ctypes.data),
+        _Pointer(uniforms_N.ctypes.data),
+        _Long(rows),
+        _Long(vocab),
+        _Long(torch.get_num_threads()),
+    )
+    return tokens_N, logprobs_N

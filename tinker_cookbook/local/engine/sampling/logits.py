@@ -90,6 +90,10 @@ def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarra
     greedy_N = (params.temperature_N == 0) | (params.top_k_N == 1)
     restricted_N = ((params.top_k_N > 0) | (params.top_p_N < 1)) & ~greedy_N
     plain_N = ~greedy_N & ~restricted_N
+    if plain_N.all():
+        drawn = softmax.draw_rows(logits_NV, _inverse(params.temperature_N), uniforms_N)
+        if drawn is not None:
+            return Draws(*drawn)
     tokens_N = np.zeros(len(logits_NV), np.int64)
     blocks = _exp_blocks(logits_NV, None)  # at temperature 1: the logprobs of all rows need it
     if greedy_N.any():
@@ -140,11 +144,15 @@ def _select(logits_NV: Tensor, mask_N: np.ndarray) -> tuple[np.ndarray, Tensor]:
     return rows, logits_NV[torch.from_numpy(rows).to(logits_NV.device)]
 
 
+def _inverse(temperature_N: np.ndarray) -> np.ndarray:
+    """Return 1 / temperature, float32."""
+    return (1.0 / np.maximum(temperature_N, _COLDEST)).astype(np.float32)
+
+
 def _exp_blocks(logits_NV: Tensor, temperature_N: np.ndarray | None) -> _Blocks:
     inverse_N = None
     if temperature_N is not None:
-        raised_N = np.maximum(temperature_N, _COLDEST)
-        inverse_N = torch.from_numpy(1.0 / raised_N).to(logits_NV.device, torch.float32)
+        inverse_N = torch.from_numpy(_inverse(temperature_N)).to(logits_NV.device)
     compiled = softmax.exp_blocks(logits_NV, inverse_N, keep_weights=True)
     weights_NBK, sums_NB, lse_N = compiled or _torch_blocks(logits_NV, inverse_N)
     assert weights_NBK is not None

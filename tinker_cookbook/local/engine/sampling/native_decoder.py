@@ -14,6 +14,7 @@ Axes: N tokens of the batch, H hidden, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_gr
 from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable
 from tinker_cookbook.local.engine.model.packed_matrix import (
+    LargePageBlocks,
     PackedMatrix,
     pack_pairs,
     pack_panels,
@@ -49,6 +51,9 @@ _LANES = 16
 
 _EXPANDED_FLOATS = 2**16
 """A quarter of a MiB: part of a second-level cache."""
+
+_ADAPTER_BLOCK = 4 * 2**20
+"""Bytes of the blocks that hold an adapter; the last one is not full."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
@@ -449,9 +454,10 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
     """Return the rows of each adapter, given (adapter, number of consecutive rows)."""
     rows: dict[StackedLora | None, list[np.ndarray]] = {}
     first = 0
-    for adapter, count in adapters:
-        rows.setdefault(adapter, []).append(np.arange(first, first + count, dtype=np.int64))
-        first += count
+    for adapter, run in itertools.groupby(adapters, key=lambda item: item[0]):
+        end = first + sum(count for _, count in run)
+        rows.setdefault(adapter, []).append(np.arange(first, end, dtype=np.int64))
+        first = end
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
 
 
@@ -460,9 +466,13 @@ def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes
     table = stacked.native_table
     if not isinstance(table, _LoraTable):
         groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
-        kept: list[Tensor] = []
+        blocks, kept = LargePageBlocks(_ADAPTER_BLOCK), list[Tensor]()
+
+        def place(matrix: Tensor) -> Tensor:
+            return blocks.place(pack(matrix))
+
         entries = [
-            _lora_struct(stacked.adapter, group, pack, kept) for group in [*groups, HEAD_PATH]
+            _lora_struct(stacked.adapter, group, place, kept) for group in [*groups, HEAD_PATH]
         ]
         table = stacked.native_table = _LoraTable((_Lora * len(entries))(*entries), kept)
     return table.entries

@@ -170,7 +170,9 @@ class Scheduler:
         if rows:
             owners = [*decoding, *(prefill.sequence for prefill in starting)]
             adapters = [(sequence.request.adapter, 1) for sequence in owners]
-            logits = self._decoder.logits(hidden[rows], adapters)
+            # without prefills these are all rows, in their order
+            chosen = hidden if len(rows) == len(hidden) else hidden[rows]
+            logits = self._decoder.logits(chosen, adapters)
             self._drawer.draw(decoding, logits[: len(decoding)])
             for prefill, logits_V in zip(starting, logits[len(decoding) :], strict=True):
                 self._start_completions(prefill.request, logits_V)
