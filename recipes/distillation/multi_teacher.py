@@ -20,10 +20,12 @@ from tinker_cookbook import recipe, recipe_runner
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, TeacherConfig
 from tinker_cookbook.rl.problems import ProblemDatasetBuilder
+from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 from .tasks import CountData, LetterData, count_examples, letter_examples
-from .teachers import TEST_GROUP_SIZE, train_by_examples
+from .teachers import train_by_examples
 
+TEST_GROUP_SIZE = 3
 EXAMPLES = {"word_count": count_examples, "first_letter": letter_examples}
 
 
@@ -34,11 +36,12 @@ class Config(train_on_policy.OnPolicyOptions):
     teacher_steps: int = chz.field(default=16, doc="Supervised steps of each teacher.")
     groups_per_batch: int = chz.field(default=16, doc="Prompts of each task per step.")
     group_size: int = chz.field(default=1, doc="Replies sampled per prompt.")
-    num_steps: int = chz.field(default=12, doc="Number of steps of the student.")
+    num_steps: int = chz.field(default=20, doc="Number of steps of the student.")
     max_tokens: int = 24
     lora_rank: int = 16
     learning_rate: float = 5e-4
-    eval_every: int = 4
+    lr_schedule: LRSchedule = "linear"
+    eval_every: int = 5
     reward_weight: float = 0.0
     topk: int = 20
     evaluate_teachers: bool = True

@@ -36,7 +36,7 @@ class Config(train_on_policy.OnPolicyOptions):
     teacher: str | None = chz.field(
         default=None, doc="Sampler weights of the teacher (tinker://...); None: train one first."
     )
-    teacher_steps: int = chz.field(default=40, doc="Steps of the teacher's reinforcement learning.")
+    teacher_steps: int = chz.field(default=20, doc="Steps of the teacher's reinforcement learning.")
     groups_per_batch: int = chz.field(default=32, doc="Problems per step.")
     group_size: int = chz.field(default=1, doc="Replies sampled per problem.")
     num_steps: int = chz.field(default=12, doc="Number of steps of the student.")

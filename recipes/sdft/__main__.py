@@ -31,52 +31,50 @@ from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.datasets import PromptGroup
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
-from .skill import SkillEvaluatorBuilder, build_examples, split_names
+from .skill import SkillEvaluatorBuilder, ask, build_demonstration, split_names, write_record
 
 if TYPE_CHECKING:
     import tinker
 
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Message, Renderer
 
 
 @dataclass(frozen=True)
 class DemonstratedName(PromptGroup):
-    """A name whose teacher sees solved examples before it."""
+    """A question whose teacher sees the record, after solved examples."""
 
-    examples: tuple[str, ...] = ()
+    demonstration: tuple[Message, ...] = ()
 
     def get_teacher_prompt(self) -> tinker.ModelInput:
         """Return the teacher's prompt."""
-        messages = build_examples(self.examples)
-        return self.renderer.build_generation_prompt(
-            [*messages, {"role": "user", "content": self.prompt}]
-        )
+        return self.renderer.build_generation_prompt(list(self.demonstration))
 
 
 class Names:
-    """Batches of names, shuffled in every epoch."""
+    """Batches of names, drawn anew for every step."""
 
     def __init__(self, data: NamesBuilder, renderer: Renderer) -> None:
         self._data = data
         self._renderer = renderer
-        self._examples, self._trained, _ = split_names(data.num_shots, data.seed)
+        self._examples, self._trained, _ = split_names(
+            data.num_shots, data.groups_per_batch, data.seed
+        )
 
     def get_batch(self, index: int) -> tuple[Sequence[EnvGroupBuilder], list[str], list[str]]:
         """Return the groups of a step, with their questions and good answers."""
-        names = random.Random(f"{self._data.seed}/{index}").sample(
-            self._trained, self._data.groups_per_batch
-        )
+        data = self._data
+        names = random.Random(f"{data.seed}/{index}").sample(self._trained, data.groups_per_batch)
         groups = [
             DemonstratedName(
-                name,
+                ask(name),
                 self._renderer,
-                self._data.group_size,
+                data.group_size,
                 "names",
-                examples=tuple(self._examples),
+                demonstration=tuple(build_demonstration(self._examples, name)),
             )
             for name in names
         ]
-        return groups, names, [name[0] for name in names]
+        return groups, [ask(name) for name in names], [write_record(name) for name in names]
 
     def __len__(self) -> int:
         return self._data.num_steps
@@ -105,11 +103,11 @@ class NamesBuilder(sdft.SDFTBuilder):
 class Config(sdft.SDFTOptions):
     """The settings of this recipe."""
 
-    num_shots: int = chz.field(default=8, doc="Solved examples in the teacher's prompt.")
+    num_shots: int = chz.field(default=4, doc="Solved examples in the teacher's prompt.")
     groups_per_batch: int = chz.field(default=16, doc="Names per step.")
     group_size: int = chz.field(default=1, doc="Replies sampled per name.")
     num_steps: int = chz.field(default=20, doc="Number of steps.")
-    max_tokens: int = 4
+    max_tokens: int = 16
     teacher_floor: float = 0.01
     learning_rate: float = 5e-4
     lora_rank: int = 16
@@ -119,7 +117,7 @@ class Config(sdft.SDFTOptions):
 
 def build(config: Config) -> sdft.Config:
     """Return the train loop's settings."""
-    _, _, test = split_names(config.num_shots, config.seed)
+    _, _, test = split_names(config.num_shots, config.groups_per_batch, config.seed)
     evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
     return recipe_runner.self_distillation(
         config, recipe.fill(NamesBuilder, config), evaluator_builders=[evaluator]
