@@ -1,20 +1,20 @@
-"""Self-distillation: the model with solved examples in its prompt teaches the model without them.
+"""Self-distillation: the model that reads the right answer teaches the model that does not.
 
-    python -m recipes.sdft                                    # the default model, on this machine
-    python -m recipes.sdft teacher_floor=0                    # whole replies
-    python -m recipes.sdft.supervised                         # the same skill, supervised
+    python -m recipes.sdft max_steps=8                # the default model, on this machine
+    python -m recipes.sdft.supervised max_steps=12    # the same skill, supervised
 
-The skill is to reply to a name with its initial; nothing in the student's prompt says so. The
-student replies to a name; the teacher, the same model with eight solved examples before the name,
-scores every token of that reply. The names of the test are neither trained on nor shown. The same
-command again resumes a stopped run.
+The skill is to name the initial of a name. The right answers are records in the style of a machine,
+such as [[RECORD]] Paul: INITIAL = P [[END OF RECORD]]. The student replies to the question; the
+teacher, the same model, reads the record behind four solved examples and scores every token of that
+reply in its own words. Supervised training imitates the record. The names of the test are neither
+trained on nor shown. The same command again resumes a stopped run.
 
-Watch test/accuracy rise, and test/base_kl: how far the replies to everyday questions move away from
-those of the base model. Compare it with the supervised run at equal accuracy: that is forgetting.
-In recorded runs with seed 0, self-distillation had an accuracy of 0.71 with a KL of 0.11 (standard
-error 0.02) after 7 steps, and the supervised run 0.71 with 0.08 (0.02) after 5: about equal. With
-teacher_floor=0, which also trains what follows a token that the teacher would not write, it was
-0.68 with 0.25 (0.03).
+Watch test/accuracy rise, in which a reply counts in either style, and test/base_kl: how far the
+replies to everyday questions move away from those of the base model. That is forgetting; compare it
+at equal accuracy. In recorded runs, self-distillation had an accuracy of 1.00 with a KL of 0.34
+(standard error 0.04) after 7 steps, and the supervised run 0.97 with 0.60 (0.05) after 11, both
+with seed 0; with seed 1, 0.97 with 0.40 (0.04) after 7 and 0.97 with 0.57 (0.05) after 11. Both
+forget more with every further step.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Config(sdft.SDFTOptions):
     teacher_floor: float = 0.01
     learning_rate: float = 5e-4
     lora_rank: int = 16
-    eval_every: int = 2
-    save_every: int = 10
+    eval_every: int = 1
+    save_every: int = 4
 
 
 def build(config: Config) -> sdft.Config:

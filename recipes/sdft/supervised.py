@@ -74,8 +74,8 @@ class Config(train.RunOptions):
     learning_rate: float = 5e-4
     lr_schedule: LRSchedule = "constant"
     lora_rank: int = 16
-    eval_every: int = 2
-    save_every: int = 10
+    eval_every: int = 1
+    save_every: int = 4
 
 
 def build(config: Config) -> train.Config:
