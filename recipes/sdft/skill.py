@@ -100,7 +100,7 @@ def build_demonstration(examples: Sequence[str], name: str) -> list[Message]:
 
 
 def is_right(reply: str, name: str) -> bool:
-    """Return whether the first capital letter that is a word of its own is the initial."""
+    """Return whether the first capital letter that is a whole word is the initial."""
     found = re.search(r"\b[B-HJ-Z]\b(?!['’])", reply)
     return found is not None and found[0] == name[0]
 

@@ -109,5 +109,5 @@ def test_a_wrong_file_of_replies_is_named(
 
 
 def test_examples_that_leave_no_word_are_refused():
-    with pytest.raises(ConfigurationError, match=r"num_shots=500 leaves no word .* at most"):
+    with pytest.raises(ConfigurationError, match=r"num_shots=500 is too many.* at most"):
         letters.split_words(500, seed=0)
