@@ -39,8 +39,8 @@ def split_words(num_shots: int, seed: int) -> tuple[list[str], list[str], list[s
     test, rest = words[:NUM_TEST_WORDS], words[NUM_TEST_WORDS:]
     if num_shots >= len(rest):
         raise ConfigurationError(
-            f"num_shots={num_shots} is too many, because no word would be left for training; use at "
-            f"most {len(rest) - 1}, and fewer for several words per step."
+            f"num_shots={num_shots} is too many, because no word would be left for training; use "
+            f"at most {len(rest) - 1}, and fewer for several words per step."
         )
     return rest[:num_shots], rest[num_shots:], test
 
