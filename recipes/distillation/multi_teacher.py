@@ -36,12 +36,13 @@ class Config(train_on_policy.OnPolicyOptions):
     teacher_steps: int = chz.field(default=16, doc="Supervised steps of each teacher.")
     groups_per_batch: int = chz.field(default=16, doc="Prompts of each task per step.")
     group_size: int = chz.field(default=1, doc="Replies sampled per prompt.")
-    num_steps: int = chz.field(default=20, doc="Number of steps of the student.")
+    num_steps: int = chz.field(default=12, doc="Number of steps of the student.")
     max_tokens: int = 24
     lora_rank: int = 16
     learning_rate: float = 5e-4
     lr_schedule: LRSchedule = "linear"
-    eval_every: int = 5
+    eval_every: int = 4
+    save_every: int = 4
     reward_weight: float = 0.0
     topk: int = 20
     evaluate_teachers: bool = True
