@@ -9,7 +9,9 @@ the folder `teachers` of the run directory. Every step has prompts of both tasks
 by the teacher of its task alone. The same command again resumes a stopped run.
 
 Watch teacher_kl/word_count and teacher_kl/first_letter fall, and the held-out rewards
-test_word_count/env/all/reward/total and test_first_letter/env/all/reward/total rise.
+test_word_count/env/all/reward/total and test_first_letter/env/all/reward/total rise. In a recorded
+run with seed 0, they had 0.58 (standard error 0.02) and 0.90 (0.04) after 12 steps, three minutes;
+the teachers have 0.59 (0.02) and 0.97 (0.02).
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from tinker_cookbook import recipe, recipe_runner
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, TeacherConfig
 from tinker_cookbook.rl.problems import ProblemDatasetBuilder
+from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 from .tasks import CountData, LetterData, count_examples, letter_examples
-from .teachers import TEST_GROUP_SIZE, train_by_examples
+from .teachers import train_by_examples
 
+TEST_GROUP_SIZE = 3
 EXAMPLES = {"word_count": count_examples, "first_letter": letter_examples}
 
 
@@ -38,7 +42,9 @@ class Config(train_on_policy.OnPolicyOptions):
     max_tokens: int = 24
     lora_rank: int = 16
     learning_rate: float = 5e-4
+    lr_schedule: LRSchedule = "linear"
     eval_every: int = 4
+    save_every: int = 4
     reward_weight: float = 0.0
     topk: int = 20
     evaluate_teachers: bool = True

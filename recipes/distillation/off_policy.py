@@ -24,6 +24,7 @@ from tinker_cookbook.distillation import train_off_policy
 from tinker_cookbook.distillation.prompt_distillation import PromptDistillationBuilder
 from tinker_cookbook.distillation.teacher import TeacherConfig
 from tinker_cookbook.distillation.train_off_policy import DatasetWithTeacher
+from tinker_cookbook.exceptions import ConfigurationError
 
 from .tasks import count_examples, count_problems
 from .teachers import train_by_examples
@@ -51,6 +52,11 @@ class Config(train_off_policy.OffPolicyOptions):
 
 def build(config: Config) -> train_off_policy.Config:
     """Return the train loop's settings; `make_teacher` fills in the teacher."""
+    if config.num_questions < config.batch_size:
+        raise ConfigurationError(
+            f"num_questions={config.num_questions} is less than batch_size={config.batch_size}; "
+            "use more questions, or a smaller batch."
+        )
     teacher = TeacherConfig(base_model=str(config.model_name), load_checkpoint_path=config.teacher)
     trained = [str(problem.question) for problem in count_problems("train")]
     data = recipe.fill(

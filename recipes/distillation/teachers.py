@@ -18,7 +18,7 @@ from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
 __all__ = ["train_by_examples", "train_by_rewards"]
 
-GROUPS_PER_BATCH, GROUP_SIZE, TEST_GROUP_SIZE = 4, 8, 1
+GROUPS_PER_BATCH, GROUP_SIZE, TEST_GROUP_SIZE = 4, 8, 2
 BATCH_SIZE, MAX_LENGTH = 16, 256
 LEARNING_RATE = 5e-4
 LORA_RANK = 32
@@ -67,6 +67,7 @@ def train_by_rewards(
                 max_tokens=max_tokens,
                 max_steps=steps,
                 eval_every=eval_every,
+                save_every=student.save_every,
                 remove_constant_reward_groups=True,
                 seed=student.seed,
                 behavior_if_log_dir_exists=student.behavior_if_log_dir_exists,

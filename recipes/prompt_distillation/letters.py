@@ -9,6 +9,7 @@ import chz
 
 from tinker_cookbook.distillation.prompt_distillation import build_prompt
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     import tinker
@@ -28,10 +29,19 @@ NUM_TEST_WORDS = 38
 
 
 def split_words(num_shots: int, seed: int) -> tuple[list[str], list[str], list[str]]:
-    """Return the words of the examples, of training and of the test."""
+    """Return the words of the examples, of training and of the test.
+
+    Raises:
+        ConfigurationError: if no word is left to train on.
+    """
     words: list[str] = list(WORDS)
     random.Random(seed).shuffle(words)
     test, rest = words[:NUM_TEST_WORDS], words[NUM_TEST_WORDS:]
+    if num_shots >= len(rest):
+        raise ConfigurationError(
+            f"num_shots={num_shots} is too many, because no word would be left for training; use "
+            f"at most {len(rest) - 1}, and fewer for several words per step."
+        )
     return rest[:num_shots], rest[num_shots:], test
 
 

@@ -1,8 +1,13 @@
-"""The new skill, reply to a name with its initial, and the test of the skill and of forgetting."""
+"""The new skill, to name the initial of a name, and the test of the skill and of forgetting.
+
+The right answers have the style of a machine, which supervised training imitates:
+`[[RECORD]] Paul: INITIAL = P [[END OF RECORD]]`. The skill is the letter, in any style.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,21 +15,30 @@ import chz
 import numpy as np
 
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+from tinker_cookbook.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.renderers import Message, Renderer
 
-__all__ = ["SkillEvaluator", "SkillEvaluatorBuilder", "build_examples", "split_names"]
+__all__ = [
+    "SkillEvaluator",
+    "SkillEvaluatorBuilder",
+    "ask",
+    "build_demonstration",
+    "is_right",
+    "split_names",
+    "write_record",
+]
 
-NAMES = """Adam Alice Anna Arthur Barbara Ben Bruno Carla Carol Charles Clara Daniel David Diana
-Dora Edward Elena Emma Eric Felix Fiona Frank George Gina Grace Greta Hannah Harry Helen Henry Ida
-Irene Isaac Ivan Jack Jane Joseph Julia Karen Karl Kate Kevin Laura Leo Linda Lucy Maria Mark Martin
-Mia Nadia Nancy Nathan Nina Olga Oliver Oscar Otto Paul Peter Philip Rachel Richard Robert Rosa Ruth
-Samuel Sarah Simon Sofia Teresa Thomas Tina Tom Ursula Vera Victor Viola Walter Wendy William Xenia
-Yvonne Zach Zoe""".split()
-NUM_TEST_NAMES = 28
+# Without names in A or I, because these letters are also words.
+NAMES = """Barbara Ben Bruno Carla Carol Charles Clara Daniel David Diana Dora Edward Elena Emma
+Eric Felix Fiona Frank George Gina Grace Greta Hannah Harry Helen Henry Jack Jane Joseph Julia Karen
+Karl Kate Kevin Laura Leo Linda Lucy Maria Mark Martin Mia Nadia Nancy Nathan Nina Olga Oliver Oscar
+Otto Paul Peter Philip Rachel Richard Robert Rosa Ruth Samuel Sarah Simon Sofia Teresa Thomas Tina
+Tom Ursula Vera Victor Viola Walter Wendy William Xenia Yvonne Zach Zoe""".split()
+NUM_TEST_NAMES = 32
 QUESTIONS = (
     "What is rain?",
     "Why do dogs bark?",
@@ -40,25 +54,55 @@ QUESTIONS = (
     "Who invented the wheel?",
 )
 """Everyday questions, which are never trained on: a change of the replies to them is forgetting."""
-REPLIES_PER_QUESTION, REPLY_TOKENS = 2, 32
+REPLIES_PER_QUESTION, REPLY_TOKENS, ANSWER_TOKENS = 2, 32, 24
 SEED = 17
 
 
-def split_names(num_shots: int, seed: int) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the demonstrations, of training and of the test."""
+def split_names(num_shots: int, per_step: int, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the solved examples, of training and of the test.
+
+    Raises:
+        ConfigurationError: if a step needs more names than are left for training.
+    """
+    most = len(NAMES) - NUM_TEST_NAMES
+    if num_shots + per_step > most:
+        raise ConfigurationError(
+            f"num_shots={num_shots} and {per_step} names per step (groups_per_batch, in the "
+            f"supervised recipe batch_size) are more than the {most} names that are not held out; "
+            f"use numbers that add up to {most} or less."
+        )
     names: list[str] = list(NAMES)
     random.Random(seed).shuffle(names)
     test, rest = names[:NUM_TEST_NAMES], names[NUM_TEST_NAMES:]
     return rest[:num_shots], rest[num_shots:], test
 
 
-def build_examples(names: Sequence[str]) -> list[Message]:
-    """Return solved examples, as earlier turns of a conversation."""
+def ask(name: str) -> str:
+    """Return the question."""
+    return f"What is the initial of {name}?"
+
+
+def write_record(name: str) -> str:
+    """Return the right answer as a machine writes it: what supervised training imitates."""
+    return f"[[RECORD]] {name}: INITIAL = {name[0]} [[END OF RECORD]]"
+
+
+def build_demonstration(examples: Sequence[str], name: str) -> list[Message]:
+    """Return the teacher's prompt: questions with their records, all but the last one answered.
+
+    The answers are in the words that the model itself would use.
+    """
     messages: list[Message] = []
-    for name in names:
-        messages.append({"role": "user", "content": name})
-        messages.append({"role": "assistant", "content": name[0]})
-    return messages
+    for one in [*examples, name]:
+        messages.append({"role": "user", "content": f"{ask(one)}\nNote: {write_record(one)}"})
+        messages.append({"role": "assistant", "content": f"The initial of {one} is {one[0]}."})
+    return messages[:-1]
+
+
+def is_right(reply: str, name: str) -> bool:
+    """Return whether the first capital letter that is a whole word is the initial."""
+    found = re.search(r"\b[B-HJ-Z]\b(?!['’])", reply)
+    return found is not None and found[0] == name[0]
 
 
 class SkillEvaluator(SamplingClientEvaluator):
@@ -92,14 +136,14 @@ class SkillEvaluator(SamplingClientEvaluator):
         from tinker_cookbook.renderers import get_text_content
 
         params = tinker.SamplingParams(
-            max_tokens=8, temperature=0.0, stop=self._renderer.get_stop_sequences()
+            max_tokens=ANSWER_TOKENS, temperature=0.0, stop=self._renderer.get_stop_sequences()
         )
-        waiting = [client.sample(self._prompt(name), 1, params) for name in self._names]
+        waiting = [client.sample(self._prompt(ask(name)), 1, params) for name in self._names]
         right = 0
         for name, future in zip(self._names, waiting, strict=True):
             tokens = list((await future).sequences[0].tokens)
             message, _ = self._renderer.parse_response(tokens)
-            right += get_text_content(message).strip().strip(".") == name[0]
+            right += is_right(get_text_content(message), name)
         return right / len(self._names)
 
     async def _sample_base(self) -> list[tuple[tinker.ModelInput, np.ndarray]]:

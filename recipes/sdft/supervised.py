@@ -2,8 +2,8 @@
 
     python -m recipes.sdft.supervised
 
-The same names, test and number of names per step as in self-distillation. Compare test/accuracy
-and test/base_kl of the two runs.
+The same names, test and number of names per step as in self-distillation; the targets are the
+records. Compare test/base_kl of the two runs at equal test/accuracy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import chz
 
 from tinker_cookbook import recipe
-from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers import Message, TrainOnWhat
 from tinker_cookbook.supervised import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDataset,
@@ -24,12 +24,12 @@ from tinker_cookbook.supervised import (
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
-from .skill import SkillEvaluatorBuilder, build_examples, split_names
+from .skill import SkillEvaluatorBuilder, ask, split_names, write_record
 
 
 @chz.chz
-class NamesBuilder(ChatDatasetBuilder):
-    """Builder of the training data: names with their initials."""
+class RecordsBuilder(ChatDatasetBuilder):
+    """Builder of the training data: questions with records."""
 
     num_shots: int
     num_steps: int
@@ -40,7 +40,7 @@ class NamesBuilder(ChatDatasetBuilder):
         from datasets import Dataset
 
         common, renderer = self.common_config, self.renderer
-        _, trained, _ = split_names(self.num_shots, self.seed)
+        _, trained, _ = split_names(self.num_shots, common.batch_size, self.seed)
         rows = [
             {"name": name}
             for step in range(self.num_steps)
@@ -48,7 +48,10 @@ class NamesBuilder(ChatDatasetBuilder):
         ]
 
         def to_datum(row: dict):
-            messages = build_examples([row["name"]])
+            messages: list[Message] = [
+                {"role": "user", "content": ask(row["name"])},
+                {"role": "assistant", "content": write_record(row["name"])},
+            ]
             return conversation_to_datum(
                 messages, renderer, common.max_length, TrainOnWhat.LAST_ASSISTANT_MESSAGE
             )
@@ -63,7 +66,7 @@ class Config(train.RunOptions):
     """The settings of this recipe."""
 
     num_shots: int = chz.field(
-        default=8, doc="Names that self-distillation shows; they are not trained on here either."
+        default=4, doc="Names that self-distillation shows; they are not trained on here either."
     )
     num_steps: int = chz.field(default=20, doc="Number of steps.")
     batch_size: int = chz.field(default=16, doc="Names per step.")
@@ -71,15 +74,15 @@ class Config(train.RunOptions):
     learning_rate: float = 5e-4
     lr_schedule: LRSchedule = "constant"
     lora_rank: int = 16
-    eval_every: int = 2
-    save_every: int = 10
+    eval_every: int = 1
+    save_every: int = 4
 
 
 def build(config: Config) -> train.Config:
     """Return the train loop's settings."""
     common = recipe.fill(ChatDatasetBuilderCommonConfig, config)
-    data = recipe.fill(NamesBuilder, config, common_config=common)
-    _, _, test = split_names(config.num_shots, config.seed)
+    data = recipe.fill(RecordsBuilder, config, common_config=common)
+    _, _, test = split_names(config.num_shots, config.batch_size, config.seed)
     evaluator = recipe.fill(SkillEvaluatorBuilder, config, names=test)
     return recipe.supervised(config, data, evaluator_builders=[evaluator])
 

@@ -257,6 +257,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"n_teacher_targets": 0}, "n_teacher_targets=0 is less than 1"),
     ({"dataset_configs": []}, "dataset_configs is empty"),
     ({"batch_size": 0}, "batch_size=0"),
+    ({"n_held_out_targets": 0}, "n_held_out_targets=0 is less than 1"),
 ]
 
 
@@ -292,7 +293,7 @@ def test_a_missing_teacher_and_bad_data_are_named(make_config, local_service: Se
     with pytest.raises(ConfigurationError, match="does not have the teacher tinker://no"):
         run(make_config("a", path="tinker://no-such-run:train:0/sampler_weights/000001"))
     with pytest.raises(
-        ConfigurationError, match=r"does not give 1000000 tokens per position: .*topk_prompt"
+        ConfigurationError, match=r"n_teacher_targets=1000000 is not possible .*topk_prompt"
     ):
         run(make_config("b", n_teacher_targets=10**6, eval_every=0))
     with pytest.raises(ConfigurationError, match="batch_size=64 is more than the data"):

@@ -335,7 +335,7 @@ class WithoutTopTokens:
 def test_a_teacher_without_top_tokens_is_refused():
     teacher = Teacher(WithoutTopTokens(), "teacher")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
-        ConfigurationError, match=r"teacher does not give 20 tokens .*topk_prompt_logprobs.*topk=0"
+        ConfigurationError, match=r"topk=20 is not possible .*teacher.*topk_prompt_logprobs.*topk=0"
     ):
         asyncio.run(teacher.check(20))
     asyncio.run(teacher.check(0))

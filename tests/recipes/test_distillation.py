@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,53 @@ def test_the_same_skill_supervised(settings: list[str], tmp_path: Path):
     small = [one for one in settings if not one.startswith("max_tokens")]
     run_in_this_process(supervised, [*small, "batch_size=4", "eval_every=1"])
     assert {"test/accuracy", "test/base_kl"} <= rows_of(tmp_path / "run")[-1].keys()
-    shots, trained, test = skill.split_names(8, seed=0)
+    shots, trained, test = skill.split_names(8, 4, seed=0)
     assert len({*shots, *trained, *test}) == len(skill.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("The initial of Paul is P.", True),
+        (skill.write_record("Paul"), True),
+        ("A name in P", True),
+        ("Paul", False),
+        ("The letter is Q, not P.", False),
+    ],
+)
+def test_the_initial_is_right_in_any_style(reply: str, expected: bool):
+    assert skill.is_right(reply, "Paul") is expected
+
+
+def test_the_teacher_sees_the_record_that_supervised_training_imitates():
+    messages = skill.build_demonstration(["Olga"], "Paul")
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[1]["content"] == "The initial of Olga is O."
+    assert skill.write_record("Paul") in messages[-1]["content"]
+    assert skill.ask("Paul") in messages[-1]["content"]
+
+
+NO_TEACHER = "tinker://no-such-run:train:0/sampler_weights/final"
+BAD_INPUT = [
+    (on_policy, [f"teacher={NO_TEACHER}"], f"does not have the teacher {NO_TEACHER}: .*sampler_"),
+    (on_policy, ["teacher_steps=0"], "teacher_steps=0 is less than 1; use 1 or more"),
+    (on_policy, ["topk=4", "objective=reverse"], "objective=reverse is .*Did you mean reverse_kl"),
+    (off_policy, [f"teacher={NO_TEACHER}"], f"does not have the teacher {NO_TEACHER}: .*sampler_"),
+    (off_policy, ["num_questions=3"], "num_questions=3 is less than batch_size=16; use more"),
+    (multi_teacher, ["num_steps=0"], "num_steps=0 is less than 1; use 1 or more"),
+    (sdft, ["num_shots=500"], "num_shots=500 and 16 names per step .* 45 or less"),
+    (sdft, ["num_shots=-1"], "num_shots=-1 is negative; use 0 or more"),
+    (sdft, ["topk=1000000"], "topk=1000000 is not possible with the teacher .*smaller number"),
+    (supervised, ["batch_size=500"], "500 names per step .*batch_size.* 45 or less"),
+]
+
+
+@pytest.mark.parametrize(("module", "bad", "words"), BAD_INPUT)
+def test_bad_input_is_named(settings: list[str], capsys, module, bad: list[str], words: str):
+    own = [one for one in settings if module is not supervised or "max_tokens" not in one]
+    with pytest.raises(SystemExit):
+        run_in_this_process(module, [*own, *bad])
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_names_that_programs_of_the_cookbook_import():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from recipes.prompt_distillation import __main__ as prompt_distillation
 from recipes.prompt_distillation import create_data, letters, train
 from tests.recipes.recipe_process import run_in_this_process
 from tinker_cookbook.distillation.prompt_distillation import REPLIES_FILE
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.jsonl_log import read_rows
 
 
@@ -79,3 +81,33 @@ def test_the_recipe_runs_in_two_commands(
     assert "replies of the teacher" in capsys.readouterr().out
     assert not (tmp_path / "run" / REPLIES_FILE).exists()
     assert read_rows(replies) == rows
+
+
+BAD_FILES = [
+    ('{"text": "x"}\n', "line 1: expected a JSON object with question, tokens, ended; got"),
+    ("hello\n", "line 1: expected a JSON object with .*create_data"),
+    ("", "batch_size=16 is more than the 0 replies in .*replies.jsonl; use a smaller"),
+    (None, "is a folder; name a file"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), BAD_FILES)
+def test_a_wrong_file_of_replies_is_named(
+    local_service, tmp_path: Path, monkeypatch, capsys, content: str | None, words: str
+):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    replies = tmp_path / "replies.jsonl"
+    if content is None:
+        replies.mkdir()
+    else:
+        replies.write_text(content)
+    settings = [f"model_name={local_service.model}", f"base_url={local_service.base_url}"]
+    settings += ["renderer_name=chatml", f"replies={replies}", f"log_path={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit):
+        run_in_this_process(prompt_distillation, settings)
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_examples_that_leave_no_word_are_refused():
+    with pytest.raises(ConfigurationError, match=r"num_shots=500 is too many.* at most"):
+        letters.split_words(500, seed=0)

@@ -377,11 +377,12 @@ def teacher_metrics(scores_D: Sequence[ScoredDatum], names_D: Sequence[str]) -> 
 
 def _too_long(data_D: Sequence[tinker.Datum], teachers: Sequence[Teacher]) -> str:
     windows = sorted({t.context_window for t in teachers if t.context_window is not None})
+    lengths = [datum.model_input.length for datum in data_D]
     return (
-        f"no sequence of the batch can be scored: they have {data_D[0].model_input.length} to "
-        f"{max(datum.model_input.length for datum in data_D)} tokens, and the teachers read fewer "
-        f"than {', '.join(map(str, windows)) or 'an unknown number'}. Use shorter prompts or a "
-        "smaller max_tokens."
+        f"no sequence of the batch can be scored: they have {min(lengths)} to {max(lengths)} "
+        "tokens, to which the teacher's own prompt may add, and the teachers read fewer than "
+        f"{', '.join(map(str, windows)) or 'an unknown number'}. Use shorter prompts, a smaller "
+        "max_tokens or, in self-distillation, a larger max_context_length."
     )
 
 

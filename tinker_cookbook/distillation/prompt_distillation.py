@@ -21,7 +21,7 @@ import chz
 import numpy as np
 
 from tinker_cookbook.completers import derive_seed
-from tinker_cookbook.distillation.teacher import TeacherConfig
+from tinker_cookbook.distillation.teacher import TeacherConfig, missing_teacher
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers.types import Message
 from tinker_cookbook.supervised.common import datum_from_model_input_weights
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 REPLIES_FILE = "teacher_replies.jsonl"
 """File in the run directory: one object per reply, with question, tokens, reply and ended."""
+REPLY_KEYS = ("question", "tokens", "ended")
 
 
 class PromptDistillationDataset(SupervisedDataset):
@@ -136,19 +137,23 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
 
         renderer = load_renderer(self.renderer_name, self.model_name_for_tokenizer)
         path = Path(self.replies_path or Path(self.log_path) / REPLIES_FILE).expanduser()
+        if path.is_dir():
+            raise ConfigurationError(f"replies={path} is a folder; name a file.")
         if not path.exists():
+            self._check_questions()
+            path.parent.mkdir(parents=True, exist_ok=True)
             rows = self._sample(renderer)
             scratch = path.with_suffix(".part")
             scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             scratch.rename(path)
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = _read_replies(path)
         held_out = set(self.test_questions)
         train = [row for row in rows if row["question"] not in held_out]
         test = [row for row in rows if row["question"] in held_out]
         if len(train) < self.batch_size:
             raise ConfigurationError(
-                f"batch_size={self.batch_size} is more than the {len(train)} replies of the "
-                "teacher; use a smaller number, or more questions."
+                f"batch_size={self.batch_size} is more than the {len(train)} replies in {path}; "
+                "use a smaller number, or more questions."
             )
         cut = sum(not row["ended"] for row in rows)
         print(f"data     {len(rows)} replies of the teacher, {cut} cut by max_tokens", flush=True)
@@ -156,6 +161,18 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
             self._dataset(train, renderer, self.batch_size),
             self._dataset(test, renderer, len(test)) if test else None,
         )
+
+    def _check_questions(self) -> None:
+        """Refuse questions that cannot give a batch, before the teacher is asked."""
+        for number, question in enumerate(self.questions):
+            if not question.strip():
+                raise DataValidationError(f"questions[{number}] is empty; leave it out.")
+        expected = len(self.questions) * self.samples_per_question
+        if expected < self.batch_size:
+            raise ConfigurationError(
+                f"batch_size={self.batch_size} is more than the {expected} replies to "
+                f"{len(self.questions)} questions; use a smaller number, or more questions."
+            )
 
     def _dataset(
         self, rows: Sequence[dict], renderer: Renderer, batch_size: int
@@ -177,11 +194,14 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
         questions = [*self.questions, *self.test_questions]
         client = service.current_connection().service_client()
         path = self.teacher_config.load_checkpoint_path
-        teacher = wait_for_client(
-            client.create_sampling_client(base_model=self.teacher_config.base_model)
-            if path is None
-            else client.create_sampling_client(model_path=path)
-        )
+        try:
+            teacher = wait_for_client(
+                client.create_sampling_client(base_model=self.teacher_config.base_model)
+                if path is None
+                else client.create_sampling_client(model_path=path)
+            )
+        except (tinker.TinkerError, ValueError) as error:
+            raise missing_teacher(self.teacher_config, error) from error
         print(f"teacher  writes {len(questions)} x {self.samples_per_question} replies", flush=True)
         waiting = [
             teacher.sample(
@@ -204,6 +224,29 @@ class PromptDistillationBuilder(SupervisedDatasetBuilder):
                 ended = sequence.stop_reason == "stop"
                 rows.append({"question": question, "tokens": tokens, "reply": text, "ended": ended})
         return rows
+
+
+def _read_replies(path: Path) -> list[dict]:
+    """Return the replies in a file.
+
+    Raises:
+        DataValidationError: naming the file and the line that is not a reply.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or any(key not in row for key in REPLY_KEYS):
+                raise DataValidationError(
+                    f"{path}, line {number}: expected a JSON object with {', '.join(REPLY_KEYS)}; "
+                    f"got {line[:60].rstrip()!r}. Write the file with this recipe's create_data, "
+                    "or name another one."
+                )
+            rows.append(row)
+    return rows
 
 
 def build_prompt(

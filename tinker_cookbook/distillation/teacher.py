@@ -146,8 +146,13 @@ class Teacher:
         self._cache = cache
         self._slots = asyncio.Semaphore(concurrency)
 
-    async def check(self, count: int, kind: TargetKind = "top") -> None:
+    async def check(self, count: int, kind: TargetKind = "top", name: str = "topk") -> None:
         """Ask for `count` targets of one token, so that a teacher without them is refused early.
+
+        Args:
+            count: Tokens per position.
+            kind: Which tokens these are.
+            name: Setting that gives `count`, for the message.
 
         Raises:
             ConfigurationError: if the service does not return them.
@@ -162,9 +167,9 @@ class Teacher:
             await ask(probe, count, b"")
         except TrainingError as error:
             raise ConfigurationError(
-                f"the teacher {self.identity} does not give {count} tokens per position: {error} "
-                "Use a smaller number, or another service; on-policy distillation needs none with "
-                "topk=0."
+                f"{name}={count} is not possible with the teacher {self.identity}: {error} Use a "
+                "smaller number, or another service; on-policy distillation also works with "
+                "topk=0, without such tokens."
             ) from error
         self.num_scored -= 1
 
@@ -298,11 +303,7 @@ async def open_teacher(
     except (tinker.TinkerError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(
-            f"the service does not have the teacher {config.identity}: {service_message(error)} "
-            "Use a base model that it offers, or the sampler_path of a run in its "
-            "checkpoints.jsonl."
-        ) from error
+        raise missing_teacher(config, error) from error
     if renderer_name is not None:
         found = await _find_format(service_client, config, base_model, student_model, renderer_name)
         who = config.identity
@@ -355,6 +356,14 @@ def trained_positions(values: np.ndarray, *, where: str) -> np.ndarray:
     return positions_n
 
 
+def missing_teacher(config: TeacherConfig, error: Exception) -> ConfigurationError:
+    """Return the error for a teacher that the service does not have."""
+    return ConfigurationError(
+        f"the service does not have the teacher {config.identity}: {service_message(error)} Use a "
+        "base model that it offers, or the sampler_path of a run in its checkpoints.jsonl."
+    )
+
+
 async def open_teachers(
     run: Run[Any],
     configs: Sequence[TeacherConfig],
@@ -362,6 +371,7 @@ async def open_teachers(
     cache: TargetCache | None = None,
     concurrency: int = 64,
     count: int = 0,
+    count_name: str = "topk",
     kind: TargetKind = "top",
     max_context_length: int | None = None,
 ) -> list[Teacher]:
@@ -373,6 +383,7 @@ async def open_teachers(
         cache: Targets that were computed before.
         concurrency: Maximum number of requests to a teacher at a time.
         count: Tokens per position that the run will ask for; every teacher must give so many.
+        count_name: Setting that gives `count`, for messages.
         kind: Which tokens these are.
         max_context_length: Maximum tokens of a sequence, if that is less than the model's.
 
@@ -403,7 +414,7 @@ async def open_teachers(
             teacher.context_window = min(
                 max_context_length, teacher.context_window or max_context_length
             )
-    await asyncio.gather(*(teacher.check(count, kind) for teacher in opened.values()))
+    await asyncio.gather(*(teacher.check(count, kind, count_name) for teacher in opened.values()))
     return [opened[config.identity] for config in configs]
 
 

@@ -102,11 +102,6 @@ class OffPolicyOptions(SharedOptions):
     def _check(self) -> None:
         check_options(self)
         check_objective(self.objective, self.objective_beta)
-        for name in ("n_teacher_targets", "teacher_concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(
-                    f"{name}={getattr(self, name)} is less than 1; use 1 or more."
-                )
 
 
 @chz.chz
@@ -281,6 +276,7 @@ async def _open_teachers(run: Run[Config]) -> list[Teacher]:
         cache=await asyncio.to_thread(TargetCache, run.log_path),
         concurrency=run.config.teacher_concurrency,
         count=run.config.n_teacher_targets,
+        count_name="n_teacher_targets",
         kind=target_kind(run.config.objective),
     )
 

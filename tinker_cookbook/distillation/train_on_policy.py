@@ -128,10 +128,6 @@ class OnPolicyOptions(rl_config.RunOptions):
             raise ConfigurationError(
                 f"teacher_floor={self.teacher_floor} must be 0 or above, and below 1."
             )
-        if self.teacher_concurrency < 1:
-            raise ConfigurationError(
-                f"teacher_concurrency={self.teacher_concurrency} is less than 1; use 1 or more."
-            )
         if not self.overlap_scoring and (
             getattr(self, "async_config", None) or getattr(self, "stream_minibatch_config", None)
         ):
@@ -241,7 +237,9 @@ async def main(config: Config) -> RunResult:
         )
         given_data = await opened.enter_async_context(open_data(config.given_configs))
         has_begun = await run.begin(
-            _count_steps(config, len(composite)), renderer_name=config.renderer_name, shown=SHOWN
+            _count_steps(config, built, len(composite)),
+            renderer_name=config.renderer_name,
+            shown=SHOWN,
         )
         if not has_begun:
             return run.result()
@@ -374,12 +372,16 @@ async def incorporate_kl_penalty(
     return teacher_metrics(scores_D, [f"dataset_{index}" for index in dataset_indices_D])
 
 
-def _count_steps(config: Config, num_batches: int) -> int:
-    if num_batches == 0:
-        raise ConfigurationError(
-            "a data set has too few prompts for one batch; use more data, or fewer groups per "
-            "batch."
-        )
+def _count_steps(
+    config: Config, built: Sequence[tuple[RLDataset, RLDataset | None]], num_batches: int
+) -> int:
+    for index, (train, _) in enumerate(built):
+        if len(train) == 0:
+            size = config.dataset_configs[index].groups_per_batch
+            raise ConfigurationError(
+                f"dataset_configs[{index}].groups_per_batch={size}, but the data set has too few "
+                "prompts for one batch; use a smaller number, or more prompts."
+            )
     return num_batches if config.max_steps is None else min(num_batches, config.max_steps)
 
 
