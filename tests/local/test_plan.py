@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -216,16 +217,25 @@ def test_the_command_prints_a_plan_without_loading_anything(tmp_path: Path) -> N
 
 def test_what_a_step_samples_is_planned() -> None:
     work = StepWork(sequences=8, held_out_sequences=20, reply_tokens=100)
-    # 20 rows of 256 tokens at a time; half of a row stored for each of 2 * 8 + 20 sequences
-    assert work.cached_tokens() == 256 * 20 + 128 * 36
-    assert StepWork(sequences=1, reply_tokens=24).cached_tokens() == 128 + 128
+    assert work.running_tokens() == 256 * 20, "one row for each sequence of the evaluation"
+    assert work.stored_tokens() == 128 * (2 * 8 + 20), "half of a row for each stored sequence"
+    assert StepWork(sequences=1, reply_tokens=24).running_tokens() == 128
+
+
+@pytest.mark.parametrize(("trained", "pack"), [(None, 100), (60, 60), (100, 100), (250, 83)])
+def test_the_packs_of_a_step_have_one_size(trained: int | None, pack: int) -> None:
+    assert StepWork(trained).pack_tokens(100) == pack
 
 
 def test_a_loop_that_samples_needs_more_memory(tmp_path: Path) -> None:
     folder = write_config(tmp_path)
-    rates = MachineRates(1.0, 1.0)
-    trains = build_plan("a", folder, rates=rates, step=StepWork(trained_tokens=100))
-    work = StepWork(100, sequences=8, reply_tokens=24)
-    samples = build_plan("a", folder, rates=rates, step=work)
-    cached = work.cached_tokens() * samples.bytes_per_cached_token
-    assert samples.total_bytes - trains.total_bytes == cached + samples.bytes_per_sampler
+
+    def plan(step: StepWork) -> ModelPlan:
+        return build_plan("a", folder, rates=MachineRates(1.0, 1.0), step=step)
+
+    work = StepWork(trained_tokens=100, sequences=8, reply_tokens=24)
+    trains, in_turns = plan(StepWork(trained_tokens=100)), plan(work)
+    at_once = plan(dataclasses.replace(work, overlaps=True))
+    cached = (work.stored_tokens() + work.running_tokens()) * trains.bytes_per_cached_token
+    assert at_once.total_bytes - trains.total_bytes == cached + trains.bytes_per_sampler
+    assert trains.total_bytes < in_turns.total_bytes <= at_once.total_bytes

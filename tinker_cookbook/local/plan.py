@@ -75,16 +75,31 @@ class StepWork:
     """Sequences that are sampled for an evaluation."""
     reply_tokens: int = 0
     """Maximum tokens that are sampled for a sequence."""
+    overlaps: bool = False
+    """Whether the loop samples while it trains; otherwise the two use the same memory in turns."""
 
-    def cached_tokens(self) -> int:
-        """Return the tokens of the KV cache, if prompts are about as long as replies.
+    def pack_tokens(self, most: int) -> int:
+        """Return the tokens of a pack; a step of more than `most` tokens has packs of one size."""
+        if self.trained_tokens is None:
+            return most
+        return self.trained_tokens // -(-self.trained_tokens // most)
 
-        Each running sequence has a row of the cache. Finished ones are stored for prompts that
-        begin alike: those of the newest samplers, and of the last evaluation.
+    def running_tokens(self) -> int:
+        """Return the tokens of the KV cache's rows, of which each running sequence has one."""
+        return self._row * max(self.sequences, self.held_out_sequences)
+
+    def stored_tokens(self) -> int:
+        """Return the tokens that are stored for prompts that begin alike.
+
+        They are those of the newest samplers and of the last evaluation.
         """
-        row = max(SMALLEST_ROW, 1 << (2 * self.reply_tokens - 1).bit_length())
         stored = RECENT_SAMPLERS_PER_RUN * self.sequences + self.held_out_sequences
-        return row * max(self.sequences, self.held_out_sequences) + row * stored // 2
+        return self._row * stored // 2
+
+    @property
+    def _row(self) -> int:
+        """Tokens of a row, if prompts are about as long as replies."""
+        return max(SMALLEST_ROW, 1 << (2 * self.reply_tokens - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -180,17 +195,16 @@ def build_plan(
     memory = {
         **sizes.weights,
         "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
-        "activations of a pack": sizes.pass_bytes(
-            PACK_TOKENS_CPU
-            if step.trained_tokens is None
-            else min(PACK_TOKENS_CPU, step.trained_tokens)
-        ),
+        "activations of a pack": sizes.pass_bytes(step.pack_tokens(PACK_TOKENS_CPU)),
         "python and torch": _SPARE_BYTES,
     }
     sampler = sampler_bytes(sizes.adapter_bytes)
     if step.sequences:
-        cached = step.cached_tokens() * sizes.bytes_per_cached_token
-        memory["keys and values of sampled sequences"] = min(cached, cache_budget(free))
+        running = step.running_tokens() * sizes.bytes_per_cached_token
+        if not step.overlaps:
+            running = max(0, running - memory["activations of a pack"])
+        stored = step.stored_tokens() * sizes.bytes_per_cached_token
+        memory["keys and values of sampled sequences"] = min(running + stored, cache_budget(free))
         memory["samplers of earlier steps"] = (RECENT_SAMPLERS_PER_RUN - 1) * sampler
     # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
     loaded = sum(sizes.weights.values()) + _SPARE_BYTES

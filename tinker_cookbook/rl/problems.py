@@ -349,11 +349,11 @@ class _ProblemGroup(EnvGroupBuilder):
     renderer: Renderer
     name: str
     problem: ProblemLike
-    group_size: int
+    num_envs: int
     made: list[Env | MessageEnv] = field(default_factory=list)
 
     async def make_envs(self) -> Sequence[Env]:
-        return [await self._make_env() for _ in range(self.group_size)]
+        return [await self._make_env() for _ in range(self.num_envs)]
 
     async def _make_env(self) -> Env:
         made = self.environment(self.problem, self.renderer)

@@ -238,4 +238,5 @@ def _step_work(loop: SharedOptions, work: Workload) -> StepWork:
         sequences=work.num_rows * size // work.total_steps,
         held_out_sequences=work.num_held_out_episodes,
         reply_tokens=max_tokens,
+        overlaps=getattr(loop, "async_config", None) is not None,
     )
