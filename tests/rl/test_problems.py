@@ -290,7 +290,7 @@ def test_generated_problems_depend_on_seed_step_and_split():
         trained, held_out = asyncio.run(data())
         steps = [[g.problem.question for g in trained.get_batch(i)] for i in range(len(trained))]
         kept = held_out.get_batch(0) if held_out is not None else []
-        assert {group.group_size for group in kept} <= {4}
+        assert {group.num_envs for group in kept} <= {4}
         return steps, [group.problem.question for group in kept]
 
     steps, held_out = questions(0)
