@@ -100,7 +100,7 @@ def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess
     assert "rows     15 groups in 5 steps, 60 episodes" in out
     assert "at most 480 per turn" in out
     assert re.search(r"memory +[\d.]+ [KMG]iB on this machine", out)
-    assert "60 episodes; 32 held-out episodes per evaluation" in out
+    assert "60 episodes; 128 held-out episodes per evaluation" in out
     out = run("recipes.rl_basic", *words, "eval_every=0", env=env, model=model)
     assert "held-out" not in out
     assert not (tmp_path / "runs").exists()
