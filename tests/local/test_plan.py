@@ -239,3 +239,4 @@ def test_a_loop_that_samples_needs_more_memory(tmp_path: Path) -> None:
     cached = (work.stored_tokens() + work.running_tokens()) * trains.bytes_per_cached_token
     assert at_once.total_bytes - trains.total_bytes == cached + trains.bytes_per_sampler
     assert trains.total_bytes < in_turns.total_bytes <= at_once.total_bytes
+    assert in_turns.base_format == trains.base_format

@@ -203,8 +203,8 @@ def build_plan(
         running = step.running_tokens() * sizes.bytes_per_cached_token
         if not step.overlaps:
             running = max(0, running - memory["activations of a pack"])
-        stored = step.stored_tokens() * sizes.bytes_per_cached_token
-        memory["keys and values of sampled sequences"] = min(running + stored, cache_budget(free))
+        cached = running + step.stored_tokens() * sizes.bytes_per_cached_token
+        memory["keys and values of sampled sequences"] = min(cached, cache_budget(free))
         memory["samplers of earlier steps"] = (RECENT_SAMPLERS_PER_RUN - 1) * sampler
     # The engine sets the cache's limit once the weights are loaded, before runs and samplers exist.
     loaded = sum(sizes.weights.values()) + _SPARE_BYTES
