@@ -109,17 +109,26 @@ def _judge_lines(work: Workload) -> Iterator[str]:
 
 
 def _rl_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
-    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
+    size, max_tokens = _episode_sizes(loop)
     line = f"rows     {work.num_rows:,} groups in {work.total_steps:,} steps"
-    if isinstance(size, int):
+    if size is not None:
         line += f", {work.num_rows * size:,} episodes"
     if work.num_held_out_episodes:
         line += f"; {work.num_held_out_episodes:,} held-out episodes per evaluation"
     yield line
-    max_tokens = getattr(loop, "max_tokens", None)
-    if isinstance(size, int) and isinstance(max_tokens, int):
+    if size is not None and max_tokens is not None:
         most = work.num_rows * size * max_tokens
         yield f"tokens   sampled: at most {most:,} per turn of an episode ({max_tokens} each)"
+
+
+def _episode_sizes(loop: SharedOptions) -> tuple[int | None, int | None]:
+    """Return the episodes of a group and the maximum tokens of a turn; None where unknown."""
+    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
+    max_tokens = getattr(loop, "max_tokens", None)
+    return (
+        size if isinstance(size, int) else None,
+        max_tokens if isinstance(max_tokens, int) else None,
+    )
 
 
 def _rate_line(loop: SharedOptions, work: Workload) -> str:
@@ -186,9 +195,8 @@ def _most_usage(loop: SharedOptions, work: Workload) -> TokenUsage | None:
 
     if work.num_tokens is not None:
         return TokenUsage(trained=work.num_tokens)
-    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
-    max_tokens = getattr(loop, "max_tokens", None)
-    if not isinstance(size, int) or not isinstance(max_tokens, int):
+    size, max_tokens = _episode_sizes(loop)
+    if size is None or max_tokens is None:
         return None
     sampled = work.num_rows * size * max_tokens
     prompts = (work.num_prompt_tokens or 0) * size
@@ -230,9 +238,8 @@ def _step_work(loop: SharedOptions, work: Workload) -> StepWork:
         return StepWork()
     if work.num_tokens is not None:
         return StepWork(max(work.num_tokens // work.total_steps, work.longest or 0))
-    size = getattr(getattr(loop, "dataset_builder", None), "group_size", None)
-    max_tokens = getattr(loop, "max_tokens", None)
-    if not isinstance(size, int) or not isinstance(max_tokens, int):
+    size, max_tokens = _episode_sizes(loop)
+    if size is None or max_tokens is None:
         return StepWork()
     return StepWork(
         sequences=work.num_rows * size // work.total_steps,
