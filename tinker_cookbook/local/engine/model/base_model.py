@@ -18,6 +18,7 @@ from tinker_cookbook.local.engine.model.architecture import (
     read_arch,
     read_config_json,
 )
+from tinker_cookbook.local.engine.model.compact import CompactBlocks, CompactShapes
 from tinker_cookbook.local.engine.model.devices import choose_dtype
 from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.gradients import GradientSink, SpareGradients
@@ -32,6 +33,7 @@ from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTr
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.attention import MAX_GROUP, MAX_HEAD_DIM
 from tinker_cookbook.local.engine.native.build import load_kernels
+from tinker_cookbook.local.engine.native.compact import CompactKernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.errors import UserError
@@ -326,7 +328,10 @@ def describe_native_model(
     blocks, bits = None, format_bits(base_format)
     if compiled and _kernels_fit(arch, dtype):
         paired, dtype = dtype == torch.bfloat16, torch.float32
-        blocks = QuantisedShapes(bits, paired=paired) if bits else ShapePacker(paired=paired)
+        if bits:
+            blocks = QuantisedShapes(bits, paired=paired)
+        else:
+            blocks = CompactShapes() if paired else ShapePacker()
     weights = describe_weights(
         arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=blocks
     )
@@ -345,7 +350,9 @@ def _matrix_blocks(
     products, paired = Products(kernels), dtype == torch.bfloat16
     if bits:
         return QuantisedBlocks(products, bits, paired=paired)
-    return MatrixBlocks(products, paired=paired)
+    if paired:
+        return CompactBlocks(products, CompactKernels(kernels))
+    return MatrixBlocks(products)
 
 
 def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:

@@ -65,7 +65,7 @@ class PackedMatrix:
     paired: bool = False
     """Whether products round their rows to bfloat16, too, and multiply pairs of them."""
     bits: int = 0
-    """8 or 4 in `quantised.QuantisedMatrix`."""
+    """8 or 4 in `quantised.QuantisedMatrix`, 12 in `compact.CompactMatrix`."""
 
     @property
     def products(self) -> Products:
@@ -173,7 +173,11 @@ class LargePageBlocks:
 
     def place(self, tensor: Tensor) -> Tensor:
         """Return a contiguous copy that starts at a cache line."""
-        size = tensor.numel() * tensor.element_size()
+        place = self.reserve(tensor.numel() * tensor.element_size()).view(tensor.dtype)
+        return place.view(tensor.shape).copy_(tensor)
+
+    def reserve(self, size: int) -> Tensor:
+        """Return memory that starts at a cache line, uint8 [size]; its content is undefined."""
         taken = -(-size // 64) * 64
         if len(self._free) < taken:
             num_bytes = -(-max(taken, self._block_bytes) // LARGE_PAGE) * LARGE_PAGE
@@ -181,8 +185,8 @@ class LargePageBlocks:
             start = -block.data_ptr() % LARGE_PAGE
             self._free = block[start : start + num_bytes]
             prefer_large_pages(self._free.data_ptr(), num_bytes)
-        place, self._free = self._free[:size].view(tensor.dtype), self._free[taken:]
-        return place.view(tensor.shape).copy_(tensor)
+        place, self._free = self._free[:size], self._free[taken:]
+        return place
 
 
 class MatrixBlocks:
@@ -203,8 +207,11 @@ class MatrixBlocks:
     def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         """Return a packed copy of [out, in]."""
         panels = _pack(matrix, outs, self._products.panel, paired=self._paired)
+        return self._place(panels, outs, matrix.shape[1])
+
+    def _place(self, panels: Tensor, outs: Sequence[int], inputs: int) -> PackedMatrix:
         place = self._blocks.place(panels)
-        return PackedMatrix(place, tuple(outs), matrix.shape[1], self._products, self._paired)
+        return PackedMatrix(place, tuple(outs), inputs, self._products, self._paired)
 
 
 class ShapePacker:

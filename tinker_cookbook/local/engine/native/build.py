@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (
+    "compact.c",
     "decode_kernels.c",
     "pair_attention.c",
     "pair_decode.c",
@@ -47,6 +48,7 @@ _SOURCES = (
     "train_kernels.c",
 )
 _HEADERS = (
+    "compact.h",
     "decode_attention.h",
     "float_strips.h",
     "pair_strips.h",

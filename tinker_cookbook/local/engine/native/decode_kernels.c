@@ -48,7 +48,8 @@ typedef struct {
     const void *weight; /* packed, module after module */
     const float *bias;  /* [out] or NULL */
     int64_t half;       /* whether `weight` is in bfloat16 */
-    int64_t bits;       /* 8 or 4 if `weight` is quantised (`quantised.h`), otherwise 0 */
+    int64_t bits;       /* 8 or 4 if `weight` is quantised (`quantised.h`), 12 if it is compact
+                         * (`compact.h`), otherwise 0 */
     int64_t in, out;
     int64_t num_modules;
     int64_t module_out[3]; /* rows of each stacked module */
@@ -103,6 +104,11 @@ typedef struct {
 } Batch;
 
 #define MAX_ROWS 6
+/* Tiles of rows up to which compact panels are expanded in registers, once for each tile; for more tiles they are
+ * expanded once, in memory. */
+#ifndef COMPACT_TILES
+#define COMPACT_TILES 1
+#endif
 #if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
 #else
@@ -297,6 +303,92 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
         tile(R, 1, half, rows, at, in, from, ahead, finish);
 }
 
+#if defined(PAIRS) && defined(FAST_UNITS)
+/* Multiply R tokens by the inputs of one group of P compact panels, whose units are expanded in registers.
+ * Meanwhile memory `ahead` bytes later is fetched. */
+INLINE void add_units(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
+                      int64_t first, int64_t last, int64_t ahead, vec sum[][8]) {
+    __m512i table[4];
+    for (int p = 0; p < P; p++) table[p] = _mm512_loadu_si512(w + p * bytes);
+    for (int64_t k = first; k < last; k += 2) {
+        for (int p = 0; p < P; p++) {
+            const char *unit = unit_of(w + p * bytes, k / 2);
+            for (int64_t at = 0; at < UNIT_BYTES; at += 64) PREFETCH(unit + ahead + at);
+            __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
+            for (int s = 0; s < 2; s++) {
+                if (s && k + 1 >= last) continue;
+                __m512i both = _mm512_loadu_si512(unit + s * 2 * PANEL);
+                for (int v = 0; v < 2; v++) {
+                    vec column = unit_vector(both, codes, table[p], s, v);
+                    for (int r = 0; r < R; r++)
+                        sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k + s), column);
+                }
+            }
+        }
+    }
+}
+
+/* The same for groups with exceptions: they are expanded in memory. */
+INLINE void add_expanded(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
+                         int64_t first, int64_t last, vec sum[][8]) {
+    uint32_t expanded[GROUP_INPUTS / 2 * PANEL];
+    for (int p = 0; p < P; p++) {
+        expand_compact(expanded, w + p * bytes, 2 * first, 2 * (last - first), 0);
+        for (int64_t k = first; k < last; k++)
+            for (int v = 0; v < 2; v++) {
+                vec column = load_pairs(expanded + (k - first) * PANEL + v * LANES);
+                for (int r = 0; r < R; r++)
+                    sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k), column);
+            }
+    }
+}
+
+/* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. */
+INLINE void compact_tile(const int R, const int P, const Rows *rows, const char *w, int64_t in,
+                         int64_t panel, int64_t ahead, const Finish *finish) {
+    const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
+    vec sum[MAX_ROWS][8];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
+    const uint32_t *list[4];
+    for (int p = 0; p < P; p++) list[p] = exceptions_of(w + p * bytes);
+    for (int64_t first = 0, g = 0; first < steps; first += step, g++) {
+        int64_t last = first + step < steps ? first + step : steps;
+        int plain = 1;
+        for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
+        if (plain)
+            add_units(R, P, rows->x, w, bytes, first, last, ahead, sum);
+        else
+            add_expanded(R, P, rows->x, w, bytes, first, last, sum);
+    }
+    add_adapter(R, P, rows, panel, sum);
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
+}
+
+#define COMPACT_PANELS_FOR(R) ((R) <= 4 ? 2 : 1)
+
+/* Compute panels [from, to) of a compact module, which begins at `w`, for R tokens. */
+INLINE void compact_tiles(const int R, const Rows *rows, const char *w, int64_t in, int64_t from,
+                          int64_t to, int64_t skip, const Finish *finish) {
+    int64_t bytes = compact_panel_bytes(in);
+    for (; to - from >= COMPACT_PANELS_FOR(R); from += COMPACT_PANELS_FOR(R))
+        compact_tile(R, COMPACT_PANELS_FOR(R), rows, w + from * bytes, in, from, skip * bytes, finish);
+    for (; from < to; from++)
+        compact_tile(R, 1, rows, w + from * bytes, in, from, skip * bytes, finish);
+}
+
+static void run_compact_tiles(int num, const Rows *rows, const char *w, int64_t in, int64_t from,
+                              int64_t to, int64_t skip, const Finish *finish) {
+    switch (num) {
+#define CASE(R) case R: compact_tiles(R, rows, w, in, from, to, skip, finish); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+    }
+}
+#endif
+
 static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, int64_t in,
                       int64_t from, int64_t to, const Finish *finish) {
 #ifdef PAIRS
@@ -427,7 +519,14 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     const Cut cut = cut_rows(batch->num_tokens);
     const char *w = (const char *)linear->weight + panel * steps * bytes;
     int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
-    if (linear->bits) {
+#if defined(PAIRS) && defined(FAST_UNITS)
+    int in_registers = linear->bits == COMPACT_BITS && cut.tiles <= COMPACT_TILES;
+#else
+    int in_registers = 0;
+#endif
+    if (in_registers) {
+        w = (const char *)linear->weight + panel * quantised_panel_bytes(linear->in, linear->bits);
+    } else if (linear->bits) {
         w = expand_panels(linear, panel, batch, from, to, skip);
         pace = skip = 0; /* the next panels are being fetched */
     }
@@ -447,6 +546,12 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
             rows.b[r] = lora && lora->a ? lora->b[module] : 0;
             rows.rank[r] = group->rank;
         }
+#if defined(PAIRS) && defined(FAST_UNITS)
+        if (in_registers) {
+            run_compact_tiles(num, &rows, w, linear->in, from, to, skip, &finish);
+            continue;
+        }
+#endif
         run_tiles(num, linear->half, &rows, w, linear->in, from, to, &finish);
     }
 }

@@ -13,6 +13,9 @@
 #ifndef QUANTISED_H
 #define QUANTISED_H
 #include "pairs.h"
+#ifdef PAIRS
+#include "compact.h"
+#endif
 
 #define GROUP 32
 
@@ -23,6 +26,9 @@ INLINE int64_t block_bytes(int64_t bits) { return PANEL * (2 + GROUP * bits / 8)
 
 /* Return the bytes of a panel with `inputs` inputs. */
 INLINE int64_t quantised_panel_bytes(int64_t inputs, int64_t bits) {
+#ifdef PAIRS
+    if (bits == COMPACT_BITS) return compact_panel_bytes(inputs);
+#endif
     return (inputs + GROUP - 1) / GROUP * block_bytes(bits);
 }
 
@@ -97,6 +103,12 @@ INLINE void expand_block(Word *to, const char *block, int64_t first, int64_t cou
  * [count / 2, PANEL] pairs. Meanwhile memory `ahead` bytes later is fetched, unless that is 0. */
 static void expand(Word *to, const char *panel, int64_t from, int64_t count, int64_t bits,
                    int64_t ahead) {
+#ifdef PAIRS
+    if (bits == COMPACT_BITS) {
+        expand_compact(to, panel, from, count, ahead);
+        return;
+    }
+#endif
     while (count > 0) {
         int64_t first = from % GROUP, num = GROUP - first < count ? GROUP - first : count;
         const char *block = panel + from / GROUP * block_bytes(bits);

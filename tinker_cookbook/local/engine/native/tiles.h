@@ -40,7 +40,8 @@ typedef struct {
                      * ROWS, COLUMNS: float32 [count, outs] and [outs, count], rows `stride` apart */
     int64_t half;   /* whether a packed matrix is in bfloat16; always with PAIRS */
     int64_t stride;
-    int64_t bits; /* 8 or 4 if a packed matrix is quantised (`quantised.h`), otherwise 0 */
+    int64_t bits; /* 8 or 4 if a packed matrix is quantised (`quantised.h`), 12 if it is compact
+                   * (`compact.h`), otherwise 0 */
 } Right;
 
 /* One result: y = scale * sum (+ bias) (+ start). */
@@ -64,7 +65,15 @@ INLINE int64_t square_lines(const Right *right) {
 
 /* Return cache line `n` of the memory that holds a quantised strip; see `source_line`. */
 INLINE const char *quantised_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t bytes = block_bytes(right->bits), lines = square_lines(right);
+    int64_t lines = square_lines(right);
+#ifdef PAIRS
+    if (right->bits == COMPACT_BITS) {
+        if (right->layout == PANELS)
+            return unit_of(quantised_panel(right, out / PANEL), from / UNIT) + n * 64;
+        return unit_of(quantised_panel(right, from / PANEL + n / lines), out / UNIT) + n % lines * 64;
+    }
+#endif
+    int64_t bytes = block_bytes(right->bits);
     if (right->layout == PANELS)
         return quantised_panel(right, out / PANEL) + from / GROUP * bytes + n * 64;
     return quantised_panel(right, from / PANEL + n / lines) + out / GROUP * bytes +
