@@ -127,6 +127,7 @@ typedef struct {
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
+    int64_t stride;    /* bytes from there to that for the next panel */
     int64_t pace;      /* bytes of it to fetch for each step of the sum, for every panel */
 } Rows;
 
@@ -255,7 +256,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
         if (R > 3) {
             vec column[8];
             for (int p = 0; p < P; p++) {
-                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
+                fetch(ahead + p * rows->stride + k * pace, pace, half);
                 load_step(w, p * step + k * PANEL, half, column + 2 * p);
             }
             for (int c = 0; c < C; c++) IN_REGISTER(column[c]);
@@ -272,7 +273,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             }
             for (int p = 0; p < P; p++) {
                 vec column[2];
-                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
+                fetch(ahead + p * rows->stride + k * pace, pace, half);
                 load_step(w, p * step + k * PANEL, half, column);
                 for (int c = 0; c < 2; c++) {
                     if (R > 1) IN_REGISTER(column[c]);
@@ -296,10 +297,10 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
     for (; to - from >= PANELS_FOR(R); from += PANELS_FOR(R)) {
         tile(R, PANELS_FOR(R), half, rows, at, in, from, ahead, finish);
         at += PANELS_FOR(R) * bytes;
-        ahead += PANELS_FOR(R) * bytes;
+        ahead += PANELS_FOR(R) * rows->stride;
     }
     if (PANELS_FOR(R) == 1) return;
-    for (; from < to; from++, at += bytes, ahead += bytes)
+    for (; from < to; from++, at += bytes, ahead += rows->stride)
         tile(R, 1, half, rows, at, in, from, ahead, finish);
 }
 
@@ -491,17 +492,22 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory, while the panels
- * that it takes next are fetched. Return where panel 0 would be. */
+/* Return the bytes of a panel as it is stored. */
+INLINE int64_t panel_bytes(const Linear *linear) {
+    if (linear->bits) return quantised_panel_bytes(linear->in, linear->bits);
+    return STEPS(linear->in) * PANEL * MATRIX_BYTES(linear->half);
+}
+
+/* Expand panels [from, to) of a quantised module into this thread's scratch memory. Return where panel 0
+ * would be. */
 static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to, int64_t skip) {
+                                 int64_t from, int64_t to) {
     int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
     const char *module = (const char *)linear->weight + panel * bytes;
     int64_t words = WORDS(linear->in) * PANEL;
     Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
     for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
-               skip * bytes);
+        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits, 0);
     return (const char *)(to_words - from * words);
 }
 
@@ -515,27 +521,26 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         row += linear->module_out[m];
         panel += num_panels(linear->module_out[m]);
     }
-    int64_t bytes = PANEL * MATRIX_BYTES(linear->half), steps = STEPS(linear->in);
+    int64_t steps = STEPS(linear->in), bytes = panel_bytes(linear); /* of a panel */
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *w = (const char *)linear->weight + panel * steps * bytes;
-    int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
+    const char *stored = (const char *)linear->weight + panel * bytes, *w = stored;
+    int64_t parts = steps * cut.tiles, pace = parts ? (bytes + parts - 1) / parts : 0;
 #if defined(PAIRS) && defined(FAST_UNITS)
     int in_registers = linear->bits == COMPACT_BITS && cut.tiles <= COMPACT_TILES;
 #else
     int in_registers = 0;
 #endif
     if (in_registers) {
-        w = (const char *)linear->weight + panel * quantised_panel_bytes(linear->in, linear->bits);
+        pace = 0;
     } else if (linear->bits) {
-        w = expand_panels(linear, panel, batch, from, to, skip);
-        pace = skip = 0; /* the next panels are being fetched */
+        w = expand_panels(linear, panel, batch, from, to);
     }
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
-        rows.pace = pace;
-        rows.ahead = w + ((from + skip) * bytes + turn * pace) * steps;
+        rows.pace = pace, rows.stride = bytes;
+        rows.ahead = stored + (from + skip) * bytes + turn * pace * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
