@@ -26,7 +26,7 @@ from tinker_cookbook.local.engine.native.products import Products
 __all__ = ["CompactBlocks", "CompactMatrix", "CompactShapes"]
 
 _MOST_EXCEPTIONS = 0.005
-"""Largest share of exceptions: a tenth of the blocks of numbers that belong together then has one."""
+"""Largest share of numbers that are exceptions; with more, panels would be slow to expand."""
 _HEADER_BYTES = 128
 _UNIT_INPUTS, _UNIT_BYTES = 4, 6 * WIDEST_PANEL
 _GROUP_INPUTS = 32

@@ -187,8 +187,9 @@ def _call(*command: str) -> None:
         check=False,
     )
     if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise OSError(f"{command[0]} failed: {last_line}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "error" in line), lines[-1])
+        raise OSError(f"{command[0]} failed: {reason}")
 
 
 def _fingerprint(compiler: str, words: tuple[str, ...]) -> str:

@@ -305,16 +305,18 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
 }
 
 #if defined(PAIRS) && defined(FAST_UNITS)
-/* Multiply R tokens by the inputs of one group of P compact panels, whose units are expanded in registers.
- * Meanwhile memory `ahead` bytes later is fetched. */
+/* Bytes from a unit that is multiplied to the one that is fetched meanwhile (measured). */
+#define UNITS_AHEAD 4096
+
+/* Multiply R tokens by the inputs of one group of P compact panels, whose units are expanded in registers. */
 INLINE void add_units(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
-                      int64_t first, int64_t last, int64_t ahead, vec sum[][8]) {
+                      int64_t first, int64_t last, vec sum[][8]) {
     __m512i table[4];
     for (int p = 0; p < P; p++) table[p] = _mm512_loadu_si512(w + p * bytes);
     for (int64_t k = first; k < last; k += 2) {
         for (int p = 0; p < P; p++) {
             const char *unit = unit_of(w + p * bytes, k / 2);
-            for (int64_t at = 0; at < UNIT_BYTES; at += 64) PREFETCH(unit + ahead + at);
+            for (int64_t at = 0; at < UNIT_BYTES; at += 64) PREFETCH(unit + UNITS_AHEAD + at);
             __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
             for (int s = 0; s < 2; s++) {
                 if (s && k + 1 >= last) continue;
@@ -346,7 +348,7 @@ INLINE void add_expanded(const int R, const int P, const Input *const *x, const 
 
 /* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. */
 INLINE void compact_tile(const int R, const int P, const Rows *rows, const char *w, int64_t in,
-                         int64_t panel, int64_t ahead, const Finish *finish) {
+                         int64_t panel, const Finish *finish) {
     const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
     vec sum[MAX_ROWS][8];
     for (int r = 0; r < R; r++)
@@ -358,7 +360,7 @@ INLINE void compact_tile(const int R, const int P, const Rows *rows, const char 
         int plain = 1;
         for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
         if (plain)
-            add_units(R, P, rows->x, w, bytes, first, last, ahead, sum);
+            add_units(R, P, rows->x, w, bytes, first, last, sum);
         else
             add_expanded(R, P, rows->x, w, bytes, first, last, sum);
     }
@@ -368,22 +370,22 @@ INLINE void compact_tile(const int R, const int P, const Rows *rows, const char 
             finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
 }
 
-#define COMPACT_PANELS_FOR(R) ((R) <= 4 ? 2 : 1)
+#define COMPACT_PANELS_FOR(R) ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
 
 /* Compute panels [from, to) of a compact module, which begins at `w`, for R tokens. */
 INLINE void compact_tiles(const int R, const Rows *rows, const char *w, int64_t in, int64_t from,
-                          int64_t to, int64_t skip, const Finish *finish) {
+                          int64_t to, const Finish *finish) {
     int64_t bytes = compact_panel_bytes(in);
     for (; to - from >= COMPACT_PANELS_FOR(R); from += COMPACT_PANELS_FOR(R))
-        compact_tile(R, COMPACT_PANELS_FOR(R), rows, w + from * bytes, in, from, skip * bytes, finish);
+        compact_tile(R, COMPACT_PANELS_FOR(R), rows, w + from * bytes, in, from, finish);
     for (; from < to; from++)
-        compact_tile(R, 1, rows, w + from * bytes, in, from, skip * bytes, finish);
+        compact_tile(R, 1, rows, w + from * bytes, in, from, finish);
 }
 
 static void run_compact_tiles(int num, const Rows *rows, const char *w, int64_t in, int64_t from,
-                              int64_t to, int64_t skip, const Finish *finish) {
+                              int64_t to, const Finish *finish) {
     switch (num) {
-#define CASE(R) case R: compact_tiles(R, rows, w, in, from, to, skip, finish); break;
+#define CASE(R) case R: compact_tiles(R, rows, w, in, from, to, finish); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
@@ -553,7 +555,7 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         }
 #if defined(PAIRS) && defined(FAST_UNITS)
         if (in_registers) {
-            run_compact_tiles(num, &rows, w, linear->in, from, to, skip, &finish);
+            run_compact_tiles(num, &rows, w, linear->in, from, to, &finish);
             continue;
         }
 #endif
