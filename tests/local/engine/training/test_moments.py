@@ -64,7 +64,7 @@ def expected_rounding(values: torch.Tensor) -> torch.Tensor:
 def kernel(number: int) -> AdamKernel:
     library = load_kernels_for(available_sets()[number], ("adam.c",))
     if library is None:
-        pytest.skip("there is no C compiler")
+        pytest.skip("no C compiler here")
     return AdamKernel(library)
 
 
