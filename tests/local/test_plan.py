@@ -18,6 +18,7 @@ from tests.tiny_models import TINY_ARCHITECTURES, build_tiny_model
 from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import lora_targets
+from tinker_cookbook.local.engine.residency import ResidentRun
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
@@ -103,8 +104,11 @@ def test_padding_of_odd_sizes_is_the_only_difference(dtype: torch.dtype, tmp_pat
 
 
 @every_model
-def test_planned_adapters_are_those_of_a_run(root: Path, architecture: str, tied: bool) -> None:
-    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), torch.float32)
+@both_formats
+def test_planned_adapters_are_those_of_a_run(
+    root: Path, architecture: str, tied: bool, dtype: torch.dtype
+) -> None:
+    plan, model = plan_and_model(_folder_of(root, architecture, tied=tied), dtype)
     run = TrainingRun(model, LoraSpec(rank=4))
     adapter = run.adapter
     counted = sum(adapter.a(t.path).numel() + adapter.b(t.path).numel() for t in adapter.targets)
@@ -115,8 +119,11 @@ def test_planned_adapters_are_those_of_a_run(root: Path, architecture: str, tied
     assert plan.memory["gradient, shared by the runs"] == run.gradient.nbytes
     run.optim_step(AdamSpec())
     assert run.adam_state is not None
-    moments = run.adam_state.exp_avg.nbytes + run.adam_state.exp_avg_sq.nbytes
-    assert plan.bytes_per_run == run.adapter.parameters.nbytes + moments
+    resident = ResidentRun("tiny", run)
+    assert plan.bytes_per_run == resident.num_bytes
+    bits_per_moment = 32 if dtype == torch.float32 else 24
+    parameters = run.adapter.parameters.numel()
+    assert resident.num_bytes == parameters * (4 + 2 * bits_per_moment // 8)
 
 
 @every_model

@@ -19,6 +19,7 @@ from tinker_cookbook.local.engine.budget import (
     RECENT_SAMPLERS_PER_RUN,
     SMALLEST_ROW,
     cache_budget,
+    has_short_moments,
     run_bytes,
     sampler_bytes,
 )
@@ -191,10 +192,17 @@ def build_plan(
     check_base_format(folder, stored)
     sizes = read_sizes(folder, spec, getattr(torch, chosen), compiled=compiled, base_format=stored)
     free = available_bytes() if free_bytes is None else free_bytes
-    run = run_bytes(sizes.adapter_bytes, with_gradient=False)
+    run, run_in_backward = (
+        run_bytes(
+            sizes.adapter_bytes,
+            short_moments=has_short_moments(chosen),
+            with_gradient=with_gradient,
+        )
+        for with_gradient in (False, True)
+    )
     memory = {
         **sizes.weights,
-        "gradient, shared by the runs": run_bytes(sizes.adapter_bytes, with_gradient=True) - run,
+        "gradient, shared by the runs": run_in_backward - run,
         "activations of a pack": sizes.pass_bytes(step.pack_tokens(PACK_TOKENS_CPU)),
         "python and torch": _SPARE_BYTES,
     }

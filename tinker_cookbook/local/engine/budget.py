@@ -10,6 +10,7 @@ __all__ = [
     "RECENT_SAMPLERS_PER_RUN",
     "SMALLEST_ROW",
     "cache_budget",
+    "has_short_moments",
     "run_bytes",
     "sampler_bytes",
 ]
@@ -23,13 +24,23 @@ _MAX_CACHE_BYTES = 4 * 2**30
 _MIN_CACHE_BYTES = 64 * 2**20
 
 
-def run_bytes(adapter_bytes: int, *, with_gradient: bool) -> int:
+def has_short_moments(dtype: str) -> bool:
+    """Return whether a run holds Adam's moments in 24 bits instead of float32.
+
+    Args:
+        dtype: number format of products.
+    """
+    return dtype.removeprefix("torch.") == "bfloat16"
+
+
+def run_bytes(adapter_bytes: int, *, short_moments: bool, with_gradient: bool) -> int:
     """Return the memory of a training run: its parameters, two Adam moments and the gradient.
 
     The gradient exists from the first backward pass to the optimizer step; runs that take turns
     reuse one tensor for it.
     """
-    return adapter_bytes * (4 if with_gradient else 3)
+    moment = adapter_bytes * 3 // 4 if short_moments else adapter_bytes
+    return adapter_bytes + 2 * moment + (adapter_bytes if with_gradient else 0)
 
 
 def sampler_bytes(adapter_bytes: int) -> int:

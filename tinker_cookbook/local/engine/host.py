@@ -13,7 +13,12 @@ from pathlib import Path
 
 import torch
 
-from tinker_cookbook.local.engine.budget import cache_budget, run_bytes, sampler_bytes
+from tinker_cookbook.local.engine.budget import (
+    cache_budget,
+    has_short_moments,
+    run_bytes,
+    sampler_bytes,
+)
 from tinker_cookbook.local.engine.loaded_model import LoadedModel, read_weight_bytes
 from tinker_cookbook.local.engine.memory import (
     available_bytes,
@@ -226,7 +231,11 @@ class EngineHost:
         targets = base.lora_targets(lora)
         parameters = lora.rank * sum(t.in_features + t.out_features for t in targets)
         self._residents.make_room(
-            run_bytes(4 * parameters, with_gradient=True),
+            run_bytes(
+                4 * parameters,
+                short_moments=has_short_moments(str(base.product_dtype)),
+                with_gradient=True,
+            ),
             f"rank={lora.rank} makes an adapter of {parameters:,} parameters, which with its "
             "gradient and optimizer state",
             "use a lower rank, or close other runs",

@@ -24,6 +24,7 @@ from tinker_cookbook.local.engine.memory import return_freed_memory
 from tinker_cookbook.local.engine.model.base_model import BaseModel
 from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
+from tinker_cookbook.local.engine.training.moments import moments_of
 from tinker_cookbook.local.engine.training.optimizer import AdamState
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.errors import UserError
@@ -97,21 +98,13 @@ class ResidentRun:
     @property
     def num_bytes(self) -> int:
         """Bytes of memory held."""
-        training, state = self.training, self.training.adam_state
-        tensors = [training.adapter.parameters, training.gradient]
-        if state is not None:
-            tensors += [state.exp_avg, state.exp_avg_sq]
-        return 4 * sum(tensor.numel() for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def spill(self, folder: SpillFolder) -> bool:
         """Move the tensors to disk; return False if they stay in memory."""
-        training, state = self.training, self.training.adam_state
-        tensors = {"parameters": training.adapter.parameters}
-        if training.gradient is not None:
-            tensors["gradient"] = training.gradient
-        if state is not None:
-            tensors |= {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
-            tensors["num_steps"] = torch.tensor([state.num_steps])
+        training, tensors = self.training, self._tensors()
+        if training.adam_state is not None:
+            tensors["num_steps"] = torch.tensor([training.adam_state.num_steps])
         self.file = folder.write(tensors)
         if self.file is None:
             return False
@@ -129,12 +122,20 @@ class ResidentRun:
         training.model = model
         training.adapter.parameters = tensors["parameters"]
         training.gradient = tensors.get("gradient")
-        if "exp_avg" in tensors:
-            state = AdamState(tensors["parameters"].new_empty(0))
-            state.exp_avg, state.exp_avg_sq = tensors["exp_avg"], tensors["exp_avg_sq"]
-            state.num_steps = int(tensors["num_steps"][0])
-            training.adam_state = state
+        moments = moments_of(tensors)
+        if moments is not None:
+            training.adam_state = AdamState.restore(moments, int(tensors["num_steps"][0]))
         self.file = None
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors in memory by name."""
+        training = self.training
+        tensors = {"parameters": training.adapter.parameters}
+        if training.gradient is not None:
+            tensors["gradient"] = training.gradient
+        if training.adam_state is not None:
+            tensors |= vars(training.adam_state.moments)
+        return tensors
 
 
 @dataclass(eq=False)

@@ -73,6 +73,11 @@ class BaseModel(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def product_dtype(self) -> torch.dtype:
+        """The number format to which the operands of products are rounded."""
+        ...
+
+    @property
     def pack_tokens(self) -> int:
         """Number of tokens that should go through the model together."""
         ...
@@ -173,6 +178,10 @@ class NativeModel:
     @property
     def device(self) -> torch.device:
         return self.weights.device
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        return self.weights.product_dtype
 
     @property
     def ties_embeddings(self) -> bool:

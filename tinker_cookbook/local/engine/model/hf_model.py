@@ -86,6 +86,7 @@ class HfModel:
             check_is_causal(folder, model)
         self.vision = VisionInputs(self._model, folder) if reads_images else None
         self.device = torch.device(device)
+        self.product_dtype = dtype
         self.cache_argument = _cache_argument(self._model)
         """Name of the forward pass's argument for the key-value cache."""
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (
+    "adam.c",
     "compact.c",
     "decode_kernels.c",
     "pair_attention.c",

@@ -64,6 +64,20 @@ INLINE vec splat(float s) { return s - (vec){0}; }
 /* Fetch a cache line into the second-level cache; any address is allowed. */
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
 
+/* Return the square roots, correctly rounded. */
+INLINE vec sqrt_vec(vec v) {
+#if LANES == 16
+    return (vec)_mm512_sqrt_ps((__m512)v);
+#elif LANES == 8
+    return (vec)_mm256_sqrt_ps((__m256)v);
+#elif defined(__aarch64__) && !defined(GENERIC)
+    return (vec)vsqrtq_f32((float32x4_t)v);
+#else
+    for (int i = 0; i < LANES; i++) v[i] = sqrtf(v[i]);
+    return v;
+#endif
+}
+
 /* Return the larger of each pair; NaN in `other` is ignored. */
 INLINE vec larger_of(vec v, vec other) {
     ivec larger = other > v;

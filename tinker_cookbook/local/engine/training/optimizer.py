@@ -9,12 +9,13 @@ import math
 
 import torch
 
+from tinker_cookbook.local.engine.native.adam import AdamFactors
+from tinker_cookbook.local.engine.training.moments import FullMoments, Moments, ShortMoments
 from tinker_cookbook.local.engine.types import AdamSpec
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["AdamState", "check_adam_spec"]
 
-_PIECE = 2**17
 _TINY = 1e-30
 """Smallest eps: avoids 0 / 0 for a parameter that never had a gradient."""
 
@@ -36,12 +37,20 @@ def _is_number(value: object) -> bool:
 
 
 class AdamState:
-    """The first and second moment estimates and the number of steps taken."""
+    """The two moment estimates and the number of steps taken."""
 
-    def __init__(self, like: torch.Tensor) -> None:
+    def __init__(self, parameters: torch.Tensor, *, short: bool = False) -> None:
+        """Begin with zeros; `short` holds the moments in 24 bits instead of float32."""
+        kind = ShortMoments if short else FullMoments
+        self.moments: Moments = kind.zeros_like(parameters)
         self.num_steps = 0
-        self.exp_avg = torch.zeros_like(like)
-        self.exp_avg_sq = torch.zeros_like(like)
+
+    @classmethod
+    def restore(cls, moments: Moments, num_steps: int) -> AdamState:
+        """Return the state after some steps."""
+        state = cls.__new__(cls)
+        state.moments, state.num_steps = moments, num_steps
+        return state
 
     def step(self, parameters: torch.Tensor, gradient: torch.Tensor, adam: AdamSpec) -> float:
         """Update `parameters` in place; return the norm of the gradient before clipping.
@@ -54,13 +63,14 @@ class AdamState:
         self.num_steps += 1
         correction1 = 1 - adam.beta1**self.num_steps
         correction2 = 1 - adam.beta2**self.num_steps
-        tensors = (parameters, gradient, self.exp_avg, self.exp_avg_sq)
-        # Piece by piece, so that all operations on a piece find it in the processor's cache.
-        for values, grad, mean, square in zip(*(t.split(_PIECE) for t in tensors), strict=True):
-            mean.lerp_(grad, 1 - adam.beta1)
-            square.mul_(adam.beta2).addcmul_(grad, grad, value=1 - adam.beta2)
-            denominator = square.sqrt().mul_(correction2**-0.5).add_(max(adam.eps, _TINY))
-            if adam.weight_decay:
-                values.mul_(1 - adam.learning_rate * adam.weight_decay)
-            values.addcdiv_(mean, denominator, value=-adam.learning_rate / correction1)
+        factors = AdamFactors(
+            mean_share=1 - adam.beta1,
+            square_keep=adam.beta2,
+            square_share=1 - adam.beta2,
+            root_factor=correction2**-0.5,
+            eps=max(adam.eps, _TINY),
+            decay=1 - adam.learning_rate * adam.weight_decay,
+            rate=-adam.learning_rate / correction1,
+        )
+        self.moments.update(parameters, gradient, factors)
         return grad_norm

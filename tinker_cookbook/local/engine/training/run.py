@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from tinker_cookbook.local.engine.budget import has_short_moments
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, write_card
 from tinker_cookbook.local.engine.model.base_model import BaseModel
 from tinker_cookbook.local.engine.model.gradients import GradientSink
@@ -99,7 +100,7 @@ class TrainingRun:
         gradient = self.gradient
         if gradient is None:
             gradient = self.model.spare_gradients.take(self.adapter.parameters)
-        self.adam_state = self.adam_state or AdamState(self.adapter.parameters)
+        self.adam_state = self.adam_state or self._fresh_state()
         grad_norm = self.adam_state.step(self.adapter.parameters, gradient, adam)
         self.model.spare_gradients.give(gradient)
         self.gradient = None
@@ -139,10 +140,11 @@ class TrainingRun:
         tied = self.trains_tied_head
         write_card(folder, base_model_name, origin, tied_head=tied, base_format=base_format)
         if with_optimizer:
-            state = self.adam_state or AdamState(self.adapter.parameters)
+            state = self.adam_state or self._fresh_state()
             tensors = {"num_steps": torch.tensor([state.num_steps], dtype=torch.int64)}
-            for key, name, moment in self._moments(state):
-                tensors[name] = self.adapter.layout.matrix(moment, key)
+            for label, moment in state.moments.float32().items():
+                for key, name in self._moment_names(label):
+                    tensors[name] = self.adapter.layout.matrix(moment, key)
             write_tensors(folder / _OPTIMIZER_FILE, tensors, {"optimizer": "adamw"})
             flush_folder(folder)
 
@@ -169,27 +171,34 @@ class TrainingRun:
                 "the checkpoint has no optimizer state; load it without the optimizer, "
                 "or use one that was saved for training"
             )
-        state = AdamState(self.adapter.parameters)
+        state = self._fresh_state()
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            for key, name, moment in self._moments(state):
-                if name not in names:
-                    raise UserError(f"the checkpoint's optimizer state lacks {name}")
-                place, saved = self.adapter.layout.matrix(moment, key), file.get_tensor(name)
-                if saved.shape != place.shape:
-                    raise UserError(
-                        f"the checkpoint's {name} has shape {tuple(saved.shape)}; this run needs "
-                        f"{tuple(place.shape)}. Load it into a run of the same rank"
-                    )
-                place.copy_(saved)
+            for label in state.moments.float32():
+                moment = torch.zeros_like(self.adapter.parameters)
+                for key, name in self._moment_names(label):
+                    if name not in names:
+                        raise UserError(f"the checkpoint's optimizer state lacks {name}")
+                    place, saved = self.adapter.layout.matrix(moment, key), file.get_tensor(name)
+                    if saved.shape != place.shape:
+                        raise UserError(
+                            f"the checkpoint's {name} has shape {tuple(saved.shape)}; this run "
+                            f"needs {tuple(place.shape)}. Load it into a run of the same rank"
+                        )
+                    place.copy_(saved)
+                state.moments.assign(label, moment)
             state.num_steps = int(file.get_tensor("num_steps")[0])
         return state
 
-    def _moments(self, state: AdamState) -> list[tuple[str, str, torch.Tensor]]:
-        """Return (layout key, name in the file, flat tensor) for every saved moment matrix."""
+    def _fresh_state(self) -> AdamState:
+        """Return the optimizer state before the first step."""
+        short = has_short_moments(str(self.model.product_dtype))
+        return AdamState(self.adapter.parameters, short=short)
+
+    def _moment_names(self, label: str) -> list[tuple[str, str]]:
+        """Return (layout key, name in the file) for every saved matrix of a moment."""
         return [
-            (f"{target.path}.{side}", f"{label}.{peft_tensor_name(target.path, side)}", moment)
-            for label, moment in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq))
+            (f"{target.path}.{side}", f"{label}.{peft_tensor_name(target.path, side)}")
             for target in self.adapter.targets
             for side in "AB"
         ]
