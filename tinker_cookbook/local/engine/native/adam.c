@@ -2,7 +2,8 @@
  *
  * A moment is a float32 rounded to its upper 24 bits, ties to even: sign, exponent and 15 bits of the
  * mantissa. Bits 31 to 16 are in one array, bits 15 to 8 in another. `training/moments.py` computes the
- * same with torch, with another square root. No product is fused with a sum, so all instruction sets give the same bits.
+ * same with torch, with another square root. No product is fused with a sum, so all instruction sets give
+ * the same bits.
  */
 #include "pairs.h"
 
