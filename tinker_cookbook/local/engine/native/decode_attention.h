@@ -27,6 +27,26 @@ typedef struct {
     int64_t split;
 } Past;
 
+/* Tokens that are computed together: memory that several of them read is read once. */
+#define SPAN 4
+/* Query heads that are computed together. */
+#define SPAN_HEADS 3
+/* Positions whose values stay in the first-level cache for all tokens of a span. */
+#define VALUES_BLOCK 64
+
+/* One token's query heads and the positions that they attend to. */
+typedef struct {
+    const float *q;
+    float *out;        /* may be `q`, whose values are then lost */
+    uint16_t *rounded; /* the same in bfloat16, or NULL */
+    float *lse;        /* of the scores of each head, or NULL */
+    Past past;
+    int64_t length; /* number of positions, including its own */
+    /* Keys that this thread will probably read next; they are fetched into the cache meanwhile. */
+    const Stored *ahead;
+    int64_t ahead_length; /* positions */
+} Looking;
+
 /* Compute the scores of G query heads with N keys. */
 INLINE void score_keys(const int G, const int N, const float *q, const Stored *keys, int64_t dim,
                        float *scores, int64_t scores_stride) {
@@ -76,11 +96,17 @@ INLINE float weigh(float *row, int64_t length, float factor, float *lse) {
     return 1.0f / sum;
 }
 
+/* Fetch `count` numbers of a row into the cache. */
+INLINE void fetch_row(const Stored *at, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(Stored)) PREFETCH(at + i);
+}
+
 /* Add the weighted values of positions [from, to) to C vectors of G query heads, which begin at number
  * `k` of a head. `values` points to the first position. */
-INLINE void mix_values(const int G, const int C, const Stored *values, int64_t k, int64_t from,
-                       int64_t to, const float *weights, int64_t weights_stride, float *out,
-                       int64_t dim) {
+INLINE void mix_values(const int G, const int C, const Looking *token, const Stored *values,
+                       int64_t k, int64_t from, int64_t to, const float *weights,
+                       int64_t weights_stride, int64_t dim) {
+    float *out = token->out;
     vec sum[3][8];
     for (int g = 0; g < G; g++)
         for (int c = 0; c < C; c++)
@@ -89,6 +115,7 @@ INLINE void mix_values(const int G, const int C, const Stored *values, int64_t k
     for (int64_t p = from; p < to; p++, values += dim) {
         vec weight[3];
         for (int g = 0; g < G; g++) weight[g] = splat(weights[g * weights_stride + p]);
+        if (C > 1 && p < token->ahead_length) fetch_row(token->ahead + p * dim + k, C * LANES);
         for (int c = 0; c < C; c++) {
             vec part = load_stored(values + c * LANES);
             if (G > 1) IN_REGISTER(part);
@@ -100,14 +127,15 @@ INLINE void mix_values(const int G, const int C, const Stored *values, int64_t k
 }
 
 /* Add the weighted values of positions [from, to) to all numbers of G query heads. */
-INLINE void mix_block(const int G, const Stored *values, int64_t from, int64_t to,
-                      const float *weights, int64_t weights_stride, float *out, int64_t dim) {
+INLINE void mix_block(const int G, const Looking *token, const Stored *values, int64_t from,
+                      int64_t to, const float *weights, int64_t weights_stride, int64_t dim) {
+    float *out = token->out;
     const int C = G == 1 ? 8 : 4;
     int64_t k = 0;
     for (; k + C * LANES <= dim; k += C * LANES)
-        mix_values(G, C, values, k, from, to, weights, weights_stride, out, dim);
+        mix_values(G, C, token, values, k, from, to, weights, weights_stride, dim);
     for (; k + LANES <= dim; k += LANES)
-        mix_values(G, 1, values, k, from, to, weights, weights_stride, out, dim);
+        mix_values(G, 1, token, values, k, from, to, weights, weights_stride, dim);
     for (; k < dim; k++)
         for (int g = 0; g < G; g++) {
             float sum = from ? out[g * dim + k] : 0;
@@ -116,23 +144,6 @@ INLINE void mix_block(const int G, const Stored *values, int64_t from, int64_t t
             out[g * dim + k] = sum;
         }
 }
-
-/* Tokens that are computed together: memory that several of them read is read once. */
-#define SPAN 4
-/* Query heads that are computed together. */
-#define SPAN_HEADS 3
-/* Positions whose values stay in the first-level cache for all tokens of a span. */
-#define VALUES_BLOCK 64
-
-/* One token's query heads and the positions that they attend to. */
-typedef struct {
-    const float *q;
-    float *out;        /* may be `q`, whose values are then lost */
-    uint16_t *rounded; /* the same in bfloat16, or NULL */
-    float *lse;        /* of the scores of each head, or NULL */
-    Past past;
-    int64_t length; /* number of positions, including its own */
-} Looking;
 
 INLINE const Stored *keys_at(const Past *past, int64_t position, int64_t dim) {
     return (position < past->split ? past->begin_keys : past->keys) + position * dim;
@@ -151,9 +162,7 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
         longest = tokens[t].length > longest ? tokens[t].length : longest;
     for (int64_t p = 0; p < longest; p += 4) {
         if (count == 1) { /* fetch its values from memory meanwhile */
-            const char *values = (const char *)(values_at(&tokens->past, p, dim));
-            int64_t bytes = 4 * dim * (int64_t)sizeof(Stored);
-            for (int64_t line = 0; line < bytes; line += 64) PREFETCH(values + line);
+            fetch_row(values_at(&tokens->past, p, dim), 4 * dim);
         }
         for (int64_t t = 0; t < count; t++) {
             const Looking *token = &tokens[t];
@@ -181,7 +190,7 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
             const Looking *token = &tokens[t];
             const Stored *values = values_at(&token->past, p, dim);
             int64_t to = end < token->length ? end : token->length;
-            if (p < to) mix_block(G, values, p, to, scores + t * G * stride, stride, token->out, dim);
+            if (p < to) mix_block(G, token, values, p, to, scores + t * G * stride, stride, dim);
         }
         p = end;
     }

@@ -567,6 +567,15 @@ static Past past_of(const Model *model, const Batch *batch, int64_t index, int64
                   .split = split};
 }
 
+/* Let a token fetch the keys of another task meanwhile, which may not exist. */
+static void look_ahead(Looking *token, const Model *model, int64_t index, const Batch *batch,
+                       int64_t task) {
+    int64_t span = task % batch->num_spans, h = task / batch->num_spans, t = batch->spans[span];
+    if (h >= model->kv_heads || batch->same_length[t]) return;
+    token->ahead = keys_of(model, batch, index, t, h);
+    token->ahead_length = batch->positions[t] + 1;
+}
+
 static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t shared = heads / kv_heads, width = (heads + 2 * kv_heads) * dim;
@@ -595,6 +604,7 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
             tokens[i].past = past_of(model, batch, index, t, h);
             tokens[i].length = batch->positions[t] + 1;
         }
+        if (count == 1) look_ahead(tokens, model, index, batch, task + batch->num_threads);
         attend_group(tokens, count, shared, dim, factor, scores, stride);
     }
 }

@@ -50,7 +50,14 @@ INLINE void store_rounded(uint16_t *to, vec v) {
 }
 
 INLINE vec expand_half(const uint16_t *from) {
-    return (vec)(__builtin_convertvector(*(const hvec_any *)from, uvec) << 16);
+#if LANES == 16
+    uvec bits = (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)from));
+#elif LANES == 8
+    uvec bits = (uvec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)from));
+#else
+    uvec bits = __builtin_convertvector(*(const hvec_any *)from, uvec);
+#endif
+    return (vec)(bits << 16);
 }
 
 INLINE float expand_number(uint16_t number) {
