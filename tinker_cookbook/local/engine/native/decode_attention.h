@@ -42,9 +42,11 @@ typedef struct {
     float *lse;        /* of the scores of each head, or NULL */
     Past past;
     int64_t length; /* number of positions, including its own */
-    /* Keys that this thread will probably read next; they are fetched into the cache meanwhile. */
+    /* Memory to fetch into the cache meanwhile: its own values from position `fetch_from` on, and the keys of
+     * positions [ahead_from, ahead_to) of `ahead`, which this thread will probably read next. */
+    int64_t fetch_from;
     const Stored *ahead;
-    int64_t ahead_length; /* positions */
+    int64_t ahead_from, ahead_to;
 } Looking;
 
 /* Compute the scores of G query heads with N keys. */
@@ -115,7 +117,8 @@ INLINE void mix_values(const int G, const int C, const Looking *token, const Sto
     for (int64_t p = from; p < to; p++, values += dim) {
         vec weight[3];
         for (int g = 0; g < G; g++) weight[g] = splat(weights[g * weights_stride + p]);
-        if (C > 1 && p < token->ahead_length) fetch_row(token->ahead + p * dim + k, C * LANES);
+        if (C > 1 && p >= token->ahead_from && p < token->ahead_to)
+            fetch_row(token->ahead + p * dim + k, C * LANES);
         for (int c = 0; c < C; c++) {
             vec part = load_stored(values + c * LANES);
             if (G > 1) IN_REGISTER(part);
@@ -161,12 +164,11 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
     for (int64_t t = 0; t < count; t++)
         longest = tokens[t].length > longest ? tokens[t].length : longest;
     for (int64_t p = 0; p < longest; p += 4) {
-        if (count == 1) { /* fetch its values from memory meanwhile */
-            fetch_row(values_at(&tokens->past, p, dim), 4 * dim);
-        }
         for (int64_t t = 0; t < count; t++) {
             const Looking *token = &tokens[t];
             float *row = scores + t * G * stride;
+            if (p >= token->fetch_from && p < token->length)
+                fetch_row(values_at(&token->past, p, dim), 4 * dim);
             if (p + 4 <= token->length)
                 score_keys(G, 4, token->q, keys_at(&token->past, p, dim), dim, row + p,
                            stride);

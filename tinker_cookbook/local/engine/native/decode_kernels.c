@@ -567,13 +567,20 @@ static Past past_of(const Model *model, const Batch *batch, int64_t index, int64
                   .split = split};
 }
 
-/* Let a token fetch the keys of another task meanwhile, which may not exist. */
-static void look_ahead(Looking *token, const Model *model, int64_t index, const Batch *batch,
-                       int64_t task) {
-    int64_t span = task % batch->num_spans, h = task / batch->num_spans, t = batch->spans[span];
-    if (h >= model->kv_heads || batch->same_length[t]) return;
-    token->ahead = keys_of(model, batch, index, t, h);
-    token->ahead_length = batch->positions[t] + 1;
+/* Let the tokens of a span fetch the keys of another task's tokens, which may not exist: those that no other
+ * token reads. */
+static void look_ahead(Looking *tokens, int64_t count, const Model *model, int64_t index,
+                       const Batch *batch, int64_t task) {
+    int64_t h = task / batch->num_spans, span = task % batch->num_spans;
+    if (h >= model->kv_heads) return;
+    int64_t first = batch->spans[span], next = batch->spans[span + 1] - first;
+    for (int64_t i = 0; i < count && i < next; i++) {
+        int64_t t = first + i;
+        if (t && batch->kv[t] == batch->kv[t - 1]) continue; /* of the same sequence */
+        tokens[i].ahead = keys_of(model, batch, index, t, h);
+        tokens[i].ahead_from = batch->same_length[t];
+        tokens[i].ahead_to = batch->positions[t] + 1;
+    }
 }
 
 static void attend_all(const Model *model, int64_t index, const Batch *batch) {
@@ -603,8 +610,10 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
 #endif
             tokens[i].past = past_of(model, batch, index, t, h);
             tokens[i].length = batch->positions[t] + 1;
+            int same = i && batch->kv[t] == batch->kv[t - 1]; /* then the token before fetches them */
+            tokens[i].fetch_from = same ? tokens[i].length : batch->same_length[t];
         }
-        if (count == 1) look_ahead(tokens, model, index, batch, task + batch->num_threads);
+        look_ahead(tokens, count, model, index, batch, task + batch->num_threads);
         attend_group(tokens, count, shared, dim, factor, scores, stride);
     }
 }

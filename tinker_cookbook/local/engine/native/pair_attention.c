@@ -28,7 +28,8 @@ void attention_in_order(const Attention *a, int64_t stride) {
                                       .out = a->out + row * dim,
                                       .lse = a->lse + row,
                                       .past = {keys, values, keys, values, 0},
-                                      .length = first + i + 1};
+                                      .length = first + i + 1,
+                                      .fetch_from = first + i + 1};
             }
             attend_group(tokens, count, group, dim, 1.0f, scores, stride);
         }
