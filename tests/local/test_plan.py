@@ -166,6 +166,8 @@ def test_a_model_of_0_6b_has_the_published_size(tmp_path: Path) -> None:
     plan = build_plan("m", folder, rates=RATES, free_bytes=16 * GIB, dtype="float32")
     assert plan.num_parameters == 596_049_920
     assert plan.bytes_per_cached_token == 28 * 2 * 8 * 128 * 4
+    half = build_plan("m", folder, rates=RATES, free_bytes=16 * GIB, dtype="bfloat16")
+    assert half.bytes_per_cached_token == plan.bytes_per_cached_token // 2
     assert plan.memory["weights, packed for training and sampling"] / 2**20 == pytest.approx(
         1137, rel=0.01
     )

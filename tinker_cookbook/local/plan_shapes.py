@@ -95,7 +95,7 @@ def read_sizes(
         lora_room=room,
         base_format=base_format,
     )
-    return _native_sizes(arch, spec, dtype, model)
+    return _native_sizes(arch, spec, model)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
@@ -104,12 +104,9 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _native_sizes(
-    arch: ArchConfig, spec: LoraSpec, dtype: torch.dtype, model: NativeModel
-) -> ModelSizes:
-    # The compiled kernels keep keys and values in float32, torch in the format of the weights.
+def _native_sizes(arch: ArchConfig, spec: LoraSpec, model: NativeModel) -> ModelSizes:
     compiled = isinstance(model.weights.head, PackedMatrix)
-    cached = cache_shape(arch, model.weights, torch.float32 if compiled else dtype)
+    cached = cache_shape(arch, model.weights)
     targets = model.lora_targets(spec)
     return ModelSizes(
         model_type=arch.model_type,

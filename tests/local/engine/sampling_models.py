@@ -22,6 +22,8 @@ from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.types import LoraSpec, ModelInfo, SampleResult, SampleSpec
 
 DECODERS = ("torch", "compiled")
+PAIRS = "compiled, bfloat16"
+"""Decoder whose products, keys and values are in bfloat16."""
 EOS = 2
 
 
@@ -70,10 +72,11 @@ def sampled(
 ) -> Sampled:
     """Build a tiny model with a decoder; skip the test where kernels cannot be compiled."""
     folder = tiny_model(architecture)
-    base = load_base_model(folder, dtype=dtype, compiled=decoder == "compiled")
+    dtype = torch.bfloat16 if decoder == PAIRS else dtype
+    base = load_base_model(folder, dtype=dtype, compiled=decoder != "torch")
     assert isinstance(base, NativeModel), "tiny models have native architectures"
     chosen = TorchDecoder(base.arch, base.weights)
-    if decoder == "compiled":
+    if decoder != "torch":
         compiled = native_decoder(base.arch, base.weights)
         if compiled is None:
             import pytest

@@ -166,6 +166,23 @@ def test_tokens_of_different_adapters_in_a_tile_are_bit_for_bit_those_alone(
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_a_prompt_that_is_not_kept_has_the_bits_of_one_that_is(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Its keys and values are in temporary memory, those of its prefix in a row."""
+    base = load(tmp_path, rounded=True, dtype=dtype)
+    decoder = compiled(base)
+    cache = KvCache(decoder.cache_shape, 64 * 2**20)
+    prompt = np.arange(3, 34, dtype=np.int32)
+    kept = cache.allocate(len(prompt))
+    expected = decoder.forward(Batch(chunks=[Chunk(prompt, 0, kept, None)]))
+    apart = [Chunk(prompt, 0, None, None), Chunk(prompt[20:], 20, None, None, prefix=kept)]
+    whole, ending = decoder.forward(Batch(chunks=apart)).split([len(prompt), 11])
+    assert torch.equal(whole, expected)
+    assert torch.equal(ending, expected[20:])
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_sequences_that_begin_the_same_read_it_from_one_place(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -190,6 +207,16 @@ def test_sequences_that_begin_the_same_read_it_from_one_place(
         row.pool.kv[:, row.index, ..., : len(prompt) // 4 * 4, :] = torch.nan
     batch.decode_same = [(0, 0), (0, len(prompt)), (0, len(prompt))]
     assert torch.equal(decoder.forward(batch), apart)
+
+
+def test_keys_and_values_take_half_the_memory_in_bfloat16(tmp_path: Path) -> None:
+    sizes = []
+    for dtype in FORMATS:
+        decoder = compiled(load(tmp_path, rounded=True, dtype=dtype))
+        row = KvCache(decoder.cache_shape, 64 * 2**20).allocate(100)
+        assert row is not None
+        sizes.append(row.pool.kv.nbytes)
+    assert sizes[0] == 2 * sizes[1]
 
 
 def test_weights_that_are_bfloat16_numbers_are_kept_in_half_the_memory(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from tests.local.engine.sampling_models import DECODERS, Sampled, random_adapter, sampled
+from tests.local.engine.sampling_models import DECODERS, PAIRS, Sampled, random_adapter, sampled
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.prefix_index import (
     PrefixIndex,
@@ -84,7 +84,7 @@ def numbers(result: SampleResult) -> list[np.ndarray]:
 
 def assert_same(first: SampleResult, second: SampleResult, decoder: str) -> None:
     for one, other in zip(numbers(first), numbers(second), strict=True):
-        if decoder == "compiled":
+        if decoder != "torch":
             assert np.array_equal(one, other, equal_nan=True)
         else:
             np.testing.assert_allclose(one, other, rtol=0, atol=LOGPROB_TOLERANCE)
@@ -112,7 +112,7 @@ def computed(model: Sampled) -> dict[str, int]:
     return count
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [*DECODERS, PAIRS])
 @pytest.mark.parametrize("asked", ASKED)
 def test_scorings_give_the_same_alone_and_behind_a_common_prefix(asked, decoder):
     """The limit makes the prefix several chunks, and the endings several batches."""
@@ -127,7 +127,7 @@ def test_scorings_give_the_same_alone_and_behind_a_common_prefix(asked, decoder)
         assert_same(alone, result, decoder)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [*DECODERS, PAIRS])
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 def test_other_architectures_adapters_and_questions_in_one_batch(architecture, decoder):
     prompts = behind(tokens_of(30), 3)
@@ -203,8 +203,9 @@ def test_requests_that_come_later_read_what_earlier_ones_stored():
     assert again.prompt_cache_hit_tokens == 84  # the last token is computed, with those up to four
 
 
-def test_completions_and_scorings_share_with_each_other():
-    model, prompt = sampled(decoder="compiled"), tokens_of(60)
+@pytest.mark.parametrize("decoder", ["compiled", PAIRS])
+def test_completions_and_scorings_share_with_each_other(decoder):
+    model, prompt = sampled(decoder=decoder), tokens_of(60)
     completion = model.sample(SampleSpec(prompt, 1, 12, seed=1, stop=[]))[0].sequences[0]
     whole = np.concatenate([prompt, completion.tokens]).astype(np.int32)
     scored = model.sample(scoring(whole, prompt_logprobs_last_n=12))[0]
@@ -215,24 +216,25 @@ def test_completions_and_scorings_share_with_each_other():
     sample = SampleSpec(other, 2, 8, seed=2, stop=[], prompt_logprobs=True)
     continued = model.sample(sample)[0]
     assert continued.prompt_cache_hit_tokens == 69
-    assert_same(sampled(decoder="compiled").sample(sample)[0], continued, "compiled")
+    assert_same(sampled(decoder=decoder).sample(sample)[0], continued, decoder)
 
 
+@pytest.mark.parametrize("decoder", ["compiled", PAIRS])
 @pytest.mark.parametrize("rows", [1, 2, 6])
-def test_little_memory_changes_no_result(rows):
+def test_little_memory_changes_no_result(rows, decoder):
     """Stored prefixes and running sequences stay within one budget, whatever is evicted for it."""
     groups = [behind(tokens_of(60, seed), 3, length=9) for seed in range(6)]
     specs = [scoring(prompt) for group in groups for prompt in group]
     specs += [SampleSpec(tokens_of(20, seed), 2, 40, seed=seed, stop=[]) for seed in range(3)]
-    expected = sampled(decoder="compiled").sample(*specs)
-    size = 128 * sampled().cache.bytes_per_token
-    tight = sampled(decoder="compiled", cache_bytes=rows * size)
+    expected = sampled(decoder=decoder).sample(*specs)
+    size = 128 * sampled(decoder=decoder).cache.bytes_per_token
+    tight = sampled(decoder=decoder, cache_bytes=rows * size)
     for _ in range(2):
         requests = [tight.start(spec) for spec in specs]
         assert peak_of(tight) <= tight.cache.max_bytes
         assert tight.cache.prefixes.num_bytes <= tight.cache.max_bytes // 4
         for request, result in zip(requests, expected, strict=True):
-            assert_same(result, request.future.result(timeout=0), "compiled")
+            assert_same(result, request.future.result(timeout=0), decoder)
 
 
 def test_prompts_that_are_scored_once_do_not_evict_a_prefix_that_is_used():

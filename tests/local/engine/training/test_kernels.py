@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tinker_cookbook.local.engine.model import ops
 from tinker_cookbook.local.engine.model.architecture import RopeConfig
-from tinker_cookbook.local.engine.native.train_ops import HeadLayout, train_kernels
+from tinker_cookbook.local.engine.native.build import load_kernels_for
+from tinker_cookbook.local.engine.native.instructions import InstructionSet, available_sets
+from tinker_cookbook.local.engine.native.train_ops import HeadLayout, TrainKernels, train_kernels
 
 ROWS = (1, 5, 130)
 SIZES = (24, 45)
@@ -92,3 +96,21 @@ def test_heads_are_split_and_joined(rows: int, dim: int) -> None:
     grads = [draw(*part.shape, seed=index) for index, part in enumerate(result)]
     (expected_grad,) = torch.autograd.grad(expected, qkv, grads)
     torch.testing.assert_close(kernels.join_heads(layout, *grads), expected_grad)
+
+
+@pytest.mark.parametrize("instructions", available_sets(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("dim", [12, 64])
+def test_keys_and_values_are_rounded_to_the_nearest_bfloat16(
+    dim: int, instructions: InstructionSet
+) -> None:
+    library = load_kernels_for(instructions, ("train_kernels.c",))
+    assert library is not None
+    kernels, rows = TrainKernels(library), 11
+    cos, sin = ops.RopeTable(RopeConfig(), dim, "cpu").up_to(rows)
+    layout = HeadLayout(2, 3, dim, torch.arange(rows), cos, sin)
+    qkv = draw(rows, 10 * dim)
+    qkv[0, -4:] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3e38])  # two ties
+    q, k, v = kernels.split_heads(layout, qkv)
+    rounded = kernels.split_heads(replace(layout, rounded=True), qkv)
+    for got, expected in zip(rounded, (q, k.bfloat16().float(), v.bfloat16().float()), strict=True):
+        assert torch.equal(got, expected)

@@ -17,7 +17,8 @@ positions work segment by segment. The backward pass is written out by hand: onl
 LoRA matrices need gradients, so nothing else is kept or computed.
 
 Where products are in bfloat16, the residual stream and its gradient are still float32: rounded
-after each block, they would lose the small outputs that blocks add to them.
+after each block, they would lose the small outputs that blocks add to them. Keys and values are
+rounded to bfloat16 there, since the sampler stores them so; their gradients pass through.
 
 Legend: T packed tokens, H hidden size, K key heads, G query heads per key head, D head size.
 `x` is the input of a projection, `z` the buffer that `Matrix.forward` takes for it, and
@@ -80,7 +81,7 @@ class _Kept:
     q: torch.Tensor
     """[K, T G, D], rotated and divided by sqrt(D); row t G + g belongs to token t."""
     k: torch.Tensor
-    """[K, T, D], rotated; `v` likewise, not rotated."""
+    """[K, T, D], rotated; `v` likewise, not rotated. With paired matrices, bfloat16 numbers."""
     v: torch.Tensor
     attended: torch.Tensor
     """[K, T G, D]."""
@@ -231,7 +232,8 @@ class PackedTransformer:
         plain = dtype == torch.float32 and self.weights.device.type == "cpu"
         if not (plain and (self._paired or not arch.qk_norm)) or train_kernels() is None:
             return None
-        return HeadLayout(arch.num_kv_heads, self._group_size, arch.head_dim, positions, cos, sin)
+        sizes = arch.num_kv_heads, self._group_size, arch.head_dim
+        return HeadLayout(*sizes, positions, cos, sin, rounded=self._paired)
 
     def _lowest_trained_block(self) -> int:
         """Return the index of the first trained block, or the number of blocks if none is."""

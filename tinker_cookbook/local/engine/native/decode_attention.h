@@ -7,16 +7,50 @@
 #define DECODE_ATTENTION_H
 #include "pairs.h"
 
+/* The format of keys and values in memory. With PAIRS they are bfloat16; training in bfloat16 has the same
+ * numbers in float32. */
+#ifdef PAIRS
+typedef uint16_t Stored;
+INLINE vec load_stored(const Stored *p) { return expand_half(p); }
+INLINE float stored_number(Stored number) { return expand_number(number); }
+#else
+typedef float Stored;
+INLINE vec load_stored(const Stored *p) { return load(p); }
+INLINE float stored_number(Stored number) { return number; }
+#endif
+
 /* The keys and values of one key head of one sequence: [positions, dim] each. */
 typedef struct {
     /* The first `split` positions are read from memory that other sequences read too. */
-    const float *begin_keys, *begin_values;
-    const float *keys, *values; /* for the other positions, counted from the first of all */
+    const Stored *begin_keys, *begin_values;
+    const Stored *keys, *values; /* for the other positions, counted from the first of all */
     int64_t split;
 } Past;
 
+/* Tokens that are computed together: memory that several of them read is read once. */
+#define SPAN 4
+/* Query heads that are computed together. */
+#define SPAN_HEADS 3
+/* Positions whose values stay in the first-level cache for all tokens of a span. */
+#define VALUES_BLOCK 64
+
+/* One token's query heads and the positions that they attend to. */
+typedef struct {
+    const float *q;
+    float *out;        /* may be `q`, whose values are then lost */
+    uint16_t *rounded; /* the same in bfloat16, or NULL */
+    float *lse;        /* of the scores of each head, or NULL */
+    Past past;
+    int64_t length; /* number of positions, including its own */
+    /* Memory to fetch into the cache meanwhile: its own values from position `fetch_from` on, and the keys of
+     * positions [ahead_from, ahead_to) of `ahead`, which this thread will probably read next. */
+    int64_t fetch_from;
+    const Stored *ahead;
+    int64_t ahead_from, ahead_to;
+} Looking;
+
 /* Compute the scores of G query heads with N keys. */
-INLINE void score_keys(const int G, const int N, const float *q, const float *keys, int64_t dim,
+INLINE void score_keys(const int G, const int N, const float *q, const Stored *keys, int64_t dim,
                        float *scores, int64_t scores_stride) {
     vec sum[3][4];
     for (int g = 0; g < G; g++)
@@ -29,7 +63,7 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
             IN_REGISTER(value[g]);
         }
         for (int n = 0; n < N; n++) {
-            vec part = load(keys + n * dim + k);
+            vec part = load_stored(keys + n * dim + k);
             IN_REGISTER(part);
             for (int g = 0; g < G; g++) sum[g][n] = FUSED(value[g], part, sum[g][n]);
         }
@@ -42,7 +76,7 @@ INLINE void score_keys(const int G, const int N, const float *q, const float *ke
             for (int n = 0; n < N; n++) row[n] = sum_lanes(sum[g][n]);
         }
         for (int64_t i = k; i < dim; i++)
-            for (int n = 0; n < N; n++) row[n] += q[g * dim + i] * keys[n * dim + i];
+            for (int n = 0; n < N; n++) row[n] += q[g * dim + i] * stored_number(keys[n * dim + i]);
     }
 }
 
@@ -64,11 +98,17 @@ INLINE float weigh(float *row, int64_t length, float factor, float *lse) {
     return 1.0f / sum;
 }
 
+/* Fetch `count` numbers of a row into the cache. */
+INLINE void fetch_row(const Stored *at, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(Stored)) PREFETCH(at + i);
+}
+
 /* Add the weighted values of positions [from, to) to C vectors of G query heads, which begin at number
  * `k` of a head. `values` points to the first position. */
-INLINE void mix_values(const int G, const int C, const float *values, int64_t k, int64_t from,
-                       int64_t to, const float *weights, int64_t weights_stride, float *out,
-                       int64_t dim) {
+INLINE void mix_values(const int G, const int C, const Looking *token, const Stored *values,
+                       int64_t k, int64_t from, int64_t to, const float *weights,
+                       int64_t weights_stride, int64_t dim) {
+    float *out = token->out;
     vec sum[3][8];
     for (int g = 0; g < G; g++)
         for (int c = 0; c < C; c++)
@@ -77,8 +117,10 @@ INLINE void mix_values(const int G, const int C, const float *values, int64_t k,
     for (int64_t p = from; p < to; p++, values += dim) {
         vec weight[3];
         for (int g = 0; g < G; g++) weight[g] = splat(weights[g * weights_stride + p]);
+        if (C > 1 && p >= token->ahead_from && p < token->ahead_to)
+            fetch_row(token->ahead + p * dim + k, C * LANES);
         for (int c = 0; c < C; c++) {
-            vec part = load(values + c * LANES);
+            vec part = load_stored(values + c * LANES);
             if (G > 1) IN_REGISTER(part);
             for (int g = 0; g < G; g++) sum[g][c] = FUSED(weight[g], part, sum[g][c]);
         }
@@ -88,45 +130,29 @@ INLINE void mix_values(const int G, const int C, const float *values, int64_t k,
 }
 
 /* Add the weighted values of positions [from, to) to all numbers of G query heads. */
-INLINE void mix_block(const int G, const float *values, int64_t from, int64_t to,
-                      const float *weights, int64_t weights_stride, float *out, int64_t dim) {
+INLINE void mix_block(const int G, const Looking *token, const Stored *values, int64_t from,
+                      int64_t to, const float *weights, int64_t weights_stride, int64_t dim) {
+    float *out = token->out;
     const int C = G == 1 ? 8 : 4;
     int64_t k = 0;
     for (; k + C * LANES <= dim; k += C * LANES)
-        mix_values(G, C, values, k, from, to, weights, weights_stride, out, dim);
+        mix_values(G, C, token, values, k, from, to, weights, weights_stride, dim);
     for (; k + LANES <= dim; k += LANES)
-        mix_values(G, 1, values, k, from, to, weights, weights_stride, out, dim);
+        mix_values(G, 1, token, values, k, from, to, weights, weights_stride, dim);
     for (; k < dim; k++)
         for (int g = 0; g < G; g++) {
             float sum = from ? out[g * dim + k] : 0;
             for (int64_t p = from; p < to; p++)
-                sum += weights[g * weights_stride + p] * values[(p - from) * dim + k];
+                sum += weights[g * weights_stride + p] * stored_number(values[(p - from) * dim + k]);
             out[g * dim + k] = sum;
         }
 }
 
-/* Tokens that are computed together: memory that several of them read is read once. */
-#define SPAN 4
-/* Query heads that are computed together. */
-#define SPAN_HEADS 3
-/* Positions whose values stay in the first-level cache for all tokens of a span. */
-#define VALUES_BLOCK 64
-
-/* One token's query heads and the positions that they attend to. */
-typedef struct {
-    const float *q;
-    float *out;        /* may be `q`, whose values are then lost */
-    uint16_t *rounded; /* the same in bfloat16, or NULL */
-    float *lse;        /* of the scores of each head, or NULL */
-    Past past;
-    int64_t length; /* number of positions, including its own */
-} Looking;
-
-INLINE const float *keys_at(const Past *past, int64_t position, int64_t dim) {
+INLINE const Stored *keys_at(const Past *past, int64_t position, int64_t dim) {
     return (position < past->split ? past->begin_keys : past->keys) + position * dim;
 }
 
-INLINE const float *values_at(const Past *past, int64_t position, int64_t dim) {
+INLINE const Stored *values_at(const Past *past, int64_t position, int64_t dim) {
     return (position < past->split ? past->begin_values : past->values) + position * dim;
 }
 
@@ -138,13 +164,11 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
     for (int64_t t = 0; t < count; t++)
         longest = tokens[t].length > longest ? tokens[t].length : longest;
     for (int64_t p = 0; p < longest; p += 4) {
-        if (count == 1) { /* fetch its values from memory meanwhile */
-            const char *values = (const char *)(values_at(&tokens->past, p, dim));
-            for (int64_t line = 0; line < 4 * dim * 4; line += 64) PREFETCH(values + line);
-        }
         for (int64_t t = 0; t < count; t++) {
             const Looking *token = &tokens[t];
             float *row = scores + t * G * stride;
+            if (p >= token->fetch_from && p < token->length)
+                fetch_row(values_at(&token->past, p, dim), 4 * dim);
             if (p + 4 <= token->length)
                 score_keys(G, 4, token->q, keys_at(&token->past, p, dim), dim, row + p,
                            stride);
@@ -166,9 +190,9 @@ INLINE void attend_span(const int G, const Looking *tokens, int64_t count, int64
             if (p < tokens[t].past.split && tokens[t].past.split < end) end = tokens[t].past.split;
         for (int64_t t = 0; t < count; t++) {
             const Looking *token = &tokens[t];
-            const float *values = values_at(&token->past, p, dim);
+            const Stored *values = values_at(&token->past, p, dim);
             int64_t to = end < token->length ? end : token->length;
-            if (p < to) mix_block(G, values, p, to, scores + t * G * stride, stride, token->out, dim);
+            if (p < to) mix_block(G, token, values, p, to, scores + t * G * stride, stride, dim);
         }
         p = end;
     }

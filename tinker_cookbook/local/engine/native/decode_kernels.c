@@ -1,6 +1,6 @@
 /* The decoder's forward pass for sampling on a CPU: weights in float32 or bfloat16, all else in float32.
- * With PAIRS (`pair_decode.c`), the rows and matrices of all products are rounded to bfloat16, and every
- * result has the bits of training's forward pass in that format.
+ * With PAIRS (`pair_decode.c`), the rows and matrices of all products are rounded to bfloat16, as are keys
+ * and values, and every result has the bits of training's forward pass in that format.
  *
  * The block is that of `model/transformer.py`, whose docstring has its formulas. One call runs all
  * blocks over a batch of tokens: decoding sequences (one token each) and prompt chunks, mixed. The order
@@ -88,8 +88,8 @@ typedef struct {
     const int64_t *positions;
     int64_t num_spans;
     const int64_t *spans;       /* first token of each span, then num_tokens; a span attends together */
-    float *const *kv;           /* per token: its sequence's [kv_heads, 2, C, D] of layer 0 */
-    const int64_t *kv_stride;   /* per token: floats from one layer to the next */
+    Stored *const *kv;          /* per token: its sequence's [kv_heads, 2, C, D] of layer 0 */
+    const int64_t *kv_stride;   /* per token: numbers from one layer to the next */
     const int64_t *capacity;    /* per token: its sequence's C */
     const int64_t *same_as;     /* per token: another token, whose sequence begins with the same */
     const int64_t *same_length; /* `same_length` tokens; 0 if no such sequence is known */
@@ -627,15 +627,22 @@ static void rotate(float *head, const float *cos, const float *sin, int64_t dim)
 #endif
 
 /* Return the keys of a head that a token attends to; its values begin C rows later. */
-INLINE float *keys_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
+INLINE Stored *keys_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
     return batch->kv[t] + index * batch->kv_stride[t] + h * 2 * batch->capacity[t] * model->head_dim;
+}
+
+INLINE void store_head(Stored *to, const float *from, int64_t dim) {
+#ifdef PAIRS
+    round_row(to, from, dim);
+#else
+    memcpy(to, from, (size_t)dim * sizeof(float));
+#endif
 }
 
 /* Norm and rotate the queries and keys of all tokens; write keys and values into the caches. */
 static void store_keys(const Model *model, const Layer *layer, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t width = (heads + 2 * kv_heads) * dim;
-    size_t bytes = (size_t)dim * sizeof(float);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < batch->num_tokens; t++) {
         float *row = batch->wide + t * width;
@@ -653,9 +660,9 @@ static void store_keys(const Model *model, const Layer *layer, int64_t index, co
 #endif
         }
         for (int64_t h = 0; h < kv_heads; h++) {
-            float *keys = keys_of(model, batch, index, t, h) + position * dim;
-            memcpy(keys, row + (heads + h) * dim, bytes);
-            memcpy(keys + batch->capacity[t] * dim, row + (heads + kv_heads + h) * dim, bytes);
+            Stored *keys = keys_of(model, batch, index, t, h) + position * dim;
+            store_head(keys, row + (heads + h) * dim, dim);
+            store_head(keys + batch->capacity[t] * dim, row + (heads + kv_heads + h) * dim, dim);
         }
     }
 }
@@ -663,13 +670,29 @@ static void store_keys(const Model *model, const Layer *layer, int64_t index, co
 static Past past_of(const Model *model, const Batch *batch, int64_t index, int64_t t, int64_t h) {
     int64_t dim = model->head_dim, split = batch->same_length[t];
     int64_t source = split ? batch->same_as[t] : t;
-    const float *keys = keys_of(model, batch, index, t, h);
-    const float *begin = keys_of(model, batch, index, source, h);
+    const Stored *keys = keys_of(model, batch, index, t, h);
+    const Stored *begin = keys_of(model, batch, index, source, h);
     return (Past){.begin_keys = begin,
                   .begin_values = begin + batch->capacity[source] * dim,
                   .keys = keys,
                   .values = keys + batch->capacity[t] * dim,
                   .split = split};
+}
+
+/* Let the tokens of a span fetch the keys of another task's tokens, which may not exist: those that no other
+ * token reads. */
+static void look_ahead(Looking *tokens, int64_t count, const Model *model, int64_t index,
+                       const Batch *batch, int64_t task) {
+    int64_t h = task / batch->num_spans, span = task % batch->num_spans;
+    if (h >= model->kv_heads) return;
+    int64_t first = batch->spans[span], next = batch->spans[span + 1] - first;
+    for (int64_t i = 0; i < count && i < next; i++) {
+        int64_t t = first + i;
+        if (t && batch->kv[t] == batch->kv[t - 1]) continue; /* of the same sequence */
+        tokens[i].ahead = keys_of(model, batch, index, t, h);
+        tokens[i].ahead_from = batch->same_length[t];
+        tokens[i].ahead_to = batch->positions[t] + 1;
+    }
 }
 
 static void attend_all(const Model *model, int64_t index, const Batch *batch) {
@@ -699,7 +722,10 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
 #endif
             tokens[i].past = past_of(model, batch, index, t, h);
             tokens[i].length = batch->positions[t] + 1;
+            int same = i && batch->kv[t] == batch->kv[t - 1]; /* then the token before fetches them */
+            tokens[i].fetch_from = same ? tokens[i].length : batch->same_length[t];
         }
+        look_ahead(tokens, count, model, index, batch, task + batch->num_threads);
         attend_group(tokens, count, shared, dim, factor, scores, stride);
     }
 }

@@ -1,7 +1,8 @@
 /* The forward pass of training's attention where products are in bfloat16: that of the decoder.
  *
  * A rounding to bfloat16 follows, which would turn the last bits of two different sums into differences of
- * half a percent. So sums run in the decoder's order, and trainer and sampler agree bit for bit.
+ * half a percent. So sums run in the decoder's order, and trainer and sampler agree bit for bit. Keys and values
+ * are the numbers that the decoder stores in bfloat16, here in float32: split_heads has rounded them.
  */
 #include "decode_attention.h"
 #include "train_attention.h"
@@ -27,7 +28,8 @@ void attention_in_order(const Attention *a, int64_t stride) {
                                       .out = a->out + row * dim,
                                       .lse = a->lse + row,
                                       .past = {keys, values, keys, values, 0},
-                                      .length = first + i + 1};
+                                      .length = first + i + 1,
+                                      .fetch_from = first + i + 1};
             }
             attend_group(tokens, count, group, dim, 1.0f, scores, stride);
         }

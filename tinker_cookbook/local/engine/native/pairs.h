@@ -49,6 +49,35 @@ INLINE void store_rounded(uint16_t *to, vec v) {
 #endif
 }
 
+INLINE vec expand_half(const uint16_t *from) {
+#if LANES == 16
+    uvec bits = (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)from));
+#elif LANES == 8
+    uvec bits = (uvec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)from));
+#else
+    uvec bits = __builtin_convertvector(*(const hvec_any *)from, uvec);
+#endif
+    return (vec)(bits << 16);
+}
+
+INLINE float expand_number(uint16_t number) {
+    uint32_t bits = (uint32_t)number << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Round a row and keep it in float32; may be in place. Has the numbers of round_row. */
+INLINE void round_floats(float *to, const float *from, int64_t size) {
+    int64_t k = 0;
+    for (; k + LANES <= size; k += LANES) {
+        uint16_t rounded[LANES];
+        store_rounded(rounded, load(from + k));
+        store(to + k, expand_half(rounded));
+    }
+    for (; k < size; k++) to[k] = expand_number(round_number(from[k]));
+}
+
 /* Round two vectors; the words hold the first in their lower halves and the second in the upper ones. */
 INLINE uvec rounded_words(vec lower, vec upper) {
 #if LANES == 16 && defined(__AVX512BF16__)

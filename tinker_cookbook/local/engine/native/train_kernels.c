@@ -3,6 +3,7 @@
  * Rows are tokens. A row of an operand may be part of a wider row: rows are then `stride` floats apart.
  * `model/ops.py` computes the same with torch and explains the formulas.
  */
+#include "pairs.h"
 #include "rows.h"
 
 /* Use threads only if there are enough rows to repay waking them. They take rows in turns, so that a thread
@@ -99,6 +100,7 @@ typedef struct {
     const float *cos, *sin;   /* [positions, dim]; the first half of each row is used */
     const float *q_norm, *k_norm; /* [dim], for split_heads; NULL without such norms */
     float eps;
+    int64_t rounded; /* whether k and v become bfloat16 numbers, as the decoder stores them */
 } Heads;
 
 #define MAX_DIM 256
@@ -116,7 +118,7 @@ INLINE void split_head(const Heads *heads, float *out, const float *x, const flo
 }
 
 /* From qkv [rows, (K G + 2 K) dim] to normed, rotated and scaled q [K, rows, G, dim], normed and rotated k [K, rows, dim]
- * and v [K, rows, dim]. */
+ * and v [K, rows, dim]; all in float32. */
 void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float *v) {
     int64_t rows = heads->rows, kv = heads->kv_heads, group = heads->group, dim = heads->dim;
     int64_t width = (group + 2) * kv * dim, threads = heads->threads;
@@ -129,15 +131,19 @@ void split_heads(const Heads *heads, const float *qkv, float *q, float *k, float
             for (int64_t g = 0; g < group; g++)
                 split_head(heads, q + ((h * rows + t) * group + g) * dim,
                            from + (h * group + g) * dim, heads->q_norm, cos, sin, scale);
-            split_head(heads, k + (h * rows + t) * dim, from + (kv * group + h) * dim, heads->k_norm,
-                       cos, sin, 1.0f);
-            memcpy(v + (h * rows + t) * dim, from + (kv * group + kv + h) * dim,
-                   (size_t)dim * sizeof(float));
+            float *key = k + (h * rows + t) * dim, *value = v + (h * rows + t) * dim;
+            split_head(heads, key, from + (kv * group + h) * dim, heads->k_norm, cos, sin, 1.0f);
+            memcpy(value, from + (kv * group + kv + h) * dim, (size_t)dim * sizeof(float));
+            if (heads->rounded) {
+                round_floats(key, key, dim);
+                round_floats(value, value, dim);
+            }
         }
     }
 }
 
-/* From the gradients of q, k and v to that of qkv: split_heads in reverse, with rotations back. */
+/* From the gradients of q, k and v to that of qkv: split_heads in reverse, with rotations back. The
+ * gradient of a rounded number is taken as that of the number. */
 void join_heads(const Heads *heads, float *qkv, const float *q, const float *k, const float *v) {
     int64_t rows = heads->rows, kv = heads->kv_heads, group = heads->group, dim = heads->dim;
     int64_t half = dim / 2, width = (group + 2) * kv * dim, threads = heads->threads;

@@ -34,6 +34,7 @@ class _Heads(ctypes.Structure):
         ("q_norm", _Pointer),
         ("k_norm", _Pointer),
         ("eps", ctypes.c_float),
+        ("rounded", _Long),
     )
 
 
@@ -50,6 +51,8 @@ class HeadLayout:
     cos: Tensor
     """float32 [P, dim] by position, from `RopeTable`; `sin` likewise."""
     sin: Tensor
+    rounded: bool = False
+    """Whether keys and values are rounded to bfloat16 numbers; their tensors stay float32."""
 
     def struct(self, norms: HeadNorms | None = None) -> _Heads:
         """Return the record that the kernels read."""
@@ -62,6 +65,7 @@ class HeadLayout:
             self.positions.data_ptr(),
             self.cos.data_ptr(),
             self.sin.data_ptr(),
+            rounded=self.rounded,
         )
         if norms is not None:
             heads.q_norm, heads.k_norm = norms.q_norm.data_ptr(), norms.k_norm.data_ptr()

@@ -54,13 +54,13 @@ class CacheShape:
         return torch.empty(size, dtype=self.dtype, device=self.device)
 
 
-def cache_shape(arch: ArchConfig, weights: ModelWeights, dtype: torch.dtype) -> CacheShape:
-    """Return the layout for a native model, with keys and values in `dtype`."""
+def cache_shape(arch: ArchConfig, weights: ModelWeights) -> CacheShape:
+    """Return the layout for a native model: keys and values have the format of its products."""
     return CacheShape(
         num_layers=arch.num_layers,
         num_kv_heads=arch.num_kv_heads,
         head_dim=arch.head_dim,
-        dtype=dtype,
+        dtype=weights.product_dtype,
         device=weights.device,
         max_tokens=arch.max_positions,
         hidden_size=arch.hidden_size,

@@ -2,8 +2,8 @@
 
 It computes the same function as `torch_decoder.TorchDecoder` on a CPU, and a token gets the same
 bits whatever else is in its batch. It reads the packed matrices that training uses. With matrices
-of bfloat16 pairs it also rounds their input rows to bfloat16, as training does; then both compute
-the same bits. Hidden states, keys and values are float32.
+of bfloat16 pairs it also rounds their input rows, keys and values to bfloat16, as training does;
+then both compute the same bits. Hidden states are float32.
 
 The classes derived from `ctypes.Structure` mirror the C structs field by field; the sizes are
 compared when a decoder is created.
@@ -166,7 +166,7 @@ class NativeDecoder:
     def __init__(self, arch: ArchConfig, weights: ModelWeights, kernels: ctypes.CDLL) -> None:
         self.arch = arch
         self.weights = weights
-        self.cache_shape = cache_shape(arch, weights, torch.float32)
+        self.cache_shape = cache_shape(arch, weights)
         kernels.struct_size.restype = _Long
         for number, struct in enumerate(_STRUCTS):
             size = kernels.struct_size(_Long(number))
@@ -275,7 +275,7 @@ class NativeDecoder:
     def _places(self, batch: Batch[Row]) -> list[np.ndarray]:
         """Return where keys and values are, as three int64 arrays.
 
-        The arrays are the address of a sequence's cache in layer 0, the number of floats from one
+        The arrays are the address of a sequence's cache in layer 0, the count of numbers from one
         layer to the next, and the capacity in tokens. They have one entry per token and then one
         per prefix of `_prefix_rows`.
         """
@@ -284,15 +284,16 @@ class NativeDecoder:
             places.append(_place(row))
         # prompts without a row get temporary memory for one layer
         alone = [chunk for chunk in batch.chunks if chunk.row is None]
-        token_size = 2 * self.arch.kv_size
-        spare = self._buffer("alone", sum(len(chunk.tokens) for chunk in alone) * token_size)
+        size = self.cache_shape.dtype.itemsize
+        token_bytes = 2 * self.arch.kv_size * size
+        spare = self._buffer("alone", sum(len(c.tokens) for c in alone) * token_bytes // 4)
         for chunk in batch.chunks:
             num = len(chunk.tokens)
             if chunk.row is None:
                 # No later pass reads these keys, so every layer overwrites those of the one before.
                 # The kernels add the position of a key, and the first one is at `start`.
-                places += [(spare - chunk.start * self.arch.head_dim * 4, 0, num)] * num
-                spare += num * token_size * 4
+                places += [(spare - chunk.start * self.arch.head_dim * size, 0, num)] * num
+                spare += num * token_bytes
             else:
                 places += [_place(chunk.row)] * num
         places += [_place(row) for row in _prefix_rows(batch)]
@@ -396,9 +397,10 @@ def _expanded_size(weights: ModelWeights, panel: int) -> int:
 
 
 def _place(row: Row) -> tuple[int, int, int]:
-    """Return the address of a row's cache, the floats between layers, and the capacity."""
-    kv = row.pool.kv  # float32 [L, R, H, 2, C, D]
-    return kv.data_ptr() + row.index * kv.stride(1) * 4, kv.stride(0), row.pool.capacity
+    """Return the address of a row's cache, the numbers between layers, and the capacity."""
+    kv = row.pool.kv  # [L, R, H, 2, C, D]
+    offset = row.index * kv.stride(1) * kv.itemsize
+    return kv.data_ptr() + offset, kv.stride(0), row.pool.capacity
 
 
 def _prefix_rows(batch: Batch[Row]) -> list[Row]:

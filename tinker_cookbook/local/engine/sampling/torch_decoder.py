@@ -72,7 +72,7 @@ class TorchDecoder:
         self.overhead_tokens = 8 if weights.device.type == "cpu" else 128
         self.arch = arch
         self.weights = weights
-        self.cache_shape = cache_shape(arch, weights, weights.dtype)
+        self.cache_shape = cache_shape(arch, weights)
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
 
     @torch.inference_mode()
