@@ -71,13 +71,28 @@ def test_values_and_gradients(
         assert error < 5e-6
 
 
+@pytest.mark.parametrize(("kv_heads", "group", "dim", "lengths"), SHAPES)
+def test_gradients_from_rounded_operands(
+    kv_heads: int, group: int, dim: int, lengths: tuple[int, ...]
+) -> None:
+    if attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    *inputs, grad = draw(kv_heads, group, dim, sum(lengths))
+    out, lse = attention_forward(*inputs, lengths, in_order=True)
+    expected = attention_backward(grad, *inputs, out, lse, lengths)
+    found = attention_backward(grad, *inputs, out, lse, lengths, paired=True)
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours - exact).norm() < 0.01 * exact.norm().clamp(min=1)
+
+
 @pytest.mark.usefixtures("path")
 def test_large_scores_overflow_nothing() -> None:
     q, k, v, grad = draw(1, 2, 16, 300)
     q *= 1e4
     out, lse = attention_forward(q, k, v, (300,))
-    found = attention_backward(grad, q, k, v, out, lse, (300,))
-    assert all(tensor.isfinite().all() for tensor in (out, *found))
+    for paired in (False, True):
+        found = attention_backward(grad, q, k, v, out, lse, (300,), paired=paired)
+        assert all(tensor.isfinite().all() for tensor in (out, *found))
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
@@ -89,7 +104,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             out, lse = attention_forward(*inputs, (1100, 300))
-            results.append((out, *attention_backward(grad, *inputs, out, lse, (1100, 300))))
+            exact = attention_backward(grad, *inputs, out, lse, (1100, 300))
+            paired = attention_backward(grad, *inputs, out, lse, (1100, 300), paired=True)
+            results.append((out, *exact, *paired))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

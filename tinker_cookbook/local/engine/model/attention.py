@@ -70,10 +70,14 @@ def attention_backward(
     out: torch.Tensor,
     lse: torch.Tensor | None,
     lengths: Sequence[int],
+    *,
+    paired: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q (multiplied, as it arrived), k and v, given that of the output.
 
-    `out` and `lse` are the results of `attention_forward`.
+    Args:
+        out: the result of `attention_forward`; `lse` likewise.
+        paired: let the compiled kernels round the operands of products to bfloat16.
     """
     if lacks_products(q):
         grad, wide_q, wide_k, wide_v, out = (t.float() for t in (grad, q, k, v, out))
@@ -81,7 +85,7 @@ def attention_backward(
         return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
     kernels = _kernels()
     if kernels is not None and lse is not None:
-        return kernels.backward(grad, q, k, v, out, lse, lengths)
+        return kernels.backward(grad, q, k, v, out, lse, lengths, paired=paired)
     q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     group = q.shape[1] // k.shape[1]
     # sum_j P_ij P_grad_ij = sum_j P_ij (grad_i . v_j) = grad_i . out_i: one dot product per row.

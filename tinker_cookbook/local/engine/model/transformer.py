@@ -455,6 +455,7 @@ class PackedTransformer:
             kept.attended,
             kept.attended_lse,
             tape.lengths,
+            paired=self._paired,
         )
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:

@@ -23,6 +23,8 @@ _PARTS = 12
 """Number of tasks that a backward pass is cut into, so that threads share them evenly."""
 _SHORTEST_PART = 512
 """Minimum number of queries in a part of a segment."""
+_SHORTEST_PAIRED_PART = 192
+"""The same where products are in bfloat16, whose threads share work more finely."""
 _IN_ORDER_STEP = 32
 """Number of queries in a task of `forward_in_order`."""
 _LANES = 16
@@ -46,6 +48,7 @@ class AttentionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.attention_limits.restype = library.attention_scratch.restype = _Long
+        library.attention_pairs_scratch.restype = _Long
         library.span_tokens.restype = library.span_heads.restype = _Long
         self._span_rows = int(library.span_tokens()) * int(library.span_heads())
         limits = [int(library.attention_limits(_Long(number))) for number in range(4)]
@@ -94,16 +97,28 @@ class AttentionKernels:
         out: Tensor,
         lse: Tensor,
         lengths: Sequence[int],
+        *,
+        paired: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of q, k and v, given that of `forward`'s values."""
+        """Return the gradients of q, k and v, given that of `forward`'s values.
+
+        Args:
+            paired: round the operands of products to bfloat16 and multiply pairs of them.
+        """
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        tasks, num_partial = _backward_tasks(lengths, len(k))
+        shortest = _SHORTEST_PAIRED_PART if paired else _SHORTEST_PART
+        tasks, num_partial = _backward_tasks(lengths, len(k), shortest)
         partial = k.new_empty(2, len(k), num_partial, k.shape[2])
+        if paired:
+            self._reserve(int(self._library.attention_pairs_scratch()))
         call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
         call.num_partial = num_partial
         call.partial_k, call.partial_v = partial[0].data_ptr(), partial[1].data_ptr()
         call.q_grad, call.k_grad, call.v_grad = (tensor.data_ptr() for tensor in grads)
-        self._library.attention_backward(ctypes.byref(call))
+        if paired:
+            self._library.attention_backward_pairs(ctypes.byref(call))
+        else:
+            self._library.attention_backward(ctypes.byref(call))
         return grads
 
     def _reserve(self, floats_per_thread: int) -> None:
@@ -144,7 +159,7 @@ def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
     return np.array(sorted(tasks, key=lambda task: -task[2]), np.int64)
 
 
-def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, int]:
+def _backward_tasks(lengths: Sequence[int], kv_heads: int, shortest: int) -> tuple[np.ndarray, int]:
     """Return ranges of queries, as `_forward_tasks` does, and the rows of partial key gradients.
 
     A long segment is cut into ranges of equal cost: query i meets i keys, so the cost up to i grows
@@ -154,7 +169,7 @@ def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, 
     wanted = -(-_PARTS // (kv_heads * len(lengths)))
     tasks, start, num_partial = [], 0, 0
     for length in lengths:
-        parts = max(1, min(wanted, length // _SHORTEST_PART))
+        parts = max(1, min(wanted, length // shortest))
         cuts = [round(length * (part / parts) ** 0.5) for part in range(parts + 1)]
         for first, last in itertools.pairwise(cuts):
             whole = last == length

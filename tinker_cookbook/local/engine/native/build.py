@@ -38,6 +38,7 @@ _FOLDER = Path(__file__).parent
 _SOURCES = (
     "decode_kernels.c",
     "pair_attention.c",
+    "pair_attention_backward.c",
     "pair_decode.c",
     "pair_gradients.c",
     "pair_products.c",

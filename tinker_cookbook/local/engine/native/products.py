@@ -60,6 +60,7 @@ class _Product(ctypes.Structure):
         ("threads", _Long),
         ("num_terms", _Long),
         ("num_parts", _Long),
+        ("num_given", _Long),
         ("scratch", _Pointer),
         ("terms", _Term * 4),
         ("parts", _Part * _MAX_PARTS),
@@ -74,14 +75,15 @@ class Products:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for function in (library.product_struct_size, library.product_scratch, library.panel_width):
+        for function in (library.product_struct_size, library.panel_width):
+            function.restype = _Long
+        for function in (library.product_scratch, library.product_pairs_scratch):
             function.restype = _Long
         for number, struct in enumerate(_STRUCTS):
             size = library.product_struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
         self.panel = int(library.panel_width())
         """Number of outputs in a panel, on this machine."""
-        self._scratch_floats = int(library.product_scratch())
         self._scratch = torch.empty(0)
 
     def forward(
@@ -170,15 +172,19 @@ class Products:
     def _call(
         self, rows: int, num_terms: int, num_parts: int
     ) -> tuple[_Product, Sequence[_Term], Sequence[_Part]]:
-        threads = torch.get_num_threads()
-        if len(self._scratch) < threads * self._scratch_floats:
-            self._scratch = torch.empty(threads * self._scratch_floats)
-        call = _Product(rows, threads, num_terms, num_parts, self._scratch.data_ptr())
+        call = _Product(rows, torch.get_num_threads(), num_terms, num_parts, num_terms)
         return call, call.terms, call.parts
 
     def _run(self, call: _Product, matrix: PackedOperand) -> None:
+        library = self._library
+        product, scratch = library.product, library.product_scratch
+        if matrix.paired:
+            product, scratch = library.product_pairs, library.product_pairs_scratch
         if call.rows:
-            product = self._library.product_pairs if matrix.paired else self._library.product
+            floats = scratch(ctypes.byref(call))
+            if len(self._scratch) < floats:
+                self._scratch = torch.empty(floats)
+            call.scratch = self._scratch.data_ptr()
             product(ctypes.byref(call))
 
 

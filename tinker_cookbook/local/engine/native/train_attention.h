@@ -18,7 +18,20 @@ typedef struct {
     const float *grad;               /* gradient of out */
     float *q_grad, *k_grad, *v_grad;
     float *partial_k, *partial_v;    /* [K, num_partial, D] */
-    float *scratch;                  /* attention_scratch() floats per thread */
+    float *scratch;                  /* floats per thread: as many as the called function asks for */
 } Attention;
+
+/* Add the partial gradients of one head's keys and values to those of their segments. */
+static inline void add_partial(const Attention *a, int64_t head) {
+    for (const Task *task = a->tasks; task < a->tasks + a->num_tasks; task++) {
+        if (task->partial < 0) continue;
+        int64_t own = (head * a->tokens + task->start) * a->dim;
+        int64_t apart = (head * a->num_partial + task->partial) * a->dim;
+        for (int64_t i = 0; i < task->last * a->dim; i++) {
+            a->k_grad[own + i] += a->partial_k[apart + i];
+            a->v_grad[own + i] += a->partial_v[apart + i];
+        }
+    }
+}
 
 #endif
