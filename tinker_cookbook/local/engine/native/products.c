@@ -28,7 +28,7 @@
 #define MAX_SEGMENTS 8
 /* Several threads cut the second phase into at least so many tasks each. They take tasks in turns, so that
  * a thread that another program interrupts does not hold up the others for long. */
-#define TASKS_PER_THREAD 8
+#define TASKS_PER_THREAD 24
 /* Units in a task of the first phase. */
 #define PACK_UNITS 10
 /* Words that are packed at a time, for all threads together. */
@@ -55,6 +55,7 @@ typedef struct {
     int64_t units;    /* that are packed at a time */
     int64_t row;      /* the first of them */
     int64_t unit, end; /* the task's units, counted from that row */
+    int64_t from, to; /* inputs that are packed at a time; only a single term is cut */
     Word *space;      /* of this thread */
 } Work;
 
@@ -82,7 +83,7 @@ INLINE int64_t num_panels(int64_t outs) { return (outs + PANEL - 1) / PANEL; }
 
 /* Return the packed rows of a term from its input `from` on. */
 INLINE Word *packed_at(const Work *work, int64_t term, int64_t from) {
-    int64_t words = WORDS(from);
+    int64_t words = WORDS(from - work->from);
     for (int64_t n = 0; n < term; n++) words += WORDS(work->p->terms[n].count);
     return work->packed + work->units * MR * words;
 }
@@ -96,7 +97,7 @@ static void pack_term(const Work *work, int64_t n) {
     const Term *term = &work->p->terms[n];
     int64_t first = work->unit * MR, height = slice_height(term);
     const float *x = term->x + (work->row + first) * term->stride;
-    for (int64_t from = 0; from < term->count; from += height) {
+    for (int64_t from = work->from; from < least(term->count, work->to); from += height) {
         int64_t count = least(term->count - from, height);
         pack_rows(packed_at(work, n, from) + first * WORDS(count), x + from, term->stride,
                   last_row(work) - first, count);
@@ -181,14 +182,14 @@ static void run_panel(const Work *work, const Part *part, Group *group, int64_t 
 /* Compute the task's rows of one part, panels [panel, end). */
 static void run_part(const Work *work, int64_t number, int64_t panel, int64_t end) {
     const Product *p = work->p;
-    Group group = {.first = 1};
+    Group group = {.first = work->from == 0};
     int64_t last = p->num_terms - 1;
     while (last >= 0 && !p->terms[last].right[number].at) last--;
     for (int64_t n = 0; n <= last; n++) {
         const Term *term = &p->terms[n];
         if (!term->right[number].at) continue;
         int64_t height = slice_height(term);
-        for (int64_t from = 0; from < term->count; from += height) {
+        for (int64_t from = work->from; from < least(term->count, work->to); from += height) {
             int64_t count = least(term->count - from, height), words = WORDS(count);
             if (group.num == MAX_SEGMENTS || (group.num && group.words + words > GROUP_WORDS)) {
                 for (int64_t i = panel; i < end; i++)
@@ -203,7 +204,7 @@ static void run_part(const Work *work, int64_t number, int64_t panel, int64_t en
             group.words += words;
         }
     }
-    group.last = 1;
+    group.last = work->to >= p->terms[last].count;
     for (int64_t i = panel; i < end; i++) run_panel(work, &p->parts[number], &group, i * PANEL);
 }
 
@@ -253,9 +254,23 @@ INLINE int64_t unit_words(const Product *p) {
 /* Return how many units are packed at a time. */
 static int64_t units_at_once(const Product *p) {
     int64_t units = (p->rows + MR - 1) / MR, most = SHARED_WORDS / unit_words(p);
-    if (most < MAX_UNITS) most = MAX_UNITS;
+    if (most < 2 * MAX_UNITS) most = 2 * MAX_UNITS;
     int64_t rounds = (units + most - 1) / most;
     return rounds ? (units + rounds - 1) / rounds : 0;
+}
+
+/* Return how many inputs are packed at a time: whole slices of a single term, or all. */
+static int64_t inputs_at_once(const Product *p) {
+    int64_t words = SHARED_WORDS / (units_at_once(p) * MR + 1), height = slice_height(p->terms);
+    int64_t slices = words / WORDS(height);
+    if (p->num_terms > 1) return INT64_MAX / 2;
+    return (slices > 0 ? slices : 1) * height;
+}
+
+static int64_t packed_words(const Product *p) {
+    int64_t words = unit_words(p);
+    if (p->num_terms == 1) words = least(words, WORDS(inputs_at_once(p)) * MR);
+    return units_at_once(p) * words;
 }
 
 /* Compute the packed units; all threads call it. */
@@ -286,14 +301,18 @@ void product_pairs(const Product *p) {
 #else
 void product(const Product *p) {
 #endif
-    int64_t units = (p->rows + MR - 1) / MR, each = units_at_once(p);
+    int64_t units = (p->rows + MR - 1) / MR, each = units_at_once(p), step = inputs_at_once(p);
 #pragma omp parallel num_threads((int)least(p->threads, units))
     {
         Word *space = (Word *)(void *)p->scratch + omp_get_thread_num() * SPACE_WORDS;
         Word *packed = (Word *)(void *)p->scratch + p->threads * SPACE_WORDS;
         for (int64_t unit = 0; unit < units; unit += each) {
             Work work = {.p = p, .packed = packed, .units = each, .row = unit * MR, .space = space};
-            run_units(work, least(units - unit, each));
+            do {
+                work.to = work.from + step;
+                run_units(work, least(units - unit, each));
+                work.from = work.to;
+            } while (p->num_terms == 1 && work.from < p->terms->count);
         }
     }
 }
@@ -304,7 +323,7 @@ int64_t product_pairs_scratch(const Product *p) {
 #else
 int64_t product_scratch(const Product *p) {
 #endif
-    return p->threads * SPACE_WORDS + units_at_once(p) * unit_words(p);
+    return p->threads * SPACE_WORDS + packed_words(p);
 }
 
 #ifndef PAIRS
