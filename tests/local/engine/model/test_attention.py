@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.model import attention
-from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+from tinker_cookbook.local.engine.model.attention import (
+    attention_backward,
+    attention_forward,
+    paired_attention_backward,
+    paired_attention_forward,
+)
 
 SHAPES = [
     # key heads, query heads of each, head size, lengths
@@ -35,6 +40,11 @@ def draw(kv_heads: int, group: int, dim: int, tokens: int) -> list[torch.Tensor]
     queries, keys = (kv_heads, tokens * group, dim), (kv_heads, tokens, dim)
     q, k, v, grad = (torch.randn(size) for size in (queries, keys, keys, queries))
     return [q * dim**-0.5, k, v, grad]
+
+
+def merge(values: torch.Tensor, group: int) -> torch.Tensor:
+    """From [K, T G, D] to [T, K G D], the layout of the paired functions."""
+    return values.unflatten(1, (-1, group)).transpose(0, 1).flatten(1).contiguous()
 
 
 def reference(
@@ -78,9 +88,9 @@ def test_gradients_from_rounded_operands(
     if attention._kernels() is None:
         pytest.skip("no C compiler here")
     *inputs, grad = draw(kv_heads, group, dim, sum(lengths))
-    out, lse = attention_forward(*inputs, lengths, in_order=True)
-    expected = attention_backward(grad, *inputs, out, lse, lengths)
-    found = attention_backward(grad, *inputs, out, lse, lengths, paired=True)
+    expected = attention_backward(grad, *inputs, *attention_forward(*inputs, lengths), lengths)
+    out, lse = paired_attention_forward(*inputs, lengths)
+    found = paired_attention_backward(merge(grad, group), *inputs, out, lse, lengths)
     for ours, exact in zip(found, expected, strict=True):
         assert (ours - exact).norm() < 0.01 * exact.norm().clamp(min=1)
 
@@ -90,9 +100,18 @@ def test_large_scores_overflow_nothing() -> None:
     q, k, v, grad = draw(1, 2, 16, 300)
     q *= 1e4
     out, lse = attention_forward(q, k, v, (300,))
-    for paired in (False, True):
-        found = attention_backward(grad, q, k, v, out, lse, (300,), paired=paired)
-        assert all(tensor.isfinite().all() for tensor in (out, *found))
+    found = attention_backward(grad, q, k, v, out, lse, (300,))
+    assert all(tensor.isfinite().all() for tensor in (out, *found))
+
+
+def test_large_scores_overflow_nothing_in_pairs() -> None:
+    if attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    q, k, v, grad = draw(1, 2, 16, 300)
+    q *= 1e4
+    out, lse = paired_attention_forward(q, k, v, (300,))
+    found = paired_attention_backward(merge(grad, 2), q, k, v, out, lse, (300,))
+    assert all(tensor.isfinite().all() for tensor in (out, *found))
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
@@ -105,8 +124,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
             torch.set_num_threads(number)
             out, lse = attention_forward(*inputs, (1100, 300))
             exact = attention_backward(grad, *inputs, out, lse, (1100, 300))
-            paired = attention_backward(grad, *inputs, out, lse, (1100, 300), paired=True)
-            results.append((out, *exact, *paired))
+            merged, sums = paired_attention_forward(*inputs, (1100, 300))
+            paired = paired_attention_backward(merge(grad, 2), *inputs, merged, sums, (1100, 300))
+            results.append((out, *exact, merged, *paired))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -122,6 +142,6 @@ def test_many_segments_in_order_equal_the_blocks():
         total = sum(lengths)
         q = torch.randn(kv_heads, total * group, dim, generator=generator) / dim**0.5
         k, v = torch.randn(2, kv_heads, total, dim, generator=generator)
-        found, _ = attention_forward(q, k, v, lengths, in_order=True)
-        expected, _ = attention_forward(q, k, v, lengths)
+        found, _ = paired_attention_forward(q, k, v, lengths)
+        expected = merge(attention_forward(q, k, v, lengths)[0], group)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=f"{round_number}")

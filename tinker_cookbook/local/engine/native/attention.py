@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -79,8 +79,10 @@ class AttentionKernels:
     def forward_in_order(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return what `forward` does, with the bits of the decoder's attention."""
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        """Return what `forward` does with the bits of the decoder: values [T, K G D], logsumexp."""
+        tokens = k.shape[1]
+        out = q.new_empty(tokens, q.numel() // tokens)
+        lse = q.new_empty(q.shape[:2])
         stride = max(lengths) + _LANES
         self._reserve(self._span_rows * stride)
         tasks = _forward_tasks(lengths, _IN_ORDER_STEP)
@@ -97,28 +99,46 @@ class AttentionKernels:
         out: Tensor,
         lse: Tensor,
         lengths: Sequence[int],
-        *,
-        paired: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of q, k and v, given that of `forward`'s values.
-
-        Args:
-            paired: round the operands of products to bfloat16 and multiply pairs of them.
-        """
-        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        shortest = _SHORTEST_PAIRED_PART if paired else _SHORTEST_PART
-        tasks, num_partial = _backward_tasks(lengths, len(k), shortest)
-        partial = k.new_empty(2, len(k), num_partial, k.shape[2])
-        if paired:
-            self._reserve(int(self._library.attention_pairs_scratch()))
+        """Return the gradients of q, k and v, given that of `forward`'s values."""
+        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PART)
         call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        return self._run_backward(self._library.attention_backward, call, (q, k, v), num_partial)
+
+    def backward_of_pairs(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `backward` does for the values of `forward_in_order`.
+
+        The operands of products are rounded to bfloat16 and multiplied in pairs.
+        """
+        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PAIRED_PART)
+        self._reserve(int(self._library.attention_pairs_scratch()))
+        call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        backward = self._library.attention_backward_pairs
+        return self._run_backward(backward, call, (q, k, v), num_partial)
+
+    def _run_backward(
+        self,
+        backward: Callable[..., object],
+        call: _Attention,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        num_partial: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = inputs
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        partial = k.new_empty(2, len(k), num_partial, k.shape[2])
         call.num_partial = num_partial
         call.partial_k, call.partial_v = partial[0].data_ptr(), partial[1].data_ptr()
         call.q_grad, call.k_grad, call.v_grad = (tensor.data_ptr() for tensor in grads)
-        if paired:
-            self._library.attention_backward_pairs(ctypes.byref(call))
-        else:
-            self._library.attention_backward(ctypes.byref(call))
+        backward(ctypes.byref(call))
         return grads
 
     def _reserve(self, floats_per_thread: int) -> None:

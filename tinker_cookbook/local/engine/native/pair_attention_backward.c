@@ -25,7 +25,7 @@ typedef struct {
     /* of a block of queries; left sides: [rows, D] twice, [D, rows] twice */
     Word q[(BLOCK_ROWS + MR) * WORDS(MAX_DIM)], grad[(BLOCK_ROWS + MR) * WORDS(MAX_DIM)];
     Word q_columns[WORDS(BLOCK_ROWS) * (MAX_DIM + MR)], grad_columns[WORDS(BLOCK_ROWS) * (MAX_DIM + MR)];
-    float dots[BLOCK_ROWS + 1];
+    float grad_rows[BLOCK_ROWS * MAX_DIM], dots[BLOCK_ROWS + 1];
     /* of both */
     float scores[(BLOCK_ROWS + 1) * BLOCK_KEYS], slopes[(BLOCK_ROWS + 1) * BLOCK_KEYS];
     Word weights[WORDS(BLOCK_ROWS) * BLOCK_KEYS]; /* right sides: [rows, keys] */
@@ -121,14 +121,19 @@ INLINE void slope_pair(const Attention *a, const Block *b, const float *lse, int
 
 /* Pack what a block of queries brings to its products. */
 static void pack_queries(const Attention *a, const Block *b, int64_t row, Space *space) {
-    int64_t dim = a->dim;
-    const float *q = a->q + row * dim, *out = a->out + row * dim, *grad = a->grad + row * dim;
+    int64_t dim = a->dim, size = a->group * dim;
+    const float *q = a->q + row * dim;
+    float *grad = space->grad_rows;
+    for (int64_t r = 0; r < b->rows; r += a->group) {
+        int64_t at = ((b->start + b->token + r / a->group) * a->kv_heads + b->head) * size;
+        memcpy(grad + r * dim, a->grad + at, (size_t)size * sizeof(float));
+        for (int64_t g = 0; g < a->group; g++)
+            space->dots[r + g] = dot_of(a->out + at + g * dim, a->grad + at + g * dim, dim);
+    }
     pack_rows(space->q, q, dim, b->rows, dim);
     pack_rows(space->grad, grad, dim, b->rows, dim);
     pack_columns(space->q_columns, q, b->rows, dim);
     pack_columns(space->grad_columns, grad, b->rows, dim);
-    for (int64_t r = 0; r < b->rows; r++)
-        space->dots[r] = dot_of(out + r * dim, grad + r * dim, dim);
     space->dots[b->rows] = 0;
     /* An odd number of rows is filled up with a row of zeros. */
     memset(space->scores + b->rows * BLOCK_KEYS, 0, BLOCK_KEYS * sizeof(float));

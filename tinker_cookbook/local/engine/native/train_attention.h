@@ -14,7 +14,8 @@ typedef struct {
     int64_t tokens, kv_heads, group, dim, threads, num_tasks, num_partial;
     const Task *tasks;
     const float *q, *k, *v;          /* [K, T G, D], [K, T, D] twice */
-    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them */
+    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them. Kernels of
+                                      * pairs have out [T, K G D] instead */
     const float *grad;               /* gradient of out */
     float *q_grad, *k_grad, *v_grad;
     float *partial_k, *partial_v;    /* [K, num_partial, D] */
