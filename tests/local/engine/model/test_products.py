@@ -47,7 +47,7 @@ def adapter(outs: tuple[int, ...], inputs: int, rank: int) -> LoraPair | None:
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error < 3e-6
+    assert error < 5e-6  # of sums over up to 9,000 inputs
 
 
 @pytest.mark.parametrize("rounded", [True, False])
