@@ -25,6 +25,10 @@ typedef struct {
     Job jobs[MAX_JOBS];
 } LowRank;
 
+/* Tokens of a strip: so few that the next strip, whose rows are far apart in memory, can be fetched into the
+ * second-level cache before it is needed without evicting itself. */
+#define SLICE 96
+
 static int64_t num_units(int64_t rank) { return (rank + MR - 1) / MR; }
 static int64_t num_panels(int64_t outs) { return (outs + PANEL - 1) / PANEL; }
 
@@ -72,7 +76,7 @@ static void run_panel(const Job *job, int64_t tokens, int64_t out, int64_t next,
                       float *sums) {
     Right right = {job->right, ROWS, 1, job->right_stride};
     int64_t outs = job->outs - out < PANEL ? job->outs - out : PANEL;
-    int64_t slices = (tokens + STRIP - 1) / STRIP, height = (tokens + slices - 1) / slices;
+    int64_t slices = (tokens + SLICE - 1) / SLICE, height = (tokens + slices - 1) / slices;
     height += height & 1;
     for (int64_t from = 0; from < tokens; from += height) {
         int64_t count = tokens - from < height ? tokens - from : height;
