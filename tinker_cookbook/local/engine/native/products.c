@@ -21,7 +21,7 @@
 #define MAX_TERMS 4
 #define MAX_PARTS 4
 /* Units of MR rows in a block. */
-#define MAX_UNITS 40
+#define MAX_UNITS (LANES >= 16 ? 40 : 84)
 /* Words of a row that a block reads before it turns to the next panel: as many as the second-level cache
  * holds for all its rows. With vectors of 8, strips should stay in the first-level cache. */
 #define GROUP_WORDS (LANES >= 16 ? 640 : 352)
@@ -33,6 +33,8 @@
 #define PACK_UNITS 10
 /* Words that are packed at a time, for all threads together. */
 #define SHARED_WORDS (1 << 21)
+/* Units that are packed at a time even if they exceed that. */
+#define LEAST_AT_ONCE 80
 
 typedef struct {
     const float *x; /* [rows, count] */
@@ -254,7 +256,7 @@ INLINE int64_t unit_words(const Product *p) {
 /* Return how many units are packed at a time. */
 static int64_t units_at_once(const Product *p) {
     int64_t units = (p->rows + MR - 1) / MR, most = SHARED_WORDS / unit_words(p);
-    if (most < 2 * MAX_UNITS) most = 2 * MAX_UNITS;
+    if (most < LEAST_AT_ONCE) most = LEAST_AT_ONCE;
     int64_t rounds = (units + most - 1) / most;
     return rounds ? (units + rounds - 1) / rounds : 0;
 }
