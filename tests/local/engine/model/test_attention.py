@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.model import attention
-from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+from tinker_cookbook.local.engine.model.attention import (
+    attention_backward,
+    attention_forward,
+    paired_attention_backward,
+    paired_attention_forward,
+)
 
 SHAPES = [
     # key heads, query heads of each, head size, lengths
@@ -35,6 +40,11 @@ def draw(kv_heads: int, group: int, dim: int, tokens: int) -> list[torch.Tensor]
     queries, keys = (kv_heads, tokens * group, dim), (kv_heads, tokens, dim)
     q, k, v, grad = (torch.randn(size) for size in (queries, keys, keys, queries))
     return [q * dim**-0.5, k, v, grad]
+
+
+def merge(values: torch.Tensor, group: int) -> torch.Tensor:
+    """From [K, T G, D] to [T, K G D], the layout of the paired functions."""
+    return values.unflatten(1, (-1, group)).transpose(0, 1).flatten(1).contiguous()
 
 
 def reference(
@@ -71,12 +81,36 @@ def test_values_and_gradients(
         assert error < 5e-6
 
 
+@pytest.mark.parametrize(("kv_heads", "group", "dim", "lengths"), SHAPES)
+def test_gradients_from_rounded_operands(
+    kv_heads: int, group: int, dim: int, lengths: tuple[int, ...]
+) -> None:
+    if attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    *inputs, grad = draw(kv_heads, group, dim, sum(lengths))
+    expected = attention_backward(grad, *inputs, *attention_forward(*inputs, lengths), lengths)
+    out, lse = paired_attention_forward(*inputs, lengths)
+    found = paired_attention_backward(merge(grad, group), *inputs, out, lse, lengths)
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours - exact).norm() < 0.01 * exact.norm().clamp(min=1)
+
+
 @pytest.mark.usefixtures("path")
 def test_large_scores_overflow_nothing() -> None:
     q, k, v, grad = draw(1, 2, 16, 300)
     q *= 1e4
     out, lse = attention_forward(q, k, v, (300,))
     found = attention_backward(grad, q, k, v, out, lse, (300,))
+    assert all(tensor.isfinite().all() for tensor in (out, *found))
+
+
+def test_large_scores_overflow_nothing_in_pairs() -> None:
+    if attention._kernels() is None:
+        pytest.skip("no C compiler here")
+    q, k, v, grad = draw(1, 2, 16, 300)
+    q *= 1e4
+    out, lse = paired_attention_forward(q, k, v, (300,))
+    found = paired_attention_backward(merge(grad, 2), q, k, v, out, lse, (300,))
     assert all(tensor.isfinite().all() for tensor in (out, *found))
 
 
@@ -89,7 +123,10 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             out, lse = attention_forward(*inputs, (1100, 300))
-            results.append((out, *attention_backward(grad, *inputs, out, lse, (1100, 300))))
+            exact = attention_backward(grad, *inputs, out, lse, (1100, 300))
+            merged, sums = paired_attention_forward(*inputs, (1100, 300))
+            paired = paired_attention_backward(merge(grad, 2), *inputs, merged, sums, (1100, 300))
+            results.append((out, *exact, merged, *paired))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -105,6 +142,6 @@ def test_many_segments_in_order_equal_the_blocks():
         total = sum(lengths)
         q = torch.randn(kv_heads, total * group, dim, generator=generator) / dim**0.5
         k, v = torch.randn(2, kv_heads, total, dim, generator=generator)
-        found, _ = attention_forward(q, k, v, lengths, in_order=True)
-        expected, _ = attention_forward(q, k, v, lengths)
+        found, _ = paired_attention_forward(q, k, v, lengths)
+        expected = merge(attention_forward(q, k, v, lengths)[0], group)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0, msg=f"{round_number}")

@@ -19,8 +19,11 @@ SHAPES = [
     (100, (64, 16, 16), 64, 4),
     (1030, (48, 48), 577, 32),
     (64, (7, 300), 640, 200),
+    (1000, (9,), 4300, 3),
+    (500, (8,), 9000, 0),
 ]
-"""More rows than a block, more inputs than a strip, and ranks larger than a panel."""
+"""More rows than a block, more inputs than a strip, ranks larger than a panel; and rows, or inputs,
+of which only some are packed at a time."""
 
 
 def packed(matrix: torch.Tensor, outs: tuple[int, ...]) -> PackedMatrix:
@@ -44,7 +47,7 @@ def adapter(outs: tuple[int, ...], inputs: int, rank: int) -> LoraPair | None:
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     error = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error < 3e-6
+    assert error < 5e-6  # of sums over up to 9,000 inputs
 
 
 @pytest.mark.parametrize("rounded", [True, False])

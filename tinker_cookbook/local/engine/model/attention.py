@@ -27,7 +27,12 @@ from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.native.attention import AttentionKernels
 from tinker_cookbook.local.engine.native.build import load_kernels
 
-__all__ = ["attention_backward", "attention_forward"]
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "paired_attention_backward",
+    "paired_attention_forward",
+]
 
 _BLOCK_TOKENS = 128
 
@@ -37,23 +42,17 @@ def attention_forward(
     k: torch.Tensor,
     v: torch.Tensor,
     lengths: Sequence[int],
-    *,
-    in_order: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the attended values, in the layout of `q`, and the logsumexp [K, T G] of the scores.
 
     The second is None where torch computed the first, whose backward pass does not read it.
-
-    Args:
-        in_order: sum up in the order of the compiled decoder, for the same bits.
     """
     if lacks_products(q):
         out, lse = attention_forward(q.float(), k.float(), v.float(), lengths)
         return out.to(q.dtype), lse
     kernels = _kernels()
     if kernels is not None and kernels.fit(q, k):
-        forward = kernels.forward_in_order if in_order else kernels.forward
-        return forward(q, k, v, lengths)
+        return kernels.forward(q, k, v, lengths)
     out = torch.empty_like(q)
     group = q.shape[1] // k.shape[1]
     for keys, rows, diagonal in _blocks(lengths, group):
@@ -95,6 +94,41 @@ def attention_backward(
         torch.bmm(scores_grad, k_part, out=q_grad[:, rows])
         k_grad[:, keys].baddbmm_(scores_grad.transpose(1, 2), q[:, rows])
     return q_grad, k_grad, v_grad
+
+
+def paired_attention_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `attention_forward` does, for models whose matrices are `paired`.
+
+    Sums run in the order of the compiled decoder, for the same bits.
+
+    Returns:
+        The attended values [T, K G D], with the heads of a token side by side; and the logsumexp.
+    """
+    return _kernels_of_pairs().forward_in_order(q, k, v, lengths)
+
+
+def paired_attention_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    lengths: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `attention_backward` does, from operands that are rounded to bfloat16.
+
+    `grad` and `out` are [T, K G D].
+    """
+    return _kernels_of_pairs().backward_of_pairs(grad, q, k, v, out, lse, lengths)
+
+
+def _kernels_of_pairs() -> AttentionKernels:
+    kernels = _kernels()
+    assert kernels is not None, "paired matrices exist with compiled kernels only"
+    return kernels
 
 
 @functools.lru_cache(maxsize=1)

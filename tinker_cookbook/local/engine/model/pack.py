@@ -5,6 +5,7 @@ A pack concatenates several sequences without padding: T tokens go through the m
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -60,10 +61,11 @@ class Pack:
 
 
 def plan_packs(lengths: Sequence[int], widths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the data indices of each pack, in order.
+    """Return the data indices of each pack, in ascending order.
 
-    A pack holds neighbours with equal target width, up to `max_tokens` tokens; a longer sequence is
+    A pack holds data with equal target width, up to `max_tokens` tokens; a longer sequence is
     alone. The packs of a request have about equal sizes, since a small last pack would be slow.
+    They hold neighbours, unless fewer packs are possible.
     """
     packs: list[list[int]] = []
     first = 0
@@ -77,7 +79,18 @@ def plan_packs(lengths: Sequence[int], widths: Sequence[int], max_tokens: int) -
 def _split_evenly(indices: list[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     total = sum(lengths[index] for index in indices)
     count = max(1, -(-total // max_tokens))
-    goal = total / count
+    packs = _split_neighbours(indices, lengths, max_tokens, total / count)
+    for fewer in range(count, len(packs)):
+        found = _split_by_length(indices, lengths, max_tokens, fewer)
+        if found is not None:
+            return found
+    return packs
+
+
+def _split_neighbours(
+    indices: list[int], lengths: Sequence[int], max_tokens: int, goal: float
+) -> list[list[int]]:
+    """Return packs of neighbours with about `goal` tokens each."""
     packs: list[list[int]] = [[]]
     in_pack = 0
     for index in indices:
@@ -89,6 +102,21 @@ def _split_evenly(indices: list[int], lengths: Sequence[int], max_tokens: int) -
         packs[-1].append(index)
         in_pack += length
     return packs
+
+
+def _split_by_length(
+    indices: list[int], lengths: Sequence[int], max_tokens: int, count: int
+) -> list[list[int]] | None:
+    """Put each datum, longest first, into the smallest of `count` packs; None if one overflows."""
+    packs: list[list[int]] = [[] for _ in range(count)]
+    sizes = [(0, number) for number in range(count)]
+    for index in sorted(indices, key=lambda index: -lengths[index]):
+        size, number = heapq.heappop(sizes)
+        if size + lengths[index] > max_tokens:
+            return None
+        packs[number].append(index)
+        heapq.heappush(sizes, (size + lengths[index], number))
+    return sorted(sorted(pack) for pack in packs)
 
 
 def build_pack(

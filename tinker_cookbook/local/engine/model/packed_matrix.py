@@ -18,6 +18,7 @@ one 32-bit word, as the processor's instructions multiply them:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -125,7 +126,11 @@ class PackedMatrix:
         self.products.forward(self, x, out=out)
 
     def module_addresses(self) -> list[int]:
-        """Return the address of each module's first panel."""
+        return self._addresses
+
+    @functools.cached_property
+    def _addresses(self) -> list[int]:
+        """The address of each module's first panel."""
         step = self.panels[0].numel() * self.panels.element_size()
         firsts, panel = [], 0
         for out in self.outs:

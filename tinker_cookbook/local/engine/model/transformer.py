@@ -33,7 +33,12 @@ from dataclasses import dataclass
 import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
+from tinker_cookbook.local.engine.model.attention import (
+    attention_backward,
+    attention_forward,
+    paired_attention_backward,
+    paired_attention_forward,
+)
 from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.fold import AdapterFold
 from tinker_cookbook.local.engine.model.gradients import GradientSink
@@ -84,7 +89,7 @@ class _Kept:
     """[K, T, D], rotated; `v` likewise, not rotated. With paired matrices, bfloat16 numbers."""
     v: torch.Tensor
     attended: torch.Tensor
-    """[K, T G, D]."""
+    """[K, T G, D]; with paired matrices [T, K G D]."""
     attended_lse: torch.Tensor | None
     """[K, T G], logsumexp of the scores; None where torch recomputes the probabilities."""
     o_low: torch.Tensor
@@ -257,10 +262,13 @@ class PackedTransformer:
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv", tape)
         q, k, v = self._split_heads(qkv, layer, tape)
-        attended, lse = attention_forward(q, k, v, tape.lengths, in_order=self._paired)
-
-        z, x = self._input(len(hidden), index, "o")
-        self._merge_heads(attended, x)
+        if self._paired:
+            attended, lse = paired_attention_forward(q, k, v, tape.lengths)
+            z = attended
+        else:
+            attended, lse = attention_forward(q, k, v, tape.lengths)
+            z, x = self._input(len(hidden), index, "o")
+            self._merge_heads(attended, x)
         o_out, o_low = self._project(z, index, "o", tape, add_to=hidden)
         hidden_mid = o_out
 
@@ -329,8 +337,10 @@ class PackedTransformer:
         # Attention. `x` serves again as the input of `qkv`.
         out_grad = grad.to(dtype)
         x_grad, low_grad = self._unproject(out_grad, index, "o", tape)
-        merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
-        self._merge_heads(kept.attended, merged)
+        merged = kept.attended
+        if not self._paired:
+            merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
+            self._merge_heads(kept.attended, merged)
         self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad, tape)
         qkv_grad = self._attention_backward(x_grad, kept, layer, tape)
         x_grad, low_grad = self._unproject(qkv_grad, index, "qkv", tape)
@@ -446,24 +456,13 @@ class PackedTransformer:
         rotation is the rotation back, hence the negated sines.
         """
         arch, group = self.arch, self._group_size
-        grad = torch.empty_like(kept.attended)
-        heads = merged_grad.unflatten(-1, (arch.num_kv_heads, group, arch.head_dim))
-        grad.unflatten(1, (-1, group)).copy_(heads.transpose(0, 1))
-        q_grad, k_grad, v_grad = attention_backward(
-            grad,
-            kept.q,
-            kept.k,
-            kept.v,
-            kept.attended,
-            kept.attended_lse,
-            tape.lengths,
-        )
+        q_grad, k_grad, v_grad = self._attended_backward(merged_grad, kept, tape.lengths)
         kernels = train_kernels()
         if tape.layout is not None and kernels is not None:
             result = kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
             self._norm_heads_backward(result, kept, layer)
             return result
-        result = grad.new_empty(merged_grad.shape[0], arch.q_size + 2 * arch.kv_size)
+        result = q_grad.new_empty(merged_grad.shape[0], arch.q_size + 2 * arch.kv_size)
         q_out, k_out, v_out = self._head_views(result)
         scale = arch.head_dim**-0.5
         q_heads = q_grad.unflatten(1, (-1, group)).transpose(0, 1)
@@ -472,6 +471,18 @@ class PackedTransformer:
         v_out.copy_(v_grad.unsqueeze(2).transpose(0, 1))
         self._norm_heads_backward(result, kept, layer)
         return result
+
+    def _attended_backward(
+        self, merged_grad: torch.Tensor, kept: _Kept, lengths: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of q, k and v, given that of the attended values [T, K G D]."""
+        q, k, v, attended, lse = kept.q, kept.k, kept.v, kept.attended, kept.attended_lse
+        if self._paired and lse is not None:
+            return paired_attention_backward(merged_grad, q, k, v, attended, lse, lengths)
+        grad, group = torch.empty_like(attended), self._group_size
+        heads = merged_grad.unflatten(-1, (self.arch.num_kv_heads, group, self.arch.head_dim))
+        grad.unflatten(1, (-1, group)).copy_(heads.transpose(0, 1))
+        return attention_backward(grad, q, k, v, attended, lse, lengths)
 
     def _norm_heads_backward(self, grad: torch.Tensor, kept: _Kept, layer: LayerWeights) -> None:
         """Turn the gradient of normed queries and keys into that of `kept.qkv`, in place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ _PARTS = 12
 """Number of tasks that a backward pass is cut into, so that threads share them evenly."""
 _SHORTEST_PART = 512
 """Minimum number of queries in a part of a segment."""
+_SHORTEST_PAIRED_PART = 192
+"""The same where products are in bfloat16, whose threads share work more finely."""
 _IN_ORDER_STEP = 32
 """Number of queries in a task of `forward_in_order`."""
 _LANES = 16
@@ -46,6 +48,7 @@ class AttentionKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.attention_limits.restype = library.attention_scratch.restype = _Long
+        library.attention_pairs_scratch.restype = _Long
         library.span_tokens.restype = library.span_heads.restype = _Long
         self._span_rows = int(library.span_tokens()) * int(library.span_heads())
         limits = [int(library.attention_limits(_Long(number))) for number in range(4)]
@@ -76,8 +79,10 @@ class AttentionKernels:
     def forward_in_order(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return what `forward` does, with the bits of the decoder's attention."""
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        """Return what `forward` does with the bits of the decoder: values [T, K G D], logsumexp."""
+        tokens = k.shape[1]
+        out = q.new_empty(tokens, q.numel() // tokens)
+        lse = q.new_empty(q.shape[:2])
         stride = max(lengths) + _LANES
         self._reserve(self._span_rows * stride)
         tasks = _forward_tasks(lengths, _IN_ORDER_STEP)
@@ -96,14 +101,44 @@ class AttentionKernels:
         lengths: Sequence[int],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v, given that of `forward`'s values."""
-        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        tasks, num_partial = _backward_tasks(lengths, len(k))
-        partial = k.new_empty(2, len(k), num_partial, k.shape[2])
+        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PART)
         call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        return self._run_backward(self._library.attention_backward, call, (q, k, v), num_partial)
+
+    def backward_of_pairs(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `backward` does for the values of `forward_in_order`.
+
+        The operands of products are rounded to bfloat16 and multiplied in pairs.
+        """
+        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PAIRED_PART)
+        self._reserve(int(self._library.attention_pairs_scratch()))
+        call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        backward = self._library.attention_backward_pairs
+        return self._run_backward(backward, call, (q, k, v), num_partial)
+
+    def _run_backward(
+        self,
+        backward: Callable[..., object],
+        call: _Attention,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        num_partial: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = inputs
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        partial = k.new_empty(2, len(k), num_partial, k.shape[2])
         call.num_partial = num_partial
         call.partial_k, call.partial_v = partial[0].data_ptr(), partial[1].data_ptr()
         call.q_grad, call.k_grad, call.v_grad = (tensor.data_ptr() for tensor in grads)
-        self._library.attention_backward(ctypes.byref(call))
+        backward(ctypes.byref(call))
         return grads
 
     def _reserve(self, floats_per_thread: int) -> None:
@@ -144,7 +179,7 @@ def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
     return np.array(sorted(tasks, key=lambda task: -task[2]), np.int64)
 
 
-def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, int]:
+def _backward_tasks(lengths: Sequence[int], kv_heads: int, shortest: int) -> tuple[np.ndarray, int]:
     """Return ranges of queries, as `_forward_tasks` does, and the rows of partial key gradients.
 
     A long segment is cut into ranges of equal cost: query i meets i keys, so the cost up to i grows
@@ -154,7 +189,7 @@ def _backward_tasks(lengths: Sequence[int], kv_heads: int) -> tuple[np.ndarray, 
     wanted = -(-_PARTS // (kv_heads * len(lengths)))
     tasks, start, num_partial = [], 0, 0
     for length in lengths:
-        parts = max(1, min(wanted, length // _SHORTEST_PART))
+        parts = max(1, min(wanted, length // shortest))
         cuts = [round(length * (part / parts) ** 0.5) for part in range(parts + 1)]
         for first, last in itertools.pairwise(cuts):
             whole = last == length

@@ -40,6 +40,7 @@ _SOURCES = (
     "compact.c",
     "decode_kernels.c",
     "pair_attention.c",
+    "pair_attention_backward.c",
     "pair_decode.c",
     "pair_gradients.c",
     "pair_products.c",

@@ -25,6 +25,10 @@ typedef struct {
     Job jobs[MAX_JOBS];
 } LowRank;
 
+/* Tokens of a strip: so few that the next strip, whose rows are far apart in memory, can be fetched into the
+ * second-level cache before it is needed without evicting itself. */
+#define SLICE 96
+
 static int64_t num_units(int64_t rank) { return (rank + MR - 1) / MR; }
 static int64_t num_panels(int64_t outs) { return (outs + PANEL - 1) / PANEL; }
 
@@ -59,15 +63,29 @@ static void add_turned(const Job *job, const float *sums, int64_t out, int64_t o
     }
 }
 
-static void run_panel(const Job *job, int64_t tokens, int64_t out, uint32_t *space, float *sums) {
+/* Fetch what the wide operand has at the given tokens and panel. */
+INLINE void fetch_tokens(const Job *job, int64_t token, int64_t end, int64_t out) {
+    const float *row = job->right + token * job->right_stride + out;
+    for (; token < end; token++, row += job->right_stride)
+        for (int64_t c = 0; c < PANEL; c += 16) PREFETCH(row + c);
+}
+
+/* Compute one panel. Meanwhile the next slice of its tokens is fetched into the cache, and then the first
+ * slice of panel `next`, which this thread will probably take. */
+static void run_panel(const Job *job, int64_t tokens, int64_t out, int64_t next, uint32_t *space,
+                      float *sums) {
     Right right = {job->right, ROWS, 1, job->right_stride};
     int64_t outs = job->outs - out < PANEL ? job->outs - out : PANEL;
-    int64_t slices = (tokens + STRIP - 1) / STRIP, height = (tokens + slices - 1) / slices;
+    int64_t slices = (tokens + SLICE - 1) / SLICE, height = (tokens + slices - 1) / slices;
     height += height & 1;
     for (int64_t from = 0; from < tokens; from += height) {
         int64_t count = tokens - from < height ? tokens - from : height;
         const uint32_t *w = strip(space, &right, from, count, out, job->outs);
-        for (int64_t unit = 0; unit < num_units(job->rank); unit++) {
+        int64_t then = from + count < tokens ? from + count : 0, panel = then ? out : next;
+        int64_t ahead = tokens - then < height ? tokens - then : height, units = num_units(job->rank);
+        for (int64_t unit = 0; unit < units; unit++) {
+            if (panel + PANEL <= job->outs)
+                fetch_tokens(job, then + ahead * unit / units, then + ahead * (unit + 1) / units, panel);
             int64_t first = unit * MR, num = job->rank - first < MR ? job->rank - first : MR;
             const uint32_t *x = job->packed + (unit * WORDS(tokens) + from / 2) * MR;
             Tile t = {.stride = job->y_stride, .scale = 1, .last = from + count == tokens};
@@ -110,8 +128,8 @@ void low_rank_gradients(const LowRank *p) {
             const Job *job = p->jobs;
             int64_t panel = n;
             for (; panel >= num_panels(job->outs); job++) panel -= num_panels(job->outs);
-            run_panel(job, p->tokens, panel * PANEL, (uint32_t *)(void *)space,
-                      space + STRIP_WORDS * PANEL);
+            run_panel(job, p->tokens, panel * PANEL, (panel + p->threads) * PANEL,
+                      (uint32_t *)(void *)space, space + STRIP_WORDS * PANEL);
         }
     }
 }

@@ -8,7 +8,6 @@ to bfloat16 while they are read; sums and results are float32. Not thread-safe.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ __all__ = ["Products"]
 
 _MAX_PARTS = 4
 _PANELS, _PANELS_TURNED, _ROWS, _COLUMNS = range(4)
+_BYTES = 4
+"""Size of a float32."""
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
 
@@ -60,6 +61,7 @@ class _Product(ctypes.Structure):
         ("threads", _Long),
         ("num_terms", _Long),
         ("num_parts", _Long),
+        ("num_given", _Long),
         ("scratch", _Pointer),
         ("terms", _Term * 4),
         ("parts", _Part * _MAX_PARTS),
@@ -74,14 +76,15 @@ class Products:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for function in (library.product_struct_size, library.product_scratch, library.panel_width):
+        for function in (library.product_struct_size, library.panel_width):
+            function.restype = _Long
+        for function in (library.product_scratch, library.product_pairs_scratch):
             function.restype = _Long
         for number, struct in enumerate(_STRUCTS):
             size = library.product_struct_size(_Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
         self.panel = int(library.panel_width())
         """Number of outputs in a panel, on this machine."""
-        self._scratch_floats = int(library.product_scratch())
         self._scratch = torch.empty(0)
 
     def forward(
@@ -102,19 +105,18 @@ class Products:
         Returns:
             The product, and `low` [T, rank * modules].
         """
-        y = x.new_empty(len(x), matrix.out_features) if out is None else out
-        low = x.new_empty(len(x), 0 if lora is None else len(lora.a))
-        call, terms, parts = self._call(len(x), 1, len(matrix.outs))
-        _set_term(terms[0], x)
+        rows = x.shape[0]
+        y = x.new_empty(rows, matrix.out_features) if out is None else out
+        low = x.new_empty(rows, 0 if lora is None else lora.a.shape[0])
+        call = self._call(rows, 1, len(matrix.outs))
+        call.terms[0] = _term(x, 0, matrix.in_features)
+        parts, rights = call.parts, call.terms[0].right
         top = 0
-        for index, (part, address, count) in enumerate(
-            zip(parts, matrix.module_addresses(), matrix.outs, strict=False)
+        for index, (address, count) in enumerate(
+            zip(matrix.module_addresses(), matrix.outs, strict=True)
         ):
-            columns = slice(top, top + count)
-            _set_part(part, y[:, columns], bias=None if bias is None else bias[columns])
-            if add_to is not None:
-                part.start, part.start_stride = add_to[:, columns].data_ptr(), add_to.stride(0)
-            _set_packed(terms[0].right[index], matrix, address, _PANELS)
+            parts[index] = _part(y, top, count, bias=bias, start=add_to)
+            rights[index] = _packed(matrix, address, _PANELS)
             top += count
         if lora is not None:
             self._add_lora(call, lora, low)
@@ -128,16 +130,17 @@ class Products:
 
         `grad` [T, out] is the gradient of `forward`'s product.
         """
-        x_grad = grad.new_empty(len(grad), matrix.in_features)
-        low_grad = grad.new_empty(len(grad), 0 if lora is None else len(lora.a))
-        call, terms, parts = self._call(len(grad), len(matrix.outs), 1)
-        _set_part(parts[0], x_grad)
-        top = 0
-        for term, address, count in zip(
-            terms, matrix.module_addresses(), matrix.outs, strict=False
+        rows = grad.shape[0]
+        x_grad = grad.new_empty(rows, matrix.in_features)
+        low_grad = grad.new_empty(rows, 0 if lora is None else lora.a.shape[0])
+        call = self._call(rows, len(matrix.outs), 1)
+        call.parts[0] = _part(x_grad, 0, matrix.in_features)
+        terms, top = call.terms, 0
+        for index, (address, count) in enumerate(
+            zip(matrix.module_addresses(), matrix.outs, strict=True)
         ):
-            _set_term(term, grad[:, top : top + count])
-            _set_packed(term.right[0], matrix, address, _PANELS_TURNED)
+            terms[index] = _term(grad, top, count)
+            terms[index].right[0] = _packed(matrix, address, _PANELS_TURNED)
             top += count
         if lora is not None:
             self._add_lora_gradient(call, lora, low_grad)
@@ -147,57 +150,76 @@ class Products:
     def _add_lora(self, call: _Product, lora: LoraPair, low: Tensor) -> None:
         """Add `low` as one more part, and a term per module that reads its columns of `low`."""
         num_modules, rank = len(lora.b), lora.b[0].shape[1]
-        _set_part(call.parts[num_modules], low, scale=lora.scale)
-        _set_right(call.terms[0].right[num_modules], lora.a, _COLUMNS)
+        call.parts[num_modules] = _part(low, 0, num_modules * rank, scale=lora.scale)
+        call.terms[0].right[num_modules] = _plain(lora.a, _COLUMNS)
+        terms = call.terms
         for index, b in enumerate(lora.b):
-            term = call.terms[1 + index]
-            _set_term(term, low[:, index * rank : (index + 1) * rank])
-            _set_right(term.right[index], b, _COLUMNS)
+            terms[1 + index] = _term(low, index * rank, rank)
+            terms[1 + index].right[index] = _plain(b, _COLUMNS)
         call.num_parts, call.num_terms = num_modules + 1, num_modules + 1
 
     def _add_lora_gradient(self, call: _Product, lora: LoraPair, low_grad: Tensor) -> None:
         """Add a part for each module's columns of `low_grad`, and one term that reads them all."""
         num_modules, rank = len(lora.b), lora.b[0].shape[1]
+        parts, terms = call.parts, call.terms
         for index, b in enumerate(lora.b):
-            columns = low_grad[:, index * rank : (index + 1) * rank]
-            _set_part(call.parts[1 + index], columns, scale=lora.scale)
-            _set_right(call.terms[index].right[1 + index], b, _ROWS)
-        term = call.terms[num_modules]
-        _set_term(term, low_grad)
-        _set_right(term.right[0], lora.a, _ROWS)
+            parts[1 + index] = _part(low_grad, index * rank, rank, scale=lora.scale)
+            terms[index].right[1 + index] = _plain(b, _ROWS)
+        terms[num_modules] = _term(low_grad, 0, num_modules * rank)
+        terms[num_modules].right[0] = _plain(lora.a, _ROWS)
         call.num_parts, call.num_terms = num_modules + 1, num_modules + 1
 
-    def _call(
-        self, rows: int, num_terms: int, num_parts: int
-    ) -> tuple[_Product, Sequence[_Term], Sequence[_Part]]:
-        threads = torch.get_num_threads()
-        if len(self._scratch) < threads * self._scratch_floats:
-            self._scratch = torch.empty(threads * self._scratch_floats)
-        call = _Product(rows, threads, num_terms, num_parts, self._scratch.data_ptr())
-        return call, call.terms, call.parts
+    def _call(self, rows: int, num_terms: int, num_parts: int) -> _Product:
+        return _Product(rows, torch.get_num_threads(), num_terms, num_parts, num_terms)
 
     def _run(self, call: _Product, matrix: PackedOperand) -> None:
+        library = self._library
+        product, scratch = library.product, library.product_scratch
+        if matrix.paired:
+            product, scratch = library.product_pairs, library.product_pairs_scratch
         if call.rows:
-            product = self._library.product_pairs if matrix.paired else self._library.product
+            floats = scratch(ctypes.byref(call))
+            if len(self._scratch) < floats:
+                self._scratch = torch.empty(floats)
+            call.scratch = self._scratch.data_ptr()
             product(ctypes.byref(call))
 
 
-def _set_term(term: _Term, x: Tensor) -> None:
+def _term(x: Tensor, first: int, count: int) -> _Term:
+    """Return a term that reads `count` columns of x from number `first` on."""
     assert x.stride(1) == 1, "rows must be dense"
     assert x.dtype == torch.float32, "the kernels read float32"
-    term.x, term.stride, term.count = x.data_ptr(), x.stride(0), x.shape[1]
+    return _Term(x.data_ptr() + _BYTES * first, x.stride(0), count)
 
 
-def _set_part(part: _Part, y: Tensor, *, bias: Tensor | None = None, scale: float = 1.0) -> None:
-    part.y, part.stride, part.outs, part.scale = y.data_ptr(), y.stride(0), y.shape[1], scale
-    if bias is not None:
-        part.bias = bias.data_ptr()
+def _part(
+    y: Tensor,
+    first: int,
+    outs: int,
+    *,
+    bias: Tensor | None = None,
+    start: Tensor | None = None,
+    scale: float = 1.0,
+) -> _Part:
+    """Return a part that writes `outs` columns of y from number `first` on.
+
+    It adds the same columns of `bias` and `start`.
+    """
+    skipped = _BYTES * first
+    return _Part(
+        y.data_ptr() + skipped,
+        y.stride(0),
+        outs,
+        None if bias is None else bias.data_ptr() + skipped,
+        None if start is None else start.data_ptr() + skipped,
+        0 if start is None else start.stride(0),
+        scale,
+    )
 
 
-def _set_packed(right: _Right, matrix: PackedOperand, address: int, layout: int) -> None:
-    right.at, right.layout, right.half = address, layout, matrix.half
-    right.stride, right.bits = matrix.in_features, matrix.bits
+def _packed(matrix: PackedOperand, address: int, layout: int) -> _Right:
+    return _Right(address, layout, matrix.half, matrix.in_features, matrix.bits)
 
 
-def _set_right(right: _Right, matrix: Tensor, layout: int) -> None:
-    right.at, right.layout, right.stride = matrix.data_ptr(), layout, matrix.stride(0)
+def _plain(matrix: Tensor, layout: int) -> _Right:
+    return _Right(matrix.data_ptr(), layout, 0, matrix.stride(0))

@@ -137,14 +137,17 @@ typedef struct {
     int first, last;
 } Tile;
 
+/* The sums of R rows and PANEL outputs. */
+typedef vec Sums[MR][2];
+
+INLINE void begin_tile(const int R, Sums sum, const Tile *t) {
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2; c++)
+            sum[r][c] = t->first ? (vec){0} : load(t->y + r * t->stride + c * LANES);
+}
+
 /* Multiply R rows by PANEL outputs, over one strip. */
-INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const Tile *t) {
-    vec sum[MR][2];
-    for (int r = 0; r < R; r++) {
-        float *y = t->y + r * t->stride;
-        sum[r][0] = t->first ? (vec){0} : load(y);
-        sum[r][1] = t->first ? (vec){0} : load(y + LANES);
-    }
+INLINE void add_strip(const int R, Sums sum, const Word *x, const Word *w, int64_t words) {
     for (int64_t k = 0; k < words; k++, x += MR, w += PANEL) {
         vec w0 = load_word(w), w1 = load_word(w + LANES);
         IN_REGISTER(w0);
@@ -156,6 +159,9 @@ INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const
             sum[r][1] = add_product(sum[r][1], value, w1);
         }
     }
+}
+
+INLINE void finish_tile(const int R, Sums sum, const Tile *t) {
     for (int r = 0; r < R; r++) {
         for (int c = 0; c < 2; c++) {
             vec value = sum[r][c];
@@ -169,6 +175,13 @@ INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const
     }
 }
 
+INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const Tile *t) {
+    Sums sum;
+    begin_tile(R, sum, t);
+    add_strip(R, sum, x, w, words);
+    finish_tile(R, sum, t);
+}
+
 static void run_tile(int rows, const Word *x, const Word *w, int64_t words, const Tile *t) {
     switch (rows) {
 #define CASE(R) case R: tile(R, x, w, words, t); break;
@@ -177,21 +190,38 @@ static void run_tile(int rows, const Word *x, const Word *w, int64_t words, cons
     }
 }
 
+/* Copies of what a tile narrower than PANEL reads and writes. */
+typedef struct {
+    float y[MR * PANEL], start[MR * PANEL], bias[PANEL];
+} Edge;
+
+/* Return a tile that works on copies of what `t` reads: `outs` outputs. */
+INLINE Tile copy_edge(Edge *edge, int rows, const Tile *t, int64_t outs) {
+    size_t bytes = (size_t)outs * sizeof(float);
+    Tile copy = *t;
+    memset(edge, 0, sizeof *edge);
+    copy.y = edge->y, copy.stride = PANEL;
+    if (t->bias) copy.bias = memcpy(edge->bias, t->bias, bytes);
+    for (int r = 0; r < rows; r++) {
+        if (!t->first) memcpy(edge->y + r * PANEL, t->y + r * t->stride, bytes);
+        if (t->start) memcpy(edge->start + r * PANEL, t->start + r * t->start_stride, bytes);
+    }
+    if (t->start) copy.start = edge->start, copy.start_stride = PANEL;
+    return copy;
+}
+
+INLINE void write_edge(const Edge *edge, int rows, const Tile *t, int64_t outs) {
+    size_t bytes = (size_t)outs * sizeof(float);
+    for (int r = 0; r < rows; r++) memcpy(t->y + r * t->stride, edge->y + r * PANEL, bytes);
+}
+
 /* Compute a tile that is narrower than PANEL, in a copy. */
 static void run_edge_tile(int rows, const Word *x, const Word *w, int64_t words, const Tile *t,
                           int64_t outs) {
-    float y[MR * PANEL] = {0}, start[MR * PANEL] = {0}, bias[PANEL] = {0};
-    size_t bytes = (size_t)outs * sizeof(float);
-    Tile edge = *t;
-    edge.y = y, edge.stride = PANEL;
-    if (t->bias) edge.bias = memcpy(bias, t->bias, bytes);
-    for (int r = 0; r < rows; r++) {
-        if (!t->first) memcpy(y + r * PANEL, t->y + r * t->stride, bytes);
-        if (t->start) memcpy(start + r * PANEL, t->start + r * t->start_stride, bytes);
-    }
-    if (t->start) edge.start = start, edge.start_stride = PANEL;
-    run_tile(rows, x, w, words, &edge);
-    for (int r = 0; r < rows; r++) memcpy(t->y + r * t->stride, y + r * PANEL, bytes);
+    Edge edge;
+    Tile copy = copy_edge(&edge, rows, t, outs);
+    run_tile(rows, x, w, words, &copy);
+    write_edge(&edge, rows, t, outs);
 }
 
 /* Multiply one block of rows, packed in `x`, by one slice of a term (at most STRIP high), for one part.

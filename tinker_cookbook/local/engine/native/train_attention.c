@@ -212,16 +212,7 @@ void attention_backward(const Attention *a) {
         for (int64_t n = 0; n < a->num_tasks * a->kv_heads; n++)
             backward_task(a, &a->tasks[n / a->kv_heads], n % a->kv_heads, space);
 #pragma omp for schedule(static)
-        for (int64_t head = 0; head < a->kv_heads; head++)
-            for (const Task *task = a->tasks; task < a->tasks + a->num_tasks; task++) {
-                if (task->partial < 0) continue;
-                int64_t own = (head * a->tokens + task->start) * a->dim;
-                int64_t apart = (head * a->num_partial + task->partial) * a->dim;
-                for (int64_t i = 0; i < task->last * a->dim; i++) {
-                    a->k_grad[own + i] += a->partial_k[apart + i];
-                    a->v_grad[own + i] += a->partial_v[apart + i];
-                }
-            }
+        for (int64_t head = 0; head < a->kv_heads; head++) add_partial(a, head);
     }
 }
 

@@ -14,11 +14,25 @@ typedef struct {
     int64_t tokens, kv_heads, group, dim, threads, num_tasks, num_partial;
     const Task *tasks;
     const float *q, *k, *v;          /* [K, T G, D], [K, T, D] twice */
-    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them */
+    float *out, *lse;                /* [K, T G, D], [K, T G]; the backward pass reads them. Kernels of
+                                      * pairs have out [T, K G D] instead */
     const float *grad;               /* gradient of out */
     float *q_grad, *k_grad, *v_grad;
     float *partial_k, *partial_v;    /* [K, num_partial, D] */
-    float *scratch;                  /* attention_scratch() floats per thread */
+    float *scratch;                  /* floats per thread: as many as the called function asks for */
 } Attention;
+
+/* Add the partial gradients of one head's keys and values to those of their segments. */
+static inline void add_partial(const Attention *a, int64_t head) {
+    for (const Task *task = a->tasks; task < a->tasks + a->num_tasks; task++) {
+        if (task->partial < 0) continue;
+        int64_t own = (head * a->tokens + task->start) * a->dim;
+        int64_t apart = (head * a->num_partial + task->partial) * a->dim;
+        for (int64_t i = 0; i < task->last * a->dim; i++) {
+            a->k_grad[own + i] += a->partial_k[apart + i];
+            a->v_grad[own + i] += a->partial_v[apart + i];
+        }
+    }
+}
 
 #endif
