@@ -122,6 +122,7 @@ typedef struct {
     int one_adapter;   /* whether `b` is the same for all */
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
     int64_t pace;      /* bytes of it to fetch for each step of the sum, for every panel */
+    int64_t ahead_panel; /* bytes from one panel's part of that memory to the next's */
 } Rows;
 
 /* How the sums of one module are finished: y = scale * sum (+ bias) (+ y). */
@@ -249,7 +250,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
         if (R > 3) {
             vec column[8];
             for (int p = 0; p < P; p++) {
-                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
+                fetch(ahead + p * rows->ahead_panel + k * pace, pace, half);
                 load_step(w, p * step + k * PANEL, half, column + 2 * p);
             }
             for (int c = 0; c < C; c++) IN_REGISTER(column[c]);
@@ -266,7 +267,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
             }
             for (int p = 0; p < P; p++) {
                 vec column[2];
-                fetch(ahead + p * step * MATRIX_BYTES(half) + k * pace, pace, half);
+                fetch(ahead + p * rows->ahead_panel + k * pace, pace, half);
                 load_step(w, p * step + k * PANEL, half, column);
                 for (int c = 0; c < 2; c++) {
                     if (R > 1) IN_REGISTER(column[c]);
@@ -290,10 +291,10 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
     for (; to - from >= PANELS_FOR(R); from += PANELS_FOR(R)) {
         tile(R, PANELS_FOR(R), half, rows, at, in, from, ahead, finish);
         at += PANELS_FOR(R) * bytes;
-        ahead += PANELS_FOR(R) * bytes;
+        ahead += PANELS_FOR(R) * rows->ahead_panel;
     }
     if (PANELS_FOR(R) == 1) return;
-    for (; from < to; from++, at += bytes, ahead += bytes)
+    for (; from < to; from++, at += bytes, ahead += rows->ahead_panel)
         tile(R, 1, half, rows, at, in, from, ahead, finish);
 }
 
@@ -313,6 +314,68 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 #undef CASE
     }
 }
+
+#ifdef PAIRS
+/* Add `count` inputs of one block of a quantised panel to the sums of R tokens; x begins at the block. */
+INLINE void add_block(const int R, const int bits, const Input **x, const char *block,
+                      const int count, const Cutter *cutter, vec sum[][8]) {
+    Scales scales[2];
+    for (int c = 0; c < 2; c++) load_scales(block + 2 * c * LANES, bits, &scales[c]);
+    for (int k = 0; k < count; k += RUN(bits)) {
+        uvec words[2][2];
+        for (int c = 0; c < 2; c++) load_run(block, k / RUN(bits), c * LANES, words[c]);
+#pragma GCC unroll 8
+        for (int j = 0; j < RUN(bits) / 2; j++) {
+            if (k + 2 * j >= count) break;
+            vec column[2];
+            for (int c = 0; c < 2; c++) column[c] = (vec)weight_pairs(words[c], j, bits, cutter, &scales[c]);
+            for (int r = 0; r < R; r++) {
+                vec value = splat_step(x[r], k / 2 + j);
+                for (int c = 0; c < 2; c++) sum[r][c] = add_step(sum[r][c], value, column[c]);
+            }
+        }
+    }
+}
+
+/* Multiply R tokens by a quantised panel, number `panel` of its module, while it is expanded. */
+INLINE void quantised_tile(const int R, const int bits, const Rows *rows, const char *at, int64_t in,
+                           int64_t panel, int64_t ahead, const Finish *finish) {
+    vec sum[MAX_ROWS][8];
+    const Input *x[MAX_ROWS];
+    for (int r = 0; r < R; r++) {
+        x[r] = rows->x[r];
+        for (int c = 0; c < 2; c++) sum[r][c] = (vec){0};
+    }
+    Cutter cutter;
+    set_cutter(&cutter, bits);
+    int64_t k = 0;
+    for (; k + GROUP <= in; k += GROUP, at += block_bytes(bits)) {
+        for (int64_t line = 0; line < block_bytes(bits); line += 64) PREFETCH(at + ahead + line);
+        add_block(R, bits, x, at, GROUP, &cutter, sum);
+        for (int r = 0; r < R; r++) x[r] += GROUP;
+    }
+    if (k < in) add_block(R, bits, x, at, (int)(in - k), &cutter, sum);
+    add_adapter(R, 1, rows, panel, sum);
+    for (int r = 0; r < R; r++) finish_panel(sum[r], rows->y[r], finish, panel * PANEL);
+}
+
+/* Compute panels [from, to) of a quantised module that begins at `w`. Meanwhile the panels that are `skip`
+ * panels later are fetched. */
+static void run_quantised(int num, int64_t bits, const Rows *rows, const char *w, int64_t in,
+                          int64_t from, int64_t to, int64_t skip, const Finish *finish) {
+    int64_t bytes = quantised_panel_bytes(in, bits);
+    for (; from < to; from++) {
+        const char *at = w + from * bytes;
+        switch (num * 2 + (bits == 4)) {
+#define CASE(R)                                                                                \
+    case R * 2: quantised_tile(R, 8, rows, at, in, from, skip * bytes, finish); break;         \
+    case R * 2 + 1: quantised_tile(R, 4, rows, at, in, from, skip * bytes, finish); break;
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+        }
+    }
+}
+#endif
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
@@ -399,18 +462,30 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory, while the panels
- * that it takes next are fetched. Return where panel 0 would be. */
+#ifndef MOST_DIRECT
+#define MOST_DIRECT 1
+#endif
+/* Expand panels [from, to) of a quantised module into this thread's scratch memory. Return where panel 0
+ * would be. */
 static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to, int64_t skip) {
+                                 int64_t from, int64_t to) {
     int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
     const char *module = (const char *)linear->weight + panel * bytes;
     int64_t words = WORDS(linear->in) * PANEL;
     Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
     for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
-               skip * bytes);
+        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits);
     return (const char *)(to_words - from * words);
+}
+
+/* Return whether the tiles themselves expand a matrix: where there are so few that a copy gains nothing. */
+INLINE int expands_directly(const Linear *linear, const Cut *cut) {
+#ifdef PAIRS
+    return linear->bits && cut->tiles <= MOST_DIRECT;
+#else
+    (void)linear, (void)cut;
+    return 0;
+#endif
 }
 
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
@@ -423,20 +498,19 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         row += linear->module_out[m];
         panel += num_panels(linear->module_out[m]);
     }
-    int64_t bytes = PANEL * MATRIX_BYTES(linear->half), steps = STEPS(linear->in);
+    int64_t steps = STEPS(linear->in), bytes = steps * PANEL * MATRIX_BYTES(linear->half);
+    if (linear->bits) bytes = quantised_panel_bytes(linear->in, linear->bits);
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *w = (const char *)linear->weight + panel * steps * bytes;
-    int64_t pace = cut.tiles ? (bytes + cut.tiles - 1) / cut.tiles : 0;
-    if (linear->bits) {
-        w = expand_panels(linear, panel, batch, from, to, skip);
-        pace = skip = 0; /* the next panels are being fetched */
-    }
+    const char *module_panels = (const char *)linear->weight + panel * bytes, *w = module_panels;
+    int direct = expands_directly(linear, &cut);
+    if (linear->bits && !direct) w = expand_panels(linear, panel, batch, from, to);
+    int64_t parts = cut.tiles * steps; /* each tile fetches a part of the next panels in each step */
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
-        rows.pace = pace;
-        rows.ahead = w + ((from + skip) * bytes + turn * pace) * steps;
+        rows.pace = (bytes + parts - 1) / parts, rows.ahead_panel = bytes;
+        rows.ahead = module_panels + (from + skip) * bytes + turn * rows.pace * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
@@ -447,6 +521,12 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
             rows.b[r] = lora && lora->a ? lora->b[module] : 0;
             rows.rank[r] = group->rank;
         }
+#ifdef PAIRS
+        if (direct) {
+            run_quantised(num, linear->bits, &rows, w, linear->in, from, to, skip, &finish);
+            continue;
+        }
+#endif
         run_tiles(num, linear->half, &rows, w, linear->in, from, to, &finish);
     }
 }

@@ -53,6 +53,11 @@ typedef struct {
     vec offset[2][4]; /* see `scaled` */
 } Scales;
 
+/* Masks that cut numbers out of a word; see `scaled`. They stay in registers. */
+typedef struct {
+    uvec mask[4], power[4];
+} Cutter;
+
 #if LANES == 16 && defined(__AVX512BF16__)
 /* A number u in the mantissa of 2^(23 - p), from bit p on, makes it 2^(23 - p) + u. */
 #define BIT(bits, j) (FIRST_BIT(bits) + (bits) * (j))
@@ -60,14 +65,22 @@ typedef struct {
 
 /* Return number j of each word, times its scale: (power + u) * scale - (power + half range) * scale in one
  * instruction. All of its terms, and the sum, are exact in float32: the longest has 16 bits and the scale 8. */
-INLINE vec scaled(uvec words, const int half, const int j, const int bits, const Scales *scales) {
+INLINE vec scaled(uvec words, const int half, const int j, const int bits, const Cutter *cutter,
+                  const Scales *scales) {
     const int count = 16 / bits, at = j % count;
-    if (j >= count) words = (words << 16) | (words >> 16);
-    const uint32_t mask = ((1u << bits) - 1) << BIT(bits, at);
-    uvec power = (uvec)splat((float)POWER(bits, at));
-    vec number = (vec)_mm512_ternarylogic_epi32(
-        (__m512i)words, (__m512i)(mask | (uvec){0}), (__m512i)power, 0xea); /* (words & mask) | power */
+    if (j >= count) words = (uvec)_mm512_rol_epi32((__m512i)words, 16);
+    vec number = (vec)_mm512_ternarylogic_epi32((__m512i)words, (__m512i)cutter->mask[at],
+                                                (__m512i)cutter->power[at], 0xea); /* (a & b) | c */
     return FUSED(number, scales->scale[half], scales->offset[half][at]);
+}
+
+INLINE void set_cutter(Cutter *cutter, const int bits) {
+    for (int j = 0; j < 16 / bits; j++) {
+        cutter->mask[j] = (((1u << bits) - 1) << BIT(bits, j)) | (uvec){0};
+        cutter->power[j] = (uvec)splat((float)POWER(bits, j));
+        IN_REGISTER(cutter->mask[j]); /* the compiler would make them again for every number */
+        IN_REGISTER(cutter->power[j]);
+    }
 }
 
 INLINE void set_offsets(Scales *scales, const int bits) {
@@ -82,12 +95,15 @@ INLINE uvec round_neighbours(vec lower, vec upper) {
     return (uvec)_mm512_cvtne2ps_pbh((__m512)upper, (__m512)lower);
 }
 #else
-INLINE vec scaled(uvec words, const int half, const int j, const int bits, const Scales *scales) {
+INLINE vec scaled(uvec words, const int half, const int j, const int bits, const Cutter *cutter,
+                  const Scales *scales) {
+    (void)cutter;
     const int at = (FIRST_BIT(bits) + bits * j) % 32;
     uvec numbers = ((words >> at) | (words << (32 - at))) & ((1u << bits) - 1);
     return __builtin_convertvector((ivec)numbers - HALF_RANGE(bits), vec) * scales->scale[half];
 }
 
+INLINE void set_cutter(Cutter *cutter, const int bits) { (void)cutter, (void)bits; }
 INLINE void set_offsets(Scales *scales, const int bits) { (void)scales, (void)bits; }
 
 #if LANES == 16
@@ -114,9 +130,10 @@ INLINE void load_scales(const char *block, const int bits, Scales *scales) {
 }
 
 /* Return pair j of LANES outputs, rounded; `words` are those of their run. */
-INLINE uvec weight_pairs(const uvec *words, const int j, const int bits, const Scales *scales) {
-    return round_neighbours(scaled(words[0], 0, j, bits, scales),
-                            scaled(words[1], 1, j, bits, scales));
+INLINE uvec weight_pairs(const uvec *words, const int j, const int bits, const Cutter *cutter,
+                         const Scales *scales) {
+    return round_neighbours(scaled(words[0], 0, j, bits, cutter, scales),
+                            scaled(words[1], 1, j, bits, cutter, scales));
 }
 
 /* Read the words of LANES outputs in run `run`, from output `c` on. */
@@ -126,22 +143,33 @@ INLINE void load_run(const char *block, int64_t run, int c, uvec *words) {
     words[1] = (uvec)load_pairs(at + LANES);
 }
 
-/* Expand `count` inputs of one block from input `first` on. */
+/* Expand inputs `first` to `end` (even numbers) of one block. */
+INLINE void expand_outputs(uint32_t *to, const char *block, int c, const int first, const int end,
+                           const int bits, const Cutter *cutter) {
+    Scales scales;
+    load_scales(block + 2 * c, bits, &scales);
+    for (int k = first / RUN(bits) * RUN(bits); k < end; k += RUN(bits)) {
+        uvec words[2];
+        load_run(block, k / RUN(bits), c, words);
+#pragma GCC unroll 8
+        for (int j = 0; j < RUN(bits) / 2; j++) {
+            int at = k + 2 * j;
+            if (at < first || at >= end) continue;
+            *(uvec_any *)(to + (at - first) / 2 * PANEL + c) =
+                weight_pairs(words, j, bits, cutter, &scales);
+        }
+    }
+}
+
 INLINE void expand_block(uint32_t *to, const char *block, int64_t first, int64_t count,
                          const int bits) {
+    Cutter cutter;
+    set_cutter(&cutter, bits);
     for (int c = 0; c < PANEL; c += LANES) {
-        Scales scales;
-        load_scales(block + 2 * c, bits, &scales);
-        for (int64_t k = first / RUN(bits) * RUN(bits); k < first + count; k += RUN(bits)) {
-            uvec words[2];
-            load_run(block, k / RUN(bits), c, words);
-#pragma GCC unroll 8
-            for (int j = 0; j < RUN(bits) / 2; j++) {
-                int64_t at = k + 2 * j - first;
-                if (at >= 0 && at < count)
-                    *(uvec_any *)(to + at / 2 * PANEL + c) = weight_pairs(words, j, bits, &scales);
-            }
-        }
+        if (count == GROUP)
+            expand_outputs(to, block, c, 0, GROUP, bits, &cutter);
+        else
+            expand_outputs(to, block, c, (int)first, (int)(first + count), bits, &cutter);
     }
 }
 #else
@@ -194,14 +222,11 @@ INLINE void expand_block(Word *to, const char *block, int64_t first, int64_t cou
 #endif
 
 /* Expand `count` inputs of a panel from input `from` (an even number) on: [count, PANEL] numbers, or
- * [count / 2, PANEL] pairs. Meanwhile memory `ahead` bytes later is fetched, unless that is 0. */
-static void expand(Word *to, const char *panel, int64_t from, int64_t count, int64_t bits,
-                   int64_t ahead) {
+ * [count / 2, PANEL] pairs. */
+static void expand(Word *to, const char *panel, int64_t from, int64_t count, int64_t bits) {
     while (count > 0) {
         int64_t first = from % GROUP, num = GROUP - first < count ? GROUP - first : count;
         const char *block = panel + from / GROUP * block_bytes(bits);
-        if (ahead)
-            for (int64_t at = 0; at < block_bytes(bits); at += 64) PREFETCH(block + ahead + at);
         if (bits == 8)
             expand_block(to, block, first, num, 8);
         else
