@@ -462,9 +462,6 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-#ifndef MOST_DIRECT
-#define MOST_DIRECT 1
-#endif
 /* Expand panels [from, to) of a quantised module into this thread's scratch memory. Return where panel 0
  * would be. */
 static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
@@ -478,10 +475,11 @@ static const char *expand_panels(const Linear *linear, int64_t panel, const Batc
     return (const char *)(to_words - from * words);
 }
 
-/* Return whether the tiles themselves expand a matrix: where there are so few that a copy gains nothing. */
+/* Return whether tiles expand a matrix in registers. A second tile would expand it again, so several tiles
+ * read an expanded copy. */
 INLINE int expands_directly(const Linear *linear, const Cut *cut) {
 #ifdef PAIRS
-    return linear->bits && cut->tiles <= MOST_DIRECT;
+    return linear->bits && cut->tiles <= 1;
 #else
     (void)linear, (void)cut;
     return 0;
