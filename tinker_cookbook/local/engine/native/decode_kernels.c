@@ -134,6 +134,7 @@ typedef struct {
 } Finish;
 
 #ifdef PAIRS
+#define PAIRED 1
 #define MATRIX_BYTES(half) 4 /* of one output and step */
 INLINE vec splat_step(const Input *x, int64_t k) {
     uint32_t word;
@@ -147,6 +148,7 @@ INLINE void load_step(const void *w, int64_t index, const int half, vec *pair) {
     pair[1] = load_pairs((const uint32_t *)w + index + LANES);
 }
 #else
+#define PAIRED 0
 #define MATRIX_BYTES(half) ((half) ? 2 : 4)
 INLINE vec splat_step(const Input *x, int64_t k) { return splat(x[k]); }
 INLINE vec add_step(vec sum, vec x, vec w) { return FUSED(x, w, sum); }
@@ -462,16 +464,17 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory. Return where panel 0
- * would be. */
+/* Expand panels [from, to) of a quantised module into this thread's scratch memory; see `expand` for
+ * `ahead`. Return where panel 0 would be. */
 static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to) {
+                                 int64_t from, int64_t to, int64_t ahead) {
     int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
     const char *module = (const char *)linear->weight + panel * bytes;
     int64_t words = WORDS(linear->in) * PANEL;
     Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
     for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits);
+        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
+               ahead);
     return (const char *)(to_words - from * words);
 }
 
@@ -501,14 +504,19 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     const Cut cut = cut_rows(batch->num_tokens);
     const char *module_panels = (const char *)linear->weight + panel * bytes, *w = module_panels;
     int direct = expands_directly(linear, &cut);
-    if (linear->bits && !direct) w = expand_panels(linear, panel, batch, from, to);
-    int64_t parts = cut.tiles * steps; /* each tile fetches a part of the next panels in each step */
+    /* The next panels are fetched during the steps of all tiles; in float32, where expanding takes so long
+     * that memory keeps up with it, while panels are expanded. */
+    int fetched = linear->bits && !PAIRED;
+    if (linear->bits && !direct)
+        w = expand_panels(linear, panel, batch, from, to, fetched ? skip * bytes : 0);
+    int64_t parts = cut.tiles * steps;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
-        rows.pace = (bytes + parts - 1) / parts, rows.ahead_panel = bytes;
-        rows.ahead = module_panels + (from + skip) * bytes + turn * rows.pace * steps;
+        rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
+        rows.ahead_panel = fetched ? 0 : bytes;
+        rows.ahead = module_panels + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];

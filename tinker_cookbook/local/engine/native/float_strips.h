@@ -31,7 +31,7 @@ static void fill_turned(float *to, const Right *right, int64_t from, int64_t cou
     for (int64_t k = 0; k < count; k += PANEL) {
         int64_t at = ((from + k) / PANEL * right->stride + out) * PANEL;
         if (right->bits)
-            expand(block, quantised_panel(right, (from + k) / PANEL), out, outs, right->bits);
+            expand(block, quantised_panel(right, (from + k) / PANEL), out, outs, right->bits, 0);
         for (int64_t i = 0; i < outs && !right->bits; i++) {
             vec pair[2];
             load_pair(right->at, at + i * PANEL, right->half != 0, pair);
@@ -48,7 +48,7 @@ static const float *strip(float *to, const Right *right, int64_t from, int64_t c
                           int64_t all_outs) {
     int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
     if (right->layout == PANELS && right->bits) {
-        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits);
+        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
         return to;
     }
     if (right->layout == PANELS) {

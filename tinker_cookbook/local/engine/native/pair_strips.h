@@ -52,7 +52,7 @@ static void fill_turned(uint32_t *to, const Right *right, int64_t from, int64_t 
     for (int64_t k = 0; k < count; k += PANEL) {
         const uint32_t *block = expanded;
         if (right->bits)
-            expand(expanded, quantised_panel(right, (from + k) / PANEL), input, inputs, right->bits);
+            expand(expanded, quantised_panel(right, (from + k) / PANEL), input, inputs, right->bits, 0);
         else
             block = (const uint32_t *)right->at + ((from + k) / PANEL * words + input / 2) * PANEL;
         turn((float *)turned, LANES, (const float *)block, PANEL, pairs, PANEL);
@@ -110,7 +110,7 @@ static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int
                              int64_t out, int64_t all_outs) {
     int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
     if (right->layout == PANELS && right->bits) {
-        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits);
+        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
         return to;
     }
     if (right->layout == PANELS)

@@ -222,11 +222,14 @@ INLINE void expand_block(Word *to, const char *block, int64_t first, int64_t cou
 #endif
 
 /* Expand `count` inputs of a panel from input `from` (an even number) on: [count, PANEL] numbers, or
- * [count / 2, PANEL] pairs. */
-static void expand(Word *to, const char *panel, int64_t from, int64_t count, int64_t bits) {
+ * [count / 2, PANEL] pairs. Meanwhile memory `ahead` bytes later is fetched, unless that is 0. */
+static void expand(Word *to, const char *panel, int64_t from, int64_t count, int64_t bits,
+                   int64_t ahead) {
     while (count > 0) {
         int64_t first = from % GROUP, num = GROUP - first < count ? GROUP - first : count;
         const char *block = panel + from / GROUP * block_bytes(bits);
+        if (ahead)
+            for (int64_t at = 0; at < block_bytes(bits); at += 64) PREFETCH(block + ahead + at);
         if (bits == 8)
             expand_block(to, block, first, num, 8);
         else
