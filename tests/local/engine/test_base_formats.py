@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from pathlib import Path
 
@@ -16,16 +17,22 @@ from tests.local.engine.training_data import FORMATS, random_datum
 from tests.tiny_models import tiny_model
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.host import EngineHost
+from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.base_model import (
     NativeModel,
     describe_native_model,
     load_base_model,
 )
 from tinker_cookbook.local.engine.model.number_formats import base_format_from_environment
-from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
-from tinker_cookbook.local.engine.model.quantised import round_to_bits
+from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
+from tinker_cookbook.local.engine.model.quantised import QuantisedBlocks, round_to_bits
+from tinker_cookbook.local.engine.model.weights import load_weights
+from tinker_cookbook.local.engine.native.build import load_kernels, load_kernels_for
+from tinker_cookbook.local.engine.native.instructions import available_sets
+from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.native_decoder import NativeDecoder
 from tinker_cookbook.local.engine.settings import EngineSettings
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import AdamSpec, LoraSpec, LossSpec
@@ -41,26 +48,68 @@ def quantised(folder: Path, base_format: str, dtype: torch.dtype, **options) -> 
     return base
 
 
+def round_files(folder: Path, bits: int) -> None:
+    """Replace the matrices of a model by their rounded weights."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "proj" in name or name == "lm_head.weight":
+            tensors[name] = round_to_bits(tensor, 8 if "head" in name else bits)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @formats
 def test_logits_have_the_bits_of_the_rounded_weights(
     tmp_path: Path, base_format: str, dtype: torch.dtype
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     load(tmp_path, rounded=True)
-    tensors = load_file(tmp_path / "model.safetensors")
     base, bits = quantised(tmp_path, base_format, dtype), QUANTISED[base_format]
     adapters = [random_adapter(base, 1, rank=5, train_unembed=True), None]
     prompts = [np.arange(2, 2 + size, dtype=np.int32) for size in (11, 1)]
     found = prefill(compiled(base), prompts, adapters)
 
-    for name, tensor in tensors.items():
-        if "proj" in name or name == "lm_head.weight":
-            tensors[name] = round_to_bits(tensor, 8 if "head" in name else bits)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    round_files(tmp_path, bits)
     rounded = quantised(tmp_path, "full", dtype)
     assert torch.equal(found, prefill(compiled(rounded), prompts, adapters))
+
+
+def decoder_with(kernels: ctypes.CDLL, folder: Path, bits: int) -> NativeDecoder:
+    """Return a decoder of bfloat16 pairs on given kernels, quantised unless `bits` is 0."""
+    arch, products = read_arch(folder), Products(kernels)
+    assert arch is not None
+    blocks = (
+        QuantisedBlocks(products, bits, paired=True)
+        if bits
+        else MatrixBlocks(products, paired=True)
+    )
+    weights = load_weights(folder, arch, device="cpu", dtype=torch.float32, blocks=blocks)
+    return NativeDecoder(arch, weights, kernels)
+
+
+@pytest.mark.parametrize("generic", [False, True])
+@formats
+def test_every_number_of_tokens_multiplies_the_rounded_weights(
+    tmp_path: Path, base_format: str, generic: bool
+) -> None:
+    """Few tokens expand the weights in their tiles, and many read an expanded copy."""
+    sources = ("decode_kernels.c", "pair_decode.c", "products.c")
+    kernels = load_kernels_for(available_sets()[0], sources) if generic else load_kernels()
+    if kernels is None:
+        pytest.skip("no C compiler here")
+    base, bits = load(tmp_path, rounded=True), QUANTISED[base_format]
+    adapter = random_adapter(base, 1, rank=5, train_unembed=True)
+    quantised_decoder = decoder_with(kernels, tmp_path, bits)
+    round_files(tmp_path, bits)
+    rounded_decoder = decoder_with(kernels, tmp_path, 0)
+    prompt = np.random.default_rng(0).integers(0, base.vocab_size, 14).astype(np.int32)
+    for length in range(1, 15):
+        adapter.native_table = None  # each decoder packs an adapter for its kernels
+        found = prefill(quantised_decoder, [prompt[:length]], [adapter])
+        expected = prefill(rounded_decoder, [prompt[:length]], [adapter])
+        assert torch.equal(found, expected), length
+        assert torch.equal(found[0], prefill(quantised_decoder, [prompt[:1]], [adapter])[0])
 
 
 @formats

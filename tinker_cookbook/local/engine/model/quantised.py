@@ -59,10 +59,13 @@ class QuantisedMatrix(PackedMatrix):
         panel, lane = indices // self.width, indices % self.width
         begin = 2 * self.width
         scales = self.panels[:, :, :begin].view(torch.bfloat16)[panel, :, lane]  # [n, groups]
-        stored = self.panels[:, :, begin:].view(torch.int8).unflatten(2, (-1, self.width))
-        numbers = stored[panel, :, :, lane]  # [n, groups, bytes of an output]
-        if self.bits == 4:
-            numbers = torch.stack([(numbers << 4) >> 4, numbers >> 4], 3).flatten(2)
+        stored = self.panels[:, :, begin:]
+        if self.paired:
+            words = stored.view(torch.int32).unflatten(2, (-1, self.width, 2))
+            numbers = _from_words(words[panel, :, :, lane], self.bits)
+        else:
+            columns = stored.view(torch.int8).unflatten(2, (-1, self.width))
+            numbers = _from_bytes(columns[panel, :, :, lane], self.bits)
         weights = (numbers.float() * scales.float()[:, :, None]).bfloat16()
         return weights.flatten(1)[:, : self.in_features].float()
 
@@ -76,7 +79,7 @@ class QuantisedBlocks(MatrixBlocks):
 
     def pack(self, matrix: Tensor, outs: Sequence[int], *, head: bool = False) -> PackedMatrix:
         bits, width = 8 if head else self._bits, self._products.panel
-        place = self._blocks.place(_pack(matrix, outs, width, bits))
+        place = self._blocks.place(_pack(matrix, outs, width, bits, paired=self._paired))
         inputs = matrix.shape[1]
         return QuantisedMatrix(
             place, tuple(outs), inputs, self._products, self._paired, bits=bits, width=width
@@ -129,13 +132,63 @@ def _quantise(matrix: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.int8).flatten(1), scales
 
 
-def _pack(matrix: Tensor, outs: Sequence[int], panel: int, bits: int) -> Tensor:
+def _pack(matrix: Tensor, outs: Sequence[int], panel: int, bits: int, *, paired: bool) -> Tensor:
     """Return the panels of a quantised copy of [out, in], uint8 [P, groups, bytes of a group]."""
     parts = [_quantise(part, bits) for part in matrix.split(_rows_at_a_time(matrix))]
-    numbers, scales = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
+    scales = torch.cat([part for _, part in parts])
+    store = _to_words if paired else _to_bytes
+    # [out, groups * units, bytes of a unit]: the units of an output are next to those of the others
+    units = torch.cat([store(numbers, bits) for numbers, _ in parts])
+    rows = [pack_panels(part, outs, panel) for part in units.unbind(2)]
+    stored = torch.stack(rows, 3).unflatten(1, (scales.shape[1], -1)).flatten(2)
+    return torch.cat(
+        [pack_panels(scales, outs, panel).view(torch.uint8), stored.view(torch.uint8)], 2
+    )
+
+
+def _to_bytes(numbers: Tensor, bits: int) -> Tensor:
+    """Return int8 numbers [out, in] as bytes [out, bytes, 1], in the layout for float32."""
     if bits == 4:
         numbers = (numbers[:, 0::2] & 15) | (numbers[:, 1::2] << 4)
-    rows = pack_panels(numbers, outs, panel).unflatten(1, (scales.shape[1], -1)).flatten(2)
-    return torch.cat(
-        [pack_panels(scales, outs, panel).view(torch.uint8), rows.view(torch.uint8)], 2
-    )
+    return numbers[:, :, None]
+
+
+def _from_bytes(stored: Tensor, bits: int) -> Tensor:
+    """Return the numbers [..., GROUP] of int8 [..., bytes of a group]."""
+    if bits == 4:
+        return torch.stack([(stored << 4) >> 4, stored >> 4], -1).flatten(-2)
+    return stored
+
+
+def _first_bit(bits: int) -> int:
+    """Return the place of a word's first number (`FIRST_BIT` in native/quantised.h)."""
+    return 1 if bits == 8 else 5
+
+
+def _to_words(numbers: Tensor, bits: int) -> Tensor:
+    """Return int8 numbers [out, in] as int32 [out, runs, 2], in the layout for pairs.
+
+    A run has 8 inputs (16 in 4 bits), those with even numbers in its first word.
+    """
+    positive = numbers.to(torch.int32) + 2 ** (bits - 1)
+    columns = positive.unflatten(1, (-1, 32 // bits, 2))  # [out, runs, numbers of a word, 2]
+    words = columns.new_zeros(columns[:, :, 0].shape)
+    for index, column in enumerate(columns.unbind(2)):
+        place = (_first_bit(bits) + bits * index) % 32
+        words |= column << place  # of the number that crosses bit 31, the lower part
+        if place + bits > 32:
+            words |= column >> (32 - place)
+    return words
+
+
+def _from_words(words: Tensor, bits: int) -> Tensor:
+    """Return the numbers [..., GROUP] of int32 [..., runs of a group, 2]."""
+    columns = []
+    for index in range(32 // bits):
+        place = (_first_bit(bits) + bits * index) % 32
+        column = words >> place
+        if place + bits > 32:
+            lower = (1 << (32 - place)) - 1  # a shift to the right repeats the sign
+            column = (column & lower) | (words << (32 - place))
+        columns.append((column & (2**bits - 1)) - 2 ** (bits - 1))
+    return torch.stack(columns, -2).flatten(-3)  # [..., runs, numbers of a word, 2] flattened

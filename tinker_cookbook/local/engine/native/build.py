@@ -52,6 +52,7 @@ _SOURCES = (
 _HEADERS = (
     "compact.h",
     "decode_attention.h",
+    "expanding_tiles.h",
     "float_strips.h",
     "pair_strips.h",
     "pairs.h",

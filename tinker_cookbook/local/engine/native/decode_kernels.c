@@ -104,11 +104,6 @@ typedef struct {
 } Batch;
 
 #define MAX_ROWS 6
-/* Tiles of rows up to which compact panels are expanded in registers, once for each tile; for more tiles they are
- * expanded once, in memory. */
-#ifndef COMPACT_TILES
-#define COMPACT_TILES 1
-#endif
 #if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
 #else
@@ -140,6 +135,7 @@ typedef struct {
 } Finish;
 
 #ifdef PAIRS
+#define PAIRED 1
 #define MATRIX_BYTES(half) 4 /* of one output and step */
 INLINE vec splat_step(const Input *x, int64_t k) {
     uint32_t word;
@@ -153,6 +149,7 @@ INLINE void load_step(const void *w, int64_t index, const int half, vec *pair) {
     pair[1] = load_pairs((const uint32_t *)w + index + LANES);
 }
 #else
+#define PAIRED 0
 #define MATRIX_BYTES(half) ((half) ? 2 : 4)
 INLINE vec splat_step(const Input *x, int64_t k) { return splat(x[k]); }
 INLINE vec add_step(vec sum, vec x, vec w) { return FUSED(x, w, sum); }
@@ -304,94 +301,6 @@ INLINE void tiles(const int R, const int half, const Rows *rows, const void *w, 
         tile(R, 1, half, rows, at, in, from, ahead, finish);
 }
 
-#if defined(PAIRS) && defined(FAST_UNITS)
-/* Bytes from a unit that is multiplied to the one that is fetched meanwhile (measured). */
-#define UNITS_AHEAD 4096
-
-/* Multiply R tokens by the inputs of one group of P compact panels, whose units are expanded in registers. */
-INLINE void add_units(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
-                      int64_t first, int64_t last, vec sum[][8]) {
-    __m512i table[4];
-    for (int p = 0; p < P; p++) table[p] = _mm512_loadu_si512(w + p * bytes);
-    for (int64_t k = first; k < last; k += 2) {
-        for (int p = 0; p < P; p++) {
-            const char *unit = unit_of(w + p * bytes, k / 2);
-            for (int64_t at = 0; at < UNIT_BYTES; at += 64) PREFETCH(unit + UNITS_AHEAD + at);
-            __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
-            for (int s = 0; s < 2; s++) {
-                if (s && k + 1 >= last) continue;
-                __m512i both = _mm512_loadu_si512(unit + s * 2 * PANEL);
-                for (int v = 0; v < 2; v++) {
-                    vec column = unit_vector(both, codes, table[p], s, v);
-                    for (int r = 0; r < R; r++)
-                        sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k + s), column);
-                }
-            }
-        }
-    }
-}
-
-/* The same for groups with exceptions: they are expanded in memory. */
-INLINE void add_expanded(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
-                         int64_t first, int64_t last, vec sum[][8]) {
-    uint32_t expanded[GROUP_INPUTS / 2 * PANEL];
-    for (int p = 0; p < P; p++) {
-        expand_compact(expanded, w + p * bytes, 2 * first, 2 * (last - first), 0);
-        for (int64_t k = first; k < last; k++)
-            for (int v = 0; v < 2; v++) {
-                vec column = load_pairs(expanded + (k - first) * PANEL + v * LANES);
-                for (int r = 0; r < R; r++)
-                    sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k), column);
-            }
-    }
-}
-
-/* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. */
-INLINE void compact_tile(const int R, const int P, const Rows *rows, const char *w, int64_t in,
-                         int64_t panel, const Finish *finish) {
-    const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
-    vec sum[MAX_ROWS][8];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
-    const uint32_t *list[4];
-    for (int p = 0; p < P; p++) list[p] = exceptions_of(w + p * bytes);
-    for (int64_t first = 0, g = 0; first < steps; first += step, g++) {
-        int64_t last = first + step < steps ? first + step : steps;
-        int plain = 1;
-        for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
-        if (plain)
-            add_units(R, P, rows->x, w, bytes, first, last, sum);
-        else
-            add_expanded(R, P, rows->x, w, bytes, first, last, sum);
-    }
-    add_adapter(R, P, rows, panel, sum);
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
-}
-
-#define COMPACT_PANELS_FOR(R) ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
-
-/* Compute panels [from, to) of a compact module, which begins at `w`, for R tokens. */
-INLINE void compact_tiles(const int R, const Rows *rows, const char *w, int64_t in, int64_t from,
-                          int64_t to, const Finish *finish) {
-    int64_t bytes = compact_panel_bytes(in);
-    for (; to - from >= COMPACT_PANELS_FOR(R); from += COMPACT_PANELS_FOR(R))
-        compact_tile(R, COMPACT_PANELS_FOR(R), rows, w + from * bytes, in, from, finish);
-    for (; from < to; from++)
-        compact_tile(R, 1, rows, w + from * bytes, in, from, finish);
-}
-
-static void run_compact_tiles(int num, const Rows *rows, const char *w, int64_t in, int64_t from,
-                              int64_t to, const Finish *finish) {
-    switch (num) {
-#define CASE(R) case R: compact_tiles(R, rows, w, in, from, to, finish); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#undef CASE
-    }
-}
-#endif
-
 static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, int64_t in,
                       int64_t from, int64_t to, const Finish *finish) {
 #ifdef PAIRS
@@ -408,6 +317,10 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 #undef CASE
     }
 }
+
+#ifdef PAIRS
+#include "expanding_tiles.h"
+#endif
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
@@ -494,23 +407,31 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Return the bytes of a panel as it is stored. */
-INLINE int64_t panel_bytes(const Linear *linear) {
-    if (linear->bits) return quantised_panel_bytes(linear->in, linear->bits);
-    return STEPS(linear->in) * PANEL * MATRIX_BYTES(linear->half);
-}
-
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory. Return where panel 0
- * would be. */
+/* Expand panels [from, to) of a quantised module into this thread's scratch memory; see `expand` for
+ * `ahead`. Return where panel 0 would be. */
 static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to) {
+                                 int64_t from, int64_t to, int64_t ahead) {
     int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
     const char *module = (const char *)linear->weight + panel * bytes;
     int64_t words = WORDS(linear->in) * PANEL;
     Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
     for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits, 0);
+        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
+               ahead);
     return (const char *)(to_words - from * words);
+}
+
+/* Return whether tiles expand a matrix in registers. A second tile would expand it again, so several tiles
+ * read an expanded copy. */
+INLINE int expands_directly(const Linear *linear, const Cut *cut) {
+#if defined(PAIRS) && defined(FAST_UNITS)
+    return linear->bits && cut->tiles <= 1;
+#elif defined(PAIRS)
+    return linear->bits && linear->bits != COMPACT_BITS && cut->tiles <= 1;
+#else
+    (void)linear, (void)cut;
+    return 0;
+#endif
 }
 
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
@@ -523,26 +444,24 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         row += linear->module_out[m];
         panel += num_panels(linear->module_out[m]);
     }
-    int64_t steps = STEPS(linear->in), bytes = panel_bytes(linear); /* of a panel */
+    int64_t steps = STEPS(linear->in), bytes = steps * PANEL * MATRIX_BYTES(linear->half);
+    if (linear->bits) bytes = quantised_panel_bytes(linear->in, linear->bits);
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *stored = (const char *)linear->weight + panel * bytes, *w = stored;
-    int64_t parts = steps * cut.tiles, pace = parts ? (bytes + parts - 1) / parts : 0;
-#if defined(PAIRS) && defined(FAST_UNITS)
-    int in_registers = linear->bits == COMPACT_BITS && cut.tiles <= COMPACT_TILES;
-#else
-    int in_registers = 0;
-#endif
-    if (in_registers) {
-        pace = 0;
-    } else if (linear->bits) {
-        w = expand_panels(linear, panel, batch, from, to);
-    }
+    const char *module_panels = (const char *)linear->weight + panel * bytes, *w = module_panels;
+    int direct = expands_directly(linear, &cut);
+    /* The next panels are fetched during the steps of all tiles; in float32, where expanding takes so long
+     * that memory keeps up with it, while panels are expanded. */
+    int fetched = linear->bits && !PAIRED;
+    if (linear->bits && !direct)
+        w = expand_panels(linear, panel, batch, from, to, fetched ? skip * bytes : 0);
+    int64_t parts = cut.tiles * steps;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
-        rows.pace = pace, rows.stride = bytes;
-        rows.ahead = stored + (from + skip) * bytes + turn * pace * steps;
+        rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
+        rows.stride = fetched ? 0 : bytes;
+        rows.ahead = module_panels + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
@@ -553,9 +472,9 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
             rows.b[r] = lora && lora->a ? lora->b[module] : 0;
             rows.rank[r] = group->rank;
         }
-#if defined(PAIRS) && defined(FAST_UNITS)
-        if (in_registers) {
-            run_compact_tiles(num, &rows, w, linear->in, from, to, &finish);
+#ifdef PAIRS
+        if (direct) {
+            run_expanding_tiles(num, linear->bits, &rows, w, linear->in, from, to, skip, &finish);
             continue;
         }
 #endif
