@@ -117,12 +117,23 @@ def conversations(lengths: tuple[int, ...], *, seed: int = 0) -> list[list[int]]
     return [rng.integers(100, MAX_ID, length + 1).tolist() for length in lengths]
 
 
-def make_data(lengths: tuple[int, ...]) -> list[Any]:
-    """Return the conversations as datums; the first third of each has weight 0."""
+def passages(folder: str, lengths: tuple[int, ...]) -> list[list[int]]:
+    """Return pieces of the documentation's text like `conversations`, by a model's tokenizer."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    files = sorted(Path(__file__).parent.parent.glob("docs/*.md"))
+    ids = tokenizer.encode("".join(file.read_text(encoding="utf-8") for file in files)).ids
+    ends = np.cumsum([length + 1 for length in lengths])
+    return [ids[end - length - 1 : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def make_data(lengths: tuple[int, ...], sequences: list[list[int]] | None = None) -> list[Any]:
+    """Return sequences (default: the conversations) as datums; their first thirds have weight 0."""
     from tinker import types
 
     data = []
-    for tokens in conversations(lengths):
+    for tokens in sequences or conversations(lengths):
         weights = np.ones(len(tokens) - 1, np.float32)
         weights[: len(weights) // 3] = 0
         inputs = {
