@@ -108,7 +108,7 @@ class EngineHost:
         folder = resolve_model_folder(name)
         check_base_format(folder, self.base_format)
         self._residents.make_room(
-            read_weight_bytes(folder, self.dtype, self.base_format) + _SPARE_BYTES,
+            read_weight_bytes(folder, self.device, self.dtype, self.base_format) + _SPARE_BYTES,
             f"model {name}",
             "close other programs or runs, or choose a smaller model",
         )

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from tinker_cookbook.local.engine.model.architecture import read_eos_token_ids
-from tinker_cookbook.local.engine.model.base_model import BaseModel, NativeModel, load_base_model
+from tinker_cookbook.local.engine.model.base_model import (
+    BaseModel,
+    NativeModel,
+    bits_per_number,
+    load_base_model,
+)
 from tinker_cookbook.local.engine.model.hf_model import HfModel
-from tinker_cookbook.local.engine.model.number_formats import FULL, format_bits
+from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
@@ -91,7 +96,9 @@ def _product_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) ->
     return str(dtype).removeprefix("torch.")
 
 
-def read_weight_bytes(folder: Path, dtype: torch.dtype, base_format: str = FULL) -> int:
+def read_weight_bytes(
+    folder: Path, device: torch.device, dtype: torch.dtype, base_format: str = FULL
+) -> int:
     """Return the memory that a model's weights take in a format, from the headers of its files."""
     from safetensors import safe_open
 
@@ -104,5 +111,4 @@ def read_weight_bytes(folder: Path, dtype: torch.dtype, base_format: str = FULL)
                 for size in shape:
                     count *= size
                 total += count
-    bits = format_bits(base_format) or 8 * dtype.itemsize
-    return total * bits // 8
+    return total * bits_per_number(folder, device, dtype, base_format) // 8

@@ -33,7 +33,7 @@ from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTr
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.attention import MAX_GROUP, MAX_HEAD_DIM
 from tinker_cookbook.local.engine.native.build import load_kernels
-from tinker_cookbook.local.engine.native.compact import CompactKernels
+from tinker_cookbook.local.engine.native.compact import COMPACT_BITS, CompactKernels
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.errors import UserError
@@ -42,6 +42,7 @@ __all__ = [
     "PACK_TOKENS_CPU",
     "BaseModel",
     "NativeModel",
+    "bits_per_number",
     "check_base_format",
     "describe_native_model",
     "load_base_model",
@@ -314,6 +315,17 @@ def check_base_format(folder: Path, base_format: str) -> None:
             f"runs through transformers; use base_format={FULL!r}, or a model that the engine runs "
             "itself, such as one of Llama, Qwen2 or Qwen3"
         )
+
+
+def bits_per_number(
+    folder: Path, device: torch.device, dtype: torch.dtype, base_format: str = FULL
+) -> int:
+    """Return the size of a number in the matrices that `load_base_model` makes, in bits."""
+    bits, arch = format_bits(base_format), read_arch(folder)
+    if bits:
+        return bits
+    blocks = None if arch is None else _matrix_blocks(arch, device, dtype, bits)
+    return COMPACT_BITS if isinstance(blocks, CompactBlocks) else 8 * dtype.itemsize
 
 
 def describe_native_model(
