@@ -33,7 +33,11 @@ from tinker_cookbook.local.engine.model.transformer import ForwardPass, PackedTr
 from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights, load_weights
 from tinker_cookbook.local.engine.native.attention import MAX_GROUP, MAX_HEAD_DIM
 from tinker_cookbook.local.engine.native.build import load_kernels
-from tinker_cookbook.local.engine.native.compact import COMPACT_BITS, CompactKernels
+from tinker_cookbook.local.engine.native.compact import (
+    COMPACT_BITS,
+    CompactKernels,
+    expands_fast,
+)
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.types import ImageInput, LoraSpec
 from tinker_cookbook.local.errors import UserError
@@ -352,7 +356,8 @@ def describe_native_model(
         if bits:
             blocks = QuantisedShapes(bits, paired=paired)
         else:
-            blocks = CompactShapes() if paired else ShapePacker()
+            compact = paired and expands_fast()
+            blocks = CompactShapes() if compact else ShapePacker(paired=paired)
     weights = describe_weights(
         arch, stored_dtype=stored_dtype, dtype=dtype, lora_room=lora_room, blocks=blocks
     )
@@ -371,9 +376,9 @@ def _matrix_blocks(
     products, paired = Products(kernels), dtype == torch.bfloat16
     if bits:
         return QuantisedBlocks(products, bits, paired=paired)
-    if paired:
+    if paired and expands_fast():
         return CompactBlocks(products, CompactKernels(kernels))
-    return MatrixBlocks(products)
+    return MatrixBlocks(products, paired=paired)
 
 
 def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""Frozen matrices in bfloat16 that take 12 bits a number, without loss.
+"""Frozen matrices in bfloat16 that take 12 bits per number, without loss.
 
 The numbers of a matrix have few different exponents, so 4 bits per number name them; the few
 numbers with others are listed next to the panels. `native/compact.h` describes the layout, and the
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinker_cookbook.local.engine.model.packed_matrix import (
     WIDEST_PANEL,
+    BytePanels,
     MatrixBlocks,
     PackedMatrix,
     pack_pairs,
@@ -30,26 +31,17 @@ _MOST_EXCEPTIONS = 0.005
 _HEADER_BYTES = 128
 _UNIT_INPUTS, _UNIT_BYTES = 4, 6 * WIDEST_PANEL
 _GROUP_INPUTS = 32
+"""As in `native/compact.h`, for plans on machines without a compiler."""
 
 
 @dataclass(frozen=True, eq=False)
-class CompactMatrix(PackedMatrix):
+class CompactMatrix(BytePanels):
     """A packed matrix in 12 bits; `panels` is uint8 [P, bytes of a panel]."""
 
     bits: int = COMPACT_BITS
-    width: int = WIDEST_PANEL
-    """Number of outputs in a panel."""
     list_bytes: int = 0
     """Bytes of the exceptions, which follow the panels."""
     reader: CompactKernels | None = None
-
-    @property
-    def half(self) -> bool:
-        return False
-
-    @property
-    def panel(self) -> int:
-        return self.width
 
     @property
     def num_bytes(self) -> int:
@@ -65,7 +57,7 @@ class CompactMatrix(PackedMatrix):
 
 
 class CompactBlocks(MatrixBlocks):
-    """Packs matrices in 12 bits a number, for arithmetic in bfloat16.
+    """Packs matrices in 12 bits per number, for arithmetic in bfloat16.
 
     A matrix with too many different exponents is packed in 16 bits.
     """

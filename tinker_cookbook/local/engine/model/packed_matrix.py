@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WIDEST_PANEL",
+    "BytePanels",
     "LargePageBlocks",
     "MatrixBlocks",
     "MatrixPacker",
@@ -147,6 +148,22 @@ class PackedMatrix:
             return self.panels[panel, :, lane]
         width = self.panel // 2
         return self.panels[panel, :, lane % width, lane // width].float()
+
+
+@dataclass(frozen=True, eq=False)
+class BytePanels(PackedMatrix):
+    """A packed matrix whose panels the kernels expand; `panels` is uint8 [P, ...]."""
+
+    width: int = WIDEST_PANEL
+    """Number of outputs in a panel."""
+
+    @property
+    def half(self) -> bool:
+        return False
+
+    @property
+    def panel(self) -> int:
+        return self.width
 
 
 class MatrixPacker(Protocol):

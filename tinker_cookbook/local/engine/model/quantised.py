@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from tinker_cookbook.local.engine.model.packed_matrix import (
     WIDEST_PANEL,
+    BytePanels,
     MatrixBlocks,
     PackedMatrix,
     pack_panels,
@@ -36,20 +37,10 @@ _SMALLEST_SCALE = 2.0**-100
 
 
 @dataclass(frozen=True, eq=False)
-class QuantisedMatrix(PackedMatrix):
+class QuantisedMatrix(BytePanels):
     """A packed matrix in 8 or 4 bits; `panels` is uint8 [P, groups, bytes of a group]."""
 
     bits: int = 8
-    width: int = WIDEST_PANEL
-    """Number of outputs in a panel."""
-
-    @property
-    def half(self) -> bool:
-        return False
-
-    @property
-    def panel(self) -> int:
-        return self.width
 
     @property
     def bytes_per_number(self) -> float:

@@ -1,4 +1,4 @@
-/* Packing of bfloat16 matrices in 12 bits a number, and reading of their rows; see `compact.h`. */
+/* Packing of bfloat16 matrices in 12 bits per number, and reading of their rows; see `compact.h`. */
 #include "vectors.h"
 #define PANEL (2 * LANES)
 #include "compact.h"

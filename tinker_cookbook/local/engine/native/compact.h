@@ -1,4 +1,4 @@
-/* Frozen bfloat16 matrices in 12 bits a number, without loss.
+/* Frozen bfloat16 matrices in 12 bits per number, without loss.
  *
  * The exponents of a matrix's numbers are concentrated on few values, so 4 bits name them: a panel has a table of
  * its 16 most frequent exponents, and lists its few numbers with others as exceptions. Sign and mantissa take 8

@@ -1,4 +1,4 @@
-"""Packing of bfloat16 matrices in 12 bits a number, on the compiled kernels; see `compact.h`."""
+"""Packing of bfloat16 matrices in 12 bits per number, on the compiled kernels; see `compact.h`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import ctypes
 import torch
 from torch import Tensor
 
-__all__ = ["COMPACT_BITS", "CompactKernels"]
+from tinker_cookbook.local.engine.native.instructions import choose_set
+
+__all__ = ["COMPACT_BITS", "CompactKernels", "expands_fast"]
 
 COMPACT_BITS = 12
 """`COMPACT_BITS` in `compact.h`."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
+
+
+def expands_fast() -> bool:
+    """Return whether the kernels expand panels with vector instructions, so that 12 bits pay.
+
+    `FAST_UNITS` in `compact.h` says the same; other instruction sets expand number by number.
+    """
+    return choose_set()[0].name.startswith("avx512")
 
 
 class CompactKernels:

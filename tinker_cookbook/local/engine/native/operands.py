@@ -42,7 +42,7 @@ class PackedOperand(Protocol):
 
     @property
     def bits(self) -> int:
-        """8 or 4 if the matrix is quantised, otherwise 0."""
+        """8 or 4 if the matrix is quantised, 12 if it is compact, otherwise 0."""
         ...
 
     @property
