@@ -18,6 +18,7 @@ from tests.tiny_models import TINY_ARCHITECTURES, build_tiny_model
 from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.lora import lora_targets
+from tinker_cookbook.local.engine.model.packed_matrix import WIDEST_PANEL, PackedMatrix
 from tinker_cookbook.local.engine.residency import ResidentRun
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
@@ -100,7 +101,10 @@ def test_padding_of_odd_sizes_is_the_only_difference(dtype: torch.dtype, tmp_pat
     build_tiny_model(tmp_path, "llama", tied=False)
     plan, model = plan_and_model(tmp_path, dtype)
     held, planned = model.weights.num_bytes(), next(iter(plan.memory.values()))
-    assert held <= planned < 1.1 * held  # this processor's panels may be narrower than the plan's
+    # Panels narrower than the plan's (without AVX-512) are filled up with fewer zeros.
+    head = model.weights.head
+    widest = not isinstance(head, PackedMatrix) or head.panel == WIDEST_PANEL
+    assert held <= planned < (1.1 if widest else 1.2) * held
 
 
 @every_model
