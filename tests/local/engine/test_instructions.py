@@ -6,7 +6,12 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.engine.native import instructions
-from tinker_cookbook.local.engine.native.instructions import available_sets, choose_set
+from tinker_cookbook.local.engine.native.instructions import (
+    available_sets,
+    choose_set,
+    compared_sets,
+    twin_of,
+)
 
 _OLD = frozenset({"avx2", "fma"})
 _NEW = _OLD | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
@@ -27,10 +32,32 @@ def test_the_best_set_of_the_processor_is_chosen(features: frozenset[str]) -> No
     assert (chosen.name, is_forced) == (names[-1], False)
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_amx_is_chosen_where_the_system_allows_it(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = _NEW | {"amx_tile", "amx_bf16"}
+    monkeypatch.setattr(instructions, "_processor_features", lambda: features)
+    monkeypatch.setattr(instructions, "_may_use_tiles", lambda: allowed)
+    monkeypatch.setattr(instructions.platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("TINKER_COOKBOOK_ISA", raising=False)
+    chosen, _ = choose_set()
+    assert chosen.name == ("amx" if allowed else "avx512_bf16")
+    assert ("-DBLOCKS" in chosen.whole_processor_flags) == allowed
+
+
+def test_sets_with_the_same_order_of_sums_have_one_twin() -> None:
+    names = {entry.name: twin_of(entry).name for entry in compared_sets()}
+    assert names["generic"] == "generic"
+    assert names["generic_blocks"] == "generic_blocks"
+    for name, twin in names.items():
+        assert (twin == "generic_blocks") == (name in ("amx", "avx512_blocks", "generic_blocks"))
+
+
 def test_a_lower_set_can_be_forced(
     features: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("generic", "avx2"):
+    for name in ("generic", "avx2", "generic_blocks"):
         monkeypatch.setenv("TINKER_COOKBOOK_ISA", name)
         chosen, is_forced = choose_set()
         assert (chosen.name, is_forced) == (name, True)
@@ -40,7 +67,10 @@ def test_a_lower_set_can_be_forced(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sse9", "TINKER_COOKBOOK_ISA='sse9' is unknown; this processor has: generic, avx2"),
+        (
+            "sse9",
+            "TINKER_COOKBOOK_ISA='sse9' is unknown; this processor has: generic, avx2, generic_blocks",
+        ),
         ("avx512", "TINKER_COOKBOOK_ISA='avx512' needs instructions that this processor lacks"),
         ("neon", "TINKER_COOKBOOK_ISA='neon' needs instructions that this processor lacks"),
     ],

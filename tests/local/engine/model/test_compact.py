@@ -15,12 +15,16 @@ from tinker_cookbook.local.engine.model.compact import CompactBlocks, CompactMat
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
 from tinker_cookbook.local.engine.native.build import load_kernels, load_kernels_for
 from tinker_cookbook.local.engine.native.compact import CompactKernels
-from tinker_cookbook.local.engine.native.instructions import InstructionSet, available_sets
+from tinker_cookbook.local.engine.native.instructions import (
+    InstructionSet,
+    available_sets,
+    compared_sets,
+)
 from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 
-SETS = pytest.mark.parametrize("entry", available_sets(), ids=lambda entry: entry.name)
+SETS = pytest.mark.parametrize("entry", compared_sets(), ids=lambda entry: entry.name)
 
 
 def pack_both(

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from tinker_cookbook.local.engine.native.build import load_kernels_for
-from tinker_cookbook.local.engine.native.instructions import available_sets
+from tinker_cookbook.local.engine.native.instructions import (
+    InstructionSet,
+    available_sets,
+    compared_sets,
+    twin_of,
+)
 from tinker_cookbook.local.engine.native.low_rank import LowRankGradients, LowRankJob
 
 SIZES = [(1, 1, 1), (7, 5, 33), (600, 96, 64), (1301, 32, 200)]
@@ -16,8 +21,8 @@ SIZES = [(1, 1, 1), (7, 5, 33), (600, 96, 64), (1301, 32, 200)]
 SOURCE = ("pair_gradients.c",)
 
 
-def kernels(number: int) -> LowRankGradients:
-    library = load_kernels_for(available_sets()[number], SOURCE)
+def kernels(instructions: InstructionSet) -> LowRankGradients:
+    library = load_kernels_for(instructions, SOURCE)
     if library is None:
         pytest.skip("there is no C compiler")
     return LowRankGradients(library)
@@ -49,23 +54,29 @@ def gradients(
     return straight, turned, rounded[0].t() @ rounded[1] + 1
 
 
+@pytest.mark.parametrize("instructions", compared_sets(), ids=lambda entry: entry.name)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_gradients_are_products_of_rounded_operands(sizes: tuple[int, int, int]) -> None:
-    straight, turned, expected = gradients(kernels(-1), *sizes)
+def test_gradients_are_products_of_rounded_operands(
+    sizes: tuple[int, int, int], instructions: InstructionSet
+) -> None:
+    straight, turned, expected = gradients(kernels(instructions), *sizes)
     torch.testing.assert_close(straight.double(), expected, atol=2e-4, rtol=1e-5)
     torch.testing.assert_close(turned.t().double(), expected, atol=2e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("instructions", compared_sets()[1:], ids=lambda entry: entry.name)
 @pytest.mark.parametrize("sizes", SIZES[1:3])
-def test_instruction_sets_give_the_same_bits(sizes: tuple[int, int, int]) -> None:
-    results = [gradients(kernels(number), *sizes) for number in range(len(available_sets()))]
-    for straight, turned, _ in results[1:]:
-        assert torch.equal(straight, results[0][0])
-        assert torch.equal(turned, results[0][1])
+def test_instruction_sets_give_the_bits_of_generic_c(
+    sizes: tuple[int, int, int], instructions: InstructionSet
+) -> None:
+    generic = gradients(kernels(twin_of(instructions)), *sizes)
+    fast = gradients(kernels(instructions), *sizes)
+    assert torch.equal(fast[0], generic[0])
+    assert torch.equal(fast[1], generic[1])
 
 
 def test_threads_do_not_change_the_bits(two_threads: None) -> None:
-    found = kernels(-1)
+    found = kernels(available_sets()[-1])
     together = gradients(found, *SIZES[2])
     torch.set_num_threads(1)
     alone = gradients(found, *SIZES[2])

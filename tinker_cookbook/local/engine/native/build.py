@@ -21,7 +21,11 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from tinker_cookbook.local.engine.native.instructions import InstructionSet, choose_set
+from tinker_cookbook.local.engine.native.instructions import (
+    InstructionSet,
+    available_sets,
+    choose_set,
+)
 from tinker_cookbook.model_files import cookbook_home
 
 __all__ = [
@@ -50,6 +54,8 @@ _SOURCES = (
     "train_kernels.c",
 )
 _HEADERS = (
+    "block_tiles.h",
+    "blocks.h",
     "compact.h",
     "decode_attention.h",
     "expanding_tiles.h",
@@ -68,10 +74,9 @@ _COMPILE_FLAGS = (
     "-fno-tree-vectorize",  # vectors and fused products are explicit, so that sums never vary
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-fno-strict-aliasing",  # the same memory holds numbers, and pairs of them as words
     "-fopenmp",
 )
-_WHOLE_PROCESSOR = ("-march=native",)
-"""Flags for the best instruction set; they also allow small extensions that no set names."""
 _COMPILE_SECONDS = 600
 
 _lock = threading.Lock()
@@ -87,14 +92,22 @@ def start_build() -> Future[Path | None]:
     global _build
     with _lock:
         if _build is None:
-            chosen, is_forced = choose_set()
-            flags = chosen.flags if is_forced else _WHOLE_PROCESSOR
+            flags = _wanted_flags()
             _build = Future()
             thread = threading.Thread(
                 target=_run_build, args=(_build, flags), name="kernel-build", daemon=True
             )
             thread.start()
         return _build
+
+
+def _wanted_flags() -> list[tuple[str, ...]]:
+    """Return the compiler flags to try in turn: compilers before GCC 11 do not know AMX."""
+    chosen, is_forced = choose_set()
+    if is_forced:
+        return [chosen.flags]
+    flags = [entry.whole_processor_flags for entry in reversed(available_sets())]
+    return list(dict.fromkeys(flags))
 
 
 def load_kernels() -> ctypes.CDLL | None:
@@ -111,7 +124,7 @@ def load_kernels_for(
         sources: the C files that are needed.
     """
     result: Future[Path | None] = Future()
-    _run_build(result, instructions.flags, sources)
+    _run_build(result, [instructions.flags], sources)
     return _load(result.result())
 
 
@@ -127,13 +140,19 @@ def _load(path: Path | None) -> ctypes.CDLL | None:
 
 
 def _run_build(
-    result: Future[Path | None], flags: tuple[str, ...], sources: tuple[str, ...] = _SOURCES
+    result: Future[Path | None],
+    wanted: list[tuple[str, ...]],
+    sources: tuple[str, ...] = _SOURCES,
 ) -> None:
-    try:
-        result.set_result(_build_library((*_COMPILE_FLAGS, *flags), sources))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("the kernels cannot be compiled (%s); torch is used instead", error)
-        result.set_result(None)
+    """Compile with the first of the wanted flags that the compiler takes."""
+    for position, flags in enumerate(wanted, start=1):
+        try:
+            result.set_result(_build_library((*_COMPILE_FLAGS, *flags), sources))
+            return
+        except (OSError, subprocess.SubprocessError) as error:
+            instead = "torch is used instead" if position == len(wanted) else "trying without AMX"
+            logger.warning("the kernels cannot be compiled (%s); %s", error, instead)
+    result.set_result(None)
 
 
 def _build_library(flags: tuple[str, ...], sources: tuple[str, ...]) -> Path | None:

@@ -16,6 +16,10 @@
 #include "decode_attention.h"
 #include "rows.h"
 
+#ifndef PAIRS
+#undef BLOCKS
+#endif
+
 /* Number of neighbouring outputs in a panel of a packed matrix [panels, in, PANEL]; the last panel of a
  * module is filled up with zeros. */
 #define PANEL (2 * LANES)
@@ -29,6 +33,11 @@ typedef float Word;
 #define WORDS(count) (count)
 #endif
 #include "quantised.h"
+#ifdef BLOCKS
+#include "blocks.h"
+#else
+INLINE void close_blocks(void) {}
+#endif
 
 #ifdef PAIRS
 #define STEPS(count) (((count) + 1) / 2) /* steps of a sum over `count` inputs */
@@ -103,7 +112,11 @@ typedef struct {
     float *scores;              /* scratch [threads, SPAN * SPAN_HEADS, max_position + 1 + LANES] */
 } Batch;
 
+#ifdef BLOCKS
+#define MAX_ROWS MR
+#else
 #define MAX_ROWS 6
+#endif
 #if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
 #else
@@ -158,6 +171,29 @@ INLINE void load_step(const void *w, int64_t index, const int half, vec *pair) {
 }
 #endif
 
+INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t first) {
+    int64_t count = finish->out - first;
+    if (count >= PANEL) {
+        for (int c = 0; c < 2; c++) {
+            int64_t at = first + c * LANES;
+            vec value = sum[c] * splat(finish->scale);
+            if (finish->bias) value += load(finish->bias + at);
+            store(y + at, finish->add ? load(y + at) + value : value);
+        }
+        return;
+    }
+    float values[PANEL];
+    memcpy(values, sum, sizeof values);
+    for (int64_t i = 0; i < count; i++) {
+        float value = values[i] * finish->scale;
+        if (finish->bias) value += finish->bias[first + i];
+        y[first + i] = finish->add ? y[first + i] + value : value;
+    }
+}
+
+#ifdef BLOCKS
+#include "block_tiles.h"
+#else
 /* Add the low-rank part for tokens with different adapters, for P panels. Meanwhile the adapters' rows
  * for the next panels are fetched from memory. */
 INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
@@ -209,26 +245,6 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
     add_adapters(R, P, rows, panel, spilled);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = spilled[r][c];
-}
-
-INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t first) {
-    int64_t count = finish->out - first;
-    if (count >= PANEL) {
-        for (int c = 0; c < 2; c++) {
-            int64_t at = first + c * LANES;
-            vec value = sum[c] * splat(finish->scale);
-            if (finish->bias) value += load(finish->bias + at);
-            store(y + at, finish->add ? load(y + at) + value : value);
-        }
-        return;
-    }
-    float values[PANEL];
-    memcpy(values, sum, sizeof values);
-    for (int64_t i = 0; i < count; i++) {
-        float value = values[i] * finish->scale;
-        if (finish->bias) value += finish->bias[first + i];
-        y[first + i] = finish->add ? y[first + i] + value : value;
-    }
 }
 
 /* Fetch the cache lines of `bytes` bytes, which are at most those of one step of a panel. */
@@ -320,6 +336,7 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 
 #ifdef PAIRS
 #include "expanding_tiles.h"
+#endif
 #endif
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
@@ -424,7 +441,7 @@ static const char *expand_panels(const Linear *linear, int64_t panel, const Batc
 /* Return whether tiles expand a matrix in registers. A second tile would expand it again, so several tiles
  * read an expanded copy. */
 INLINE int expands_directly(const Linear *linear, const Cut *cut) {
-#if defined(PAIRS) && defined(FAST_UNITS)
+#if defined(BLOCKS) || (defined(PAIRS) && defined(FAST_UNITS))
     return linear->bits && cut->tiles <= 1;
 #elif defined(PAIRS)
     return linear->bits && linear->bits != COMPACT_BITS && cut->tiles <= 1;
@@ -679,26 +696,31 @@ static void gate(const Batch *batch, int64_t inner) {
 #define forward_head forward_head_pairs
 #endif
 
-/* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
-void forward_blocks(const Model *model, const Batch *batch) {
+static void run_layer(const Model *model, int64_t index, const Batch *batch) {
+    const Layer *layer = &model->layers[index];
     int64_t hidden = model->hidden, dim = model->head_dim, inner = model->inner;
     int64_t q_size = model->heads * dim, qkv = q_size + 2 * model->kv_heads * dim;
+    norm_all(batch, layer->input_norm, hidden, model->eps);
+    Operands ops = {batch->normed, hidden, batch->wide, qkv, 0};
+    project(&layer->qkv, index * 4, batch, &ops);
+    store_keys(model, layer, index, batch);
+    attend_all(model, index, batch);
+    ops = (Operands){batch->act, q_size, batch->x, hidden, 1};
+    project(&layer->o, index * 4 + 1, batch, &ops);
+    norm_all(batch, layer->post_norm, hidden, model->eps);
+    ops = (Operands){batch->normed, hidden, batch->wide, 2 * inner, 0};
+    project(&layer->gate_up, index * 4 + 2, batch, &ops);
+    gate(batch, inner);
+    ops = (Operands){batch->act, inner, batch->x, hidden, 1};
+    project(&layer->down, index * 4 + 3, batch, &ops);
+}
+
+/* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
+void forward_blocks(const Model *model, const Batch *batch) {
 #pragma omp parallel num_threads((int)batch->num_threads)
-    for (int64_t index = 0; index < model->num_layers; index++) {
-        const Layer *layer = &model->layers[index];
-        norm_all(batch, layer->input_norm, hidden, model->eps);
-        Operands ops = {batch->normed, hidden, batch->wide, qkv, 0};
-        project(&layer->qkv, index * 4, batch, &ops);
-        store_keys(model, layer, index, batch);
-        attend_all(model, index, batch);
-        ops = (Operands){batch->act, q_size, batch->x, hidden, 1};
-        project(&layer->o, index * 4 + 1, batch, &ops);
-        norm_all(batch, layer->post_norm, hidden, model->eps);
-        ops = (Operands){batch->normed, hidden, batch->wide, 2 * inner, 0};
-        project(&layer->gate_up, index * 4 + 2, batch, &ops);
-        gate(batch, inner);
-        ops = (Operands){batch->act, inner, batch->x, hidden, 1};
-        project(&layer->down, index * 4 + 3, batch, &ops);
+    {
+        for (int64_t index = 0; index < model->num_layers; index++) run_layer(model, index, batch);
+        close_blocks();
     }
 }
 
@@ -709,6 +731,7 @@ void forward_head(const Model *model, const Batch *batch, float *logits) {
         norm_all(batch, model->final_norm, model->hidden, model->eps);
         Operands ops = {batch->normed, model->hidden, logits, model->head.out, 0};
         project(&model->head, model->num_layers * 4, batch, &ops);
+        close_blocks();
     }
 }
 

@@ -9,6 +9,7 @@
  * layout they already have. The order of all sums depends on the lengths only.
  */
 #define PAIRS
+#undef BLOCKS /* its blocks of rows are narrow, and its gradients need not agree with other kernels */
 #include "tiles.h"
 #include "train_attention.h"
 

@@ -32,27 +32,40 @@ typedef struct {
 static int64_t num_units(int64_t rank) { return (rank + MR - 1) / MR; }
 static int64_t num_panels(int64_t outs) { return (outs + PANEL - 1) / PANEL; }
 
-int64_t low_rank_words(int64_t tokens, int64_t rank) { return num_units(rank) * MR * WORDS(tokens); }
+int64_t low_rank_words(int64_t tokens, int64_t rank) { return num_units(rank) * MR * PACKED_WORDS(tokens); }
 int64_t low_rank_scratch(int64_t rank) { return (STRIP_WORDS + num_units(rank) * MR) * PANEL; }
 int64_t low_rank_size(int64_t which) { return which ? sizeof(LowRank) : sizeof(Job); }
 
-/* Pack MR columns of `left`, pairs of tokens: [WORDS(tokens), MR] words. Missing columns are zeros. */
-static void pack_unit(const Job *job, int64_t tokens, int64_t unit) {
-    int64_t first = unit * MR, num = job->rank - first < MR ? job->rank - first : MR;
-    uint32_t *to = job->packed + unit * MR * WORDS(tokens);
-    for (int64_t t = 0; t < tokens; t += 2, to += MR) {
-        const float *row = job->left + t * job->left_stride + first;
-        if (num == MR && t + 2 + LANES <= tokens && LANES >= MR) { /* loads may run into later rows */
-            uvec words = rounded_words(load(row), load(row + job->left_stride));
-            memcpy(to, &words, MR * sizeof *to);
-            continue;
-        }
-        for (int64_t r = 0; r < MR; r++) {
-            uint32_t even = r < num ? round_number(row[r]) : 0, odd = 0;
-            if (r < num && t + 1 < tokens) odd = round_number(row[job->left_stride + r]);
-            to[r] = even | odd << 16;
-        }
+/* Write MR columns of `left` from `first` on, as pairs of tokens t and t + 1. Missing columns are zeros. */
+INLINE void pair_tokens(uint32_t *to, const Job *job, int64_t tokens, int64_t t, int64_t first) {
+    int64_t num = job->rank - first < MR ? job->rank - first : MR;
+    const float *row = job->left + t * job->left_stride + first;
+    if (num == MR && t + 2 + LANES <= tokens && LANES >= MR) { /* loads may run into later rows */
+        uvec words = rounded_words(load(row), load(row + job->left_stride));
+        memcpy(to, &words, MR * sizeof *to);
+        return;
     }
+    for (int64_t r = 0; r < MR; r++) {
+        uint32_t even = r < num ? round_number(row[r]) : 0, odd = 0;
+        if (r < num && t + 1 < tokens) odd = round_number(row[job->left_stride + r]);
+        to[r] = even | odd << 16;
+    }
+}
+
+/* Pack MR columns of `left` as the rows of a product, pairs of tokens. */
+static void pack_unit(const Job *job, int64_t tokens, int64_t unit) {
+    uint32_t *to = job->packed + unit * MR * PACKED_WORDS(tokens);
+#ifdef BLOCKS
+    for (int64_t t = 0; t < tokens; t += 2 * BLOCK, to += MR * BLOCK) {
+        uint32_t words[BLOCK][MR] = {{0}};
+        for (int64_t k = 0; k < BLOCK && t + 2 * k < tokens; k++)
+            pair_tokens(words[k], job, tokens, t + 2 * k, unit * MR);
+        for (int64_t r = 0; r < MR; r++)
+            for (int64_t k = 0; k < BLOCK; k++) to[r * BLOCK + k] = words[k][r];
+    }
+#else
+    for (int64_t t = 0; t < tokens; t += 2, to += MR) pair_tokens(to, job, tokens, t, unit * MR);
+#endif
 }
 
 /* Add the sums of one panel, which are [rank, PANEL], to y [outs, rank]. */
@@ -77,7 +90,11 @@ static void run_panel(const Job *job, int64_t tokens, int64_t out, int64_t next,
     Right right = {job->right, ROWS, 1, job->right_stride};
     int64_t outs = job->outs - out < PANEL ? job->outs - out : PANEL;
     int64_t slices = (tokens + SLICE - 1) / SLICE, height = (tokens + slices - 1) / slices;
+#ifdef BLOCKS
+    height = (height + SLICE_STEP - 1) / SLICE_STEP * SLICE_STEP;
+#else
     height += height & 1;
+#endif
     for (int64_t from = 0; from < tokens; from += height) {
         int64_t count = tokens - from < height ? tokens - from : height;
         const uint32_t *w = strip(space, &right, from, count, out, job->outs);
@@ -87,7 +104,7 @@ static void run_panel(const Job *job, int64_t tokens, int64_t out, int64_t next,
             if (panel + PANEL <= job->outs)
                 fetch_tokens(job, then + ahead * unit / units, then + ahead * (unit + 1) / units, panel);
             int64_t first = unit * MR, num = job->rank - first < MR ? job->rank - first : MR;
-            const uint32_t *x = job->packed + (unit * WORDS(tokens) + from / 2) * MR;
+            const uint32_t *x = job->packed + (unit * PACKED_WORDS(tokens) + from / 2) * MR;
             Tile t = {.stride = job->y_stride, .scale = 1, .last = from + count == tokens};
             t.y = job->y + first * job->y_stride + out;
             if (job->turned) {
@@ -95,11 +112,11 @@ static void run_panel(const Job *job, int64_t tokens, int64_t out, int64_t next,
                 num = MR;
             }
             if (!job->turned && outs < PANEL)
-                run_edge_tile((int)num, x, w, WORDS(count), &t, outs);
+                run_edge_tile((int)num, x, w, PACKED_WORDS(count), &t, outs);
             else if (num == MR)
-                tile(MR, x, w, WORDS(count), &t);
+                tile(MR, x, w, PACKED_WORDS(count), &t);
             else
-                run_tile((int)num, x, w, WORDS(count), &t);
+                run_tile((int)num, x, w, PACKED_WORDS(count), &t);
         }
     }
     if (job->turned) add_turned(job, sums, out, outs);
@@ -116,6 +133,7 @@ void low_rank_gradients(const LowRank *p) {
 #pragma omp parallel num_threads((int)p->threads)
     {
         float *space = p->scratch + omp_get_thread_num() * p->thread_floats;
+        open_blocks(MR);
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < units; n++) {
             const Job *job = p->jobs;
@@ -131,5 +149,6 @@ void low_rank_gradients(const LowRank *p) {
             run_panel(job, p->tokens, panel * PANEL, (panel + p->threads) * PANEL,
                       (uint32_t *)(void *)space, space + STRIP_WORDS * PANEL);
         }
+        close_blocks();
     }
 }

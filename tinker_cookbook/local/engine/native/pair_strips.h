@@ -9,6 +9,23 @@ INLINE vec load_word(const uint32_t *word) { return load_pairs(word); }
 INLINE vec splat_word(uint32_t word) { return splat_pair(word); }
 INLINE vec add_product(vec sum, vec x, vec w) { return add_pair(sum, x, w); }
 
+#ifdef BLOCKS
+/* Pack rows of x, MR rows at a time: [units, blocks, MR, BLOCK] words. The last unit repeats the last row. */
+static void pack_rows(uint32_t *to, const float *x, int64_t stride, int64_t rows, int64_t count) {
+    int64_t words = PACKED_WORDS(count), whole = count / (2 * BLOCK);
+    for (int64_t first = 0; first < rows; first += MR, to += words * MR) {
+        for (int64_t r = 0; r < MR; r++) {
+            const float *row = x + (first + r < rows ? first + r : rows - 1) * stride;
+            uint32_t *at = to + r * BLOCK;
+            for (int64_t n = 0; n < whole; n++, at += MR * BLOCK, row += 2 * BLOCK)
+                round_row((uint16_t *)at, row, 2 * BLOCK);
+            if (whole * BLOCK == words) continue;
+            memset(at, 0, BLOCK * sizeof *at);
+            round_row((uint16_t *)at, row, count - whole * 2 * BLOCK);
+        }
+    }
+}
+#else
 /* Pack rows of x, MR side by side: [units, count / 2, MR] words. The last unit repeats the last row. */
 static void pack_rows(uint32_t *to, const float *x, int64_t stride, int64_t rows, int64_t count) {
     uint32_t block[MR][STRIP_WORDS];
@@ -32,6 +49,7 @@ static void pack_rows(uint32_t *to, const float *x, int64_t stride, int64_t rows
             for (int r = 0; r < MR; r++) to[k * MR + r] = block[r][k];
     }
 }
+#endif
 
 /* Lanes of two vectors in turns, beginning with lane 0; the second half begins at lane LANES / 2. */
 #if LANES == 16
@@ -104,17 +122,9 @@ static void fill_columns(uint32_t *to, const Right *right, int64_t from, int64_t
     turn((float *)to, PANEL, (const float *)rows, STRIP_WORDS, outs, WORDS(count));
 }
 
-/* Return the strip [count / 2, PANEL] of a right side from row `from` (an even number) and output `out`
- * on, as `strip` in float_strips.h does. */
-static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int64_t count,
-                             int64_t out, int64_t all_outs) {
-    int64_t outs = all_outs - out < PANEL ? all_outs - out : PANEL;
-    if (right->layout == PANELS && right->bits) {
-        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
-        return to;
-    }
-    if (right->layout == PANELS)
-        return (const uint32_t *)right->at + (out / PANEL * WORDS(right->stride) + from / 2) * PANEL;
+/* Bring a strip [count / 2, PANEL] into memory; see `strip`. */
+static void fill_strip(uint32_t *to, const Right *right, int64_t from, int64_t count, int64_t out,
+                       int64_t outs) {
     if (outs < PANEL) memset(to, 0, (size_t)WORDS(count) * PANEL * sizeof *to);
     if (right->layout == PANELS_TURNED)
         fill_turned(to, right, from, count, out, outs);
@@ -122,6 +132,23 @@ static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int
         fill_rows(to, right, from, count, out, outs);
     else
         fill_columns(to, right, from, count, out, outs);
+}
+
+/* Return the strip [count / 2, PANEL] of a right side from row `from` (an even number) and output `out`
+ * on, as `strip` in float_strips.h does. */
+static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int64_t count,
+                             int64_t out, int64_t all_outs) {
+    int64_t missing = PACKED_WORDS(count) - WORDS(count);
+    if (right->layout == PANELS && right->bits) {
+        expand(to, quantised_panel(right, out / PANEL), from, count, right->bits, 0);
+    } else if (right->layout == PANELS) {
+        const uint32_t *panel = (const uint32_t *)right->at + out / PANEL * WORDS(right->stride) * PANEL;
+        if (!missing) return panel + from / 2 * PANEL;
+        memcpy(to, panel + from / 2 * PANEL, (size_t)(WORDS(count) * PANEL) * sizeof *to);
+    } else {
+        fill_strip(to, right, from, count, out, all_outs - out < PANEL ? all_outs - out : PANEL);
+    }
+    if (missing) memset(to + WORDS(count) * PANEL, 0, (size_t)(missing * PANEL) * sizeof *to);
     return to;
 }
 

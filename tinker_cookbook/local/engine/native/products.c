@@ -21,7 +21,7 @@
 #define MAX_TERMS 4
 #define MAX_PARTS 4
 /* Units of MR rows in a block. */
-#define MAX_UNITS (LANES >= 16 ? 40 : 84)
+#define MAX_UNITS ((LANES >= 16 ? 240 : 504) / MR)
 /* Words of a row that a block reads before it turns to the next panel: as many as the second-level cache
  * holds for all its rows. With vectors of 8, strips should stay in the first-level cache. */
 #define GROUP_WORDS (LANES >= 16 ? 640 : 352)
@@ -30,11 +30,11 @@
  * a thread that another program interrupts does not hold up the others for long. */
 #define TASKS_PER_THREAD 24
 /* Units in a task of the first phase. */
-#define PACK_UNITS 10
+#define PACK_UNITS ((60 + MR - 1) / MR)
 /* Words that are packed at a time, for all threads together. */
 #define SHARED_WORDS (1 << 21)
 /* Units that are packed at a time even if they exceed that. */
-#define LEAST_AT_ONCE 80
+#define LEAST_AT_ONCE (480 / MR)
 
 typedef struct {
     const float *x; /* [rows, count] */
@@ -77,7 +77,7 @@ typedef struct {
 /* Return the height of a term's slices: at most STRIP. */
 INLINE int64_t slice_height(const Term *term) {
     int64_t slices = (term->count + STRIP - 1) / STRIP;
-    return ((term->count + slices - 1) / slices + PANEL - 1) / PANEL * PANEL;
+    return ((term->count + slices - 1) / slices + SLICE_STEP - 1) / SLICE_STEP * SLICE_STEP;
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -85,8 +85,8 @@ INLINE int64_t num_panels(int64_t outs) { return (outs + PANEL - 1) / PANEL; }
 
 /* Return the packed rows of a term from its input `from` on. */
 INLINE Word *packed_at(const Work *work, int64_t term, int64_t from) {
-    int64_t words = WORDS(from - work->from);
-    for (int64_t n = 0; n < term; n++) words += WORDS(work->p->terms[n].count);
+    int64_t words = PACKED_WORDS(from - work->from);
+    for (int64_t n = 0; n < term; n++) words += PACKED_WORDS(work->p->terms[n].count);
     return work->packed + work->units * MR * words;
 }
 
@@ -101,7 +101,7 @@ static void pack_term(const Work *work, int64_t n) {
     const float *x = term->x + (work->row + first) * term->stride;
     for (int64_t from = work->from; from < least(term->count, work->to); from += height) {
         int64_t count = least(term->count - from, height);
-        pack_rows(packed_at(work, n, from) + first * WORDS(count), x + from, term->stride,
+        pack_rows(packed_at(work, n, from) + first * PACKED_WORDS(count), x + from, term->stride,
                   last_row(work) - first, count);
     }
 }
@@ -117,11 +117,15 @@ INLINE void tile_of(const int R, const Group *group, int64_t row, const Tile *t)
 }
 
 static void run_tile_of(int rows, const Group *group, int64_t row, const Tile *t) {
+#ifdef BLOCKS
+    tile_of(rows, group, row, t);
+#else
     switch (rows) {
 #define CASE(R) case R: tile_of(R, group, row, t); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
+#endif
 }
 
 /* Fetch the next lines of a panel's memory into the cache. */
@@ -192,7 +196,7 @@ static void run_part(const Work *work, int64_t number, int64_t panel, int64_t en
         if (!term->right[number].at) continue;
         int64_t height = slice_height(term);
         for (int64_t from = work->from; from < least(term->count, work->to); from += height) {
-            int64_t count = least(term->count - from, height), words = WORDS(count);
+            int64_t count = least(term->count - from, height), words = PACKED_WORDS(count);
             if (group.num == MAX_SEGMENTS || (group.num && group.words + words > GROUP_WORDS)) {
                 for (int64_t i = panel; i < end; i++)
                     run_panel(work, &p->parts[number], &group, i * PANEL);
@@ -249,7 +253,7 @@ static int64_t count_panels(const Product *p) {
 /* Return the words of one packed unit. */
 INLINE int64_t unit_words(const Product *p) {
     int64_t words = 0;
-    for (int64_t n = 0; n < p->num_terms; n++) words += WORDS(p->terms[n].count);
+    for (int64_t n = 0; n < p->num_terms; n++) words += PACKED_WORDS(p->terms[n].count);
     return words * MR;
 }
 
@@ -264,14 +268,14 @@ static int64_t units_at_once(const Product *p) {
 /* Return how many inputs are packed at a time: whole slices of a single term, or all. */
 static int64_t inputs_at_once(const Product *p) {
     int64_t words = SHARED_WORDS / (units_at_once(p) * MR + 1), height = slice_height(p->terms);
-    int64_t slices = words / WORDS(height);
+    int64_t slices = words / PACKED_WORDS(height);
     if (p->num_terms > 1) return INT64_MAX / 2;
     return (slices > 0 ? slices : 1) * height;
 }
 
 static int64_t packed_words(const Product *p) {
     int64_t words = unit_words(p);
-    if (p->num_terms == 1) words = least(words, WORDS(inputs_at_once(p)) * MR);
+    if (p->num_terms == 1) words = least(words, PACKED_WORDS(inputs_at_once(p)) * MR);
     return units_at_once(p) * words;
 }
 
@@ -308,6 +312,7 @@ void product(const Product *p) {
     {
         Word *space = (Word *)(void *)p->scratch + omp_get_thread_num() * SPACE_WORDS;
         Word *packed = (Word *)(void *)p->scratch + p->threads * SPACE_WORDS;
+        open_blocks(MR);
         for (int64_t unit = 0; unit < units; unit += each) {
             Work work = {.p = p, .packed = packed, .units = each, .row = unit * MR, .space = space};
             do {
@@ -316,6 +321,7 @@ void product(const Product *p) {
                 work.from = work.to;
             } while (p->num_terms == 1 && work.from < p->terms->count);
         }
+        close_blocks();
     }
 }
 

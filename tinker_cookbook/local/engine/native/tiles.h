@@ -1,7 +1,8 @@
 /* Tiled products of float32 rows, for kernels with many rows.
  *
- * With PAIRS, rows and right sides are rounded to bfloat16 and multiplied in pairs (`pairs.h`); sums and
- * results are float32 all the same. `float_strips.h` and `pair_strips.h` bring operands into one layout.
+ * With PAIRS, rows and right sides are rounded to bfloat16 and multiplied in pairs (`pairs.h`), or with BLOCKS
+ * as well in blocks of pairs (`blocks.h`); sums and results are float32 all the same. `float_strips.h` and
+ * `pair_strips.h` bring operands into one layout.
  *
  * A block of rows is packed, MR side by side, and stays in the second-level cache. A strip of PANEL
  * outputs of the right side is brought into the first-level cache, whatever its layout and format in
@@ -12,11 +13,18 @@
 #define TILES_H
 #include "pairs.h"
 
+#ifndef PAIRS
+#undef BLOCKS
+#endif
+
 #define PANEL (2 * LANES)
+#ifndef BLOCKS
 #define MR 6
+#endif
 /* Words in a strip for each output: with vectors of 8 a strip fills 18 KiB of the first-level cache, and
  * with vectors of 16 the second-level cache is fast enough. A word is a number, or a pair of them;
- * WORDS(count) are what `count` numbers take. */
+ * WORDS(count) are what `count` numbers take in a matrix, PACKED_WORDS(count) what they take in packed rows
+ * and strips. */
 #define STRIP_WORDS 288
 #ifdef PAIRS
 typedef uint32_t Word;
@@ -29,6 +37,16 @@ typedef float Word;
 #endif
 
 #include "quantised.h"
+#ifdef BLOCKS
+#include "blocks.h"
+#define PACKED_WORDS(count) (NUM_BLOCKS(WORDS(count)) * BLOCK)
+#define SLICE_STEP (2 * BLOCK) /* inputs: slices end where blocks do */
+#else
+#define PACKED_WORDS(count) WORDS(count)
+#define SLICE_STEP PANEL
+INLINE void open_blocks(int64_t rows) { (void)rows; }
+INLINE void close_blocks(void) {}
+#endif
 
 typedef enum { PANELS, PANELS_TURNED, ROWS, COLUMNS } Layout;
 
@@ -137,6 +155,20 @@ typedef struct {
     int first, last;
 } Tile;
 
+#ifdef BLOCKS
+INLINE void begin_tile(const int R, Sums sum, const Tile *t) {
+    for (int r = 0; r < R && !t->first; r++)
+        for (int c = 0; c < 2; c++) store(sum[r] + c * LANES, load(t->y + r * t->stride + c * LANES));
+    begin_blocks(R, sum, t->first);
+}
+
+/* Multiply R rows by PANEL outputs, over one strip. */
+INLINE void add_strip(const int R, Sums sum, const Word *x, const Word *w, int64_t words) {
+    add_blocks(R, sum, (BlockRows){x, BLOCK, MR * BLOCK}, w, words / BLOCK);
+}
+
+INLINE vec sum_of(Sums sum, int r, int c) { return load(sum[r] + c * LANES); }
+#else
 /* The sums of R rows and PANEL outputs. */
 typedef vec Sums[MR][2];
 
@@ -161,10 +193,16 @@ INLINE void add_strip(const int R, Sums sum, const Word *x, const Word *w, int64
     }
 }
 
+INLINE vec sum_of(Sums sum, int r, int c) { return sum[r][c]; }
+#endif
+
 INLINE void finish_tile(const int R, Sums sum, const Tile *t) {
+#ifdef BLOCKS
+    end_blocks(R, sum);
+#endif
     for (int r = 0; r < R; r++) {
         for (int c = 0; c < 2; c++) {
-            vec value = sum[r][c];
+            vec value = sum_of(sum, r, c);
             if (t->last) {
                 value *= splat(t->scale);
                 if (t->bias) value += load(t->bias + c * LANES);
@@ -183,11 +221,15 @@ INLINE void tile(const int R, const Word *x, const Word *w, int64_t words, const
 }
 
 static void run_tile(int rows, const Word *x, const Word *w, int64_t words, const Tile *t) {
+#ifdef BLOCKS
+    tile(rows, x, w, words, t);
+#else
     switch (rows) {
 #define CASE(R) case R: tile(R, x, w, words, t); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
+#endif
 }
 
 /* Copies of what a tile narrower than PANEL reads and writes. */
@@ -229,7 +271,7 @@ static void run_edge_tile(int rows, const Word *x, const Word *w, int64_t words,
 static void multiply(const Part *part, const Right *right, const Word *x, Word *space,
                      int64_t row, int64_t rows, int64_t from, int64_t count, int first, int last) {
     int packed = right->layout == PANELS || right->layout == PANELS_TURNED;
-    int64_t words = WORDS(count), lines = packed ? source_lines(right, count) : 0;
+    int64_t words = PACKED_WORDS(count), lines = packed ? source_lines(right, count) : 0;
     int64_t lines_per_tile = lines / ((rows + MR - 1) / MR) + 1;
     for (int64_t out = 0; out < part->outs; out += PANEL) {
         const Word *w = strip(space, right, from, count, out, part->outs);
