@@ -23,7 +23,7 @@ def expands_fast() -> bool:
 
     `FAST_UNITS` in `compact.h` says the same; other instruction sets expand number by number.
     """
-    return choose_set()[0].name.startswith("avx512")
+    return "avx512bw" in choose_set()[0].needs
 
 
 class CompactKernels:
