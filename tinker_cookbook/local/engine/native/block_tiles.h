@@ -46,7 +46,7 @@ static BlockRows copy_blocks(uint32_t *to, const Input *const *x, int64_t num, i
     return (BlockRows){to, BLOCK, num * BLOCK};
 }
 
-/* Return whether rows lie at equal distances in memory, and set the distance in words. */
+/* Return whether rows are at equal distances in memory, and set the distance in words. */
 INLINE int equally_spaced(const Input *const *x, int64_t num, int64_t *stride) {
     int64_t apart = num > 1 ? x[1] - x[0] : 0;
     for (int64_t r = 2; r < num; r++)
