@@ -174,8 +174,8 @@ class Format(ABC):
             model = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
             raise RendererError(
                 f"tokenizer={model!r} has no token {name!r}, which {type(self).__name__} needs; "
-                "leave renderer_name unset, or use the one that "
-                "model_info.get_recommended_renderer_name returns for this model."
+                "choose the renderer made for this model: leave renderer_name unset, or use the "
+                "name that model_info.get_recommended_renderer_name returns."
             )
         return token
 
