@@ -46,6 +46,7 @@ _X86 = (
 _ARM = (
     InstructionSet("generic", frozenset(), ("-DGENERIC",)),
     InstructionSet("neon", frozenset({"asimd"}), ()),
+    InstructionSet("neon_bf16", frozenset({"asimd", "bf16"}), ("-march=armv8.2-a+bf16",)),
 )
 _OTHER = (InstructionSet("generic", frozenset(), ("-DGENERIC",)),)
 _SETS = {"x86_64": _X86, "aarch64": _ARM}
