@@ -615,8 +615,8 @@ def _machine(threads: int, device: str) -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        flags = next((line for line in lines if line.startswith("flags")), "")
-    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
     packages = ("torch", "transformers", "peft", "tinker")
     gpu = {"gpu": _gpu_name()} if device == "cuda" else {}
     return {

@@ -247,7 +247,7 @@ def _choose_dtype(wanted: str | None) -> tuple[str, str]:
     found = sorted({"avx512_bf16", "amx_bf16"} & flags)
     if found:
         return "bfloat16", f"the processor multiplies it fast ({found[0]})"
-    return "float32", "the processor has no bfloat16 products (avx512_bf16, amx_bf16)"
+    return "float32", "the processor does not multiply bfloat16 faster (avx512_bf16, amx_bf16)"
 
 
 def _longest(limit: int, activations: Callable[[int], int], room: int | None) -> int:

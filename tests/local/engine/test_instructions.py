@@ -15,14 +15,20 @@ from tinker_cookbook.local.engine.native.instructions import (
 
 _OLD = frozenset({"avx2", "fma"})
 _NEW = _OLD | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_ARM = frozenset({"fp", "asimd", "atomics"})
+_ARM_BF16 = _ARM | {"bf16"}
 
 
 @pytest.fixture(params=[_OLD, _NEW], ids=["old", "new"])
 def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> frozenset[str]:
-    monkeypatch.setattr(instructions, "_processor_features", lambda: request.param)
-    monkeypatch.setattr(instructions.platform, "machine", lambda: "x86_64")
-    monkeypatch.delenv("TINKER_COOKBOOK_ISA", raising=False)
+    _pretend(monkeypatch, "x86_64", request.param)
     return request.param
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, machine: str, features: frozenset[str]) -> None:
+    monkeypatch.setattr(instructions, "_processor_features", lambda: features)
+    monkeypatch.setattr(instructions.platform, "machine", lambda: machine)
+    monkeypatch.delenv("TINKER_COOKBOOK_ISA", raising=False)
 
 
 def test_the_best_set_of_the_processor_is_chosen(features: frozenset[str]) -> None:
@@ -54,6 +60,23 @@ def test_sets_with_the_same_order_of_sums_have_one_twin() -> None:
         assert (twin == "generic_blocks") == (name in ("amx", "avx512_blocks", "generic_blocks"))
 
 
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [(_ARM, ["generic", "neon"]), (_ARM_BF16, ["generic", "neon", "neon_bf16"])],
+    ids=["old", "new"],
+)
+def test_the_best_set_of_an_arm_processor_is_chosen(
+    features: frozenset[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, "aarch64", features)
+    assert [entry.name for entry in available_sets()] == expected
+    assert choose_set()[0].name == expected[-1]
+    for name in expected:
+        monkeypatch.setenv("TINKER_COOKBOOK_ISA", name)
+        chosen, is_forced = choose_set()
+        assert (chosen.name, is_forced) == (name, True)
+
+
 def test_a_lower_set_can_be_forced(
     features: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +96,7 @@ def test_a_lower_set_can_be_forced(
         ),
         ("avx512", "TINKER_COOKBOOK_ISA='avx512' needs instructions that this processor lacks"),
         ("neon", "TINKER_COOKBOOK_ISA='neon' needs instructions that this processor lacks"),
+        ("neon_bf16", "TINKER_COOKBOOK_ISA='neon_bf16' needs instructions that this processor"),
     ],
 )
 @pytest.mark.usefixtures("features")

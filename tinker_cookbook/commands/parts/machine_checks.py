@@ -38,7 +38,7 @@ __all__ = ["Check", "State", "check_machine", "check_self_test"]
 State = Literal["ok", "note", "missing"]
 """`missing`: a recipe could not run. `note`: it runs, but slower or with less."""
 PACKAGE = "tinker-cookbook"
-PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+PROCESSOR_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 KEYS = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD", "HF_TOKEN", "WANDB_API_KEY")
 EXTRAS = ("local", "fast", "vision", "math", "search", "wandb")
 LOW_DISK_BYTES = 2 * 2**30
@@ -192,9 +192,9 @@ def _torch() -> Iterator[Check]:
     elif device.type != "cpu":
         reason = f"the fastest format of {device}"
     elif name == "bfloat16":
-        reason = f"the processor has products of it ({', '.join(fast)})"
+        reason = f"the processor multiplies it faster ({', '.join(fast)})"
     else:
-        reason = "the processor has no products of bfloat16 (avx512_bf16, amx_bf16)"
+        reason = "the processor does not multiply bfloat16 faster (avx512_bf16, amx_bf16)"
     yield Check("numbers", "ok", f"{name}: {reason}")
 
 

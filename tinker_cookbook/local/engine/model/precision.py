@@ -29,6 +29,12 @@ def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 @functools.lru_cache(maxsize=1)
 def _cpu_multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 faster than float32.
+
+    ARM processors with the feature `bf16` do not count: the instructions that keep the order of
+    sums (`native/pairs.h`) multiply as many numbers at a time as those for float32, and bfloat16
+    weights take 16 bits each in both formats.
+    """
     return torch.backends.mkldnn.is_available() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

@@ -69,6 +69,7 @@ _X86 = (
 _ARM = (
     _GENERIC,
     InstructionSet("neon", frozenset({"asimd"}), ()),
+    InstructionSet("neon_bf16", frozenset({"asimd", "bf16"}), ("-march=armv8.2-a+bf16",)),
 )
 _OTHER = (_GENERIC,)
 _SETS = {"x86_64": _X86, "aarch64": _ARM}

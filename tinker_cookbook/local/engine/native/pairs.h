@@ -7,10 +7,19 @@
  * which is what VDPBF16PS computes. A product of two bfloat16 numbers is exact in float32, so steps with
  * and without fused multiply-adds give the same bits: products are equal on all processors (apart from sums
  * below 2^-126, which VDPBF16PS takes for 0).
+ *
+ * On ARM, BFMLALT multiplies the odd members and BFMLALB the even ones. They are fused multiply-adds that round
+ * once, as FPCR says for float32, so they keep sums below 2^-126, too. BFDOT and BFMMLA multiply more numbers at
+ * a time, but they add the products of a pair before the sum, and round to odd unless FPCR.EBF is set: other
+ * bits, so they are not used.
  */
 #ifndef PAIRS_H
 #define PAIRS_H
 #include "vectors.h"
+
+#if LANES == 4 && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && !defined(GENERIC)
+#define NEON_BF16
+#endif
 
 #define UPPER 0xffff0000u
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
@@ -23,6 +32,9 @@ INLINE vec splat_pair(uint32_t word) { return (vec)(word | (uvec){0}); }
 INLINE vec add_pair(vec sum, vec x, vec w) {
 #if LANES == 16 && defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#elif defined(NEON_BF16)
+    sum = (vec)vbfmlaltq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)w);
+    return (vec)vbfmlalbq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)w);
 #else
     sum = FUSED((vec)((uvec)x & UPPER), (vec)((uvec)w & UPPER), sum);
     return FUSED((vec)((uvec)x << 16), (vec)((uvec)w << 16), sum);
@@ -44,6 +56,8 @@ INLINE uint16_t round_number(float x) {
 INLINE void store_rounded(uint16_t *to, vec v) {
 #if LANES == 16 && defined(__AVX512BF16__)
     _mm256_storeu_si256((__m256i_u *)to, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#elif defined(NEON_BF16)
+    *(hvec_any *)to = (hvec)vcvt_bf16_f32((float32x4_t)v);
 #else
     *(hvec_any *)to = __builtin_convertvector(round_bits(v), hvec);
 #endif
@@ -84,6 +98,10 @@ INLINE uvec rounded_words(vec lower, vec upper) {
     __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)lower));
     __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)upper));
     return (uvec)low | ((uvec)high << 16);
+#elif defined(NEON_BF16)
+    uint16x8_t low = (uint16x8_t)vcvtq_low_bf16_f32((float32x4_t)lower);
+    uint16x8_t high = (uint16x8_t)vcvtq_low_bf16_f32((float32x4_t)upper);
+    return (uvec)vzip1q_u16(low, high);
 #else
     return round_bits(lower) | (round_bits(upper) << 16);
 #endif
