@@ -103,7 +103,12 @@ typedef struct {
     float *scores;              /* scratch [threads, SPAN * SPAN_HEADS, max_position + 1 + LANES] */
 } Batch;
 
+/* Tall tiles pay where a product takes one instruction. */
+#if defined(PAIRS) && LANES == 16 && defined(__AVX512BF16__)
+#define MAX_ROWS 10
+#else
 #define MAX_ROWS 6
+#endif
 #if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
 #else
@@ -111,7 +116,14 @@ typedef struct {
 #endif
 /* Panels in a tile of R tokens: as many sums as fit into registers, and at least 8 to hide latency. */
 #define PANELS_FOR(R) \
-    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : 2) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
+    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : R <= 6 ? 2 : 1) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
+
+#if MAX_ROWS == 10
+#define EACH_NUMBER_OF_ROWS \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10)
+#else
+#define EACH_NUMBER_OF_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
 
 /* Up to MAX_ROWS tokens of one product. */
 typedef struct {
@@ -313,7 +325,7 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
     case R * 2: tiles(R, 0, rows, w, in, from, to, finish); break;         \
     case R * 2 + 1: tiles(R, 1, rows, w, in, from, to, finish); break;
 #endif
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        EACH_NUMBER_OF_ROWS
 #undef CASE
     }
 }
@@ -407,31 +419,65 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
 #pragma omp barrier
 }
 
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory; see `expand` for
- * `ahead`. Return where panel 0 would be. */
-static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to, int64_t ahead) {
-    int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
-    const char *module = (const char *)linear->weight + panel * bytes;
-    int64_t words = WORDS(linear->in) * PANEL;
-    Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
-    for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
-               ahead);
-    return (const char *)(to_words - from * words);
+/* Return this thread's scratch memory for panels of a quantised matrix. */
+INLINE Word *own_panels(const Batch *batch) {
+    return (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
 }
 
-/* Return whether tiles expand a matrix in registers. A second tile would expand it again, so several tiles
- * read an expanded copy. */
-INLINE int expands_directly(const Linear *linear, const Cut *cut) {
-#if defined(PAIRS) && defined(FAST_UNITS)
-    return linear->bits && cut->tiles <= 1;
-#elif defined(PAIRS)
-    return linear->bits && linear->bits != COMPACT_BITS && cut->tiles <= 1;
-#else
-    (void)linear, (void)cut;
-    return 0;
+/* Expand panels [from, to) of a quantised module, which begins at `module`; see `expand` for `ahead`. */
+static void expand_panels(Word *to_words, const Linear *linear, const char *module, int64_t from,
+                          int64_t to, int64_t ahead) {
+    int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
+    for (int64_t p = from; p < to; p++)
+        expand(to_words + (p - from) * WORDS(linear->in) * PANEL, module + p * bytes, 0, linear->in,
+               linear->bits, ahead);
+}
+
+/* How a product reads a quantised matrix. */
+typedef enum {
+    AS_IT_IS,      /* the matrix is not quantised */
+    EXPAND_FIRST,  /* into scratch memory */
+    EXPAND_DIRECT, /* in registers; a second tile would expand it again */
+    EXPAND_KEEP,   /* in registers by the first tile, which writes it to scratch memory for the others */
+} Expanding;
+
+INLINE Expanding expanding_of(const Linear *linear, const Cut *cut) {
+    if (!linear->bits) return AS_IT_IS;
+#ifdef PAIRS
+    int is_compact = linear->bits == COMPACT_BITS;
+#ifdef KEEPS_PANELS
+    if (is_compact && cut->tiles > 1) return EXPAND_KEEP;
 #endif
+#ifdef FAST_UNITS
+    is_compact = 0; /* they are expanded like others */
+#endif
+    if (cut->tiles <= 1 && !is_compact) return EXPAND_DIRECT;
+#endif
+    (void)cut;
+    return EXPAND_FIRST;
+}
+
+/* Compute panels [from, to) of a module for a tile of `num` tokens, number `turn`. `w` points to the module's
+ * first panel; `kept` to scratch memory. */
+static void run_tile(int num, int64_t turn, Expanding expanding, const Linear *linear, const Rows *rows,
+                     const char *w, Word *kept, int64_t from, int64_t to, int64_t skip,
+                     const Finish *finish) {
+    int64_t in = linear->in;
+#ifdef PAIRS
+    if (expanding == EXPAND_DIRECT) {
+        run_expanding_tiles(num, linear->bits, rows, w, in, from, to, skip, finish);
+        return;
+    }
+#endif
+#ifdef KEEPS_PANELS
+    if (expanding == EXPAND_KEEP && turn == 0) {
+        run_keeping_tiles(num, rows, w, in, from, to, kept, finish);
+        return;
+    }
+#endif
+    (void)turn, (void)skip;
+    if (expanding != AS_IT_IS) w = (const char *)(kept - from * WORDS(in) * PANEL);
+    run_tiles(num, linear->half, rows, w, in, from, to, finish);
 }
 
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
@@ -447,13 +493,14 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     int64_t steps = STEPS(linear->in), bytes = steps * PANEL * MATRIX_BYTES(linear->half);
     if (linear->bits) bytes = quantised_panel_bytes(linear->in, linear->bits);
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *module_panels = (const char *)linear->weight + panel * bytes, *w = module_panels;
-    int direct = expands_directly(linear, &cut);
+    const char *w = (const char *)linear->weight + panel * bytes;
+    Expanding expanding = expanding_of(linear, &cut);
+    Word *kept = own_panels(batch);
     /* The next panels are fetched during the steps of all tiles; in float32, where expanding takes so long
      * that memory keeps up with it, while panels are expanded. */
     int fetched = linear->bits && !PAIRED;
-    if (linear->bits && !direct)
-        w = expand_panels(linear, panel, batch, from, to, fetched ? skip * bytes : 0);
+    if (expanding == EXPAND_FIRST)
+        expand_panels(kept, linear, w, from, to, fetched ? skip * bytes : 0);
     int64_t parts = cut.tiles * steps;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
@@ -461,7 +508,7 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
         rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
         rows.stride = fetched ? 0 : bytes;
-        rows.ahead = module_panels + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
+        rows.ahead = w + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
         for (int r = 0; r < num; r++) {
             int64_t token = batch->order[first + r];
             const Group *group = &batch->groups[batch->group_of[first + r]];
@@ -472,13 +519,7 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
             rows.b[r] = lora && lora->a ? lora->b[module] : 0;
             rows.rank[r] = group->rank;
         }
-#ifdef PAIRS
-        if (direct) {
-            run_expanding_tiles(num, linear->bits, &rows, w, linear->in, from, to, skip, &finish);
-            continue;
-        }
-#endif
-        run_tiles(num, linear->half, &rows, w, linear->in, from, to, &finish);
+        run_tile(num, turn, expanding, linear, &rows, w, kept, from, to, skip, &finish);
     }
 }
 
