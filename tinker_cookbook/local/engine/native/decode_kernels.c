@@ -223,6 +223,13 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
         for (int c = 0; c < C; c++) sum[r][c] = spilled[r][c];
 }
 
+/* Fetch the adapter's rows for P panels into the cache, for `add_adapter` at the end of a tile. */
+INLINE void fetch_adapter(const int P, const Rows *rows, int64_t panel) {
+    if (!rows->one_adapter || !rows->b[0]) return;
+    int64_t bytes = STEPS(rows->rank[0]) * PANEL * 4;
+    for (int64_t at = 0; at < P * bytes; at += 64) PREFETCH(rows->b[0] + panel * bytes + at);
+}
+
 INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t first) {
     int64_t count = finish->out - first;
     if (count >= PANEL) {
@@ -404,6 +411,10 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
         for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
             int num = rows_of(&cut, turn);
             Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
+            if (turn == 0) { /* fetch the panel itself, some steps before they are multiplied */
+                rows.pace = PANEL * 4;
+                rows.ahead += panel * STEPS(linear->in) * PANEL * 4 + 32 * rows.pace;
+            }
             for (int r = 0; r < num; r++) {
                 int64_t token = batch->order[group->first + first + r];
                 rows.x[r] = input_row(ops->x, ops->x_size, token);

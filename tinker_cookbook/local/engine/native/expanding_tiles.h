@@ -92,6 +92,7 @@ INLINE void add_expanded(const int R, const int P, const int keep, const Rows *r
 INLINE void compact_tile(const int R, const int P, const int keep, const Rows *rows, const char *w,
                          int64_t in, int64_t panel, const char *ahead, Kept kept, const Finish *finish) {
     const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
+    fetch_adapter(P, rows, panel);
     vec sum[MAX_ROWS][8];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
