@@ -345,10 +345,13 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
+#ifndef MOST_PANELS
+#define MOST_PANELS 4
+#endif
 /* Return the panels that a thread takes at a time: enough for a tile, but many tasks per thread. */
 INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     int64_t share = panels / (threads * 6);
-    return share < 1 ? 1 : share > 4 ? 4 : share;
+    return share < 1 ? 1 : share > MOST_PANELS ? MOST_PANELS : share;
 }
 
 /* How rows are cut into tiles: evenly, since a tile with few rows costs more per row. */
@@ -499,6 +502,25 @@ typedef struct {
     int64_t stride, tasks;
 } Lows;
 
+/* Set the operands of a tile: entries [first, first + num) of the batch's `order`, and a module that begins at
+ * output `out`. With one adapter, only the first row of `rows` names it. */
+INLINE void set_rows(Rows *rows, int num, int64_t first, int64_t which, int64_t module, int64_t out,
+                     const Batch *batch, const Operands *ops, int64_t low_stride) {
+    const Group *group = 0;
+    for (int r = 0; r < num; r++) {
+        int64_t token = batch->order[first + r];
+        if (r == 0 || !rows->one_adapter) {
+            group = &batch->groups[batch->group_of[first + r]];
+            const Lora *lora = group->projections ? &group->projections[which] : 0;
+            rows->b[r] = lora && lora->a ? lora->b[module] : 0;
+            rows->rank[r] = group->rank;
+        }
+        rows->x[r] = input_row(ops->x, ops->x_size, token);
+        rows->y[r] = ops->y + token * ops->y_stride + out;
+        rows->low[r] = low_of(batch, token, low_stride) + module * group->rank;
+    }
+}
+
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
  * probably take next, `skip` panels later, are fetched from memory. */
 static void project_panels(const Linear *linear, int64_t which, int64_t module, const Batch *batch,
@@ -530,16 +552,7 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
         rows.stride = fetched ? 0 : bytes;
         rows.ahead = w + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
-        for (int r = 0; r < num; r++) {
-            int64_t token = batch->order[first + r];
-            const Group *group = &batch->groups[batch->group_of[first + r]];
-            const Lora *lora = group->projections ? &group->projections[which] : 0;
-            rows.x[r] = input_row(ops->x, ops->x_size, token);
-            rows.y[r] = ops->y + token * ops->y_stride + row;
-            rows.low[r] = low_of(batch, token, lows->stride) + module * group->rank;
-            rows.b[r] = lora && lora->a ? lora->b[module] : 0;
-            rows.rank[r] = group->rank;
-        }
+        set_rows(&rows, num, first, which, module, row, batch, ops, lows->stride);
         run_tile(num, turn, expanding, linear, &rows, w, kept, from, to, skip, &finish);
     }
 }
