@@ -132,7 +132,7 @@ typedef struct {
     const char *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
-    const Team *team;  /* `low` is complete when `lows` tasks are done */
+    Team *team;        /* `low` is complete when `lows` tasks are done */
     int64_t lows;
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
     int64_t stride;    /* bytes from there to that for the next panel */
@@ -498,7 +498,7 @@ static void run_tile(int num, int64_t turn, Expanding expanding, const Linear *l
 
 /* The products with A, whose results are added at the end of the other products of the same phase. */
 typedef struct {
-    const Team *team;
+    Team *team;
     int64_t stride, tasks;
 } Lows;
 
@@ -581,7 +581,7 @@ static void project(Team *team, const Linear *linear, int64_t which, const Batch
         if (task < lows.tasks) {
             const Group *group = &batch->groups[task / most];
             project_down(linear, which, batch, ops, lows.stride, group, task % most);
-            count_done(team);
+            count_up(&team->done);
             continue;
         }
         int64_t module = 0, index = task - lows.tasks;
