@@ -107,6 +107,7 @@ static void run_block_tiles(int num, const Rows *rows, const Matrix *w, int64_t 
         if (!w->ahead) fetch_ahead(rows, w->in, panel - from);
         begin_blocks(num, sums, 1);
         add_matrix(num, sums, rows->x, w, panel);
+        if (rows->lows) await_done(rows->team, rows->lows);
         if (rows->one_adapter && rows->b[0]) add_low(rows, 0, num, sums, panel);
         end_blocks(num, sums);
         if (!rows->one_adapter) add_low_parts(num, rows, sums, panel);

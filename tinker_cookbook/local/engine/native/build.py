@@ -64,6 +64,7 @@ _HEADERS = (
     "pairs.h",
     "quantised.h",
     "rows.h",
+    "team.h",
     "tiles.h",
     "train_attention.h",
     "vectors.h",

@@ -15,6 +15,7 @@
  */
 #include "decode_attention.h"
 #include "rows.h"
+#include "team.h"
 
 #ifndef PAIRS
 #undef BLOCKS
@@ -50,8 +51,6 @@ typedef float Input;
 INLINE Input *input_row(float *buffer, int64_t size, int64_t t) {
     return (Input *)(void *)buffer + t * STEPS(size) * (int64_t)(4 / sizeof(Input));
 }
-
-int omp_get_thread_num(void);
 
 typedef struct {
     const void *weight; /* packed, module after module */
@@ -114,6 +113,9 @@ typedef struct {
 
 #ifdef BLOCKS
 #define MAX_ROWS MR
+/* Tall tiles pay where a product takes one instruction. */
+#elif defined(PAIRS) && LANES == 16 && defined(__AVX512BF16__)
+#define MAX_ROWS 10
 #else
 #define MAX_ROWS 6
 #endif
@@ -124,7 +126,14 @@ typedef struct {
 #endif
 /* Panels in a tile of R tokens: as many sums as fit into registers, and at least 8 to hide latency. */
 #define PANELS_FOR(R) \
-    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : 2) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
+    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : R <= 6 ? 2 : 1) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
+
+#if MAX_ROWS == 10
+#define EACH_NUMBER_OF_ROWS \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10)
+#else
+#define EACH_NUMBER_OF_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
 
 /* Up to MAX_ROWS tokens of one product. */
 typedef struct {
@@ -134,6 +143,8 @@ typedef struct {
     const char *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
     int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
+    Team *team;        /* `low` is complete when `lows` tasks are done */
+    int64_t lows;
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
     int64_t stride;    /* bytes from there to that for the next panel */
     int64_t pace;      /* bytes of it to fetch for each step of the sum, for every panel */
@@ -222,6 +233,7 @@ INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t pan
 
 INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
     const int C = 2 * P;
+    if (rows->lows) await_done(rows->team, rows->lows);
     if (rows->one_adapter) {
         if (!rows->b[0]) return;
         int64_t steps = STEPS(rows->rank[0]);
@@ -245,6 +257,13 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
     add_adapters(R, P, rows, panel, spilled);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = spilled[r][c];
+}
+
+/* Fetch the adapter's rows for P panels into the cache, for `add_adapter` at the end of a tile. */
+INLINE void fetch_adapter(const int P, const Rows *rows, int64_t panel) {
+    if (!rows->one_adapter || !rows->b[0]) return;
+    int64_t bytes = STEPS(rows->rank[0]) * PANEL * 4;
+    for (int64_t at = 0; at < P * bytes; at += 64) PREFETCH(rows->b[0] + panel * bytes + at);
 }
 
 /* Fetch the cache lines of `bytes` bytes, which are at most those of one step of a panel. */
@@ -329,7 +348,7 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
     case R * 2: tiles(R, 0, rows, w, in, from, to, finish); break;         \
     case R * 2 + 1: tiles(R, 1, rows, w, in, from, to, finish); break;
 #endif
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        EACH_NUMBER_OF_ROWS
 #undef CASE
     }
 }
@@ -341,10 +360,13 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
+#ifndef MOST_PANELS
+#define MOST_PANELS 4
+#endif
 /* Return the panels that a thread takes at a time: enough for a tile, but many tasks per thread. */
 INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     int64_t share = panels / (threads * 6);
-    return share < 1 ? 1 : share > 4 ? 4 : share;
+    return share < 1 ? 1 : share > MOST_PANELS ? MOST_PANELS : share;
 }
 
 /* How rows are cut into tiles: evenly, since a tile with few rows costs more per row. */
@@ -390,71 +412,134 @@ INLINE Input *low_of(const Batch *batch, int64_t token, int64_t low_stride) {
 }
 #endif
 
-/* Compute low = scale x A' for the tokens of every adapter. Ends with a barrier. */
-static void project_down(const Linear *linear, int64_t which, const Batch *batch,
-                         const Operands *ops, int64_t low_stride) {
+/* Return the panels of the adapter with most of them in a product with A. */
+static int64_t most_low_panels(const Linear *linear, const Batch *batch) {
     int64_t most = 0;
     for (int64_t g = 0; g < batch->num_groups; g++) {
         int64_t panels = num_panels(batch->groups[g].rank * linear->num_modules);
         most = panels > most ? panels : most;
     }
-#pragma omp for schedule(dynamic) nowait
-    for (int64_t task = 0; task < most * batch->num_groups; task++) {
-        const Group *group = &batch->groups[task / most];
-        const Lora *lora = group->projections ? &group->projections[which] : 0;
-        int64_t out = group->rank * linear->num_modules, panel = task % most;
-        if (!lora || !lora->a || panel >= num_panels(out)) continue;
-        Finish finish = {0, out, group->scale, 0};
-        const Cut cut = cut_rows(group->count);
-        for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
-            int num = rows_of(&cut, turn);
-            Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
-            for (int r = 0; r < num; r++) {
-                int64_t token = batch->order[group->first + first + r];
-                rows.x[r] = input_row(ops->x, ops->x_size, token);
-                rows.y[r] = batch->low + token * low_stride;
-            }
-            run_tiles(num, 0, &rows, lora->a, linear->in, panel, panel + 1, &finish);
-#ifdef PAIRS
-            for (int r = 0; r < num; r++)
-                round_low(batch, batch->order[group->first + first + r], low_stride, panel, out);
-#endif
+    return most;
+}
+
+/* Compute one panel of low = scale x A' for the tokens of one adapter. */
+static void project_down(const Linear *linear, int64_t which, const Batch *batch, const Operands *ops,
+                         int64_t low_stride, const Group *group, int64_t panel) {
+    const Lora *lora = group->projections ? &group->projections[which] : 0;
+    int64_t out = group->rank * linear->num_modules;
+    if (!lora || !lora->a || panel >= num_panels(out)) return;
+    Finish finish = {0, out, group->scale, 0};
+    const Cut cut = cut_rows(group->count);
+    for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
+        int num = rows_of(&cut, turn);
+        Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
+        if (turn == 0) { /* fetch the panel itself, some steps before they are multiplied */
+            rows.pace = PANEL * 4;
+            rows.ahead += panel * STEPS(linear->in) * PANEL * 4 + 32 * rows.pace;
         }
-    }
-#pragma omp barrier
-}
-
-/* Expand panels [from, to) of a quantised module into this thread's scratch memory; see `expand` for
- * `ahead`. Return where panel 0 would be. */
-static const char *expand_panels(const Linear *linear, int64_t panel, const Batch *batch,
-                                 int64_t from, int64_t to, int64_t ahead) {
-    int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
-    const char *module = (const char *)linear->weight + panel * bytes;
-    int64_t words = WORDS(linear->in) * PANEL;
-    Word *to_words = (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
-    for (int64_t p = from; p < to; p++)
-        expand(to_words + (p - from) * words, module + p * bytes, 0, linear->in, linear->bits,
-               ahead);
-    return (const char *)(to_words - from * words);
-}
-
-/* Return whether tiles expand a matrix in registers. A second tile would expand it again, so several tiles
- * read an expanded copy. */
-INLINE int expands_directly(const Linear *linear, const Cut *cut) {
-#if defined(BLOCKS) || (defined(PAIRS) && defined(FAST_UNITS))
-    return linear->bits && cut->tiles <= 1;
-#elif defined(PAIRS)
-    return linear->bits && linear->bits != COMPACT_BITS && cut->tiles <= 1;
-#else
-    (void)linear, (void)cut;
-    return 0;
+        for (int r = 0; r < num; r++) {
+            int64_t token = batch->order[group->first + first + r];
+            rows.x[r] = input_row(ops->x, ops->x_size, token);
+            rows.y[r] = batch->low + token * low_stride;
+        }
+        run_tiles(num, 0, &rows, lora->a, linear->in, panel, panel + 1, &finish);
+#ifdef PAIRS
+        for (int r = 0; r < num; r++)
+            round_low(batch, batch->order[group->first + first + r], low_stride, panel, out);
 #endif
+    }
+}
+
+/* Return this thread's scratch memory for panels of a quantised matrix. */
+INLINE Word *own_panels(const Batch *batch) {
+    return (Word *)(void *)(batch->expanded + omp_get_thread_num() * batch->expanded_size);
+}
+
+/* Expand panels [from, to) of a quantised module, which begins at `module`; see `expand` for `ahead`. */
+static void expand_panels(Word *to_words, const Linear *linear, const char *module, int64_t from,
+                          int64_t to, int64_t ahead) {
+    int64_t bytes = quantised_panel_bytes(linear->in, linear->bits);
+    for (int64_t p = from; p < to; p++)
+        expand(to_words + (p - from) * WORDS(linear->in) * PANEL, module + p * bytes, 0, linear->in,
+               linear->bits, ahead);
+}
+
+/* How a product reads a quantised matrix. */
+typedef enum {
+    AS_IT_IS,      /* the matrix is not quantised */
+    EXPAND_FIRST,  /* into scratch memory */
+    EXPAND_DIRECT, /* in registers; a second tile would expand it again */
+    EXPAND_KEEP,   /* in registers by the first tile, which writes it to scratch memory for the others */
+} Expanding;
+
+INLINE Expanding expanding_of(const Linear *linear, const Cut *cut) {
+    if (!linear->bits) return AS_IT_IS;
+#ifdef PAIRS
+    int is_compact = linear->bits == COMPACT_BITS;
+#ifdef KEEPS_PANELS
+    if (is_compact && cut->tiles > 1) return EXPAND_KEEP;
+#endif
+#ifdef FAST_UNITS
+    is_compact = 0; /* they are expanded like others */
+#endif
+    if (cut->tiles <= 1 && !is_compact) return EXPAND_DIRECT;
+#endif
+    (void)cut;
+    return EXPAND_FIRST;
+}
+
+/* Compute panels [from, to) of a module for a tile of `num` tokens, number `turn`. `w` points to the module's
+ * first panel; `kept` to scratch memory. */
+static void run_tile(int num, int64_t turn, Expanding expanding, const Linear *linear, const Rows *rows,
+                     const char *w, Word *kept, int64_t from, int64_t to, int64_t skip,
+                     const Finish *finish) {
+    int64_t in = linear->in;
+#ifdef PAIRS
+    if (expanding == EXPAND_DIRECT) {
+        run_expanding_tiles(num, linear->bits, rows, w, in, from, to, skip, finish);
+        return;
+    }
+#endif
+#ifdef KEEPS_PANELS
+    if (expanding == EXPAND_KEEP && turn == 0) {
+        run_keeping_tiles(num, rows, w, in, from, to, kept, finish);
+        return;
+    }
+#endif
+    (void)turn, (void)skip;
+    if (expanding != AS_IT_IS) w = (const char *)(kept - from * WORDS(in) * PANEL);
+    run_tiles(num, linear->half, rows, w, in, from, to, finish);
+}
+
+/* The products with A, whose results are added at the end of the other products of the same phase. */
+typedef struct {
+    Team *team;
+    int64_t stride, tasks;
+} Lows;
+
+/* Set the operands of a tile: entries [first, first + num) of the batch's `order`, and a module that begins at
+ * output `out`. With one adapter, only the first row of `rows` names it. */
+INLINE void set_rows(Rows *rows, int num, int64_t first, int64_t which, int64_t module, int64_t out,
+                     const Batch *batch, const Operands *ops, int64_t low_stride) {
+    const Group *group = 0;
+    for (int r = 0; r < num; r++) {
+        int64_t token = batch->order[first + r];
+        if (r == 0 || !rows->one_adapter) {
+            group = &batch->groups[batch->group_of[first + r]];
+            const Lora *lora = group->projections ? &group->projections[which] : 0;
+            rows->b[r] = lora && lora->a ? lora->b[module] : 0;
+            rows->rank[r] = group->rank;
+        }
+        rows->x[r] = input_row(ops->x, ops->x_size, token);
+        rows->y[r] = ops->y + token * ops->y_stride + out;
+        rows->low[r] = low_of(batch, token, low_stride) + module * group->rank;
+    }
 }
 
 /* Compute panels [from, to) of one module for all tokens. Meanwhile the panels that this thread will
  * probably take next, `skip` panels later, are fetched from memory. */
 static void project_panels(const Linear *linear, int64_t which, int64_t module, const Batch *batch,
-                           const Operands *ops, int64_t low_stride, int64_t from, int64_t to,
+                           const Operands *ops, const Lows *lows, int64_t from, int64_t to,
                            int64_t skip) {
     int64_t row = 0, panel = 0;
     for (int64_t m = 0; m < module; m++) {
@@ -464,86 +549,109 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
     int64_t steps = STEPS(linear->in), bytes = steps * PANEL * MATRIX_BYTES(linear->half);
     if (linear->bits) bytes = quantised_panel_bytes(linear->in, linear->bits);
     const Cut cut = cut_rows(batch->num_tokens);
-    const char *module_panels = (const char *)linear->weight + panel * bytes, *w = module_panels;
-    int direct = expands_directly(linear, &cut);
+    const char *w = (const char *)linear->weight + panel * bytes;
+    Expanding expanding = expanding_of(linear, &cut);
+    Word *kept = own_panels(batch);
     /* The next panels are fetched during the steps of all tiles; in float32, where expanding takes so long
      * that memory keeps up with it, while panels are expanded. */
     int fetched = linear->bits && !PAIRED;
-    if (linear->bits && !direct)
-        w = expand_panels(linear, panel, batch, from, to, fetched ? skip * bytes : 0);
+    if (expanding == EXPAND_FIRST)
+        expand_panels(kept, linear, w, from, to, fetched ? skip * bytes : 0);
     int64_t parts = cut.tiles * steps;
     Finish finish = {linear->bias ? linear->bias + row : 0, linear->module_out[module], 1, ops->add};
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
-        Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1]};
+        Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1],
+                     .team = lows->team,
+                     .lows = lows->tasks};
         rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
         rows.stride = fetched ? 0 : bytes;
-        rows.ahead = module_panels + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
-        for (int r = 0; r < num; r++) {
-            int64_t token = batch->order[first + r];
-            const Group *group = &batch->groups[batch->group_of[first + r]];
-            const Lora *lora = group->projections ? &group->projections[which] : 0;
-            rows.x[r] = input_row(ops->x, ops->x_size, token);
-            rows.y[r] = ops->y + token * ops->y_stride + row;
-            rows.low[r] = low_of(batch, token, low_stride) + module * group->rank;
-            rows.b[r] = lora && lora->a ? lora->b[module] : 0;
-            rows.rank[r] = group->rank;
-        }
-#ifdef PAIRS
-        if (direct) {
-            run_expanding_tiles(num, linear->bits, &rows, w, linear->in, from, to, skip, &finish);
-            continue;
-        }
-#endif
-        run_tiles(num, linear->half, &rows, w, linear->in, from, to, &finish);
+        rows.ahead = w + (fetched ? from : from + skip) * bytes + turn * rows.pace * steps;
+        set_rows(&rows, num, first, which, module, row, batch, ops, lows->stride);
+        run_tile(num, turn, expanding, linear, &rows, w, kept, from, to, skip, &finish);
     }
 }
 
-/* Compute y = [x | low] . [W | B]'. Called by all threads; ends with a barrier. */
-static void project(const Linear *linear, int64_t which, const Batch *batch, const Operands *ops) {
-    int64_t low_stride = 0;
+/* Compute y = [x | low] . [W | B]', with all threads. The products with A come first; other tasks wait for
+ * them before they add the adapter's part. */
+static void project(Team *team, const Linear *linear, int64_t which, const Batch *batch,
+                    const Operands *ops) {
+    Lows lows = {team, 0, 0};
     for (int64_t g = 0; g < batch->num_groups; g++)
-        if (batch->groups[g].rank * 3 > low_stride) low_stride = batch->groups[g].rank * 3;
-    if (low_stride) project_down(linear, which, batch, ops, low_stride);
-    int64_t tasks[3] = {0}, step[3], total = 0;
+        if (batch->groups[g].rank * 3 > lows.stride) lows.stride = batch->groups[g].rank * 3;
+    int64_t most = lows.stride ? most_low_panels(linear, batch) : 0;
+    lows.tasks = most * batch->num_groups;
+    int64_t tasks[3] = {0}, step[3], total = lows.tasks;
     for (int64_t m = 0; m < linear->num_modules; m++) {
         int64_t panels = num_panels(linear->module_out[m]);
         step[m] = panels_per_task(panels, batch->num_threads);
         if (linear->bits) {
-            int64_t most = batch->expanded_size / (WORDS(linear->in) * PANEL);
-            step[m] = step[m] > most ? most : step[m];
+            int64_t room = batch->expanded_size / (WORDS(linear->in) * PANEL);
+            step[m] = step[m] > room ? room : step[m];
         }
         tasks[m] = (panels + step[m] - 1) / step[m];
         total += tasks[m];
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < total; task++) {
-        int64_t module = 0, index = task;
+    for (int64_t task = take_task(team); task < total; task = take_task(team)) {
+        if (task < lows.tasks) {
+            const Group *group = &batch->groups[task / most];
+            project_down(linear, which, batch, ops, lows.stride, group, task % most);
+            count_up(&team->done);
+            continue;
+        }
+        int64_t module = 0, index = task - lows.tasks;
         while (index >= tasks[module]) index -= tasks[module++];
         int64_t from = index * step[module], to = from + step[module];
         int64_t panels = num_panels(linear->module_out[module]);
-        project_panels(linear, which, module, batch, ops, low_stride, from, to < panels ? to : panels,
+        project_panels(linear, which, module, batch, ops, &lows, from, to < panels ? to : panels,
                        step[module] * batch->num_threads);
     }
 }
 
-/* Norm the rows of batch->x for the next product. */
-static void norm_all(const Batch *batch, const float *weight, int64_t size, float eps) {
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < batch->num_tokens; t++) {
-        const float *x = batch->x + t * size;
-        Input *out = input_row(batch->normed, size, t);
-        float inverse = inverse_rms_of(x, size, eps);
-#ifdef PAIRS
-        int64_t k = 0;
-        for (; k + LANES <= size; k += LANES)
-            store_rounded(out + k, load(x + k) * splat(inverse) * load(weight + k));
-        for (; k < size; k++) out[k] = round_number(x[k] * inverse * weight[k]);
-        if (size & 1) out[size] = 0;
-#else
-        norm_row(out, x, weight, inverse, size);
-#endif
+/* What the work on single tokens reads. */
+typedef struct {
+    const Model *model;
+    const Layer *layer;
+    int64_t index; /* of the layer */
+    const float *norm;
+    const Batch *batch;
+} Place;
+
+typedef void TokenWork(const Place *place, int64_t t);
+
+/* Up to so many tokens are one thread's work: a second barrier would take longer. */
+#define FEW_TOKENS 4
+
+/* End a phase, do `work` for each token, and begin the next phase, whose matrix is `next`. */
+static void each_token(Team *team, const Place *place, TokenWork *work, const void *next) {
+    int64_t count = place->batch->num_tokens, threads = omp_get_num_threads();
+    if (count <= FEW_TOKENS) {
+        if (!last_to_arrive(team, next)) return;
+        for (int64_t t = 0; t < count; t++) work(place, t);
+        release(team);
+        return;
     }
+    meet(team, 0);
+    int64_t share = (count + threads - 1) / threads, t = omp_get_thread_num() * share;
+    for (int64_t end = t + share < count ? t + share : count; t < end; t++) work(place, t);
+    meet(team, next);
+}
+
+/* Norm a row of batch->x for the next product. */
+static void norm_token(const Place *place, int64_t t) {
+    const int64_t size = place->model->hidden;
+    const float *x = place->batch->x + t * size, *weight = place->norm;
+    Input *out = input_row(place->batch->normed, size, t);
+    float inverse = inverse_rms_of(x, size, place->model->eps);
+#ifdef PAIRS
+    int64_t k = 0;
+    for (; k + LANES <= size; k += LANES)
+        store_rounded(out + k, load(x + k) * splat(inverse) * load(weight + k));
+    for (; k < size; k++) out[k] = round_number(x[k] * inverse * weight[k]);
+    if (size & 1) out[size] = 0;
+#else
+    norm_row(out, x, weight, inverse, size);
+#endif
 }
 
 #ifndef PAIRS
@@ -575,31 +683,29 @@ INLINE void store_head(Stored *to, const float *from, int64_t dim) {
 #endif
 }
 
-/* Norm and rotate the queries and keys of all tokens; write keys and values into the caches. */
-static void store_keys(const Model *model, const Layer *layer, int64_t index, const Batch *batch) {
+/* Norm and rotate the queries and keys of a token; write keys and values into the cache. */
+static void store_keys(const Place *place, int64_t t) {
+    const Model *model = place->model;
+    const Batch *batch = place->batch;
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
-    int64_t width = (heads + 2 * kv_heads) * dim;
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < batch->num_tokens; t++) {
-        float *row = batch->wide + t * width;
-        int64_t position = batch->positions[t];
-        for (int64_t h = 0; h < heads + kv_heads; h++) {
-            float *head = row + h * dim;
-            const float *norm = h < heads ? layer->q_norm : layer->k_norm;
-            if (norm) norm_row(head, head, norm, inverse_rms_of(head, dim, model->eps), dim);
-            const float *cos = batch->cos + position * dim, *sin = batch->sin + position * dim;
+    float *row = batch->wide + t * (heads + 2 * kv_heads) * dim;
+    int64_t position = batch->positions[t];
+    const float *cos = batch->cos + position * dim, *sin = batch->sin + position * dim;
+    for (int64_t h = 0; h < heads + kv_heads; h++) {
+        float *head = row + h * dim;
+        const float *norm = h < heads ? place->layer->q_norm : place->layer->k_norm;
+        if (norm) norm_row(head, head, norm, inverse_rms_of(head, dim, model->eps), dim);
 #ifdef PAIRS
-            float scale = h < heads ? 1.0f / sqrtf((float)dim) : 1.0f;
-            turn_head(head, head, cos, sin, dim / 2, scale, 1.0f);
+        float scale = h < heads ? 1.0f / sqrtf((float)dim) : 1.0f;
+        turn_head(head, head, cos, sin, dim / 2, scale, 1.0f);
 #else
-            rotate(head, cos, sin, dim);
+        rotate(head, cos, sin, dim);
 #endif
-        }
-        for (int64_t h = 0; h < kv_heads; h++) {
-            Stored *keys = keys_of(model, batch, index, t, h) + position * dim;
-            store_head(keys, row + (heads + h) * dim, dim);
-            store_head(keys + batch->capacity[t] * dim, row + (heads + kv_heads + h) * dim, dim);
-        }
+    }
+    for (int64_t h = 0; h < kv_heads; h++) {
+        Stored *keys = keys_of(model, batch, place->index, t, h) + position * dim;
+        store_head(keys, row + (heads + h) * dim, dim);
+        store_head(keys + batch->capacity[t] * dim, row + (heads + kv_heads + h) * dim, dim);
     }
 }
 
@@ -631,7 +737,7 @@ static void look_ahead(Looking *tokens, int64_t count, const Model *model, int64
     }
 }
 
-static void attend_all(const Model *model, int64_t index, const Batch *batch) {
+static void attend_all(Team *team, const Model *model, int64_t index, const Batch *batch) {
     int64_t dim = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     int64_t shared = heads / kv_heads, width = (heads + 2 * kv_heads) * dim;
     int64_t stride = batch->max_position + 1 + LANES;
@@ -641,8 +747,8 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     float factor = 1.0f / sqrtf((float)dim);
 #endif
     float *scores = batch->scores + omp_get_thread_num() * SPAN * SPAN_HEADS * stride;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < batch->num_spans * kv_heads; task++) {
+    int64_t tasks = batch->num_spans * kv_heads;
+    for (int64_t task = take_task(team); task < tasks; task = take_task(team)) {
         /* Head by head, so that sequences with the same beginning read it from the cache. */
         int64_t span = task % batch->num_spans, h = task / batch->num_spans;
         int64_t first = batch->spans[span], count = batch->spans[span + 1] - first;
@@ -666,29 +772,26 @@ static void attend_all(const Model *model, int64_t index, const Batch *batch) {
     }
 }
 
-static void gate(const Batch *batch, int64_t inner) {
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < batch->num_tokens; t++) {
-        const float *g = batch->wide + t * 2 * inner, *up = g + inner;
-        Input *out = input_row(batch->act, inner, t);
-        int64_t k = 0;
+static void gate(const Place *place, int64_t t) {
+    int64_t inner = place->model->inner, k = 0;
+    const float *g = place->batch->wide + t * 2 * inner, *up = g + inner;
+    Input *out = input_row(place->batch->act, inner, t);
 #ifdef PAIRS
-        for (; k + LANES <= inner; k += LANES)
-            store_rounded(out + k, swiglu(load(g + k), load(up + k)));
-        for (; k < inner; k++) out[k] = round_number(swiglu_of_one(g[k], up[k]));
-        if (inner & 1) out[inner] = 0;
+    for (; k + LANES <= inner; k += LANES)
+        store_rounded(out + k, swiglu(load(g + k), load(up + k)));
+    for (; k < inner; k++) out[k] = round_number(swiglu_of_one(g[k], up[k]));
+    if (inner & 1) out[inner] = 0;
 #else
-        for (; k + LANES <= inner; k += LANES) {
-            vec value = load(g + k);
-            ivec negative = value < (vec){0};
-            vec minus_abs = (vec)((negative & (ivec)value) | (~negative & (ivec)(-value)));
-            vec e = exp_vec(minus_abs); /* sigmoid without overflow on either side */
-            vec top = (vec)((negative & (ivec)e) | (~negative & (ivec)splat(1.0f)));
-            store(out + k, value * top / (splat(1.0f) + e) * load(up + k));
-        }
-        for (; k < inner; k++) out[k] = swiglu_of_one(g[k], up[k]);
-#endif
+    for (; k + LANES <= inner; k += LANES) {
+        vec value = load(g + k);
+        ivec negative = value < (vec){0};
+        vec minus_abs = (vec)((negative & (ivec)value) | (~negative & (ivec)(-value)));
+        vec e = exp_vec(minus_abs); /* sigmoid without overflow on either side */
+        vec top = (vec)((negative & (ivec)e) | (~negative & (ivec)splat(1.0f)));
+        store(out + k, value * top / (splat(1.0f) + e) * load(up + k));
     }
+    for (; k < inner; k++) out[k] = swiglu_of_one(g[k], up[k]);
+#endif
 }
 
 #ifdef PAIRS
@@ -696,41 +799,52 @@ static void gate(const Batch *batch, int64_t inner) {
 #define forward_head forward_head_pairs
 #endif
 
-static void run_layer(const Model *model, int64_t index, const Batch *batch) {
+/* Run layer `index`, whose input is normed; norm that of the next one. Called by all threads. */
+static void run_layer(Team *team, const Model *model, const Batch *batch, int64_t index) {
     const Layer *layer = &model->layers[index];
     int64_t hidden = model->hidden, dim = model->head_dim, inner = model->inner;
     int64_t q_size = model->heads * dim, qkv = q_size + 2 * model->kv_heads * dim;
-    norm_all(batch, layer->input_norm, hidden, model->eps);
+    Place place = {model, layer, index, layer->post_norm, batch};
     Operands ops = {batch->normed, hidden, batch->wide, qkv, 0};
-    project(&layer->qkv, index * 4, batch, &ops);
-    store_keys(model, layer, index, batch);
-    attend_all(model, index, batch);
+    project(team, &layer->qkv, index * 4, batch, &ops);
+    each_token(team, &place, store_keys, 0);
+    attend_all(team, model, index, batch);
+    meet(team, layer->o.weight);
     ops = (Operands){batch->act, q_size, batch->x, hidden, 1};
-    project(&layer->o, index * 4 + 1, batch, &ops);
-    norm_all(batch, layer->post_norm, hidden, model->eps);
+    project(team, &layer->o, index * 4 + 1, batch, &ops);
+    each_token(team, &place, norm_token, layer->gate_up.weight);
     ops = (Operands){batch->normed, hidden, batch->wide, 2 * inner, 0};
-    project(&layer->gate_up, index * 4 + 2, batch, &ops);
-    gate(batch, inner);
+    project(team, &layer->gate_up, index * 4 + 2, batch, &ops);
+    each_token(team, &place, gate, layer->down.weight);
     ops = (Operands){batch->act, inner, batch->x, hidden, 1};
-    project(&layer->down, index * 4 + 3, batch, &ops);
+    project(team, &layer->down, index * 4 + 3, batch, &ops);
+    if (index + 1 == model->num_layers) return;
+    place.norm = layer[1].input_norm;
+    each_token(team, &place, norm_token, layer[1].qkv.weight);
 }
 
 /* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
 void forward_blocks(const Model *model, const Batch *batch) {
+    Team team = {0};
+    Place first = {model, model->layers, 0, model->layers->input_norm, batch};
 #pragma omp parallel num_threads((int)batch->num_threads)
     {
-        for (int64_t index = 0; index < model->num_layers; index++) run_layer(model, index, batch);
+        each_token(&team, &first, norm_token, model->layers->qkv.weight);
+        for (int64_t index = 0; index < model->num_layers; index++)
+            run_layer(&team, model, batch, index);
         close_blocks();
     }
 }
 
 /* Run the final norm and the head: from batch->x [N, hidden] to logits [N, V]. */
 void forward_head(const Model *model, const Batch *batch, float *logits) {
+    Team team = {0};
+    Place place = {model, 0, 0, model->final_norm, batch};
 #pragma omp parallel num_threads((int)batch->num_threads)
     {
-        norm_all(batch, model->final_norm, model->hidden, model->eps);
+        each_token(&team, &place, norm_token, model->head.weight);
         Operands ops = {batch->normed, model->hidden, logits, model->head.out, 0};
-        project(&model->head, model->num_layers * 4, batch, &ops);
+        project(&team, &model->head, model->num_layers * 4, batch, &ops);
         close_blocks();
     }
 }

@@ -8,9 +8,46 @@
 /* Bytes from a unit that is multiplied to the one that is fetched meanwhile (measured). */
 #define UNITS_AHEAD 4096
 
-/* Multiply R tokens by the inputs of one group of P compact panels, whose units are expanded in registers. */
-INLINE void add_units(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
+/* Where the first of several tiles keeps the panels that it expands, for the others: [STEPS(in), PANEL] each. */
+typedef uint32_t *Kept;
+
+/* Multiply R tokens by one step of a compact unit. */
+INLINE void add_unit_step(const int R, const Input *const *x, int64_t k, const vec *column, vec sum[][8]) {
+    for (int r = 0; r < R; r++) {
+        vec value = splat_step(x[r], k);
+        IN_REGISTER(value);
+        for (int v = 0; v < 2; v++) sum[r][v] = add_step(sum[r][v], value, column[v]);
+    }
+}
+
+/* Multiply R tokens by the inputs of one group of a compact panel, whose units are expanded in registers. The
+ * expanded panel is stored at `kept`, unless it is NULL; then memory is fetched as in `tile`. */
+INLINE void add_tall_units(const int R, const int keep, const Rows *rows, const char *w, int64_t first,
+                           int64_t last, const char *ahead, Kept kept, vec sum[][8]) {
+    __m512i table = _mm512_loadu_si512(w);
+    for (int64_t k = first; k < last; k += 2) {
+        const char *unit = unit_of(w, k / 2);
+        for (int64_t at = 0; at < UNIT_BYTES && !keep; at += 64) PREFETCH(unit + UNITS_AHEAD + at);
+        __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
+        for (int s = 0; s < 2; s++) {
+            if (s && k + 1 >= last) continue;
+            if (keep) fetch(ahead + (k + s) * rows->pace, rows->pace, 1);
+            __m512i both = _mm512_loadu_si512(unit + s * 2 * PANEL);
+            vec column[2];
+            for (int v = 0; v < 2; v++) {
+                column[v] = unit_vector(both, codes, table, s, v);
+                IN_REGISTER(column[v]);
+                if (keep) *(uvec_any *)(kept + (k + s) * PANEL + v * LANES) = (uvec)column[v];
+            }
+            add_unit_step(R, rows->x, k + s, column, sum);
+        }
+    }
+}
+
+/* The same for few tokens and P panels, without keeping: weights are multiplied from memory. */
+INLINE void add_units(const int R, const int P, const Rows *rows, const char *w, int64_t bytes,
                       int64_t first, int64_t last, vec sum[][8]) {
+    const Input *const *x = rows->x;
     __m512i table[4];
     for (int p = 0; p < P; p++) table[p] = _mm512_loadu_si512(w + p * bytes);
     for (int64_t k = first; k < last; k += 2) {
@@ -32,24 +69,30 @@ INLINE void add_units(const int R, const int P, const Input *const *x, const cha
 }
 
 /* The same for groups with exceptions: they are expanded in memory. */
-INLINE void add_expanded(const int R, const int P, const Input *const *x, const char *w, int64_t bytes,
-                         int64_t first, int64_t last, vec sum[][8]) {
-    uint32_t expanded[GROUP_INPUTS / 2 * PANEL];
+INLINE void add_expanded(const int R, const int P, const int keep, const Rows *rows, const char *w,
+                         int64_t bytes, int64_t first, int64_t last, Kept kept, vec sum[][8]) {
+    uint32_t own[GROUP_INPUTS / 2 * PANEL], *expanded = keep ? kept + first * PANEL : own;
     for (int p = 0; p < P; p++) {
         expand_compact(expanded, w + p * bytes, 2 * first, 2 * (last - first), 0);
         for (int64_t k = first; k < last; k++)
             for (int v = 0; v < 2; v++) {
                 vec column = load_pairs(expanded + (k - first) * PANEL + v * LANES);
                 for (int r = 0; r < R; r++)
-                    sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k), column);
+                    sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(rows->x[r], k), column);
             }
     }
 }
 
-/* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. */
-INLINE void compact_tile(const int R, const int P, const Rows *rows, const char *w, int64_t in,
-                         int64_t panel, const Finish *finish) {
+/* Tiles of more tokens have one panel, whose weights stay in registers. */
+#define TALL(R) ((R) > 6)
+#define COMPACT_PANELS_FOR(R) ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
+
+/* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. With `keep` (only for one
+ * panel), the expanded panel is stored at `kept`. */
+INLINE void compact_tile(const int R, const int P, const int keep, const Rows *rows, const char *w,
+                         int64_t in, int64_t panel, const char *ahead, Kept kept, const Finish *finish) {
     const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
+    fetch_adapter(P, rows, panel);
     vec sum[MAX_ROWS][8];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
@@ -59,10 +102,12 @@ INLINE void compact_tile(const int R, const int P, const Rows *rows, const char 
         int64_t last = first + step < steps ? first + step : steps;
         int plain = 1;
         for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
-        if (plain)
-            add_units(R, P, rows->x, w, bytes, first, last, sum);
+        if (!plain)
+            add_expanded(R, P, keep, rows, w, bytes, first, last, kept, sum);
+        else if (keep || TALL(R))
+            add_tall_units(R, keep, rows, w, first, last, ahead, kept, sum);
         else
-            add_expanded(R, P, rows->x, w, bytes, first, last, sum);
+            add_units(R, P, rows, w, bytes, first, last, sum);
     }
     add_adapter(R, P, rows, panel, sum);
     for (int r = 0; r < R; r++)
@@ -70,26 +115,42 @@ INLINE void compact_tile(const int R, const int P, const Rows *rows, const char 
             finish_panel(&sum[r][2 * p], rows->y[r], finish, (panel + p) * PANEL);
 }
 
-#define COMPACT_PANELS_FOR(R) ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
-
 /* Compute panels [from, to) of a compact module, which begins at `w`, for R tokens. */
 INLINE void compact_tiles(const int R, const Rows *rows, const char *w, int64_t in, int64_t from,
                           int64_t to, const Finish *finish) {
     int64_t bytes = compact_panel_bytes(in);
     for (; to - from >= COMPACT_PANELS_FOR(R); from += COMPACT_PANELS_FOR(R))
-        compact_tile(R, COMPACT_PANELS_FOR(R), rows, w + from * bytes, in, from, finish);
+        compact_tile(R, COMPACT_PANELS_FOR(R), 0, rows, w + from * bytes, in, from, 0, 0, finish);
+    if (COMPACT_PANELS_FOR(R) == 1) return;
     for (; from < to; from++)
-        compact_tile(R, 1, rows, w + from * bytes, in, from, finish);
+        compact_tile(R, 1, 0, rows, w + from * bytes, in, from, 0, 0, finish);
 }
 
 static void run_compact_tiles(int num, const Rows *rows, const char *w, int64_t in, int64_t from,
                               int64_t to, const Finish *finish) {
     switch (num) {
 #define CASE(R) case R: compact_tiles(R, rows, w, in, from, to, finish); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        EACH_NUMBER_OF_ROWS
 #undef CASE
     }
 }
+
+#if MAX_ROWS == 10
+#define KEEPS_PANELS
+/* The same, and store the expanded panels at `kept`; only for the longest of several tiles. */
+static void run_keeping_tiles(int num, const Rows *rows, const char *w, int64_t in, int64_t from,
+                              int64_t to, Kept kept, const Finish *finish) {
+    const char *ahead = rows->ahead;
+    for (w += from * compact_panel_bytes(in); from < to; from++) {
+        switch (num) {
+#define CASE(R) case R: compact_tile(R, 1, 1, rows, w, in, from, ahead, kept, finish); break;
+            CASE(6) CASE(7) CASE(8) CASE(9) CASE(10)
+#undef CASE
+        }
+        w += compact_panel_bytes(in), ahead += rows->stride, kept += STEPS(in) * PANEL;
+    }
+}
+#endif
 #endif
 
 /* Add `count` inputs of one block of a quantised panel to the sums of R tokens; x begins at the block. */
@@ -146,7 +207,7 @@ static void run_quantised(int num, int64_t bits, const Rows *rows, const char *w
 #define CASE(R)                                                                                \
     case R * 2: quantised_tile(R, 8, rows, at, in, from, skip * bytes, finish); break;         \
     case R * 2 + 1: quantised_tile(R, 4, rows, at, in, from, skip * bytes, finish); break;
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+            EACH_NUMBER_OF_ROWS
 #undef CASE
         }
     }

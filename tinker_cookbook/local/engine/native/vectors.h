@@ -53,7 +53,9 @@ INLINE void store(float *p, vec v) { *(vec_any *)p = v; }
 INLINE vec splat(float s) { return s - (vec){0}; }
 
 /* Keep a loaded vector in its register; reloading it for every product would halve the speed. */
-#if defined(__x86_64__)
+#if defined(__AVX512F__) && !defined(GENERIC)
+#define IN_REGISTER(v) __asm__("" : "+v"(v)) /* any of 32 registers */
+#elif defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+x"(v))
 #elif defined(__aarch64__)
 #define IN_REGISTER(v) __asm__("" : "+w"(v))
