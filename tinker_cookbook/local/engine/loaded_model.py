@@ -23,6 +23,7 @@ from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
 from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.types import ModelInfo
@@ -78,10 +79,16 @@ class LoadedModel:
 
 def _build_scheduler(base: BaseModel, cache_bytes: int) -> Scheduler:
     if isinstance(base, NativeModel):
-        decoder = native_decoder(base.arch, base.weights) or TorchDecoder(base.arch, base.weights)
+        decoder = native_decoder(base.arch, base.weights) or _torch_decoder(base)
         return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes))
     assert isinstance(base, HfModel), "models are native or run through transformers"
     return Scheduler(HfDecoder(base), HfCache(base))
+
+
+def _torch_decoder(base: NativeModel) -> StaticDecoder | TorchDecoder:
+    """Return the decoder with static shapes where they can be recorded, on NVIDIA's GPUs."""
+    kind = StaticDecoder if base.device.type == "cuda" else TorchDecoder
+    return kind(base.arch, base.weights)
 
 
 def _product_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) -> str:

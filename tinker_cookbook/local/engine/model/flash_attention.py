@@ -20,8 +20,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
+
+from tinker_cookbook.local.engine.model.devices import to_device
 
 __all__ = ["flash_attention", "flash_attention_backward", "runs_flash", "segment_bounds"]
 
@@ -33,9 +36,7 @@ _CAUSAL = (-1, 0)
 
 def segment_bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return the first token of each segment and the end, int32 [segments + 1]."""
-    bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(lengths), 0, out=bounds[1:])
-    return bounds.to(device)
+    return to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
 
 
 def flash_attention(

@@ -24,6 +24,7 @@ from tinker_cookbook.local.engine.model.attention import (
     paired_attention_backward,
     paired_attention_forward,
 )
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.model.flash_attention import (
     flash_attention,
     flash_attention_backward,
@@ -66,7 +67,7 @@ class AttentionHeads:
         """Return what all blocks need to know about the sequences of a pack."""
         device = self._weights.device
         counted = np.concatenate([np.arange(length) for length in lengths])
-        positions = torch.from_numpy(counted).to(device)
+        positions = to_device(counted, device)
         half = self._arch.head_dim // 2
         tables = self._rope.up_to(max(lengths))
         cos, sin = (table[positions, None, None, :half] for table in tables)

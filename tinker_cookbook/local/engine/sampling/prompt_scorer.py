@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.sampling.batch import BatchDecoder, CacheRow
 from tinker_cookbook.local.engine.sampling.logits import logsumexp
 from tinker_cookbook.local.engine.sampling.prompt_scores import PromptScores
@@ -56,7 +57,7 @@ class PromptScorer:
             return  # a preempted sequence is computed again, but its prompt is scored already
         positions = scores.wanted(start, start + len(hidden))
         if len(positions):
-            rows = torch.from_numpy(positions - start).to(hidden.device)
+            rows = to_device(positions - start, hidden.device)
             self._parts.append(_Part(prefill, scores, positions, hidden[rows]))
 
     def run(self) -> None:
