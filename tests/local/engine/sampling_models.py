@@ -71,6 +71,7 @@ def sampled(
     cache_bytes: int = 64 * 2**20,
     limits: SchedulerLimits | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Sampled:
     """Build a tiny model with a decoder; skip the test where kernels cannot be compiled.
 
@@ -78,7 +79,7 @@ def sampled(
     """
     folder = tiny_model(architecture)
     dtype = torch.bfloat16 if decoder == PAIRS else dtype
-    base = load_base_model(folder, dtype=dtype, compiled=decoder not in ON_TORCH)
+    base = load_base_model(folder, device=device, dtype=dtype, compiled=decoder not in ON_TORCH)
     assert isinstance(base, NativeModel), "tiny models have native architectures"
     if decoder in ON_TORCH:
         chosen = ON_TORCH[decoder](base.arch, base.weights)
@@ -98,8 +99,9 @@ def sampled(
 def random_adapter(base: NativeModel, seed: int, *, rank: int = 4, **parts: bool) -> StackedLora:
     """Return an adapter whose B matrices are not zero."""
     spec = LoraSpec(rank=rank, seed=seed, **parts)
-    adapter = Adapter(spec, base.lora_targets(spec))
+    adapter = Adapter(spec, base.lora_targets(spec), device=base.device)
     generator = torch.Generator().manual_seed(seed)
     for target in adapter.targets:
-        adapter.b(target.path).normal_(std=0.02, generator=generator)
+        b = adapter.b(target.path)
+        b.copy_(torch.empty(b.shape).normal_(std=0.02, generator=generator))
     return StackedLora(adapter, base.weights.dtype)

@@ -26,9 +26,9 @@ _PLAIN_STEPS = 2
 class StepGraphs:
     """Records of steps on one GPU. All share one memory pool, since they run one after another."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
         self._device = device
-        self._enabled = device.type == "cuda"
+        self._enabled = enabled and device.type == "cuda"
         self._graphs: OrderedDict[
             tuple[int, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]
         ] = OrderedDict()

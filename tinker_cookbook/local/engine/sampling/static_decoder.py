@@ -32,7 +32,8 @@ class StaticDecoder:
 
     exact = False
 
-    def __init__(self, arch: ArchConfig, weights: ModelWeights) -> None:
+    def __init__(self, arch: ArchConfig, weights: ModelWeights, *, graphs: bool = True) -> None:
+        """`graphs` records steps on a GPU."""
         self._plain = TorchDecoder(arch, weights)
         self.overhead_tokens = self._plain.overhead_tokens
         self.cache_shape = self._plain.cache_shape
@@ -41,9 +42,14 @@ class StaticDecoder:
         self._device = weights.device
         self._bank = AdapterBank(weights.dtype, weights.device)
         self._step = StaticStep(self._plain.layers, self._plain.rope, self._bank)
-        self._graphs = StepGraphs(weights.device)
+        self._graphs = StepGraphs(weights.device, enabled=graphs)
         self._recorded: tuple[int, ...] = ()
         self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of recorded steps."""
+        return len(self._graphs)
 
     @torch.inference_mode()
     def forward(self, batch: Batch[Row]) -> Tensor:
