@@ -9,6 +9,7 @@ import torch
 from tests.local.engine.training_data import FORMATS, random_datum, set_random_b
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model import attention
+from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
 from tinker_cookbook.local.engine.model.flash_attention import (
@@ -17,7 +18,10 @@ from tinker_cookbook.local.engine.model.flash_attention import (
     runs_flash,
     segment_bounds,
 )
+from tinker_cookbook.local.engine.model.gradients import GradientSink
+from tinker_cookbook.local.engine.model.lora import Adapter
 from tinker_cookbook.local.engine.model.transformer import PackedTransformer
+from tinker_cookbook.local.engine.model.weights import describe_weights
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import LoraSpec, LossSpec, TrainResult
 
@@ -104,3 +108,23 @@ def test_a_model_trains_alike_on_both(architecture: str, dtype: torch.dtype) -> 
 
 def test_a_processor_keeps_its_own_attention() -> None:
     assert not runs_flash(torch.device("cpu"), torch.bfloat16, 4, 2, 64)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_a_pass_waits_for_no_number(flash: bool) -> None:
+    """Tensors without memory: reading one on the processor, as `item` does, is an error."""
+    arch = read_arch(tiny_model("qwen3"))
+    assert arch is not None
+    weights = describe_weights(arch, stored_dtype=torch.bfloat16, dtype=torch.bfloat16)
+    model, spec = NativeModel(arch, weights), LoraSpec(rank=4, seed=0)
+    transformer = PackedTransformer(arch, weights, flash=flash)
+    adapter = Adapter(spec, model.lora_targets(spec), device="meta")
+    sink = GradientSink(adapter.layout, torch.zeros_like(adapter.parameters))
+    tokens = torch.zeros(20, 1, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        hidden, tape = transformer.forward(adapter, tokens[:, 0], [12, 8], keep_blocks=1)
+        _, grad = model.head.logprobs_and_gradient(
+            adapter, hidden, tokens, lambda _, logprobs: logprobs, sink
+        )
+        transformer.backward(adapter, tape, grad, sink)
+    assert not tape.kept

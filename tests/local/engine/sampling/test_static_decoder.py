@@ -10,9 +10,9 @@ import torch
 
 from tests.local.engine.sampling_models import Sampled, random_adapter, sampled
 from tests.tiny_models import tiny_model
-from tinker_cookbook.local.engine.model.architecture import read_arch
+from tinker_cookbook.local.engine.model.architecture import ArchConfig, read_arch
 from tinker_cookbook.local.engine.model.ops import RopeTable
-from tinker_cookbook.local.engine.model.weights import describe_weights
+from tinker_cookbook.local.engine.model.weights import ModelWeights, describe_weights
 from tinker_cookbook.local.engine.sampling.adapter_bank import (
     MAX_PLACES,
     NO_ADAPTER,
@@ -20,10 +20,12 @@ from tinker_cookbook.local.engine.sampling.adapter_bank import (
     BankRouter,
 )
 from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
+from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.sampling.cache_rows import Pool, cache_shape
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
 from tinker_cookbook.local.engine.sampling.static_step import StaticStep, plan_step
+from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.sampling.torch_layers import TorchLayers
 from tinker_cookbook.local.engine.types import SampledSequence, SampleSpec
 
@@ -179,18 +181,32 @@ def test_weights_that_are_not_finite_do_not_reach_other_rows(adapters: list[Stac
     assert bank.place([adapters[0], None]) is not None
 
 
-def test_a_step_waits_for_no_number() -> None:
-    """Tensors without memory: reading one on the processor, as `item` does, is an error."""
+def model_without_memory() -> tuple[ArchConfig, ModelWeights, Pool]:
+    """Reading one of its tensors on the processor, as `item` does, is an error."""
     arch = read_arch(tiny_model("qwen3"))
     assert arch is not None
     weights = describe_weights(arch, stored_dtype=torch.bfloat16, dtype=torch.bfloat16)
-    layers, device = TorchLayers(arch, weights), torch.device("meta")
-    rope, bank = RopeTable(arch.rope, arch.head_dim, device), AdapterBank(torch.bfloat16, device)
-    step, pool = StaticStep(layers, rope, bank), Pool(cache_shape(arch, weights), 128)
+    pool = Pool(cache_shape(arch, weights), 128)
     pool.resize(4)
     pool.add().activate()
-    zero = np.zeros(1, np.int64)
-    plan = plan_step(pool, zero, zero, zero, zero - 1)
+    return arch, weights, pool
+
+
+def test_a_step_waits_for_no_number() -> None:
+    arch, weights, pool = model_without_memory()
+    layers, device = TorchLayers(arch, weights), torch.device("meta")
+    rope, bank = RopeTable(arch.rope, arch.head_dim, device), AdapterBank(torch.bfloat16, device)
+    step, zero = StaticStep(layers, rope, bank), np.zeros(1, np.int64)
+    plan = plan_step(pool, zero, zero, zero, zero + NO_ADAPTER)
     assert plan is not None
     step.compute(plan)
     assert step.outputs(plan.num_rows)[1].shape == (1, arch.vocab_size)
+
+
+def test_a_batch_with_prompts_waits_for_no_number() -> None:
+    arch, weights, pool = model_without_memory()
+    chunks = [Chunk(np.arange(5), start, pool.add(), None) for start in (0, 3)]
+    batch = Batch([1], [7], [None], [], [pool.rows[0]], chunks)
+    decoder = TorchDecoder(arch, weights)
+    hidden = decoder.forward(batch)
+    assert decoder.logits(hidden, batch.adapters()).shape == (11, arch.vocab_size)
