@@ -95,15 +95,17 @@ class StaticStep:
     def outputs(self, num_rows: int) -> tuple[Tensor, Tensor]:
         """Return where a step of R rows writes: hidden states [R, H] and logits [R, V], float32.
 
-        The next step with as many rows overwrites them.
+        The next step of about as many rows overwrites them.
         """
-        if num_rows not in self._outputs:
+        size = _round_up(num_rows, 1)
+        if size not in self._outputs:
             arch, device = self._layers.arch, self._inputs.device
-            self._outputs[num_rows] = (
-                torch.empty(num_rows, arch.hidden_size, device=device),
-                torch.empty(num_rows, arch.vocab_size, device=device),
+            self._outputs[size] = (
+                torch.empty(size, arch.hidden_size, device=device),
+                torch.empty(size, arch.vocab_size, device=device),
             )
-        return self._outputs[num_rows]
+        hidden, logits = self._outputs[size]
+        return hidden[:num_rows], logits[:num_rows]
 
     def key(self, plan: StepPlan) -> tuple[int, ...]:
         """Return what a record of `compute` depends on, apart from the weights and the bank."""
