@@ -21,6 +21,7 @@ from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["LoadedModel", "read_weight_bytes"]
+
+_LIMITS_OF_A_GPU = SchedulerLimits(max_batch_tokens=2048)
+"""A GPU is not filled by the 512 prompt tokens that are enough for a processor."""
 
 
 class LoadedModel:
@@ -80,7 +84,8 @@ class LoadedModel:
 def _build_scheduler(base: BaseModel, cache_bytes: int) -> Scheduler:
     if isinstance(base, NativeModel):
         decoder = native_decoder(base.arch, base.weights) or _torch_decoder(base)
-        return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes))
+        limits = SchedulerLimits() if base.weights.on_cpu else _LIMITS_OF_A_GPU
+        return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes), limits)
     assert isinstance(base, HfModel), "models are native or run through transformers"
     return Scheduler(HfDecoder(base), HfCache(base))
 

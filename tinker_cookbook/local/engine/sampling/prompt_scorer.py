@@ -18,6 +18,8 @@ __all__ = ["PromptScorer"]
 
 _ROWS_AT_ONCE = 64
 """Rows whose logits [N, V] exist at the same time: those of a long prompt would fill memory."""
+_ROWS_AT_ONCE_GPU = 256
+"""The same on a GPU, which computes more at once and waits for the processor after each part."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class PromptScorer:
         """Score everything that was collected."""
         parts, self._parts = self._parts, []
         while parts:
-            now, room = [], _ROWS_AT_ONCE
+            on_cpu = parts[0].hidden.device.type == "cpu"
+            now, room = [], _ROWS_AT_ONCE if on_cpu else _ROWS_AT_ONCE_GPU
             while parts and room:
                 part, rest = parts.pop(0).split(room)
                 if len(rest.positions):

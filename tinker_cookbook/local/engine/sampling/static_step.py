@@ -10,6 +10,7 @@ head dimension, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +122,7 @@ class StaticStep:
         tokens, positions, write_rows, places = self._inputs[:, : plan.num_rows]
         rope = [table[positions][:, None] for table in self.tables(plan)]
         router = BankRouter(self._bank, places, plan.num_places)
-        numbers = torch.arange(plan.length, device=positions.device)
-        mask = (numbers <= positions[:, None])[:, None, None]
+        mask = _mask(positions, plan.length, plan.pool.kv.dtype)
 
         def attend(q: Tensor, kv: Tensor, layer: int) -> Tensor:
             stored = plan.pool.kv[layer]  # [rows of the pool, K, 2, capacity, D]
@@ -137,3 +137,13 @@ class StaticStep:
         hidden, logits = self.outputs(plan.num_rows)
         hidden.copy_(x)
         logits.copy_(self._layers.logits(x, router))
+
+
+def _mask(positions: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Return [R, 1, 1, C]: minus infinity for tokens behind each row's own, otherwise 0.
+
+    A mask of truth values would be turned into this one in every layer.
+    """
+    later = torch.arange(length, device=positions.device) > positions[:, None]
+    mask = torch.zeros(later.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill_(later, -math.inf)[:, None, None]
