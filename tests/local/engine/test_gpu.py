@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +30,7 @@ from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import (
+    AdamSpec,
     LoraSpec,
     LossSpec,
     SampledSequence,
@@ -87,6 +91,31 @@ def test_bfloat16_stays_near_float32_with_both_kinds_of_attention(
     logprobs, gradient = compare(found, train(architecture, "cpu"))
     assert logprobs < 0.08
     assert gradient < 0.08
+
+
+def losses(device: str, dtype: torch.dtype, folder: Path) -> list[float]:
+    """Return the losses of five Adam steps; before the last two, the run is saved and loaded."""
+    model = load_base_model(tiny_model("qwen3"), device=device, dtype=dtype, compiled=False)
+    run = TrainingRun(model, LoraSpec(rank=4, seed=1))
+    rng = np.random.default_rng(0)
+    data = [random_datum(rng, length, model.vocab_size) for length in (30, 90)]
+    found = []
+    for step in range(5):
+        if step == 3:
+            folder.mkdir()
+            run.save(folder, base_model_name="tiny", with_optimizer=True)
+            run = TrainingRun.from_folder(model, folder, with_optimizer=True)
+        found.append(run.forward_backward(data, LossSpec("cross_entropy")).metrics["loss:sum"])
+        run.optim_step(AdamSpec(learning_rate=1e-2))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adam_steps_follow_those_of_the_cpu(dtype: torch.dtype, tmp_path: Path) -> None:
+    expected = losses("cpu", torch.float32, tmp_path / "cpu")
+    found = losses("cuda", dtype, tmp_path / "gpu")
+    drop = abs(expected[-1] - expected[0])
+    assert abs(found[-1] - expected[-1]) < (0.01 if dtype == torch.float32 else 0.1) * drop
 
 
 def by_heads(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -225,3 +254,19 @@ def test_draws_equal_those_of_the_cpu() -> None:
     found = draw_tokens(logits.cuda(), params, uniforms)
     assert found.tokens_N.tolist() == expected.tokens_N.tolist()
     np.testing.assert_allclose(found.logprobs_N, expected.logprobs_N, atol=1e-5)
+
+
+def test_prompts_in_chunks_and_their_scores_equal_those_of_the_cpu() -> None:
+    answers = []
+    for device in ("cpu", "cuda"):
+        limits = SchedulerLimits(max_batch_tokens=24)
+        model = sampled("qwen3", "static", device=device, limits=limits)
+        asked = {"prompt_logprobs": True, "topk_prompt_logprobs": 3, "temperature": 0.0}
+        specs = [replace(spec_of(length, 8), **asked) for length in (60, 61, 5)]
+        answers.append(model.sample(*specs))
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours.sequences[0].tokens.tolist() == theirs.sequences[0].tokens.tolist()
+        assert ours.prompt_logprobs is not None
+        assert theirs.prompt_logprobs is not None
+        np.testing.assert_allclose(ours.prompt_logprobs, theirs.prompt_logprobs, atol=1e-3)
+        assert ours.topk_prompt_logprobs is not None
