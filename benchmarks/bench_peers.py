@@ -6,6 +6,7 @@ processor handles badly.
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -110,9 +111,17 @@ def _load_peft(folder: str, dtype: str, device: str) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=_attention(dtype, device)
+    )
     config = LoraConfig(r=RANK, lora_alpha=32, target_modules=list(LINEAR))
     return get_peft_model(base, config).to(device)
+
+
+def _attention(dtype: str, device: str) -> str:
+    """Return the fastest attention of transformers: flash-attn needs a GPU and 16-bit numbers."""
+    flash = importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash and device == "cuda" and dtype == "bfloat16" else "sdpa"
 
 
 class _TorchPeer:
@@ -138,7 +147,8 @@ class _TorchPeer:
         if not seconds or self.dtype != _DTYPES[-1]:
             self._prepare(folder, self.dtype)
             self._probe()
-        self.about = {"dtype": self.dtype, "probe_seconds": seconds}
+        attention = _attention(self.dtype, device)
+        self.about = {"dtype": self.dtype, "attention": attention, "probe_seconds": seconds}
 
     def _prepare(self, folder: str, dtype: str) -> None:
         raise NotImplementedError

@@ -7,7 +7,8 @@
 Each row measures the service and its peers alternately in the same run. `--json` keeps the samples
 of all rounds, so rows can be measured at different times; the table shows their medians and the
 spread of the ratio. Peers are transformers + PEFT (in float32 or bfloat16, whichever a short probe
-finds faster) and llama.cpp, if xllamacpp is installed and BENCH_GGUF names a file written by
+finds faster; on a GPU with flash-attn where that package is installed, otherwise with torch's own
+attention) and llama.cpp, if xllamacpp is installed and BENCH_GGUF names a file written by
 `bench_gguf.py`. The table names each missing peer with the reason. Requires the extras `local` and
 `dev`.
 """
@@ -168,6 +169,9 @@ def in_turns(bench: Bench, sides: dict[str, Callable[[], Sample]]) -> dict[str, 
 
     The machine's speed drifts from minute to minute, and this way it does so for all sides alike.
     """
+    if bench.options.device == "cuda":
+        for side in sides.values():  # kernels are loaded and CUDA graphs recorded in a first call
+            side()
     names = [*sides, *(() if bench.options.one_way else reversed(sides))]
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for name in names:

@@ -39,6 +39,6 @@ def test_the_files_that_it_names_exist() -> None:
     engine = ROOT / "tinker_cookbook/local/engine"
     rows = re.findall(r"^\| (`[^|]*?`) \|", PAGE, re.MULTILINE)
     files = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    assert len(files) == 7
+    assert len(files) == 8
     assert all((engine / name).is_file() for name in files)
     assert all((ROOT / name).is_file() for name in re.findall(r"`(tests/[^`]+)`", PAGE))

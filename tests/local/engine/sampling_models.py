@@ -17,11 +17,13 @@ from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.request_checks import check_sample_spec
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
 from tinker_cookbook.local.engine.sampling.sequence import Request
+from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
 from tinker_cookbook.local.engine.sampling.stops import build_stop_rule, load_tokenizer
 from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.types import LoraSpec, ModelInfo, SampleResult, SampleSpec
 
-DECODERS = ("torch", "compiled")
+DECODERS = ("torch", "static", "compiled")
+ON_TORCH = {"torch": TorchDecoder, "static": StaticDecoder}
 PAIRS = "compiled, bfloat16"
 """Decoder whose products, keys and values are in bfloat16."""
 EOS = 2
@@ -69,14 +71,19 @@ def sampled(
     cache_bytes: int = 64 * 2**20,
     limits: SchedulerLimits | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Sampled:
-    """Build a tiny model with a decoder; skip the test where kernels cannot be compiled."""
+    """Build a tiny model with a decoder; skip the test where kernels cannot be compiled.
+
+    `static` is the decoder for GPUs, without records of its steps.
+    """
     folder = tiny_model(architecture)
     dtype = torch.bfloat16 if decoder == PAIRS else dtype
-    base = load_base_model(folder, dtype=dtype, compiled=decoder != "torch")
+    base = load_base_model(folder, device=device, dtype=dtype, compiled=decoder not in ON_TORCH)
     assert isinstance(base, NativeModel), "tiny models have native architectures"
-    chosen = TorchDecoder(base.arch, base.weights)
-    if decoder != "torch":
+    if decoder in ON_TORCH:
+        chosen = ON_TORCH[decoder](base.arch, base.weights)
+    else:
         compiled = native_decoder(base.arch, base.weights)
         if compiled is None:
             import pytest
@@ -92,8 +99,9 @@ def sampled(
 def random_adapter(base: NativeModel, seed: int, *, rank: int = 4, **parts: bool) -> StackedLora:
     """Return an adapter whose B matrices are not zero."""
     spec = LoraSpec(rank=rank, seed=seed, **parts)
-    adapter = Adapter(spec, base.lora_targets(spec))
+    adapter = Adapter(spec, base.lora_targets(spec), device=base.device)
     generator = torch.Generator().manual_seed(seed)
     for target in adapter.targets:
-        adapter.b(target.path).normal_(std=0.02, generator=generator)
+        b = adapter.b(target.path)
+        b.copy_(torch.empty(b.shape).normal_(std=0.02, generator=generator))
     return StackedLora(adapter, base.weights.dtype)

@@ -21,8 +21,10 @@ from tinker_cookbook.local.engine.model.number_formats import FULL
 from tinker_cookbook.local.engine.model.precision import lacks_products
 from tinker_cookbook.local.engine.sampling.hf_decoder import HfCache, HfDecoder
 from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
+from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.native_decoder import native_decoder
 from tinker_cookbook.local.engine.sampling.scheduler import Scheduler
+from tinker_cookbook.local.engine.sampling.static_decoder import StaticDecoder
 from tinker_cookbook.local.engine.sampling.stops import load_tokenizer
 from tinker_cookbook.local.engine.sampling.torch_decoder import TorchDecoder
 from tinker_cookbook.local.engine.types import ModelInfo
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["LoadedModel", "read_weight_bytes"]
+
+_LIMITS_OF_A_GPU = SchedulerLimits(max_batch_tokens=2048)
+"""A GPU is not filled by the 512 prompt tokens that are enough for a processor."""
 
 
 class LoadedModel:
@@ -78,10 +83,17 @@ class LoadedModel:
 
 def _build_scheduler(base: BaseModel, cache_bytes: int) -> Scheduler:
     if isinstance(base, NativeModel):
-        decoder = native_decoder(base.arch, base.weights) or TorchDecoder(base.arch, base.weights)
-        return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes))
+        decoder = native_decoder(base.arch, base.weights) or _torch_decoder(base)
+        limits = SchedulerLimits() if base.weights.on_cpu else _LIMITS_OF_A_GPU
+        return Scheduler(decoder, KvCache(decoder.cache_shape, cache_bytes), limits)
     assert isinstance(base, HfModel), "models are native or run through transformers"
     return Scheduler(HfDecoder(base), HfCache(base))
+
+
+def _torch_decoder(base: NativeModel) -> StaticDecoder | TorchDecoder:
+    """Return the decoder with static shapes where they can be recorded, on NVIDIA's GPUs."""
+    kind = StaticDecoder if base.device.type == "cuda" else TorchDecoder
+    return kind(base.arch, base.weights)
 
 
 def _product_dtype(base: BaseModel, dtype: torch.dtype, device: torch.device) -> str:

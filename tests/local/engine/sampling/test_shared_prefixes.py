@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from tests.local.engine.sampling_models import DECODERS, PAIRS, Sampled, random_adapter, sampled
+from tests.local.engine.sampling_models import (
+    DECODERS,
+    ON_TORCH,
+    PAIRS,
+    Sampled,
+    random_adapter,
+    sampled,
+)
 from tinker_cookbook.local.engine.sampling.limits import SchedulerLimits
 from tinker_cookbook.local.engine.sampling.prefix_index import (
     PrefixIndex,
@@ -84,7 +91,7 @@ def numbers(result: SampleResult) -> list[np.ndarray]:
 
 def assert_same(first: SampleResult, second: SampleResult, decoder: str) -> None:
     for one, other in zip(numbers(first), numbers(second), strict=True):
-        if decoder != "torch":
+        if decoder not in ON_TORCH:
             assert np.array_equal(one, other, equal_nan=True)
         else:
             np.testing.assert_allclose(one, other, rtol=0, atol=LOGPROB_TOLERANCE)

@@ -56,7 +56,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ACTIVATION_BYTES = 2 * 2**30
-"""Memory that a forward pass may keep for the backward pass; blocks beyond it are recomputed."""
+"""Memory that a forward pass may keep for the backward pass; blocks beyond it are recomputed. A GPU
+with more free memory keeps more."""
 PACK_TOKENS_CPU = 1024
 _PACK_TOKENS_ACCELERATOR = 8192
 
@@ -155,22 +156,22 @@ class NativeModel:
         weights: ModelWeights,
         *,
         pack_tokens: int | None = None,
-        activation_bytes: int = _ACTIVATION_BYTES,
+        activation_bytes: int | None = None,
     ) -> None:
         """
         Args:
             pack_tokens: number of tokens computed together; None chooses by device.
             activation_bytes: memory that the forward pass may keep for the backward pass. Blocks
-                beyond it are recomputed, with bit-identical results.
+                beyond it are recomputed, with bit-identical results. None chooses by device.
         """
         self.arch = arch
         self.weights = weights
         self.transformer = PackedTransformer(arch, weights)
-        self.head = Head(weights.head)
+        self.head = Head(weights.head, on_cpu=weights.on_cpu)
         self.spare_gradients = SpareGradients()
         default = PACK_TOKENS_CPU if weights.on_cpu else _PACK_TOKENS_ACCELERATOR
         self.pack_tokens = pack_tokens or default
-        self.activation_bytes = activation_bytes
+        self.activation_bytes = activation_bytes or _default_activation_bytes(weights.device)
 
     @property
     def vocab_size(self) -> int:
@@ -265,6 +266,14 @@ class NativeModel:
         )
         spare = self.activation_bytes - num_blocks * block.least
         return max(0, min(num_blocks, spare // (block.full - block.least)))
+
+
+def _default_activation_bytes(device: torch.device) -> int:
+    """Return what a forward pass may keep: on a GPU, where memory is its own, a quarter of it."""
+    if device.type != "cuda":
+        return _ACTIVATION_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(free // 4, _ACTIVATION_BYTES)
 
 
 def load_base_model(

@@ -26,6 +26,8 @@ LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 """Maps a slice of rows and their logprobs [C, K] to the gradient of the loss [C, K]."""
 
 _CHUNK_BYTES = 48 * 2**20
+_CHUNK_BYTES_ACCELERATOR = 256 * 2**20
+"""A GPU needs some hundred rows at once, and each chunk makes it wait for the processor."""
 _SMALLEST_EXACT = -80.0
 """Below this logprob, its exponential is close to the smallest normal float32."""
 
@@ -40,15 +42,18 @@ def _chunk_rows(vocab_size: int, num_rows: int, chunk_bytes: int) -> int:
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(self, matrix: Matrix, *, chunk_bytes: int = _CHUNK_BYTES) -> None:
+    def __init__(
+        self, matrix: Matrix, *, chunk_bytes: int | None = None, on_cpu: bool = True
+    ) -> None:
         """
         Args:
             matrix: [V, H], frozen.
-            chunk_bytes: maximum memory of the logits.
+            chunk_bytes: maximum memory of the logits; None chooses by device.
+            on_cpu: whether a CPU computes.
         """
         self._matrix = matrix
         self._vocab = matrix.out_features
-        self._chunk_bytes = chunk_bytes
+        self._chunk_bytes = chunk_bytes or (_CHUNK_BYTES if on_cpu else _CHUNK_BYTES_ACCELERATOR)
         self._buffers = torch.empty(2, 0, 0)
 
     def logprobs(
@@ -137,10 +142,13 @@ class Head:
 
         The logarithm of a softmax saves one pass over the vocabulary compared with a log-softmax
         and its exponential. It is as exact until a probability leaves the range of float32; those
-        rows are computed again.
+        rows are computed again. To find them, a GPU would have to wait, so it takes the other pass.
         """
         probabilities = self._buffers[1, : len(logits)]
         torch.softmax(logits, dim=-1, out=probabilities)
+        if logits.device.type != "cpu":
+            lse = torch.logsumexp(logits, dim=-1, keepdim=True)
+            return logits.gather(1, targets) - lse, probabilities
         logprobs = probabilities.gather(1, targets).log_()
         unlikely = (logprobs < _SMALLEST_EXACT).any(dim=1).nonzero()[:, 0]
         if len(unlikely):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.types import ImageInput
 
 __all__ = ["CheckedDatum", "Pack", "build_pack", "plan_packs"]
@@ -140,17 +141,14 @@ def build_pack(
         has_gradient = (inputs[driver] != 0).any(axis=1)
     order = np.argsort(~has_gradient, kind="stable")
 
-    def place(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
     tokens = np.concatenate([datum.tokens for datum in chosen]).astype(np.int64)
     return Pack(
         indices=indices,
-        tokens=place(tokens),
+        tokens=to_device(tokens, device),
         lengths=lengths,
-        rows=place(order),
+        rows=to_device(order, device),
         num_gradient_rows=int(has_gradient.sum()),
-        targets=place(targets[order]),
-        inputs={name: place(values[order]) for name, values in inputs.items()},
+        targets=to_device(targets[order], device),
+        inputs={name: to_device(values[order], device) for name, values in inputs.items()},
         images=[datum.images for datum in chosen],
     )

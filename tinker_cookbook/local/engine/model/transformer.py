@@ -28,20 +28,14 @@ Legend: T packed tokens, H hidden size, K key heads, G query heads per key head,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.attention import (
-    attention_backward,
-    attention_forward,
-    paired_attention_backward,
-    paired_attention_forward,
-)
 from tinker_cookbook.local.engine.model.dropout import AdapterDropout
 from tinker_cookbook.local.engine.model.fold import AdapterFold
 from tinker_cookbook.local.engine.model.gradients import GradientSink
+from tinker_cookbook.local.engine.model.heads import AttentionHeads
 from tinker_cookbook.local.engine.model.lora import Adapter, layer_group
 from tinker_cookbook.local.engine.model.ops import (
     RopeTable,
@@ -50,13 +44,13 @@ from tinker_cookbook.local.engine.model.ops import (
     rms_norm,
     rms_norm_backward,
     rms_norm_into,
-    rope_into,
     swiglu_backward,
     swiglu_into,
 )
-from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.model.tape import BlockBytes, ForwardPass, Kept, Tape
+from tinker_cookbook.local.engine.model.weights import ModelWeights
 from tinker_cookbook.local.engine.native.low_rank import low_rank_gradients
-from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms, train_kernels
+from tinker_cookbook.local.engine.native.train_ops import train_kernels
 
 __all__ = [
     "BlockBytes",
@@ -69,79 +63,17 @@ __all__ = [
 ]
 
 
-@dataclass
-class _Kept:
-    """What one block computed in the forward pass and needs in the backward pass.
-
-    The normed inputs and silu(gate) * up are missing: recomputing them is cheaper than keeping
-    them. `PackedTransformer.activation_bytes` counts these fields.
-    """
-
-    inverse_in: torch.Tensor
-    """float32 [T, 1], 1 / rms of the block's input; `inverse_mid` likewise of `hidden_mid`."""
-    qkv_low: torch.Tensor
-    """[T, 3 rank]; the other `low` fields have one rank per module too. [T, 0] if not trained."""
-    qkv: torch.Tensor | None
-    """[T, (K G + 2 K) D] before the norm of queries and keys; None for architectures without it."""
-    q: torch.Tensor
-    """[K, T G, D], rotated and divided by sqrt(D); row t G + g belongs to token t."""
-    k: torch.Tensor
-    """[K, T, D], rotated; `v` likewise, not rotated. With paired matrices, bfloat16 numbers."""
-    v: torch.Tensor
-    attended: torch.Tensor
-    """[K, T G, D]; with paired matrices [T, K G D]."""
-    attended_lse: torch.Tensor | None
-    """[K, T G], logsumexp of the scores; None where torch recomputes the probabilities."""
-    o_low: torch.Tensor
-    hidden_mid: torch.Tensor
-    """float32 [T, H], the residual stream between attention and MLP."""
-    inverse_mid: torch.Tensor
-    gate_up_low: torch.Tensor
-    gate_up: torch.Tensor
-    """[T, 2 I], before silu."""
-    down_low: torch.Tensor
-
-
-@dataclass
-class Tape:
-    """The record of a forward pass; it can be run backward once."""
-
-    lengths: list[int]
-    cos: torch.Tensor
-    """float32 [T, 1, 1, D / 2] for each token's position in its sequence; `sin` likewise."""
-    sin: torch.Tensor
-    layout: HeadLayout | None
-    """Head layout for the compiled kernels; None where torch splits the heads."""
-    inputs: list[torch.Tensor]
-    """Input [T, H] of every block, then the input of the final norm."""
-    kept: list[_Kept | None]
-    """One entry per block; None where the block is recomputed in the backward pass."""
-    dropout: AdapterDropout | None = None
-
-
-ForwardPass = tuple[torch.Tensor, Tape]
-"""Hidden states [T, H] after the final norm, and the record from which the pass is run backward."""
-
-
-@dataclass(frozen=True)
-class BlockBytes:
-    """Memory that one block keeps for the backward pass, in bytes."""
-
-    full: int
-    """With everything in `_Kept` and the block's input."""
-    least: int
-    """With the input alone, from which the block is recomputed."""
-
-
 class PackedTransformer:
     """The decoder blocks and the final norm of one base model, with one adapter loaded."""
 
-    def __init__(self, arch: ArchConfig, weights: ModelWeights) -> None:
+    def __init__(
+        self, arch: ArchConfig, weights: ModelWeights, *, flash: bool | None = None
+    ) -> None:
+        """`flash` is that of `AttentionHeads`."""
         self.arch = arch
         self.weights = weights
         self.fold = AdapterFold(weights)
-        self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
-        self._group_size = arch.num_heads // arch.num_kv_heads
+        self._heads = AttentionHeads(arch, weights, flash=flash)
         self._paired = weights.paired
 
     def activation_bytes(self, num_tokens: int, rank: int) -> BlockBytes:
@@ -178,11 +110,7 @@ class PackedTransformer:
             [T, H] in the dtype of the weights, and the tape.
         """
         self.fold.load(adapter)
-        positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])
-        half = self.arch.head_dim // 2
-        tables = self._rope.up_to(max(lengths))
-        cos, sin = (t[positions, None, None, :half] for t in tables)
-        tape = Tape(list(lengths), cos, sin, self._head_layout(positions, *tables), [], [], dropout)
+        tape = Tape(self._heads.segments(lengths), [], [], dropout)
         hidden = self.weights.embed_tokens(tokens).float()
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):
@@ -230,16 +158,6 @@ class PackedTransformer:
         rms_norm_into(normed, hidden, weight, self._inverse_rms(hidden))
         return normed
 
-    def _head_layout(
-        self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> HeadLayout | None:
-        arch, dtype = self.arch, self.weights.dtype
-        plain = dtype == torch.float32 and self.weights.device.type == "cpu"
-        if not (plain and (self._paired or not arch.qk_norm)) or train_kernels() is None:
-            return None
-        sizes = arch.num_kv_heads, self._group_size, arch.head_dim
-        return HeadLayout(*sizes, positions, cos, sin, rounded=self._paired)
-
     def _lowest_trained_block(self) -> int:
         """Return the index of the first trained block, or the number of blocks if none is."""
         trained = [
@@ -250,7 +168,7 @@ class PackedTransformer:
         ]
         return min(trained, default=len(self.weights.layers))
 
-    def _block(self, index: int, hidden: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, _Kept]:
+    def _block(self, index: int, hidden: torch.Tensor, tape: Tape) -> tuple[torch.Tensor, Kept]:
         """Compute one block: float32 [T, H] in and out.
 
         Each step writes its result straight into the input buffer `x` of the next projection. `x`
@@ -261,14 +179,12 @@ class PackedTransformer:
         z, x = self._input(len(hidden), index, "qkv")
         rms_norm_into(x, hidden, layer.input_norm, inverse_in)
         qkv, qkv_low = self._project(z, index, "qkv", tape)
-        q, k, v = self._split_heads(qkv, layer, tape)
+        (q, k, v), attended, lse = self._heads.forward(qkv, layer, tape.segments)
         if self._paired:
-            attended, lse = paired_attention_forward(q, k, v, tape.lengths)
             z = attended
         else:
-            attended, lse = attention_forward(q, k, v, tape.lengths)
             z, x = self._input(len(hidden), index, "o")
-            self._merge_heads(attended, x)
+            self._heads.merge(attended, x)
         o_out, o_low = self._project(z, index, "o", tape, add_to=hidden)
         hidden_mid = o_out
 
@@ -280,7 +196,7 @@ class PackedTransformer:
         z, x = self._input(len(hidden), index, "down")
         swiglu_into(x, gate_up)
         hidden_out, down_low = self._project(z, index, "down", tape, add_to=hidden_mid)
-        kept = _Kept(
+        kept = Kept(
             inverse_in=inverse_in,
             qkv_low=qkv_low,
             qkv=qkv if layer.q_norm is not None else None,
@@ -302,7 +218,7 @@ class PackedTransformer:
         self,
         index: int,
         hidden: torch.Tensor,
-        kept: _Kept,
+        kept: Kept,
         grad: torch.Tensor,
         tape: Tape,
         sink: GradientSink,
@@ -340,9 +256,9 @@ class PackedTransformer:
         merged = kept.attended
         if not self._paired:
             merged = out_grad.new_empty(grad.shape[0], self.arch.q_size)
-            self._merge_heads(kept.attended, merged)
+            self._heads.merge(kept.attended, merged)
         self._add_gradients(sink, index, "o", merged, kept.o_low, low_grad, out_grad, tape)
-        qkv_grad = self._attention_backward(x_grad, kept, layer, tape)
+        qkv_grad = self._heads.backward(x_grad, kept, layer, tape.segments)
         x_grad, low_grad = self._unproject(qkv_grad, index, "qkv", tape)
         rms_norm_into(x, hidden, layer.input_norm, kept.inverse_in)
         self._add_gradients(sink, index, "qkv", x, kept.qkv_low, low_grad, qkv_grad, tape)
@@ -408,88 +324,3 @@ class PackedTransformer:
                 out_grad=out_grad,
                 kernels=low_rank_gradients() if self._paired else None,
             )
-
-    def _split_heads(
-        self, qkv: torch.Tensor, layer: LayerWeights, tape: Tape
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return normed, rotated and scaled queries [K, T G, D], keys and values [K, T, D]."""
-        arch, num_tokens = self.arch, qkv.shape[0]
-        kernels = train_kernels()
-        if tape.layout is not None and kernels is not None:
-            return kernels.split_heads(tape.layout, qkv, self._head_norms(layer))
-        q, k, v = self._head_views(qkv)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(q, layer.q_norm, arch.rms_norm_eps)
-            k = rms_norm(k, layer.k_norm, arch.rms_norm_eps)
-        q_out = qkv.new_empty(arch.num_kv_heads, num_tokens, self._group_size, arch.head_dim)
-        k_out = qkv.new_empty(arch.num_kv_heads, num_tokens, 1, arch.head_dim)
-        scale = arch.head_dim**-0.5
-        rope_into(q_out.transpose(0, 1), q, tape.cos * scale, tape.sin * scale)
-        rope_into(k_out.transpose(0, 1), k, tape.cos, tape.sin)
-        return q_out.flatten(1, 2), k_out[:, :, 0], v[:, :, 0].transpose(0, 1).contiguous()
-
-    def _head_norms(self, layer: LayerWeights) -> HeadNorms | None:
-        if layer.q_norm is None or layer.k_norm is None:
-            return None
-        return HeadNorms(layer.q_norm, layer.k_norm, self.arch.rms_norm_eps)
-
-    def _head_views(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return views of the queries [T, K, G, D], the keys and the values [T, K, 1, D]."""
-        arch = self.arch
-        q, k, v = qkv.split([arch.q_size, arch.kv_size, arch.kv_size], dim=-1)
-        q_heads = (arch.num_kv_heads, self._group_size, arch.head_dim)
-        kv_heads = (arch.num_kv_heads, 1, arch.head_dim)
-        return q.unflatten(-1, q_heads), k.unflatten(-1, kv_heads), v.unflatten(-1, kv_heads)
-
-    def _merge_heads(self, attended: torch.Tensor, out: torch.Tensor) -> None:
-        """Write [K, T G, D] into [T, K G D], with the heads of a token side by side."""
-        arch = self.arch
-        heads = out.unflatten(-1, (arch.num_kv_heads, self._group_size, arch.head_dim))
-        heads.copy_(attended.unflatten(1, (-1, self._group_size)).transpose(0, 1))
-
-    def _attention_backward(
-        self, merged_grad: torch.Tensor, kept: _Kept, layer: LayerWeights, tape: Tape
-    ) -> torch.Tensor:
-        """Return the gradient [T, (K G + 2 K) D] of the stacked projection's result.
-
-        It undoes `_split_heads` in reverse order: attention, rotation, norm. The gradient of a
-        rotation is the rotation back, hence the negated sines.
-        """
-        arch, group = self.arch, self._group_size
-        q_grad, k_grad, v_grad = self._attended_backward(merged_grad, kept, tape.lengths)
-        kernels = train_kernels()
-        if tape.layout is not None and kernels is not None:
-            result = kernels.join_heads(tape.layout, q_grad, k_grad, v_grad)
-            self._norm_heads_backward(result, kept, layer)
-            return result
-        result = q_grad.new_empty(merged_grad.shape[0], arch.q_size + 2 * arch.kv_size)
-        q_out, k_out, v_out = self._head_views(result)
-        scale = arch.head_dim**-0.5
-        q_heads = q_grad.unflatten(1, (-1, group)).transpose(0, 1)
-        rope_into(q_out, q_heads, tape.cos * scale, tape.sin * -scale)
-        rope_into(k_out, k_grad.unsqueeze(2).transpose(0, 1), tape.cos, -tape.sin)
-        v_out.copy_(v_grad.unsqueeze(2).transpose(0, 1))
-        self._norm_heads_backward(result, kept, layer)
-        return result
-
-    def _attended_backward(
-        self, merged_grad: torch.Tensor, kept: _Kept, lengths: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of q, k and v, given that of the attended values [T, K G D]."""
-        q, k, v, attended, lse = kept.q, kept.k, kept.v, kept.attended, kept.attended_lse
-        if self._paired and lse is not None:
-            return paired_attention_backward(merged_grad, q, k, v, attended, lse, lengths)
-        grad, group = torch.empty_like(attended), self._group_size
-        heads = merged_grad.unflatten(-1, (self.arch.num_kv_heads, group, self.arch.head_dim))
-        grad.unflatten(1, (-1, group)).copy_(heads.transpose(0, 1))
-        return attention_backward(grad, q, k, v, attended, lse, lengths)
-
-    def _norm_heads_backward(self, grad: torch.Tensor, kept: _Kept, layer: LayerWeights) -> None:
-        """Turn the gradient of normed queries and keys into that of `kept.qkv`, in place."""
-        if kept.qkv is None or layer.q_norm is None or layer.k_norm is None:
-            return
-        q, k, _ = self._head_views(kept.qkv)
-        q_grad, k_grad, _ = self._head_views(grad)
-        for part, part_grad, weight in ((q, q_grad, layer.q_norm), (k, k_grad, layer.k_norm)):
-            inverse = inverse_rms(part, self.arch.rms_norm_eps)
-            part_grad.copy_(rms_norm_backward(part_grad, part, weight, inverse))

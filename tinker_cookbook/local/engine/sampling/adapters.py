@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
 
 __all__ = ["LoraRouter", "StackedLora"]
@@ -69,7 +70,7 @@ class _Group:
 
 
 class LoraRouter:
-    """Multiplies a batch by weights so that every row uses its own adapter."""
+    """The `torch_layers.Projector` of any batch: one product per adapter."""
 
     def __init__(self, spans: list[tuple[StackedLora | None, int]], device: torch.device) -> None:
         """`spans` lists (adapter, number of consecutive rows) over the whole batch."""
@@ -84,11 +85,9 @@ class LoraRouter:
         ]
 
     def project(self, x: Tensor, weight: Tensor, index: int, name: str) -> Tensor:
-        """Return x [N, in] times a stacked projection [out, in] of block `index`, with adapters."""
         return self._product(x, weight, layer_group(index, name))
 
     def project_head(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the logits [N, V] of x [N, H]."""
         return self._product(x, weight, HEAD_PATH)
 
     def _product(self, x: Tensor, weight: Tensor, group: str) -> Tensor:
@@ -116,4 +115,4 @@ def _as_slice(rows: np.ndarray, device: torch.device) -> slice | Tensor:
     first, last = int(rows[0]), int(rows[-1])
     if last - first + 1 == len(rows):
         return slice(first, last + 1)
-    return torch.from_numpy(rows).to(device)
+    return to_device(rows, device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.native import softmax
 
 __all__ = [
@@ -94,36 +95,54 @@ def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarra
         drawn = softmax.draw_rows(logits_NV, _inverse(params.temperature_N), uniforms_N)
         if drawn is not None:
             return Draws(*drawn)
-    tokens_N = np.zeros(len(logits_NV), np.int64)
+    tokens_N = torch.zeros(len(logits_NV), dtype=torch.int64, device=logits_NV.device)
     blocks = _exp_blocks(logits_NV, None)  # at temperature 1: the logprobs of all rows need it
     if greedy_N.any():
         rows, chosen = _select(logits_NV, greedy_N)
-        tokens_N[rows] = chosen.argmax(-1).cpu().numpy()
+        tokens_N = _replace(tokens_N, rows, chosen.argmax(-1))
     if plain_N.any():
         rows, chosen = _select(logits_NV, plain_N)
         temperature = params.temperature_N[rows]
         if np.all(temperature == 1.0) and len(rows) == len(logits_NV):
-            tokens_N[rows] = _invert(blocks, uniforms_N[rows])
+            tokens_N = _invert(blocks, uniforms_N)
         else:
-            tokens_N[rows] = _invert(_exp_blocks(chosen, temperature), uniforms_N[rows])
+            drawn_N = _invert(_exp_blocks(chosen, temperature), uniforms_N[rows])
+            tokens_N = _replace(tokens_N, rows, drawn_N)
     if restricted_N.any():
         rows, chosen = _select(logits_NV, restricted_N)
         subset = SamplingParams(
             params.temperature_N[rows], params.top_k_N[rows], params.top_p_N[rows]
         )
-        tokens_N[rows] = _draw_restricted(chosen, subset, uniforms_N[rows])
-    return Draws(tokens_N, _logprobs(logits_NV, blocks.lse_N, tokens_N))
+        drawn_N = torch.from_numpy(_draw_restricted(chosen, subset, uniforms_N[rows]))
+        tokens_N = _replace(tokens_N, rows, drawn_N.to(tokens_N.device))
+    return _to_host(tokens_N, _logprobs(logits_NV, blocks.lse_N, tokens_N))
 
 
 def logprobs_of(logits_NV: Tensor, tokens_N: np.ndarray) -> np.ndarray:
     """Return the logprob of one token per row, as `draw_tokens` does; float32."""
-    return _logprobs(logits_NV, _exp_blocks(logits_NV, None).lse_N, tokens_N)
+    tokens = to_device(tokens_N, logits_NV.device)
+    return _logprobs(logits_NV, _exp_blocks(logits_NV, None).lse_N, tokens).cpu().numpy()
 
 
-def _logprobs(logits_NV: Tensor, lse_N: Tensor, tokens_N: np.ndarray) -> np.ndarray:
-    tokens = torch.from_numpy(tokens_N).to(logits_NV.device)
-    chosen_logits = logits_NV.gather(1, tokens[:, None])[:, 0]
-    return (chosen_logits.double() - lse_N.double()).float().cpu().numpy()
+def _logprobs(logits_NV: Tensor, lse_N: Tensor, tokens_N: Tensor) -> Tensor:
+    chosen_logits_N = logits_NV.gather(1, tokens_N[:, None])[:, 0]
+    return (chosen_logits_N.double() - lse_N.double()).float()
+
+
+def _replace(tokens_N: Tensor, rows: np.ndarray, drawn: Tensor) -> Tensor:
+    """Return the tokens with those of some rows, in ascending order, replaced."""
+    if len(rows) == len(tokens_N):
+        return drawn
+    tokens_N[to_device(rows, tokens_N.device)] = drawn
+    return tokens_N
+
+
+def _to_host(tokens_N: Tensor, logprobs_N: Tensor) -> Draws:
+    """Return what was drawn; a GPU sends it in one copy, since each copy waits for it."""
+    if tokens_N.device.type == "cpu":
+        return Draws(tokens_N.numpy(), logprobs_N.numpy())
+    tokens, logprobs = torch.stack([tokens_N.double(), logprobs_N.double()]).cpu().numpy()
+    return Draws(tokens.astype(np.int64), logprobs.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -141,7 +160,7 @@ def _select(logits_NV: Tensor, mask_N: np.ndarray) -> tuple[np.ndarray, Tensor]:
     rows = np.flatnonzero(mask_N)
     if len(rows) == len(logits_NV):
         return rows, logits_NV
-    return rows, logits_NV[torch.from_numpy(rows).to(logits_NV.device)]
+    return rows, logits_NV[to_device(rows, logits_NV.device)]
 
 
 def _inverse(temperature_N: np.ndarray) -> np.ndarray:
@@ -152,7 +171,7 @@ def _inverse(temperature_N: np.ndarray) -> np.ndarray:
 def _exp_blocks(logits_NV: Tensor, temperature_N: np.ndarray | None) -> _Blocks:
     inverse_N = None
     if temperature_N is not None:
-        inverse_N = torch.from_numpy(_inverse(temperature_N)).to(logits_NV.device)
+        inverse_N = to_device(_inverse(temperature_N), logits_NV.device)
     compiled = softmax.exp_blocks(logits_NV, inverse_N, keep_weights=True)
     weights_NBK, sums_NB, lse_N = compiled or _torch_blocks(logits_NV, inverse_N)
     assert weights_NBK is not None
@@ -173,9 +192,9 @@ def _torch_blocks(logits_NV: Tensor, inverse_N: Tensor | None) -> tuple[Tensor, 
     return weights_NBK, sums_NB, lse_N
 
 
-def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> np.ndarray:
+def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> Tensor:
     """Two-level inverse of the cumulative distribution: the block, then the token in the block."""
-    uniforms = torch.from_numpy(uniforms_N).to(blocks.sums_NB.device)
+    uniforms = to_device(uniforms_N, blocks.sums_NB.device)
     cumulative_NB = blocks.sums_NB.cumsum(-1)
     target_N = uniforms * cumulative_NB[:, -1]
     block_N = _first_above(cumulative_NB, target_N)
@@ -185,7 +204,7 @@ def _invert(blocks: _Blocks, uniforms_N: np.ndarray) -> np.ndarray:
     # The block's float32 sum and this float64 sum differ in the last bits.
     inner_target_N = torch.minimum(target_N - before_N, inner_NK[:, -1] * (1 - 1e-12))
     tokens_N = block_N * _BLOCK + _first_above(inner_NK, inner_target_N)
-    return tokens_N.clamp_(max=blocks.vocab - 1).cpu().numpy()  # NaN could point to the padding
+    return tokens_N.clamp_(max=blocks.vocab - 1)  # NaN could point to the padding
 
 
 def _first_above(cumulative: Tensor, target_N: Tensor) -> Tensor:

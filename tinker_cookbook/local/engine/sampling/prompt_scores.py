@@ -14,9 +14,9 @@ Axes: P prompt tokens, N positions that are scored together, V vocabulary.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.sampling.known_scores import KnownScores
 from tinker_cookbook.local.engine.sampling.logits import (
     NO_LOGPROB,
@@ -108,7 +108,7 @@ class PromptScores:
 
     def _score_tokens(self, tokens_N: np.ndarray, logits_NV: Tensor, lse_N: Tensor) -> None:
         """Score the prompt tokens at N places with the logits of the positions before them."""
-        wanted = torch.from_numpy(self._prompt[tokens_N].astype(np.int64)).to(logits_NV.device)
+        wanted = to_device(self._prompt[tokens_N].astype(np.int64), logits_NV.device)
         chosen = logits_NV.gather(1, wanted[:, None])[:, 0]
         self.known.logprobs[tokens_N] = (chosen - lse_N).cpu().numpy()
         if self._topk:
@@ -168,8 +168,8 @@ class _Targets:
         if not len(cells):
             return
         device = logits_NV.device
-        rows = torch.from_numpy(np.searchsorted(positions_N, self._rows[cells])).to(device)
-        ids = torch.from_numpy(self._ids[cells]).to(device)
+        rows = to_device(np.searchsorted(positions_N, self._rows[cells]), device)
+        ids = to_device(self._ids[cells], device)
         self._values[cells] = (logits_NV[rows, ids] - lse_N[rows]).cpu().numpy()
 
     def answer(self) -> np.ndarray | SparseRows:

@@ -1,7 +1,7 @@
 """The batch decoder on torch: one forward pass over a ragged batch of decoding rows and chunks.
 
-All N tokens of the batch go through the projections together, since these treat every token alike.
-Only attention differs: decoding rows (one token each) attend pool by pool, chunks one by one.
+All N tokens of the batch go through the projections of `torch_layers` together. Only attention
+differs: decoding rows (one token each) attend pool by pool, chunks one by one.
 
 Axes: N tokens of the batch, R decoding rows of one pool, T tokens of one chunk, H hidden, V
 vocabulary, Q query heads, K key/value heads, C length of the cache, D head dimension.
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.matrices import DenseMatrix, Matrix
-from tinker_cookbook.local.engine.model.ops import RopeTable, apply_rope, rms_norm
+from tinker_cookbook.local.engine.model.devices import to_device
+from tinker_cookbook.local.engine.model.ops import RopeTable
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 from tinker_cookbook.local.engine.sampling.adapters import LoraRouter, StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
 from tinker_cookbook.local.engine.sampling.cache_rows import Pool, Row, cache_shape
+from tinker_cookbook.local.engine.sampling.torch_layers import TorchLayers
 
 __all__ = ["TorchDecoder"]
 
@@ -58,87 +59,58 @@ class _Pass:
 
     batch: Batch[Row]
     views: list[_PoolView]
-    router: LoraRouter
-    rope: list[Tensor]
-    """Cosines and sines, [N, 1, D] each."""
+    masks: list[Tensor | None]
+    """bool [T, end] for each chunk: which tokens each of its tokens attends to. None for a chunk
+    that begins its sequence: each token attends to itself and those before."""
 
 
 class TorchDecoder:
-    """Runs batches through one base model whose matrices are dense tensors."""
+    """Runs batches of any kind through one base model whose matrices are dense tensors."""
 
     exact = False
 
     def __init__(self, arch: ArchConfig, weights: ModelWeights) -> None:
         self.overhead_tokens = 8 if weights.device.type == "cpu" else 128
         self.arch = arch
-        self.weights = weights
         self.cache_shape = cache_shape(arch, weights)
-        self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
+        self.layers = TorchLayers(arch, weights)
+        self.rope = RopeTable(arch.rope, arch.head_dim, weights.device)
+        self._device = weights.device
 
     @torch.inference_mode()
     def forward(self, batch: Batch[Row]) -> Tensor:
         """Return the hidden states [N, H] before the final norm, and write keys and values."""
-        device = self.weights.device
-        tokens = torch.from_numpy(batch.tokens()).to(device)
-        positions = torch.from_numpy(batch.positions()).to(device)
-        tables = self._rope.up_to(int(positions.max()) + 1)
-        rope = [table[positions][:, None] for table in tables]
-        shared = _Pass(batch, self._pool_views(batch), LoraRouter(batch.adapters(), device), rope)
-        x = self.weights.embed_tokens(tokens).float()
-        for index in range(len(self.weights.layers)):
-            x = self._attention_block(x, index, shared)
-            x = self._mlp_block(x, index, shared.router)
-        return x
+        device, positions = self._device, batch.positions()
+        tables = self.rope.up_to(int(positions.max()) + 1)
+        places = to_device(positions, device)
+        rope = [table[places][:, None] for table in tables]
+        shared = _Pass(batch, self._pool_views(batch), [self._mask(c) for c in batch.chunks])
+        return self.layers.hidden(
+            to_device(batch.tokens(), device),
+            rope,
+            LoraRouter(batch.adapters(), device),
+            lambda q, kv, layer: self._attend(q, kv, layer, shared),
+        )
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return float32 logits [N, V] for hidden states [N, H] of `forward`."""
-        normed = self._norm(hidden, self.weights.final_norm)
-        router = LoraRouter(adapters, hidden.device)
-        return router.project_head(normed, _weight(self.weights.head)).float()
+        return self.layers.logits(hidden, LoraRouter(adapters, hidden.device)).float()
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight, self.arch.rms_norm_eps)
-
-    def _attention_block(self, x: Tensor, index: int, shared: _Pass) -> Tensor:
-        """Return x + attention(norm(x)), [N, H]."""
-        arch, layer, router = self.arch, self.weights.layers[index], shared.router
-        normed = self._norm(x, layer.input_norm)
-        # one stacked product: the columns of all Q query heads, of K key heads, of K value heads
-        qkv = router.project(normed, _weight(layer.matrices["qkv"]), index, "qkv")
-        if layer.qkv_bias is not None:
-            qkv = qkv + layer.qkv_bias
-        q_and_k = qkv[:, : arch.q_size + arch.kv_size].unflatten(1, (-1, arch.head_dim))
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_and_k = torch.cat(
-                [
-                    self._norm(q_and_k[:, : arch.num_heads], layer.q_norm),
-                    self._norm(q_and_k[:, arch.num_heads :], layer.k_norm),
-                ],
-                dim=1,
-            )
-        q_and_k = apply_rope(q_and_k.float(), *shared.rope).to(qkv.dtype)
-        q = q_and_k[:, : arch.num_heads]  # [N, Q, D]
-        v = qkv[:, arch.q_size + arch.kv_size :].unflatten(1, (-1, arch.head_dim))
-        kv = torch.stack([q_and_k[:, arch.num_heads :], v], dim=1)  # [N, 2, K, D]
-        attended = self._attend(q, kv, index, shared)
-        return x + router.project(attended, _weight(layer.matrices["o"]), index, "o")
-
-    def _mlp_block(self, x: Tensor, index: int, router: LoraRouter) -> Tensor:
-        """Return x + mlp(norm(x)), [N, H]."""
-        layer = self.weights.layers[index]
-        normed = self._norm(x, layer.post_norm)
-        gate_up, down = (_weight(layer.matrices[name]) for name in ("gate_up", "down"))
-        gate, up = router.project(normed, gate_up, index, "gate_up").chunk(2, dim=-1)
-        return x + router.project(functional.silu(gate) * up, down, index, "down")
+    def _mask(self, chunk: Chunk[Row]) -> Tensor | None:
+        if not chunk.start:
+            return None
+        # token t sees the `start` earlier tokens and the chunk up to itself: a shifted triangle
+        size = len(chunk.tokens), chunk.start + len(chunk.tokens)
+        return torch.ones(size, dtype=torch.bool, device=self._device).tril_(chunk.start)
 
     def _attend(self, q: Tensor, kv: Tensor, layer: int, shared: _Pass) -> Tensor:
         """Store the new keys and values, attend, and return [N, Q D]."""
         parts = [self._attend_pool(q, kv, layer, view) for view in shared.views]
         first = len(shared.batch.decode_tokens)
-        for chunk in shared.batch.chunks:
+        for chunk, mask in zip(shared.batch.chunks, shared.masks, strict=True):
             last = first + len(chunk.tokens)
-            parts.append(self._attend_chunk(q[first:last], kv[first:last], layer, chunk))
+            parts.append(self._attend_chunk(q[first:last], kv[first:last], layer, chunk, mask))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -157,9 +129,11 @@ class TorchDecoder:
         out = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=view.mask)
         return out.reshape(view.num_rows, -1)
 
-    def _attend_chunk(self, q: Tensor, kv: Tensor, layer: int, chunk: Chunk[Row]) -> Tensor:
+    def _attend_chunk(
+        self, q: Tensor, kv: Tensor, layer: int, chunk: Chunk[Row], mask: Tensor | None
+    ) -> Tensor:
         """Attend with the T queries of a chunk to all tokens up to its end; returns [T, Q D]."""
-        num_new, end = len(q), chunk.start + len(q)
+        end = chunk.start + len(q)
         if chunk.row is not None:
             # [capacity, 2, K, D], a view: assigning to it fills the cache
             stored = chunk.row.pool.kv[layer, chunk.row.index].permute(2, 1, 0, 3)[:end]
@@ -170,10 +144,6 @@ class TorchDecoder:
             kv = torch.cat([known[: chunk.start], kv])
         keys, values = kv.unbind(1)
         groups = self.arch.num_heads // self.arch.num_kv_heads
-        mask = None
-        if chunk.start:
-            # query t sees the `start` earlier tokens and the chunk up to itself: a shifted triangle
-            mask = torch.ones(num_new, end, dtype=torch.bool, device=q.device).tril_(chunk.start)
         out = functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             keys.transpose(0, 1).repeat_interleave(groups, 0)[None],
@@ -186,7 +156,6 @@ class TorchDecoder:
     def _pool_views(self, batch: Batch[Row]) -> list[_PoolView]:
         """Return a view per pool with decoding rows; the batch has them grouped by pool."""
         views, first = [], 0
-        device = self.weights.device
         for pool, group in itertools.groupby(batch.decode_rows, key=lambda row: row.pool):
             indices = np.array([row.index for row in group], np.int64)
             num_rows = len(indices)
@@ -194,14 +163,9 @@ class TorchDecoder:
             longest = int(positions.max()) + 1
             length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, pool.capacity)
             valid = np.arange(length)[None, :] <= positions[:, None]
-            mask = torch.from_numpy(valid)[:, None, None].to(device)
-            rows, places = (torch.from_numpy(i).to(device) for i in (indices, positions))
+            mask = to_device(valid[:, None, None], self._device)
+            rows, places = (to_device(i, self._device) for i in (indices, positions))
             is_dense = bool(np.array_equal(indices, np.arange(num_rows)))
             views.append(_PoolView(pool, first, num_rows, length, mask, rows, places, is_dense))
             first += num_rows
         return views
-
-
-def _weight(matrix: Matrix) -> Tensor:
-    assert isinstance(matrix, DenseMatrix), "packed matrices are for the compiled kernels"
-    return matrix.weight

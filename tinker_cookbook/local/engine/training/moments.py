@@ -7,7 +7,7 @@ and rounding by at most 2^-16. Arithmetic is in float32 in both formats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _PIECE = 2**17
-"""Numbers that are updated together, so that all operations on them find them in the cache."""
+"""Numbers that a CPU updates together, so that all operations on them find them in its cache."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class FullMoments:
     def update(self, parameters: Tensor, gradient: Tensor, factors: AdamFactors) -> None:
         """Update the moments and then the parameters, in place."""
         tensors = (parameters, gradient, self.exp_avg, self.exp_avg_sq)
-        for values, grad, mean, square in zip(*(t.split(_PIECE) for t in tensors), strict=True):
+        for values, grad, mean, square in _pieces(*tensors):
             mean.lerp_(grad, factors.mean_share)
             square.mul_(factors.square_keep).addcmul_(grad, grad, value=factors.square_share)
             denominator = square.sqrt().mul_(factors.root_factor).add_(factors.eps)
@@ -83,7 +83,7 @@ class ShortMoments:
     def assign(self, name: str, values: Tensor) -> None:
         """Set the moment of this name in a checkpoint, from float32 [N], which is rounded."""
         tensors = (*self._parts()[name], values)
-        for upper, lower, piece in zip(*(t.split(_PIECE) for t in tensors), strict=True):
+        for upper, lower, piece in _pieces(*tensors):
             shorten_into(upper, lower, piece)
 
     def update(self, parameters: Tensor, gradient: Tensor, factors: AdamFactors) -> None:
@@ -101,7 +101,7 @@ class ShortMoments:
         Parameters can differ in the last bit, since torch's square roots can.
         """
         tensors = (parameters, gradient, *vars(self).values())
-        for values, grad, *parts in zip(*(t.split(_PIECE) for t in tensors), strict=True):
+        for values, grad, *parts in _pieces(*tensors):
             mean_upper, mean_lower, square_upper, square_lower = parts
             mean, square = lengthen(mean_upper, mean_lower), lengthen(square_upper, square_lower)
             mean.add_((grad - mean).mul_(factors.mean_share))
@@ -128,6 +128,12 @@ def moments_of(tensors: Mapping[str, Tensor]) -> Moments | None:
         if all(name in tensors for name in names):
             return kind(*(tensors[name] for name in names))
     return None
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Return the same pieces of all tensors; on a GPU, each of them as a whole."""
+    size = _PIECE if tensors[0].device.type == "cpu" else max(len(tensors[0]), 1)
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 def lengthen(upper: Tensor, lower: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tinker_cookbook.local.engine.budget import has_short_moments
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, write_card
 from tinker_cookbook.local.engine.model.base_model import BaseModel
+from tinker_cookbook.local.engine.model.devices import to_device
 from tinker_cookbook.local.engine.model.gradients import GradientSink
 from tinker_cookbook.local.engine.model.lora import (
     Adapter,
@@ -298,8 +299,8 @@ class TrainingPass:
         # Rows of a pack are ordered by whether they have a gradient; undo that.
         in_order = torch.empty_like(logprobs)
         in_order[pack.rows] = logprobs
-        for index, part in zip(indices, in_order.split(pack.lengths), strict=True):
-            values = part.cpu().numpy()
+        for index, part in zip(indices, in_order.cpu().split(pack.lengths), strict=True):
+            values = part.numpy()
             self._logprobs[index] = values[:, 0] if self._data[index].is_flat else values
         self._next_pack += 1
         return self._next_pack == len(self._packs)
@@ -327,7 +328,7 @@ class TrainingPass:
         device = self._run.model.device
         inputs = [
             {
-                name: torch.from_numpy(np.ascontiguousarray(value)).to(device)
+                name: to_device(value, device)
                 for name, value in self._data[index].graph_inputs.items()
             }
             for index in pack.indices

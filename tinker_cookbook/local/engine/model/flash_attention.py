@@ -1,0 +1,130 @@
+"""Causal attention inside each segment of a pack on torch's flash kernels, forward and backward.
+
+All segments are one call of `varlen_attn` where torch has it, otherwise one call each. Query heads
+that share a key head read it without a copy. Heads stay where the projection puts them, so nothing
+is transposed. The output carries torch's graph, which holds the tensors that its backward pass
+reads: these are the inputs, the output and its logsumexp, nothing more.
+
+`attention` computes the same from blocks of products. It is the reference and serves where no flash
+kernel runs.
+
+Legend: T tokens of the pack, Q query heads, K key heads, D head size. Queries arrive multiplied by
+1 / sqrt(D).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tinker_cookbook.local.engine.model.devices import to_device
+
+__all__ = ["flash_attention", "flash_attention_backward", "runs_flash", "segment_bounds"]
+
+logger = logging.getLogger(__name__)
+
+_CAUSAL = (-1, 0)
+"""A window that reaches to the first token and not beyond the query."""
+
+
+def segment_bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the first token of each segment and the end, int32 [segments + 1]."""
+    return to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
+
+
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: Sequence[int],
+    bounds: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the attended values [T, Q, D], and q, k, v as `flash_attention_backward` takes them.
+
+    Args:
+        q: [T, Q, D]; `k` and `v` are [T, K, D].
+        bounds: `segment_bounds` of the lengths, on the device of `q`.
+    """
+    q, k, v = q.detach(), k.detach(), v.detach()
+    for tensor in (q, k, v):
+        tensor.requires_grad_()
+    varlen = _varlen_attention() if q.device.type == "cuda" else None
+    with torch.enable_grad():
+        if varlen is None:
+            out = _segment_by_segment(q, k, v, lengths)
+        else:
+            longest = max(lengths)
+            out = varlen(
+                *(q, k, v, bounds, bounds, longest, longest),
+                scale=1.0,
+                window_size=_CAUSAL,
+                enable_gqa=True,
+            )
+    return out, q, k, v
+
+
+def flash_attention_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of q (multiplied, as it arrived), k and v; once for each result.
+
+    Args:
+        grad: gradient of the attended values, [T, Q, D].
+        q, k, v, out: what `flash_attention` returned.
+    """
+    q_grad, k_grad, v_grad = torch.autograd.grad(out, (q, k, v), grad)
+    return q_grad, k_grad, v_grad
+
+
+@functools.lru_cache(maxsize=8)
+def runs_flash(
+    device: torch.device, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
+) -> bool:
+    """Return whether a GPU computes this attention on flash kernels, by trying it."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    lengths = (1, 2)
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    q, k, v = (torch.ones(3, count, head_dim, dtype=dtype, device=device) for count in heads)
+    try:
+        out, q, k, v = flash_attention(q, k, v, lengths, segment_bounds(lengths, device))
+        flash_attention_backward(torch.ones_like(out), q, k, v, out)
+        torch.cuda.synchronize(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        logger.warning(
+            "attention in training runs without flash kernels, which is slower: %s",
+            str(error).partition("\n")[0],
+        )
+        return False
+    return True
+
+
+def _segment_by_segment(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
+) -> torch.Tensor:
+    parts = []
+    for segment in zip(*(tensor.split(list(lengths)) for tensor in (q, k, v)), strict=True):
+        heads_first = (tensor.transpose(0, 1)[None] for tensor in segment)
+        out = functional.scaled_dot_product_attention(
+            *heads_first, is_causal=True, scale=1.0, enable_gqa=True
+        )
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=1)
+def _varlen_attention() -> Callable[..., Any] | None:
+    """Return torch's attention over segments; None for versions without grouped heads in it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= set(known) else None
