@@ -113,7 +113,7 @@ typedef struct {
 
 #ifdef BLOCKS
 #define MAX_ROWS MR
-/* Tall tiles pay where a product takes one instruction. */
+/* Tall tiles pay where a product takes one instruction, since they expand a weight for more tokens. */
 #elif defined(PAIRS) && LANES == 16 && defined(__AVX512BF16__)
 #define MAX_ROWS 10
 #else
@@ -126,7 +126,8 @@ typedef struct {
 #endif
 /* Panels in a tile of R tokens: as many sums as fit into registers, and at least 8 to hide latency. */
 #define PANELS_FOR(R) \
-    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : R <= 6 ? 2 : 1) : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
+    (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : R <= 6 ? 2 : 1) \
+                     : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
 
 #if MAX_ROWS == 10
 #define EACH_NUMBER_OF_ROWS \
@@ -360,13 +361,10 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
-#ifndef MOST_PANELS
-#define MOST_PANELS 4
-#endif
 /* Return the panels that a thread takes at a time: enough for a tile, but many tasks per thread. */
 INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     int64_t share = panels / (threads * 6);
-    return share < 1 ? 1 : share > MOST_PANELS ? MOST_PANELS : share;
+    return share < 1 ? 1 : share > 4 ? 4 : share;
 }
 
 /* How rows are cut into tiles: evenly, since a tile with few rows costs more per row. */

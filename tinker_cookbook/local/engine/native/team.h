@@ -27,8 +27,8 @@ typedef struct {
     Signal generation; /* number of barriers so far */
 } Team;
 
-/* Spins before a waiting thread sleeps, so that other programs can run: about 50 microseconds. */
-#define SPINS 4000
+/* Spins before a waiting thread sleeps, so that other programs can run: about 0.2 ms. */
+#define SPINS 20000
 /* Bytes of the next phase's matrix that a waiting thread fetches at most. */
 #define BYTES_AHEAD 131072
 
