@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from tests.local.engine.sampling_models import random_adapter
-from tests.local.engine.test_native import compiled, load, prefill
+from tests.local.engine.test_native import (
+    assert_chunks_have_the_bits_of_the_whole,
+    compiled,
+    load,
+    prefill,
+)
 from tinker_cookbook.local.engine.model import attention, base_model
 from tinker_cookbook.local.engine.model.compact import CompactMatrix
 from tinker_cookbook.local.engine.native import low_rank
@@ -49,16 +54,8 @@ def test_few_tokens_have_the_bits_that_they_have_among_many(
     assert isinstance(base.weights.head, CompactMatrix) == compact
     decoder, adapter = compiled(base), random_adapter(base, 1, rank=35, train_unembed=True)
     prompt = np.random.default_rng(1).integers(0, base.vocab_size, 160).astype(np.int32)
-    whole = prefill(decoder, [prompt], [adapter])
-    cache = KvCache(decoder.cache_shape, 2**22)
-    row, start = cache.allocate(len(prompt)), 0
-    for count in (1, 2, 15, 16, 17, 32, 33, 44):
-        chunk = Chunk(prompt[start : start + count], start, row, adapter)
-        hidden = decoder.forward(Batch(chunks=[chunk]))
-        logits = decoder.logits(hidden, [(adapter, count)])
-        assert torch.equal(logits, whole[start : start + count])
-        start += count
-    assert start == len(prompt)
+    sizes = (1, 2, 15, 16, 17, 32, 33, 44)
+    assert_chunks_have_the_bits_of_the_whole(decoder, prompt, adapter, sizes)
 
 
 def test_an_adapter_that_is_not_finite_leaves_others_as_they_are(tmp_path: Path) -> None:

@@ -42,11 +42,8 @@ def test_the_best_set_of_the_processor_is_chosen(features: frozenset[str]) -> No
 def test_amx_is_chosen_where_the_system_allows_it(
     allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = _NEW | {"amx_tile", "amx_bf16"}
-    monkeypatch.setattr(instructions, "_processor_features", lambda: features)
+    _pretend(monkeypatch, "x86_64", _NEW | {"amx_tile", "amx_bf16"})
     monkeypatch.setattr(instructions, "_may_use_tiles", lambda: allowed)
-    monkeypatch.setattr(instructions.platform, "machine", lambda: "x86_64")
-    monkeypatch.delenv("TINKER_COOKBOOK_ISA", raising=False)
     chosen, _ = choose_set()
     assert chosen.name == ("amx" if allowed else "avx512_bf16")
     assert ("-DBLOCKS" in chosen.whole_processor_flags) == allowed

@@ -95,6 +95,22 @@ def prefill(decoder, prompts: list[np.ndarray], adapters: list[StackedLora | Non
     return decoder.logits(hidden, spans)
 
 
+def assert_chunks_have_the_bits_of_the_whole(
+    decoder: NativeDecoder, prompt: np.ndarray, adapter: StackedLora | None, sizes: tuple[int, ...]
+) -> None:
+    """Compute a prompt in chunks of these sizes, and at once."""
+    whole = prefill(decoder, [prompt], [adapter])
+    cache = KvCache(decoder.cache_shape, 2**22)
+    row, start = cache.allocate(len(prompt)), 0
+    for size in sizes:
+        chunk = Chunk(prompt[start : start + size], start, row, adapter)
+        hidden = decoder.forward(Batch(chunks=[chunk]))
+        logits = decoder.logits(hidden, [(adapter, size)])
+        assert torch.equal(logits, whole[start : start + size])
+        start += size
+    assert start == len(prompt)
+
+
 @pytest.mark.parametrize("rounded", [True, False])
 def test_every_number_of_tokens_gives_the_logits_of_torch(tmp_path: Path, rounded: bool) -> None:
     base = load(tmp_path, rounded=rounded)

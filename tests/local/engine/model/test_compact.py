@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from tests.local.engine.model.test_products import SHAPES, adapter, draw
-from tests.local.engine.test_native import compiled, load, prefill
+from tests.local.engine.test_native import (
+    assert_chunks_have_the_bits_of_the_whole,
+    compiled,
+    load,
+)
 from tinker_cookbook.local.engine.model import base_model
 from tinker_cookbook.local.engine.model.compact import CompactBlocks, CompactMatrix, CompactShapes
 from tinker_cookbook.local.engine.model.packed_matrix import MatrixBlocks, PackedMatrix
@@ -21,8 +25,6 @@ from tinker_cookbook.local.engine.native.instructions import (
     compared_sets,
 )
 from tinker_cookbook.local.engine.native.products import Products
-from tinker_cookbook.local.engine.sampling.batch import Batch, Chunk
-from tinker_cookbook.local.engine.sampling.kv_cache import KvCache
 
 SETS = pytest.mark.parametrize("entry", compared_sets(), ids=lambda entry: entry.name)
 
@@ -110,13 +112,5 @@ def test_few_tokens_have_the_bits_that_they_have_among_many(
     assert isinstance(base.weights.head, CompactMatrix)
     decoder = compiled(base)
     prompt = np.random.default_rng(1).integers(0, base.vocab_size, 40).astype(np.int32)
-    whole = prefill(decoder, [prompt], [None])
-    cache = KvCache(decoder.cache_shape, 2**20)
-    row, start = cache.allocate(len(prompt)), 0
-    for count in (1, 2, 3, 4, 5, 6, 7, 12):
-        chunk = Chunk(prompt[start : start + count], start, row, None)
-        hidden = decoder.forward(Batch(chunks=[chunk]))
-        logits = decoder.logits(hidden, [(None, count)])
-        assert torch.equal(logits, whole[start : start + count])
-        start += count
-    assert start == len(prompt)
+    sizes = (1, 2, 3, 4, 5, 6, 7, 12)
+    assert_chunks_have_the_bits_of_the_whole(decoder, prompt, None, sizes)

@@ -81,6 +81,6 @@ class BlockBytes:
     """Memory that one block keeps for the backward pass, in bytes."""
 
     full: int
-    """With everything in `_Kept` and the block's input."""
+    """With everything in `Kept` and the block's input."""
     least: int
     """With the input alone, from which the block is recomputed."""

@@ -20,8 +20,8 @@ INLINE void add_unit_step(const int R, const Input *const *x, int64_t k, const v
     }
 }
 
-/* Multiply R tokens by the inputs of one group of a compact panel, whose units are expanded in registers. The
- * expanded panel is stored at `kept`, unless it is NULL; then memory is fetched as in `tile`. */
+/* Multiply R tokens by the inputs of one group of a compact panel, whose units are expanded in registers.
+ * With `keep`, the expanded panel is stored at `kept`, and memory is fetched as in `tile`. */
 INLINE void add_tall_units(const int R, const int keep, const Rows *rows, const char *w, int64_t first,
                            int64_t last, const char *ahead, Kept kept, vec sum[][8]) {
     __m512i table = _mm512_loadu_si512(w);
