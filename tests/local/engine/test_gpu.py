@@ -149,7 +149,7 @@ def test_flash_kernels_compute_the_formulas(
         by_heads(grad, group), *exact, expected, lse, lengths
     )
     with torch.no_grad():
-        out, q, k, v = flash_attention(q, k, v, lengths, segment_bounds(lengths, CUDA))
+        out, q, k, v = flash_attention(q, k, v, segment_bounds(lengths, CUDA))
         found = flash_attention_backward(grad, q, k, v, out)
     pairs = [(out, expected, group), (found[0], q_grad, group)]
     pairs += [(found[1], k_grad, 1), (found[2], v_grad, 1)]

@@ -89,6 +89,11 @@ class BaseModel(Protocol):
         ...
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether the sequences of a pack may share tokens (`Pack.sharing`)."""
+        ...
+
+    @property
     def count_image_tokens(self) -> Callable[[ImageInput, str], int] | None:
         """A function that counts the positions of an image; None where the model reads text only.
 
@@ -105,11 +110,20 @@ class BaseModel(Protocol):
         """Return the modules that a run with this spec trains."""
         ...
 
-    def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
+    def batch_bytes(
+        self,
+        num_tokens: int,
+        num_targets: int,
+        rank: int,
+        *,
+        backward: bool,
+        num_copied_keys: int = 0,
+    ) -> int:
         """Return the estimated extra memory for a pack, in bytes.
 
         Args:
             num_targets: number of targets per token.
+            num_copied_keys: as `PackPlan` counts them.
         """
         ...
 
@@ -149,6 +163,7 @@ class NativeModel:
     """A base model on the engine's own kernels."""
 
     count_image_tokens = None
+    shares_prefixes = True
 
     def __init__(
         self,
@@ -198,8 +213,10 @@ class NativeModel:
 
     @torch.no_grad()
     def logprobs(self, adapter: Adapter, pack: Pack) -> torch.Tensor:
-        hidden, _ = self.transformer.forward(adapter, pack.tokens, pack.lengths)
-        return self.head.logprobs(adapter, hidden[pack.rows], pack.targets)
+        hidden, _ = self.transformer.forward(
+            adapter, pack.tokens, pack.lengths, sharing=pack.sharing
+        )
+        return self._head_logprobs(adapter, pack, hidden)
 
     def kept_bytes(self, num_tokens: int, rank: int) -> int | None:
         if self._num_blocks_to_keep(num_tokens, rank) < self.arch.num_layers:
@@ -210,10 +227,19 @@ class NativeModel:
     @torch.no_grad()
     def logprobs_and_pass(self, adapter: Adapter, pack: Pack) -> tuple[torch.Tensor, ForwardPass]:
         hidden, tape = self.transformer.forward(
-            adapter, pack.tokens, pack.lengths, keep_blocks=self.arch.num_layers
+            adapter,
+            pack.tokens,
+            pack.lengths,
+            keep_blocks=self.arch.num_layers,
+            sharing=pack.sharing,
         )
-        logprobs = self.head.logprobs(adapter, hidden[pack.rows], pack.targets)
-        return logprobs, (hidden, tape)
+        return self._head_logprobs(adapter, pack, hidden), (hidden, tape)
+
+    def _head_logprobs(self, adapter: Adapter, pack: Pack, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logprobs [M, K] of all rows, given the states [T, H]."""
+        computed = slice(0, pack.num_computed_rows)
+        states = hidden[pack.rows[computed]]
+        return pack.with_repeats(self.head.logprobs(adapter, states, pack.targets[computed]))
 
     @torch.no_grad()
     def logprobs_and_gradient(
@@ -232,27 +258,42 @@ class NativeModel:
             pack.lengths,
             keep_blocks=self._num_blocks_to_keep(len(pack.tokens), adapter.rank),
             dropout=AdapterDropout(rate, pack.seed) if rate else None,
+            sharing=pack.sharing,
         )
-        # Rows with a gradient come first: only they go through the head's backward pass.
-        selected, split = hidden[pack.rows], pack.num_gradient_rows
         if loss.by_sequence:
-            loss.see_all(head.logprobs(adapter, selected, pack.targets))
+            loss.see_all(self._head_logprobs(adapter, pack, hidden))
+        # Rows with a gradient come first: only they go through the head's backward pass.
+        split, computed = pack.num_gradient_rows, pack.num_computed_rows
+        selected = hidden[pack.rows[:computed]]
         logprobs, selected_grad = head.logprobs_and_gradient(
             adapter, selected[:split], pack.targets[:split], loss.gradient, sink
         )
-        rest = head.logprobs(adapter, selected[split:], pack.targets[split:])
-        hidden_grad = torch.zeros_like(hidden)
-        hidden_grad[pack.rows[:split]] = selected_grad
+        rest = head.logprobs(adapter, selected[split:], pack.targets[split:computed])
+        # In float32, since rows of several sequences may have the same token.
+        hidden_grad = torch.zeros_like(hidden, dtype=torch.float32)
+        hidden_grad.index_add_(0, pack.rows[:split], selected_grad.float())
+        hidden_grad = hidden_grad.to(hidden.dtype)
         del hidden, selected, selected_grad
         if split:
             self.transformer.backward(adapter, tape, hidden_grad, sink)
-        return torch.cat([logprobs, rest])
+        return pack.with_repeats(torch.cat([logprobs, rest]))
 
-    def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
+    def batch_bytes(
+        self,
+        num_tokens: int,
+        num_targets: int,
+        rank: int,
+        *,
+        backward: bool,
+        num_copied_keys: int = 0,
+    ) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
         # One block at work and its gradients, the states of all rows, several values per target.
         total = 2 * block.full + num_tokens * 16 * (self.arch.hidden_size + num_targets)
         total += self.head.buffer_bytes(num_tokens)
+        # Keys and values of one block; in the backward pass their gradients, too
+        kv_bytes = 2 * self.arch.kv_size * self.weights.dtype.itemsize
+        total += (2 if backward else 1) * num_copied_keys * kv_bytes
         if backward:
             keep = self._num_blocks_to_keep(num_tokens, rank)
             total += keep * block.full + (self.arch.num_layers - keep) * block.least

@@ -8,8 +8,8 @@ reads: these are the inputs, the output and its logsumexp, nothing more.
 `attention` computes the same from blocks of products. It is the reference and serves where no flash
 kernel runs.
 
-Legend: T tokens of the pack, Q query heads, K key heads, D head size. Queries arrive multiplied by
-1 / sqrt(D).
+Legend: T tokens of the pack, N keys (T unless segments share tokens), Q query heads, K key heads, D
+head size. Queries arrive multiplied by 1 / sqrt(D).
 """
 
 from __future__ import annotations
@@ -18,39 +18,68 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from tinker_cookbook.local.engine.model.devices import to_device
 
-__all__ = ["flash_attention", "flash_attention_backward", "runs_flash", "segment_bounds"]
+__all__ = [
+    "SegmentBounds",
+    "flash_attention",
+    "flash_attention_backward",
+    "runs_flash",
+    "segment_bounds",
+]
 
 logger = logging.getLogger(__name__)
 
 _CAUSAL = (-1, 0)
-"""A window that reaches to the first token and not beyond the query."""
+"""A window that reaches to the first key and not beyond the query. Where a segment has fewer
+queries than keys, the last query is at the last key."""
 
 
-def segment_bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return the first token of each segment and the end, int32 [segments + 1]."""
-    return to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
+@dataclass(frozen=True)
+class SegmentBounds:
+    """Where the segments of a pack begin and end."""
+
+    key_lengths: list[int]
+    query_lengths: list[int]
+    """Smaller where a segment shares its first tokens."""
+    keys: torch.Tensor
+    """int32 [segments + 1]: the first key of each segment and the end; `queries` likewise."""
+    queries: torch.Tensor
+
+
+def segment_bounds(
+    lengths: Sequence[int], device: torch.device, shared: Sequence[int] | None = None
+) -> SegmentBounds:
+    """Return the bounds of segments.
+
+    Args:
+        lengths: number of keys of each segment.
+        shared: number of its first keys that have no queries; None if all have one.
+    """
+    own = [n - s for n, s in zip(lengths, shared or [0] * len(lengths), strict=True)]
+    keys, queries = (to_device(np.cumsum([0, *n], dtype=np.int32), device) for n in (lengths, own))
+    return SegmentBounds(list(lengths), own, keys, queries)
 
 
 def flash_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    lengths: Sequence[int],
-    bounds: torch.Tensor,
+    bounds: SegmentBounds,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the attended values [T, Q, D], and q, k, v as `flash_attention_backward` takes them.
 
     Args:
-        q: [T, Q, D]; `k` and `v` are [T, K, D].
-        bounds: `segment_bounds` of the lengths, on the device of `q`.
+        q: [T, Q, D]; `k` and `v` are [N, K, D].
+        bounds: `segment_bounds` on the device of `q`.
     """
     q, k, v = q.detach(), k.detach(), v.detach()
     for tensor in (q, k, v):
@@ -58,11 +87,11 @@ def flash_attention(
     varlen = _varlen_attention() if q.device.type == "cuda" else None
     with torch.enable_grad():
         if varlen is None:
-            out = _segment_by_segment(q, k, v, lengths)
+            out = _segment_by_segment(q, k, v, bounds)
         else:
-            longest = max(lengths)
+            longest = max(bounds.query_lengths), max(bounds.key_lengths)
             out = varlen(
-                *(q, k, v, bounds, bounds, longest, longest),
+                *(q, k, v, bounds.queries, bounds.keys, *longest),
                 scale=1.0,
                 window_size=_CAUSAL,
                 enable_gqa=True,
@@ -94,7 +123,7 @@ def runs_flash(
     heads = (num_heads, num_kv_heads, num_kv_heads)
     q, k, v = (torch.ones(3, count, head_dim, dtype=dtype, device=device) for count in heads)
     try:
-        out, q, k, v = flash_attention(q, k, v, lengths, segment_bounds(lengths, device))
+        out, q, k, v = flash_attention(q, k, v, segment_bounds(lengths, device))
         flash_attention_backward(torch.ones_like(out), q, k, v, out)
         torch.cuda.synchronize(device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -107,13 +136,20 @@ def runs_flash(
 
 
 def _segment_by_segment(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: SegmentBounds
 ) -> torch.Tensor:
     parts = []
-    for segment in zip(*(tensor.split(list(lengths)) for tensor in (q, k, v)), strict=True):
+    keys = (tensor.split(bounds.key_lengths) for tensor in (k, v))
+    for segment in zip(q.split(bounds.query_lengths), *keys, strict=True):
         heads_first = (tensor.transpose(0, 1)[None] for tensor in segment)
+        num_queries, num_keys = len(segment[0]), len(segment[1])
+        whole = num_queries == num_keys
         out = functional.scaled_dot_product_attention(
-            *heads_first, is_causal=True, scale=1.0, enable_gqa=True
+            *heads_first,
+            attn_mask=None if whole else causal_lower_right(num_queries, num_keys),
+            is_causal=whole,
+            scale=1.0,
+            enable_gqa=True,
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)

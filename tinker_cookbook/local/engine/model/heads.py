@@ -7,6 +7,9 @@ Three implementations, in three layouts:
     flash kernels of a GPU     queries [T, K G, D], keys [T, K, D], attended values [T, K G, D]
     blocks of products         queries [K, T G, D], keys [K, T, D], attended values [K, T G, D]
 
+Where sequences share tokens, attention reads copies of their keys and values (`prefix_sharing`),
+which are made here for each pass.
+
 Legend: T packed tokens, K key heads, G query heads per key head, D head size.
 """
 
@@ -38,8 +41,10 @@ from tinker_cookbook.local.engine.model.ops import (
     rms_norm_backward,
     rope_into,
 )
+from tinker_cookbook.local.engine.model.prefix_sharing import PrefixSharing
 from tinker_cookbook.local.engine.model.tape import Kept, Segments
 from tinker_cookbook.local.engine.model.weights import LayerWeights, ModelWeights
+from tinker_cookbook.local.engine.native.attention import segments_of
 from tinker_cookbook.local.engine.native.train_ops import HeadLayout, HeadNorms, train_kernels
 
 __all__ = ["AttentionHeads"]
@@ -62,29 +67,33 @@ class AttentionHeads:
         self._rope = RopeTable(arch.rope, arch.head_dim, weights.device)
         sizes = arch.num_heads, arch.num_kv_heads, arch.head_dim
         self._flash = runs_flash(weights.device, weights.dtype, *sizes) if flash is None else flash
+        self._token_axis = 0 if self._flash else 1
 
-    def segments(self, lengths: Sequence[int]) -> Segments:
+    def segments(self, lengths: Sequence[int], sharing: PrefixSharing | None = None) -> Segments:
         """Return what all blocks need to know about the sequences of a pack."""
         device = self._weights.device
-        counted = np.concatenate([np.arange(length) for length in lengths])
-        positions = to_device(counted, device)
+        shared = None if sharing is None else sharing.shared
+        parts = [np.arange(at.first, at.last) for at in segments_of(lengths, shared)]
+        positions = to_device(np.concatenate(parts), device)
         half = self._arch.head_dim // 2
         tables = self._rope.up_to(max(lengths))
         cos, sin = (table[positions, None, None, :half] for table in tables)
-        bounds = segment_bounds(lengths, device) if self._flash else None
-        return Segments(list(lengths), cos, sin, self._head_layout(positions, *tables), bounds)
+        bounds = segment_bounds(lengths, device, shared) if self._flash else None
+        layout = self._head_layout(positions, *tables)
+        return Segments(list(lengths), cos, sin, layout, bounds, sharing)
 
     def forward(
         self, qkv: torch.Tensor, layer: LayerWeights, segments: Segments
     ) -> tuple[Heads, torch.Tensor, torch.Tensor | None]:
         """Return the heads, the attended values and, if it is needed later, their logsumexp."""
         q, k, v = self._split(qkv, layer, segments)
+        keys, values = (segments.with_copies(part, self._token_axis) for part in (k, v))
         if segments.bounds is not None:
-            out, *heads = flash_attention(q, k, v, segments.lengths, segments.bounds)
+            out, *heads = flash_attention(q, keys, values, segments.bounds)
             return (heads[0], heads[1], heads[2]), out, None
-        if self._paired:
-            return (q, k, v), *paired_attention_forward(q, k, v, segments.lengths)
-        return (q, k, v), *attention_forward(q, k, v, segments.lengths)
+        attend = paired_attention_forward if self._paired else attention_forward
+        out, lse = attend(q, keys, values, segments.lengths, segments.shared)
+        return (q, k, v), out, lse
 
     def merge(self, attended: torch.Tensor, out: torch.Tensor) -> None:
         """Write attended values of the last two layouts into [T, K G D], token by token."""
@@ -103,7 +112,8 @@ class AttentionHeads:
         is the rotation back, hence the negated sines.
         """
         arch = self._arch
-        q_grad, k_grad, v_grad = self._attended_backward(merged_grad, kept, segments.lengths)
+        q_grad, *kv_grads = self._attended_backward(merged_grad, kept, segments)
+        k_grad, v_grad = (segments.without_copies(part, self._token_axis) for part in kv_grads)
         kernels = train_kernels()
         if segments.layout is not None and kernels is not None:
             result = kernels.join_heads(segments.layout, q_grad, k_grad, v_grad)
@@ -174,19 +184,24 @@ class AttentionHeads:
         return q.unflatten(-1, q_heads), k.unflatten(-1, kv_heads), v.unflatten(-1, kv_heads)
 
     def _attended_backward(
-        self, merged_grad: torch.Tensor, kept: Kept, lengths: Sequence[int]
+        self, merged_grad: torch.Tensor, kept: Kept, segments: Segments
     ) -> Heads:
-        """Return the gradients of q, k and v, given that of the attended values [T, K G D]."""
-        q, k, v, attended, lse = kept.q, kept.k, kept.v, kept.attended, kept.attended_lse
+        """Return the gradients of queries and of the keys and values that attention read.
+
+        `merged_grad` is that of the attended values, [T, K G D].
+        """
+        q, attended, lse = kept.q, kept.attended, kept.attended_lse
         if self._flash:
             grad = merged_grad.unflatten(1, attended.shape[1:])
-            return flash_attention_backward(grad, q, k, v, attended)
+            return flash_attention_backward(grad, q, kept.k, kept.v, attended)
+        k, v = (segments.with_copies(part, self._token_axis) for part in (kept.k, kept.v))
+        at = segments.lengths, segments.shared
         if self._paired and lse is not None:
-            return paired_attention_backward(merged_grad, q, k, v, attended, lse, lengths)
+            return paired_attention_backward(merged_grad, q, k, v, attended, lse, *at)
         grad, group = torch.empty_like(attended), self._group_size
         heads = merged_grad.unflatten(-1, (self._arch.num_kv_heads, group, self._arch.head_dim))
         grad.unflatten(1, (-1, group)).copy_(heads.transpose(0, 1))
-        return attention_backward(grad, q, k, v, attended, lse, lengths)
+        return attention_backward(grad, q, k, v, attended, lse, *at)
 
     def _norms_backward(self, grad: torch.Tensor, kept: Kept, layer: LayerWeights) -> None:
         """Turn the gradient of normed queries and keys into that of `kept.qkv`, in place."""

@@ -92,6 +92,7 @@ class HfModel:
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.max_positions = max_positions(model.config)
         self.pack_tokens = 1
+        self.shares_prefixes = False
         self.spare_gradients = SpareGradients()
         self._in_use: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
         self._linears = self._attach()
@@ -120,7 +121,15 @@ class HfModel:
             )
         return wanted_targets(self._linears, spec)
 
-    def batch_bytes(self, num_tokens: int, num_targets: int, rank: int, *, backward: bool) -> int:
+    def batch_bytes(
+        self,
+        num_tokens: int,
+        num_targets: int,
+        rank: int,
+        *,
+        backward: bool,
+        num_copied_keys: int = 0,
+    ) -> int:
         """Return a rough estimate of the extra memory for a pack; see `hf_pass_bytes`."""
         return hf_pass_bytes(
             self._model.config, num_tokens, vocab_size=self.vocab_size, backward=backward

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from tinker_cookbook.local.engine.model.dropout import AdapterDropout
+from tinker_cookbook.local.engine.model.flash_attention import SegmentBounds
+from tinker_cookbook.local.engine.model.prefix_sharing import PrefixSharing
 from tinker_cookbook.local.engine.native.train_ops import HeadLayout
 
 __all__ = ["BlockBytes", "ForwardPass", "Kept", "Segments", "Tape"]
@@ -30,7 +32,8 @@ class Kept:
     """[K, T G, D], rotated and divided by sqrt(D); row t G + g belongs to token t. On flash kernels
     [T, K G, D], `k` and `v` [T, K, D]."""
     k: torch.Tensor
-    """[K, T, D], rotated; `v` likewise, not rotated. With paired matrices, bfloat16 numbers."""
+    """[K, T, D], rotated; `v` likewise, not rotated. With paired matrices, bfloat16 numbers. On
+    flash kernels, what attention read: with the copies of shared tokens."""
     v: torch.Tensor
     attended: torch.Tensor
     """[K, T G, D]; with paired matrices [T, K G D]; on flash kernels [T, K G, D]."""
@@ -51,13 +54,29 @@ class Segments:
     """The sequences of a pack, as attention needs them."""
 
     lengths: list[int]
+    """Number of keys of each sequence."""
     cos: torch.Tensor
     """float32 [T, 1, 1, D / 2] for each token's position in its sequence; `sin` likewise."""
     sin: torch.Tensor
     layout: HeadLayout | None
     """Head layout for the compiled kernels; None where torch splits the heads."""
-    bounds: torch.Tensor | None
-    """int32 [segments + 1], the first token of each segment and the end, for flash kernels."""
+    bounds: SegmentBounds | None
+    """Where segments begin, for flash kernels."""
+    sharing: PrefixSharing | None = None
+    """The tokens that sequences share; None if they share none."""
+
+    @property
+    def shared(self) -> list[int] | None:
+        """Number of leading keys of each sequence that have no queries; None if all have some."""
+        return None if self.sharing is None else self.sharing.shared
+
+    def with_copies(self, values: torch.Tensor, axis: int) -> torch.Tensor:
+        """Return values of keys, given those of tokens."""
+        return values if self.sharing is None else self.sharing.copy(values, axis)
+
+    def without_copies(self, gradient: torch.Tensor, axis: int) -> torch.Tensor:
+        """Return the gradient of tokens, given that of keys."""
+        return gradient if self.sharing is None else self.sharing.gather(gradient, axis)
 
 
 @dataclass

@@ -47,6 +47,7 @@ from tinker_cookbook.local.engine.model.ops import (
     swiglu_backward,
     swiglu_into,
 )
+from tinker_cookbook.local.engine.model.prefix_sharing import PrefixSharing
 from tinker_cookbook.local.engine.model.tape import BlockBytes, ForwardPass, Kept, Tape
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 from tinker_cookbook.local.engine.native.low_rank import low_rank_gradients
@@ -97,20 +98,23 @@ class PackedTransformer:
         *,
         keep_blocks: int | None = None,
         dropout: AdapterDropout | None = None,
+        sharing: PrefixSharing | None = None,
     ) -> tuple[torch.Tensor, Tape]:
         """Return the hidden states after the final norm and the tape for `backward`.
 
         Args:
-            tokens: int64 [T], the segments concatenated.
+            tokens: int64 [T], the segments concatenated; those that segments share are there once.
+            lengths: tokens of each segment, shared ones included.
             keep_blocks: how many of the last blocks keep what they computed; earlier blocks
                 recompute it. None keeps nothing, and the tape cannot be run backward.
             dropout: drops inputs of the adapter, in both passes.
+            sharing: where segments find the tokens that they share; None if they share none.
 
         Returns:
             [T, H] in the dtype of the weights, and the tape.
         """
         self.fold.load(adapter)
-        tape = Tape(self._heads.segments(lengths), [], [], dropout)
+        tape = Tape(self._heads.segments(lengths, sharing), [], [], dropout)
         hidden = self.weights.embed_tokens(tokens).float()
         first_kept = len(self.weights.layers) - (keep_blocks or 0)
         for index in range(len(self.weights.layers)):

@@ -1,16 +1,22 @@
-"""Attention for training on the compiled kernels; see `train_attention.c`. Not thread-safe."""
+"""Attention for training on the compiled kernels; see `train_attention.c`. Not thread-safe.
+
+Segments may share a prefix: then each has its own copy of the prefix's keys, and no queries there.
+`lengths` are those of the keys, and `shared` counts the first keys of each segment that have no
+queries (None: all keys have one). Queries are numbered through all segments without gaps.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_GROUP", "MAX_HEAD_DIM", "AttentionKernels"]
+__all__ = ["MAX_GROUP", "MAX_HEAD_DIM", "AttentionKernels", "Segment", "num_queries", "segments_of"]
 
 MAX_HEAD_DIM = 256
 """Largest head, as in `train_attention.c`."""
@@ -31,9 +37,30 @@ _LANES = 16
 """Upper bound of the kernels' vector width in floats."""
 
 
+class Segment(NamedTuple):
+    """Where a segment's keys and queries are; positions count from the segment's first key."""
+
+    keys: int
+    """Row of the first key."""
+    query: int
+    """Token of the query at position 0, or where it would be."""
+    first: int
+    """Position of the first query."""
+    last: int
+    """Position after the last query: the number of keys."""
+
+
+def segments_of(lengths: Sequence[int], shared: Sequence[int] | None = None) -> Iterator[Segment]:
+    """Return the segments in order."""
+    keys = tokens = 0
+    for length, first in zip(lengths, shared or itertools.repeat(0), strict=False):
+        yield Segment(keys, tokens - first, first, length)
+        keys, tokens = keys + length, tokens + length - first
+
+
 class _Attention(ctypes.Structure):
     _fields_ = (
-        *((name, _Long) for name in ("tokens", "kv_heads", "group", "dim", "threads")),
+        *((name, _Long) for name in ("tokens", "keys", "kv_heads", "group", "dim", "threads")),
         ("num_tasks", _Long),
         ("num_partial", _Long),
         *((name, _Pointer) for name in ("tasks", "q", "k", "v", "out", "lse", "grad")),
@@ -54,39 +81,50 @@ class AttentionKernels:
         limits = [int(library.attention_limits(_Long(number))) for number in range(4)]
         self._block_rows, max_dim, task, struct = limits
         assert (self._block_rows, max_dim) == (MAX_GROUP, MAX_HEAD_DIM), "limits differ from C's"
-        assert task == 4 * 8, "a task differs from the C struct"
+        assert task == 5 * 8, "a task differs from the C struct"
         assert struct == ctypes.sizeof(_Attention), "_Attention differs from the C struct"
         self._scratch_floats = int(library.attention_scratch())
         self._scratch = torch.empty(0)
 
-    def fit(self, q: Tensor, k: Tensor) -> bool:
-        """Return whether the kernels take these sizes and formats."""
-        dim, group = q.shape[2], q.shape[1] // k.shape[1]
+    def fit(self, q: Tensor, group: int) -> bool:
+        """Return whether the kernels take queries of this size and format."""
+        dim = q.shape[2]
         plain = q.dtype == torch.float32 and q.device.type == "cpu"
         return plain and dim <= MAX_HEAD_DIM and group <= MAX_GROUP
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Sequence[int],
+        shared: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the attended values, in the layout of `q`, and the scores' logsumexp [K, T G]."""
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-        step = self._block_rows // (q.shape[1] // k.shape[1])
-        tasks = _forward_tasks(lengths, step)
-        call = self._call(q, k, v, tasks, out=out, lse=lse)
+        tokens = num_queries(lengths, shared)
+        step = self._block_rows // (q.shape[1] // tokens)
+        tasks = _forward_tasks(lengths, shared, step)
+        call = self._call(q, k, v, tokens, tasks, out=out, lse=lse)
         self._library.attention_forward(ctypes.byref(call))
         return out, lse
 
     def forward_in_order(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: Sequence[int],
+        shared: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does with the bits of the decoder: values [T, K G D], logsumexp."""
-        tokens = k.shape[1]
+        tokens = num_queries(lengths, shared)
         out = q.new_empty(tokens, q.numel() // tokens)
         lse = q.new_empty(q.shape[:2])
         stride = max(lengths) + _LANES
         self._reserve(self._span_rows * stride)
-        tasks = _forward_tasks(lengths, _IN_ORDER_STEP)
-        call = self._call(q, k, v, tasks, out=out, lse=lse)
+        tasks = _forward_tasks(lengths, shared, _IN_ORDER_STEP)
+        call = self._call(q, k, v, tokens, tasks, out=out, lse=lse)
         self._library.attention_in_order(ctypes.byref(call), _Long(stride))
         return out, lse
 
@@ -99,10 +137,12 @@ class AttentionKernels:
         out: Tensor,
         lse: Tensor,
         lengths: Sequence[int],
+        shared: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v, given that of `forward`'s values."""
-        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PART)
-        call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        tasks, num_partial = _backward_tasks(lengths, shared, len(k), _SHORTEST_PART)
+        tokens = num_queries(lengths, shared)
+        call = self._call(q, k, v, tokens, tasks, out=out, lse=lse, grad=grad)
         return self._run_backward(self._library.attention_backward, call, (q, k, v), num_partial)
 
     def backward_of_pairs(
@@ -114,14 +154,16 @@ class AttentionKernels:
         out: Tensor,
         lse: Tensor,
         lengths: Sequence[int],
+        shared: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `backward` does for the values of `forward_in_order`.
 
         The operands of products are rounded to bfloat16 and multiplied in pairs.
         """
-        tasks, num_partial = _backward_tasks(lengths, len(k), _SHORTEST_PAIRED_PART)
+        tasks, num_partial = _backward_tasks(lengths, shared, len(k), _SHORTEST_PAIRED_PART)
         self._reserve(int(self._library.attention_pairs_scratch()))
-        call = self._call(q, k, v, tasks, out=out, lse=lse, grad=grad)
+        tokens = num_queries(lengths, shared)
+        call = self._call(q, k, v, tokens, tasks, out=out, lse=lse, grad=grad)
         backward = self._library.attention_backward_pairs
         return self._run_backward(backward, call, (q, k, v), num_partial)
 
@@ -147,7 +189,7 @@ class AttentionKernels:
             self._scratch = torch.empty(size)
 
     def _call(
-        self, q: Tensor, k: Tensor, v: Tensor, tasks: np.ndarray, **tensors: Tensor
+        self, q: Tensor, k: Tensor, v: Tensor, tokens: int, tasks: np.ndarray, **tensors: Tensor
     ) -> _Attention:
         """Return the struct of a call. It has addresses only: the caller keeps the arrays."""
         threads = torch.get_num_threads()
@@ -155,9 +197,10 @@ class AttentionKernels:
         for tensor in (q, k, v, *tensors.values()):
             assert tensor.is_contiguous(), "the kernels read dense tensors"
         return _Attention(
-            tokens=k.shape[1],
+            tokens=tokens,
+            keys=k.shape[1],
             kv_heads=len(k),
-            group=q.shape[1] // k.shape[1],
+            group=q.shape[1] // tokens,
             dim=k.shape[2],
             threads=threads,
             num_tasks=len(tasks),
@@ -170,16 +213,24 @@ class AttentionKernels:
         )
 
 
-def _forward_tasks(lengths: Sequence[int], step: int) -> np.ndarray:
-    """Return blocks of queries, int64 [n, 4]: (segment's start, first, last, -1), longest first."""
-    tasks, start = [], 0
-    for length in lengths:
-        tasks += [(start, first, min(first + step, length), -1) for first in range(0, length, step)]
-        start += length
+def num_queries(lengths: Sequence[int], shared: Sequence[int] | None = None) -> int:
+    """Return the number of tokens that have a query."""
+    return sum(lengths) - sum(shared or ())
+
+
+def _forward_tasks(lengths: Sequence[int], shared: Sequence[int] | None, step: int) -> np.ndarray:
+    """Return blocks of queries, longest first: int64 [n, 5], see `Task` in train_attention.h."""
+    tasks = [
+        (at.keys, first, min(first + step, at.last), -1, at.query)
+        for at in segments_of(lengths, shared)
+        for first in range(at.first, at.last, step)
+    ]
     return np.array(sorted(tasks, key=lambda task: -task[2]), np.int64)
 
 
-def _backward_tasks(lengths: Sequence[int], kv_heads: int, shortest: int) -> tuple[np.ndarray, int]:
+def _backward_tasks(
+    lengths: Sequence[int], shared: Sequence[int] | None, kv_heads: int, shortest: int
+) -> tuple[np.ndarray, int]:
     """Return ranges of queries, as `_forward_tasks` does, and the rows of partial key gradients.
 
     A long segment is cut into ranges of equal cost: query i meets i keys, so the cost up to i grows
@@ -187,14 +238,14 @@ def _backward_tasks(lengths: Sequence[int], kv_heads: int, shortest: int) -> tup
     gradients; the other ranges write partial ones, which are added afterwards.
     """
     wanted = -(-_PARTS // (kv_heads * len(lengths)))
-    tasks, start, num_partial = [], 0, 0
-    for length in lengths:
-        parts = max(1, min(wanted, length // shortest))
-        cuts = [round(length * (part / parts) ** 0.5) for part in range(parts + 1)]
+    tasks, num_partial = [], 0
+    for at in segments_of(lengths, shared):
+        parts = max(1, min(wanted, (at.last - at.first) // shortest))
+        low, high = at.first**2, at.last**2
+        cuts = [round((low + (high - low) * part / parts) ** 0.5) for part in range(parts + 1)]
         for first, last in itertools.pairwise(cuts):
-            whole = last == length
-            tasks.append((start, first, last, -1 if whole else num_partial))
+            whole = last == at.last
+            tasks.append((at.keys, first, last, -1 if whole else num_partial, at.query))
             num_partial += 0 if whole else last
-        start += length
     tasks.sort(key=lambda task: task[1] ** 2 - task[2] ** 2)
     return np.array(tasks, np.int64), num_partial

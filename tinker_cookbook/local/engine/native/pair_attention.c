@@ -16,15 +16,14 @@ void attention_in_order(const Attention *a, int64_t stride) {
 #pragma omp parallel for schedule(dynamic) num_threads((int)a->threads)
     for (int64_t n = 0; n < a->num_tasks * a->kv_heads; n++) {
         const Task *task = &a->tasks[n / a->kv_heads];
-        int64_t head = n % a->kv_heads, start = head * a->tokens + task->start;
+        int64_t head = n % a->kv_heads, start = head * a->keys + task->start;
         float *scores = a->scratch + omp_get_thread_num() * SPAN * SPAN_HEADS * stride;
         const float *keys = a->k + start * dim, *values = a->v + start * dim;
         for (int64_t first = task->first; first < task->last; first += SPAN) {
             int64_t count = task->last - first < SPAN ? task->last - first : SPAN;
             Looking tokens[SPAN];
             for (int64_t i = 0; i < count; i++) {
-                int64_t row = (start + first + i) * group;
-                int64_t token = task->start + first + i;
+                int64_t token = task->query + first + i, row = (head * a->tokens + token) * group;
                 tokens[i] = (Looking){.q = a->q + row * dim,
                                       .out = a->out + (token * a->kv_heads + head) * group * dim,
                                       .lse = a->lse + row,

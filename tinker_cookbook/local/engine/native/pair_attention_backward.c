@@ -36,8 +36,8 @@ typedef struct {
 
 /* Some queries of a segment, and the block of keys [from, from + count) that they meet. */
 typedef struct {
-    int64_t head, start; /* start: first token of the segment */
-    int64_t token, rows; /* token: the first query, counted in the segment; rows: G for each query */
+    int64_t head, query; /* query: token of the query at position 0 */
+    int64_t token, rows; /* token: position of the first query; rows: G for each query */
     int64_t from, count;
     int64_t packed; /* keys that were packed: `count`, or more of which these queries see only some */
 } Block;
@@ -126,7 +126,7 @@ static void pack_queries(const Attention *a, const Block *b, int64_t row, Space 
     const float *q = a->q + row * dim;
     float *grad = space->grad_rows;
     for (int64_t r = 0; r < b->rows; r += a->group) {
-        int64_t at = ((b->start + b->token + r / a->group) * a->kv_heads + b->head) * size;
+        int64_t at = ((b->query + b->token + r / a->group) * a->kv_heads + b->head) * size;
         memcpy(grad + r * dim, a->grad + at, (size_t)size * sizeof(float));
         for (int64_t g = 0; g < a->group; g++)
             space->dots[r + g] = dot_of(a->out + at + g * dim, a->grad + at + g * dim, dim);
@@ -143,7 +143,7 @@ static void pack_queries(const Attention *a, const Block *b, int64_t row, Space 
 
 /* Let a block of queries meet a block of keys. */
 static void meet(const Attention *a, const Block *b, Space *space) {
-    int64_t dim = a->dim, row = (b->head * a->tokens + b->start + b->token) * a->group;
+    int64_t dim = a->dim, row = (b->head * a->tokens + b->query + b->token) * a->group;
     int64_t keys = in_panels(b->count);
     pack_queries(a, b, row, space);
     product_of(space->scores, BLOCK_KEYS, keys, space->q, b->rows, dim, space->k_columns, dim, 0);
@@ -162,7 +162,7 @@ static void meet(const Attention *a, const Block *b, Space *space) {
 static void backward_keys(const Attention *a, const Task *task, Block b, float *k_grad, float *v_grad,
                           Space *space) {
     int64_t dim = a->dim, step = BLOCK_ROWS / a->group;
-    int64_t own = (b.head * a->tokens + task->start + b.from) * dim;
+    int64_t own = (b.head * a->keys + task->start + b.from) * dim;
     b.packed = task->last - b.from < BLOCK_KEYS ? task->last - b.from : BLOCK_KEYS;
     pack_right(space->k_columns, a->k + own, COLUMNS, dim, dim, b.packed);
     pack_right(space->v_columns, a->v + own, COLUMNS, dim, dim, b.packed);
@@ -180,11 +180,11 @@ static void backward_keys(const Attention *a, const Task *task, Block b, float *
 }
 
 static void backward_task(const Attention *a, const Task *task, int64_t head, Space *space) {
-    int64_t own = (head * a->tokens + task->start) * a->dim;
+    int64_t own = (head * a->keys + task->start) * a->dim;
     int64_t apart = (head * a->num_partial + task->partial) * a->dim;
     float *k_grad = task->partial < 0 ? a->k_grad + own : a->partial_k + apart;
     float *v_grad = task->partial < 0 ? a->v_grad + own : a->partial_v + apart;
-    Block b = {.head = head, .start = task->start};
+    Block b = {.head = head, .query = task->query};
     for (; b.from < task->last; b.from += BLOCK_KEYS)
         backward_keys(a, task, b, k_grad, v_grad, space);
 }

@@ -94,9 +94,9 @@ static void soften(const Attention *a, const Block *b, Space *space, float *out)
 }
 
 static void forward_block(const Attention *a, const Task *task, int64_t head, Space *space) {
-    int64_t dim = a->dim, row = (head * a->tokens + task->start + task->first) * a->group;
-    const float *k = a->k + (head * a->tokens + task->start) * dim;
-    const float *v = a->v + (head * a->tokens + task->start) * dim;
+    int64_t dim = a->dim, row = (head * a->tokens + task->query + task->first) * a->group;
+    const float *k = a->k + (head * a->keys + task->start) * dim;
+    const float *v = a->v + (head * a->keys + task->start) * dim;
     float *out = a->out + row * dim;
     Block b = {.token = task->first, .rows = (task->last - task->first) * a->group};
     pack_rows(space->q, a->q + row * dim, dim, b.rows, dim);
@@ -149,9 +149,9 @@ static void slopes_of(const Attention *a, const Block *b, const float *lse, Spac
 /* The backward pass of one block of queries; adds to the gradients of the keys that it sees. */
 static void backward_block(const Attention *a, const Task *task, int64_t first, int64_t last,
                            int64_t head, float *k_grad, float *v_grad, Space *space) {
-    int64_t dim = a->dim, row = (head * a->tokens + task->start + first) * a->group;
-    const float *k = a->k + (head * a->tokens + task->start) * dim;
-    const float *v = a->v + (head * a->tokens + task->start) * dim;
+    int64_t dim = a->dim, row = (head * a->tokens + task->query + first) * a->group;
+    const float *k = a->k + (head * a->keys + task->start) * dim;
+    const float *v = a->v + (head * a->keys + task->start) * dim;
     const float *q = a->q + row * dim, *out = a->out + row * dim, *grad = a->grad + row * dim;
     Block b = {.token = first, .rows = (last - first) * a->group};
     pack_rows(space->q, q, dim, b.rows, dim);
@@ -179,7 +179,7 @@ static void backward_block(const Attention *a, const Task *task, int64_t first, 
 }
 
 static void backward_task(const Attention *a, const Task *task, int64_t head, Space *space) {
-    int64_t own = (head * a->tokens + task->start) * a->dim, step = BLOCK_ROWS / a->group;
+    int64_t own = (head * a->keys + task->start) * a->dim, step = BLOCK_ROWS / a->group;
     int64_t apart = (head * a->num_partial + task->partial) * a->dim;
     float *k_grad = task->partial < 0 ? a->k_grad + own : a->partial_k + apart;
     float *v_grad = task->partial < 0 ? a->v_grad + own : a->partial_v + apart;

@@ -74,6 +74,7 @@ class ForwardMemory:
 
 def _key(pack: Pack) -> bytes:
     """Return a digest of the tokens of a pack and of where its sequences end."""
-    digest = hashlib.sha256(repr(pack.lengths).encode())
+    shared = None if pack.sharing is None else pack.sharing.shared
+    digest = hashlib.sha256(repr((pack.lengths, shared)).encode())
     digest.update(pack.tokens.cpu().numpy().tobytes())
     return digest.digest()

@@ -27,7 +27,7 @@ from tinker_cookbook.local.engine.model.lora import (
     write_tensors,
 )
 from tinker_cookbook.local.engine.model.number_formats import FULL
-from tinker_cookbook.local.engine.model.pack import Pack, build_pack, plan_packs
+from tinker_cookbook.local.engine.model.pack import Pack, build_pack, group_packs
 from tinker_cookbook.local.engine.model.pack_loss import PackLoss
 from tinker_cookbook.local.engine.training.batch_checks import check_batch, check_loss
 from tinker_cookbook.local.engine.training.built_in_loss import BuiltInPackLoss
@@ -237,9 +237,9 @@ class TrainingPass:
             graph=self._graph,
             count_image_tokens=model.count_image_tokens,
         )
-        lengths = [len(datum.tokens) for datum in self._data]
-        widths = [datum.targets.shape[1] for datum in self._data]
-        self._packs = plan_packs(lengths, widths, model.pack_tokens)
+        # An adapter's dropout would drop the same of a shared token for all of its sequences.
+        share = model.shares_prefixes and not run.adapter.spec.dropout
+        self._packs = group_packs(self._data, model.pack_tokens, share=share)
         self._next_pack = 0
         self._backward = backward
         run.num_passes += backward
@@ -259,14 +259,16 @@ class TrainingPass:
     def num_bytes(self) -> int:
         """Estimated extra memory for this pass, in bytes."""
         model, parameters = self._run.model, self._run.adapter.parameters
-        sizes = [
-            (sum(len(self._data[i].tokens) for i in pack), self._data[pack[0]].targets.shape[1])
-            for pack in self._packs
-        ]
-        rank = self._run.adapter.rank
+        lengths = [len(datum.tokens) for datum in self._data]
         largest = max(
-            model.batch_bytes(tokens, targets, rank, backward=self._backward)
-            for tokens, targets in sizes
+            model.batch_bytes(
+                pack.num_tokens(lengths),
+                self._data[pack.indices[0]].targets.shape[1],
+                self._run.adapter.rank,
+                backward=self._backward,
+                num_copied_keys=pack.num_copied_keys(lengths),
+            )
+            for pack in self._packs
         )
         results = 4 * sum(datum.targets.size for datum in self._data)
         return largest + results + (parameters.nbytes if self._backward else 0)
@@ -275,9 +277,8 @@ class TrainingPass:
         """Compute the next pack; return True when all are done."""
         if self._next_pack == len(self._packs):
             return True
-        indices = self._packs[self._next_pack]
         model, adapter = self._run.model, self._run.adapter
-        pack = build_pack(indices, self._data, self._loss.driver, model.device)
+        pack = build_pack(self._packs[self._next_pack], self._data, self._loss.driver, model.device)
         pack.seed = f"{self._seed}.{self._next_pack}"
         pack_loss = self._build_loss(pack)
         if self._backward:
@@ -296,10 +297,9 @@ class TrainingPass:
         self._loss_sum += pack_loss.total
         for key, value in pack_loss.metrics.items():
             self._graph_metrics[key] = self._graph_metrics.get(key, 0.0) + value
-        # Rows of a pack are ordered by whether they have a gradient; undo that.
         in_order = torch.empty_like(logprobs)
-        in_order[pack.rows] = logprobs
-        for index, part in zip(indices, in_order.cpu().split(pack.lengths), strict=True):
+        in_order[pack.order] = logprobs
+        for index, part in zip(pack.indices, in_order.cpu().split(pack.lengths), strict=True):
             values = part.numpy()
             self._logprobs[index] = values[:, 0] if self._data[index].is_flat else values
         self._next_pack += 1
