@@ -128,14 +128,22 @@ def passages(folder: str, lengths: tuple[int, ...]) -> list[list[int]]:
     return [ids[end - length - 1 : end] for end, length in zip(ends, lengths, strict=True)]
 
 
-def make_data(lengths: tuple[int, ...], sequences: list[list[int]] | None = None) -> list[Any]:
-    """Return sequences (default: the conversations) as datums; their first thirds have weight 0."""
+def make_data(
+    lengths: tuple[int, ...],
+    sequences: list[list[int]] | None = None,
+    *,
+    prompt_tokens: int | None = None,
+) -> list[Any]:
+    """Return sequences (default: the conversations) as datums.
+
+    The prompt, which is their first third unless told otherwise, has weight 0.
+    """
     from tinker import types
 
     data = []
     for tokens in sequences or conversations(lengths):
         weights = np.ones(len(tokens) - 1, np.float32)
-        weights[: len(weights) // 3] = 0
+        weights[: len(weights) // 3 if prompt_tokens is None else prompt_tokens - 1] = 0
         inputs = {
             "target_tokens": types.TensorData.from_numpy(np.array(tokens[1:], np.int64)),
             "weights": types.TensorData.from_numpy(weights),

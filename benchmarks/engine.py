@@ -51,6 +51,9 @@ from bench_service import (
 PROMPT_TOKENS = 64
 NEW_TOKENS = 128
 GROUP_SIZE = 16
+GROUP_PROMPT_TOKENS = 128
+GROUP_REPLIES = (64, 80, 96, 112, 128, 144, 160, 192) * 2
+"""Lengths of the replies in two groups."""
 NUM_ADAPTERS = 8
 NUM_RUNS = 16
 Sample = dict[str, Any]
@@ -203,6 +206,39 @@ def measure_train(bench: Bench, padded: bool) -> dict[str, Sample]:
 
     peer = {"kind": "train", "call": "step", "name": name, "lengths": LENGTHS, "padded": padded}
     return in_turns(bench, {"service": lambda: bench.timed(step), name: lambda: bench.ask(**peer)})
+
+
+def measure_train_groups(bench: Bench) -> dict[str, Sample]:
+    """Train groups of replies to one prompt each, and sequences as long that share nothing."""
+    lengths = tuple(GROUP_PROMPT_TOKENS + reply for reply in GROUP_REPLIES)
+    run = bench.run()
+
+    def step(prompts: list[list[int]]) -> int:
+        endings = iter(bench.prompts(len(prompts), max(lengths)))
+        sequences = [
+            prompt + next(endings)[: length + 1 - len(prompt)]
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        train_step(run, make_data((), sequences, prompt_tokens=GROUP_PROMPT_TOKENS))
+        return sum(lengths)
+
+    def groups() -> int:
+        half = len(lengths) // 2
+        first, second = bench.prompts(2, GROUP_PROMPT_TOKENS)
+        return step([first] * half + [second] * half)
+
+    def different() -> int:
+        return step(bench.prompts(len(lengths), GROUP_PROMPT_TOKENS))
+
+    peer = {"call": "step", "name": "unpadded", "lengths": lengths, "padded": False}
+    return in_turns(
+        bench,
+        {
+            "service": lambda: bench.timed(groups),
+            "different": lambda: bench.timed(different),
+            "unpadded": lambda: bench.ask("train", **peer),
+        },
+    )
 
 
 def measure_decode(bench: Bench, count: int) -> dict[str, Sample]:
@@ -484,6 +520,7 @@ def measure_train_alone(bench: Bench) -> Sample:
 MEASURES: dict[str, Callable[[Bench], dict[str, Sample]]] = {
     "train_padded": lambda bench: measure_train(bench, padded=True),
     "train_unpadded": lambda bench: measure_train(bench, padded=False),
+    "train_groups": measure_train_groups,
     "tracking": measure_tracking,
     "roofline": measure_roofline,
     "in_process": measure_in_process,
