@@ -124,14 +124,21 @@ def by_heads(values: torch.Tensor, group: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "dim", "lengths"),
-    [(1, 1, 64, (1,)), (2, 3, 64, (5, 133, 1)), (8, 2, 128, (300, 7, 1100)), (1, 8, 80, (40, 257))],
+    ("kv_heads", "group", "dim", "lengths", "shared"),
+    [
+        (1, 1, 64, (1,), (0,)),
+        (2, 3, 64, (5, 133, 1), (0, 0, 0)),
+        (8, 2, 128, (300, 7, 1100), (0, 0, 0)),
+        (8, 2, 128, (300, 290, 1100), (0, 200, 250)),  # sequences that share a prefix
+        (1, 8, 80, (40, 257), (0, 0)),
+    ],
 )
 def test_flash_kernels_compute_the_formulas(
     kv_heads: int,
     group: int,
     dim: int,
     lengths: tuple[int, ...],
+    shared: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
@@ -140,16 +147,19 @@ def test_flash_kernels_compute_the_formulas(
     monkeypatch.setattr(attention, "_kernels", lambda: None)
     torch.manual_seed(0)
     heads = (kv_heads * group, kv_heads, kv_heads, kv_heads * group)
-    size = sum(lengths)
-    drawn = [torch.randn(size, n, dim, device=CUDA, dtype=torch.bfloat16) for n in heads]
+    keys, queries = sum(lengths), sum(lengths) - sum(shared)
+    drawn = [
+        torch.randn(size, n, dim, device=CUDA, dtype=torch.bfloat16)
+        for n, size in zip(heads, (queries, keys, keys, queries), strict=True)
+    ]
     q, k, v, grad = drawn[0] * dim**-0.5, *drawn[1:]
     exact = by_heads(q, group), by_heads(k, 1), by_heads(v, 1)
-    expected, lse = attention_forward(*exact, lengths)
+    expected, lse = attention_forward(*exact, lengths, shared)
     q_grad, k_grad, v_grad = attention_backward(
-        by_heads(grad, group), *exact, expected, lse, lengths
+        by_heads(grad, group), *exact, expected, lse, lengths, shared
     )
     with torch.no_grad():
-        out, q, k, v = flash_attention(q, k, v, segment_bounds(lengths, CUDA))
+        out, q, k, v = flash_attention(q, k, v, segment_bounds(lengths, CUDA, shared))
         found = flash_attention_backward(grad, q, k, v, out)
     pairs = [(out, expected, group), (found[0], q_grad, group)]
     pairs += [(found[1], k_grad, 1), (found[2], v_grad, 1)]

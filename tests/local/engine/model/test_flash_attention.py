@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.bias import causal_upper_left
 
 from tests.local.engine.training_data import FORMATS, random_datum, set_random_b
 from tests.tiny_models import tiny_model
 from tinker_cookbook.local.engine.model import attention
+from tinker_cookbook.local.engine.model import flash_attention as flash_module
 from tinker_cookbook.local.engine.model.architecture import read_arch
 from tinker_cookbook.local.engine.model.attention import attention_backward, attention_forward
 from tinker_cookbook.local.engine.model.base_model import NativeModel, load_base_model
@@ -25,6 +27,7 @@ from tinker_cookbook.local.engine.model.weights import describe_weights
 from tinker_cookbook.local.engine.training.run import TrainingRun
 from tinker_cookbook.local.engine.types import LoraSpec, LossSpec, TrainResult
 
+CPU = torch.device("cpu")
 SHAPES = [
     # key heads, query heads of each, head size, lengths
     (1, 1, 8, (1,)),
@@ -104,6 +107,19 @@ def test_a_model_trains_alike_on_both(architecture: str, dtype: torch.dtype) -> 
     wide = dtype == torch.float32
     assert np.abs(difference).mean() < (1e-5 if wide else 0.05)
     assert error < (1e-4 if wide else 0.05)
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (4, 2)])
+def test_the_trial_before_first_use_passes(num_heads: int, num_kv_heads: int) -> None:
+    sizes = num_heads, num_kv_heads, 16
+    assert flash_module._computes_a_shared_prefix(CPU, torch.float32, *sizes)
+
+
+def test_the_trial_finds_kernels_that_count_from_the_first_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flash_module, "causal_lower_right", causal_upper_left)
+    assert not flash_module._computes_a_shared_prefix(CPU, torch.float32, 2, 1, 16)
 
 
 def test_a_processor_keeps_its_own_attention() -> None:

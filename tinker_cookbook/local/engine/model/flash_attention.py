@@ -119,20 +119,39 @@ def runs_flash(
     """Return whether a GPU computes this attention on flash kernels, by trying it."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return False
-    lengths = (1, 2)
-    heads = (num_heads, num_kv_heads, num_kv_heads)
-    q, k, v = (torch.ones(3, count, head_dim, dtype=dtype, device=device) for count in heads)
     try:
-        out, q, k, v = flash_attention(q, k, v, segment_bounds(lengths, device))
-        flash_attention_backward(torch.ones_like(out), q, k, v, out)
-        torch.cuda.synchronize(device)
+        is_right = _computes_a_shared_prefix(device, dtype, num_heads, num_kv_heads, head_dim)
     except (RuntimeError, TypeError, ValueError) as error:
         logger.warning(
             "attention in training runs without flash kernels, which is slower: %s",
             str(error).partition("\n")[0],
         )
         return False
-    return True
+    if not is_right:
+        logger.warning(
+            "attention in training runs without flash kernels, which is slower: those of this "
+            "torch put the last query of a segment elsewhere than at its last key"
+        )
+    return is_right
+
+
+def _computes_a_shared_prefix(
+    device: torch.device, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
+) -> bool:
+    """Return whether attention is right for a sequence whose last two of three keys have queries.
+
+    With equal keys, the values attended to are means of those that a query sees.
+    """
+    q = torch.ones(3, num_heads, head_dim, dtype=dtype, device=device)
+    k = torch.ones(4, num_kv_heads, head_dim, dtype=dtype, device=device)
+    v = torch.tensor([7.0, 1.0, 3.0, 8.0], dtype=dtype, device=device)[:, None, None].expand_as(k)
+    out, q, k, v = flash_attention(q, k, v.contiguous(), segment_bounds((1, 3), device, (0, 1)))
+    *_, v_grad = flash_attention_backward(torch.ones_like(out), q, k, v, out)
+    group = num_heads // num_kv_heads
+    values, gradients = (tensor[:, 0, 0].float().cpu() for tensor in (out.detach(), v_grad))
+    return torch.allclose(values, torch.tensor([7.0, 2.0, 4.0]), atol=0.05) and torch.allclose(
+        gradients, torch.tensor([1.0, 5 / 6, 5 / 6, 1 / 3]) * group, rtol=0.02
+    )
 
 
 def _segment_by_segment(
