@@ -230,7 +230,7 @@ class Scheduler:
             if sequence.stop_reason is None:
                 self._queue.suspend(sequence)
             else:
-                self._finisher.finish(sequence)
+                self._finisher.finish([sequence])
 
     def _end_prefill(self, prefill: Prefill) -> None:
         """Let a sequence whose tokens are all computed decode, unless its first token ended it."""
@@ -242,7 +242,7 @@ class Scheduler:
             self._rows.release(sequence)
             sequence.status = SequenceStatus.ABORTED
         elif sequence.stop_reason is not None:
-            self._finisher.finish(sequence)
+            self._finisher.finish([sequence])
         else:
             self._admission.start_decoding(sequence)
 
@@ -266,6 +266,6 @@ class Scheduler:
         self._finish_ended(decoding)
 
     def _finish_ended(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            if sequence.stop_reason is not None:
-                self._finisher.finish(sequence)
+        ended = [sequence for sequence in sequences if sequence.stop_reason is not None]
+        if ended:
+            self._finisher.finish(ended)
