@@ -447,6 +447,20 @@ def test_cancelling_stops_a_request_and_frees_its_memory():
     assert model.run(kept)[0].sequences[0].tokens.tolist() == expected
 
 
+def test_clients_get_their_answers_before_rows_are_put_away():
+    model = sampled()
+    seen = []
+    specs = [SampleSpec(prompt_of(20, seed), 2, 6, stop=[]) for seed in range(3)]
+    for request in [model.start(spec) for spec in specs]:
+        request.future.add_done_callback(
+            lambda _: seen.append((model.scheduler.num_running, len(model.cache.prefixes)))
+        )
+    model.run()
+    assert seen == [(6, 0)] * 3
+    assert model.scheduler.num_running == 0
+    assert len(model.cache.prefixes) == 6
+
+
 def test_a_failing_callback_or_diverged_weights_fail_their_own_request_only():
     model = sampled()
     diverged = random_adapter(model.base, 1)

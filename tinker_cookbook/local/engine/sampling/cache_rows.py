@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinker_cookbook.local.engine.memory import LARGE_PAGE
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
+from tinker_cookbook.local.engine.model.packed_matrix import LargePageBlocks
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 
 __all__ = ["CacheShape", "Pool", "Row", "cache_shape"]
@@ -34,6 +36,8 @@ class CacheShape:
     """Maximum tokens per sequence: the model's context length."""
     hidden_size: int = 0
     """Numbers per hidden state."""
+    reads_unwritten: bool = True
+    """Whether the decoder multiplies keys and values that were never written, with weight 0."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -41,17 +45,27 @@ class CacheShape:
         per_layer = 2 * self.num_kv_heads * self.head_dim
         return self.num_layers * per_layer * self.dtype.itemsize
 
-    def zeros(self, num_rows: int, capacity: int) -> Tensor:
-        """Allocate [L, R, H, 2, C, D].
+    def rows(self, num_rows: int, capacity: int) -> Tensor:
+        """Allocate the rows of a pool, [L, R, H, 2, C, D].
 
-        Zeros, not uninitialized memory: masked positions get weight 0, and 0 times NaN is NaN.
+        They are zeros if the decoder reads what was not written: 0 times NaN is NaN. Otherwise
+        nothing writes them twice, and they are in large pages.
         """
-        return self.empty(num_rows, capacity).zero_()
+        if self.reads_unwritten:
+            return self.empty(num_rows, capacity).zero_()
+        num_bytes = num_rows * capacity * self.bytes_per_token
+        if num_bytes < LARGE_PAGE:
+            return self.empty(num_rows, capacity)
+        memory = LargePageBlocks(num_bytes).reserve(num_bytes)
+        return memory.view(self.dtype).view(self._size(num_rows, capacity))
 
     def empty(self, num_rows: int, capacity: int) -> Tensor:
         """Allocate [L, R, H, 2, C, D] for rows that are read only where they were written."""
-        size = (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
+        size = self._size(num_rows, capacity)
         return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    def _size(self, num_rows: int, capacity: int) -> tuple[int, ...]:
+        return (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
 
 
 def cache_shape(arch: ArchConfig, weights: ModelWeights) -> CacheShape:
@@ -92,7 +106,7 @@ class Pool:
         self.rows: list[Row] = []
         self.num_active = 0
         self._shape = shape
-        self.kv: Tensor = shape.zeros(0, capacity)
+        self.kv: Tensor = shape.rows(0, capacity)
 
     @property
     def num_bytes(self) -> int:
@@ -111,7 +125,7 @@ class Pool:
 
     def resize(self, num_rows: int) -> None:
         """Change the allocation to `num_rows` rows, which must include those in use."""
-        kv = self._shape.zeros(num_rows, self.capacity)
+        kv = self._shape.rows(num_rows, self.capacity)
         kv[:, : len(self.rows)] = self.kv[:, : len(self.rows)]
         self.kv = kv
 

@@ -144,8 +144,10 @@ class Scheduler:
         scheduled = self._build_batch()
         if scheduled.drafts:
             self._compute_with_drafts(scheduled)
-        elif scheduled:
+        elif scheduled.prefills:
             self._compute(scheduled)
+        elif scheduled.decoding:
+            self._decode(scheduled)
         self.busy_seconds += time.perf_counter() - started
 
     def _build_batch(self) -> ScheduledBatch:
@@ -157,8 +159,14 @@ class Scheduler:
             self._builder.add_drafts(scheduled)
         return scheduled
 
+    def _decode(self, scheduled: ScheduledBatch) -> None:
+        """Compute and draw the next token of sequences that all decode."""
+        logits = self._decoder.next_logits(scheduled.batch)
+        self._drawer.draw(scheduled.decoding, logits)
+        self._finish_ended(scheduled.decoding)
+
     def _compute(self, scheduled: ScheduledBatch) -> None:
-        """Compute a batch, draw a token for each of its sequences that is ready for one.
+        """Compute a batch with prompts, and draw where a sequence is ready for a token.
 
         These are the sequences that decode, and the requests whose prompts end with this batch.
         """
@@ -170,7 +178,7 @@ class Scheduler:
         if rows:
             owners = [*decoding, *(prefill.sequence for prefill in starting)]
             adapters = [(sequence.request.adapter, 1) for sequence in owners]
-            # without prefills these are all rows, in their order
+            # for prompts of one token these are all rows, in their order
             chosen = hidden if len(rows) == len(hidden) else hidden[rows]
             logits = self._decoder.logits(chosen, adapters)
             self._drawer.draw(decoding, logits[: len(decoding)])
