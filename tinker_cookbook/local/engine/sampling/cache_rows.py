@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinker_cookbook.local.engine.memory import LARGE_PAGE
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.packed_matrix import LargePageBlocks
 from tinker_cookbook.local.engine.model.weights import ModelWeights
 
 __all__ = ["CacheShape", "Pool", "Row", "cache_shape"]
@@ -48,24 +46,15 @@ class CacheShape:
     def rows(self, num_rows: int, capacity: int) -> Tensor:
         """Allocate the rows of a pool, [L, R, H, 2, C, D].
 
-        They are zeros if the decoder reads what was not written: 0 times NaN is NaN. Otherwise
-        nothing writes them twice, and they are in large pages.
+        They are zeros if the decoder reads what was not written: 0 times NaN is NaN.
         """
-        if self.reads_unwritten:
-            return self.empty(num_rows, capacity).zero_()
-        num_bytes = num_rows * capacity * self.bytes_per_token
-        if num_bytes < LARGE_PAGE:
-            return self.empty(num_rows, capacity)
-        memory = LargePageBlocks(num_bytes).reserve(num_bytes)
-        return memory.view(self.dtype).view(self._size(num_rows, capacity))
+        rows = self.empty(num_rows, capacity)
+        return rows.zero_() if self.reads_unwritten else rows
 
     def empty(self, num_rows: int, capacity: int) -> Tensor:
         """Allocate [L, R, H, 2, C, D] for rows that are read only where they were written."""
-        size = self._size(num_rows, capacity)
+        size = (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
         return torch.empty(size, dtype=self.dtype, device=self.device)
-
-    def _size(self, num_rows: int, capacity: int) -> tuple[int, ...]:
-        return (self.num_layers, num_rows, self.num_kv_heads, 2, capacity, self.head_dim)
 
 
 def cache_shape(arch: ArchConfig, weights: ModelWeights) -> CacheShape:

@@ -27,20 +27,19 @@ class Finisher:
         which takes a millisecond per sequence.
         """
         ended = [sequence for sequence in sequences if not sequence.request.future.done()]
+        decoded = [sequence.status is SequenceStatus.DECODING for sequence in ended]
+        for sequence in ended:
+            self._running.remove(sequence)
+            sequence.status = SequenceStatus.FINISHED
         for sequence in ended:
             request = sequence.request
             if request.finish(sequence) and request.future.set_running_or_notify_cancel():
                 request.future.set_result(request.result())
-        for sequence in reversed(ended):  # from the last row of a pool on, no other row moves
-            self._put_away(sequence)
-
-    def _put_away(self, sequence: Sequence) -> None:
-        """Take away the place and the row of a sequence that has ended."""
-        if sequence.status is SequenceStatus.DECODING:
-            self._rows.remember(sequence)
-        self._running.remove(sequence)
-        self._rows.release(sequence)
-        sequence.status = SequenceStatus.FINISHED
+        # from the last row of a pool on, no other row moves
+        for sequence, has_decoded in reversed(list(zip(ended, decoded, strict=True))):
+            if has_decoded:
+                self._rows.remember(sequence)
+            self._rows.release(sequence)
 
     def fail(self, request: Request, error: Exception) -> None:
         """End a request with an error."""
