@@ -249,7 +249,7 @@ def test_a_cache_that_is_freed_and_allocated_again_is_read_where_it_is() -> None
     kept = []
     for count, answers in zip((3, 20, 3), expected, strict=True):
         assert_alike(serve(model, [-1] * count, []), answers, 1e-3)
-        kept.append(KvCache(model.cache.shape, 2**20).shape.zeros(2, 256))  # takes freed memory
+        kept.append(KvCache(model.cache.shape, 2**20).shape.rows(2, 256))  # takes freed memory
 
 
 def test_draws_equal_those_of_the_cpu() -> None:

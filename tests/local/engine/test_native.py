@@ -225,6 +225,42 @@ def test_sequences_that_begin_the_same_read_it_from_one_place(
     assert torch.equal(decoder.forward(batch), apart)
 
 
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_steps_whose_call_is_kept_have_the_bits_of_separate_calls(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """The call is made again when rows move, adapters change or scratch memory is replaced."""
+    base = load(tmp_path, rounded=True, dtype=dtype)
+    decoder = compiled(base)
+    caches = [KvCache(decoder.cache_shape, 64 * 2**20) for _ in range(2)]
+    rows = [[cache.allocate(length) for length in (40, 40, 200)] for cache in caches]
+    prompt = np.arange(3, 14, dtype=np.int32)
+    for own in rows:
+        decoder.forward(Batch(chunks=[Chunk(prompt, 0, row, None) for row in own]))
+    adapters = [random_adapter(base, 1, rank=3), None, random_adapter(base, 2, rank=9)]
+
+    def step(position: int) -> None:
+        tokens = [position + number for number in range(len(adapters))]
+        positions = [position] * len(adapters)
+        once, kept = (Batch(tokens, positions, adapters, decode_rows=own) for own in rows)
+        expected = decoder.logits(decoder.forward(once), once.adapters())
+        assert torch.equal(decoder.next_logits(kept), expected)
+
+    for position in (11, 12, 13):
+        step(position)
+    adapters[1] = adapters[2]
+    step(14)
+    long = np.arange(90, dtype=np.int32)
+    decoder.logits(decoder.forward(Batch(chunks=[Chunk(long, 0, None, adapters[0])])), [(None, 90)])
+    for position in (15, 16):
+        step(position)
+    for cache, own in zip(caches, rows, strict=True):
+        cache.free(own.pop(0))  # the other row of this pool moves
+    adapters.pop(0)
+    for position in (17, 18):
+        step(position)
+
+
 def test_keys_and_values_take_half_the_memory_in_bfloat16(tmp_path: Path) -> None:
     sizes = []
     for dtype in FORMATS:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tinker_cookbook import cli
 from tinker_cookbook.commands import serve, status
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.process.launch import build_settings, check_arguments
+from tinker_cookbook.local.process.lifecycle import bind
 from tinker_cookbook.local.service.storage.store import Store
 
 
@@ -528,3 +530,12 @@ def test_the_status_of_a_folder_with_any_name(tmp_path, capsys) -> None:
     status.add_arguments(parser)
     assert status.run(parser.parse_args(["--state-dir", str(folder)])) == 3
     assert "Saved runs: 0, checkpoints: 0" in capsys.readouterr().out
+
+
+def test_answers_do_not_wait_until_the_client_confirms_their_heads() -> None:
+    """Head and body are two writes; TCP holds back the second one unless told otherwise."""
+    listener = bind("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

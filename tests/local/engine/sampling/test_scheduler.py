@@ -161,10 +161,13 @@ def with_and_without_drafts(specs: list[SampleSpec]) -> tuple[list, list, int, i
         model = sampled("llama", "compiled")
         decoder = model.scheduler._decoder
         decoder.exact = exact
-        calls, forward = [], decoder.forward
-        decoder.forward = lambda batch, calls=calls, forward=forward: (
-            calls.append(1) or forward(batch)
-        )
+        calls = []
+        for name in ("forward", "next_logits"):
+            compute = getattr(decoder, name)
+            counted = lambda batch, calls=calls, compute=compute: (  # noqa: E731
+                calls.append(1) or compute(batch)
+            )
+            setattr(decoder, name, counted)
         results.append(model.sample(*specs))
         steps.append(len(calls))
     return results[0], results[1], steps[0], steps[1]
@@ -445,6 +448,19 @@ def test_cancelling_stops_a_request_and_frees_its_memory():
     model.scheduler.step()
     assert model.scheduler.num_running == 1
     assert model.run(kept)[0].sequences[0].tokens.tolist() == expected
+
+
+def test_clients_get_their_answers_before_rows_are_put_away():
+    model = sampled()
+    seen = []
+    specs = [SampleSpec(prompt_of(20, seed), 2, 6, stop=[]) for seed in range(3)]
+    for request in [model.start(spec) for spec in specs]:
+        request.future.add_done_callback(
+            lambda _: seen.append((model.scheduler.num_running, len(model.cache.prefixes)))
+        )
+    model.run()
+    assert seen == [(0, 0)] * 3
+    assert len(model.cache.prefixes) == 6
 
 
 def test_a_failing_callback_or_diverged_weights_fail_their_own_request_only():

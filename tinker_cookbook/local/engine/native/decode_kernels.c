@@ -795,6 +795,7 @@ static void gate(const Place *place, int64_t t) {
 #ifdef PAIRS
 #define forward_blocks forward_blocks_pairs
 #define forward_head forward_head_pairs
+#define forward_to_logits forward_to_logits_pairs
 #endif
 
 /* Run layer `index`, whose input is normed; norm that of the next one. Called by all threads. */
@@ -821,15 +822,27 @@ static void run_layer(Team *team, const Model *model, const Batch *batch, int64_
     each_token(team, &place, norm_token, layer[1].qkv.weight);
 }
 
+/* Run all blocks. Called by all threads. */
+static void run_blocks(Team *team, const Model *model, const Batch *batch) {
+    Place first = {model, model->layers, 0, model->layers->input_norm, batch};
+    each_token(team, &first, norm_token, model->layers->qkv.weight);
+    for (int64_t index = 0; index < model->num_layers; index++) run_layer(team, model, batch, index);
+}
+
+/* Run the final norm and the head. Called by all threads. */
+static void run_head(Team *team, const Model *model, const Batch *batch, float *logits) {
+    Place place = {model, 0, 0, model->final_norm, batch};
+    each_token(team, &place, norm_token, model->head.weight);
+    Operands ops = {batch->normed, model->hidden, logits, model->head.out, 0};
+    project(team, &model->head, model->num_layers * 4, batch, &ops);
+}
+
 /* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */
 void forward_blocks(const Model *model, const Batch *batch) {
     Team team = {0};
-    Place first = {model, model->layers, 0, model->layers->input_norm, batch};
 #pragma omp parallel num_threads((int)batch->num_threads)
     {
-        each_token(&team, &first, norm_token, model->layers->qkv.weight);
-        for (int64_t index = 0; index < model->num_layers; index++)
-            run_layer(&team, model, batch, index);
+        run_blocks(&team, model, batch);
         close_blocks();
     }
 }
@@ -837,12 +850,20 @@ void forward_blocks(const Model *model, const Batch *batch) {
 /* Run the final norm and the head: from batch->x [N, hidden] to logits [N, V]. */
 void forward_head(const Model *model, const Batch *batch, float *logits) {
     Team team = {0};
-    Place place = {model, 0, 0, model->final_norm, batch};
 #pragma omp parallel num_threads((int)batch->num_threads)
     {
-        each_token(&team, &place, norm_token, model->head.weight);
-        Operands ops = {batch->normed, model->hidden, logits, model->head.out, 0};
-        project(&team, &model->head, model->num_layers * 4, batch, &ops);
+        run_head(&team, model, batch, logits);
+        close_blocks();
+    }
+}
+
+/* Run all blocks and the head: threads are woken once for both. */
+void forward_to_logits(const Model *model, const Batch *batch, float *logits) {
+    Team team = {0};
+#pragma omp parallel num_threads((int)batch->num_threads)
+    {
+        run_blocks(&team, model, batch);
+        run_head(&team, model, batch, logits);
         close_blocks();
     }
 }

@@ -21,7 +21,10 @@ _Long = ctypes.c_int64
 
 @functools.lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
-    return load_kernels()
+    library = load_kernels()
+    if library is not None:
+        library.draw_rows.argtypes = [*[_Pointer] * 4, _Long, *[_Pointer] * 2, *[_Long] * 3]
+    return library
 
 
 def _library_for(logits_NV: Tensor) -> ctypes.CDLL | None:
@@ -86,15 +89,15 @@ def draw_rows(
     tokens_N, logprobs_N = np.empty(rows, np.int64), np.empty(rows, np.float32)
     sums_NB = np.empty((rows, -(-vocab // BLOCK)))
     library.draw_rows(
-        _Pointer(tokens_N.ctypes.data),
-        _Pointer(logprobs_N.ctypes.data),
-        _Pointer(sums_NB.ctypes.data),
-        _Pointer(logits_NV.data_ptr()),
-        _Long(logits_NV.stride(0)),
-        _Pointer(None if inverse_N is None else inverse_N.ctypes.data),
-        _Pointer(uniforms_N.ctypes.data),
-        _Long(rows),
-        _Long(vocab),
-        _Long(torch.get_num_threads()),
+        tokens_N.ctypes.data,
+        logprobs_N.ctypes.data,
+        sums_NB.ctypes.data,
+        logits_NV.data_ptr(),
+        logits_NV.stride(0),
+        None if inverse_N is None else inverse_N.ctypes.data,
+        uniforms_N.ctypes.data,
+        rows,
+        vocab,
+        torch.get_num_threads(),
     )
     return tokens_N, logprobs_N

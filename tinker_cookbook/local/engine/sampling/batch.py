@@ -113,6 +113,13 @@ class BatchDecoder(Protocol[RowT]):
         """Return one hidden state per token, [N, ...], and write keys and values to the cache."""
         ...
 
+    def next_logits(self, batch: Batch[RowT]) -> Tensor:
+        """Return float32 logits [N, V] of a batch without chunks, and write keys and values.
+
+        They equal those of `forward` and `logits`, and are valid until the next pass.
+        """
+        ...
+
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return float32 logits [M, V] for M hidden states.
 

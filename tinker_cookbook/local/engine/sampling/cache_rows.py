@@ -34,6 +34,8 @@ class CacheShape:
     """Maximum tokens per sequence: the model's context length."""
     hidden_size: int = 0
     """Numbers per hidden state."""
+    reads_unwritten: bool = True
+    """Whether the decoder multiplies keys and values that were never written, with weight 0."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -41,12 +43,13 @@ class CacheShape:
         per_layer = 2 * self.num_kv_heads * self.head_dim
         return self.num_layers * per_layer * self.dtype.itemsize
 
-    def zeros(self, num_rows: int, capacity: int) -> Tensor:
-        """Allocate [L, R, H, 2, C, D].
+    def rows(self, num_rows: int, capacity: int) -> Tensor:
+        """Allocate the rows of a pool, [L, R, H, 2, C, D].
 
-        Zeros, not uninitialized memory: masked positions get weight 0, and 0 times NaN is NaN.
+        They are zeros if the decoder reads what was not written: 0 times NaN is NaN.
         """
-        return self.empty(num_rows, capacity).zero_()
+        rows = self.empty(num_rows, capacity)
+        return rows.zero_() if self.reads_unwritten else rows
 
     def empty(self, num_rows: int, capacity: int) -> Tensor:
         """Allocate [L, R, H, 2, C, D] for rows that are read only where they were written."""
@@ -92,7 +95,7 @@ class Pool:
         self.rows: list[Row] = []
         self.num_active = 0
         self._shape = shape
-        self.kv: Tensor = shape.zeros(0, capacity)
+        self.kv: Tensor = shape.rows(0, capacity)
 
     @property
     def num_bytes(self) -> int:
@@ -111,7 +114,7 @@ class Pool:
 
     def resize(self, num_rows: int) -> None:
         """Change the allocation to `num_rows` rows, which must include those in use."""
-        kv = self._shape.zeros(num_rows, self.capacity)
+        kv = self._shape.rows(num_rows, self.capacity)
         kv[:, : len(self.rows)] = self.kv[:, : len(self.rows)]
         self.kv = kv
 

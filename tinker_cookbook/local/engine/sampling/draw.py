@@ -10,14 +10,16 @@ from torch import Tensor
 
 from tinker_cookbook.local.engine.sampling.finish import Finisher
 from tinker_cookbook.local.engine.sampling.logits import (
+    Draws,
     SamplingParams,
+    draw_from_all,
     draw_tokens,
     logprobs_of,
     logsumexp,
     topk_logprobs,
 )
-from tinker_cookbook.local.engine.sampling.random_numbers import draw_uniforms
-from tinker_cookbook.local.engine.sampling.sequence import Sequence
+from tinker_cookbook.local.engine.sampling.random_numbers import uniforms_at
+from tinker_cookbook.local.engine.sampling.sequence import Request, Sequence
 from tinker_cookbook.local.errors import UserError
 
 __all__ = ["Drawer"]
@@ -30,7 +32,7 @@ class _Drawn:
     """Tokens drawn for N rows, not yet added to their sequences."""
 
     tokens: list[int]
-    logprobs_N: np.ndarray
+    logprobs: list[float]
     topk: tuple[np.ndarray, np.ndarray] | None
     """Ids and logprobs [N, k] of the most likely tokens, if a row asks for them."""
 
@@ -103,7 +105,7 @@ class Drawer:
             sequence.topk_ids.append(ids[row, :width])
             sequence.topk_logprobs.append(logprobs[row, :width])
         self.sampled_tokens += 1
-        self._append(sequence, drawn.tokens[row], float(drawn.logprobs_N[row]))
+        self._append(sequence, drawn.tokens[row], drawn.logprobs[row])
 
     def _append(self, sequence: Sequence, token: int, logprob: float) -> None:
         request = sequence.request
@@ -132,26 +134,18 @@ class Drawer:
             logits_NV: float32.
         """
         requests = [sequence.request for sequence in sequences]
-        params = SamplingParams(
-            np.array([request.spec.temperature for request in requests]),
-            np.array([request.spec.top_k for request in requests]),
-            np.array([request.spec.top_p for request in requests]),
-        )
-        uniforms = draw_uniforms(
-            np.array([request.seed for request in requests], np.uint64),
-            np.array([sequence.index for sequence in sequences], np.uint64),
-            next_indices,
-        )
+        streams = np.array([sequence.stream for sequence in sequences], np.uint64)
+        uniforms_N = uniforms_at(streams, next_indices)
         ruled = [row for row, sequence in enumerate(sequences) if sequence.rule is not None]
         if ruled:
             changed_NV = self._change_logits(sequences, ruled, logits_NV)
-            draws = draw_tokens(changed_NV, params, uniforms)
+            draws = _draw(requests, changed_NV, uniforms_N)
             draws.logprobs_N[ruled] = logprobs_of(logits_NV[ruled], draws.tokens_N[ruled])
         else:
-            draws = draw_tokens(logits_NV, params, uniforms)
+            draws = _draw(requests, logits_NV, uniforms_N)
         width = max(request.spec.topk_sample_logprobs for request in requests)
         topk = topk_logprobs(logits_NV, logsumexp(logits_NV), width) if width else None
-        return _Drawn(draws.tokens_N.tolist(), draws.logprobs_N, topk)
+        return _Drawn(draws.tokens_N.tolist(), draws.logprobs_N.tolist(), topk)
 
     def _change_logits(
         self, sequences: list[Sequence], ruled: list[int], logits_NV: Tensor
@@ -169,3 +163,18 @@ class Drawer:
         changed_NV = logits_NV.clone()
         changed_NV[ruled] = rows_RV.to(logits_NV.device)
         return changed_NV
+
+
+def _draw(requests: list[Request], logits_NV: Tensor, uniforms_N: np.ndarray) -> Draws:
+    """Draw one token per row, with the settings of its request."""
+    temperature_N = np.array([request.spec.temperature for request in requests])
+    if all(request.draws_from_all for request in requests):
+        draws = draw_from_all(logits_NV, temperature_N, uniforms_N)
+        if draws is not None:
+            return draws
+    params = SamplingParams(
+        temperature_N,
+        np.array([request.spec.top_k for request in requests]),
+        np.array([request.spec.top_p for request in requests]),
+    )
+    return draw_tokens(logits_NV, params, uniforms_N)

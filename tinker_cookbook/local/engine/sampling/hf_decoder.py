@@ -117,6 +117,10 @@ class HfDecoder:
             parts.append(self._extend(chunk.row, chunk.tokens, chunk.adapter, chunk.images))
         return torch.cat(parts)
 
+    def next_logits(self, batch: Batch[HfRow]) -> Tensor:
+        """Return float32 logits [N, V] of a batch without chunks, and write keys and values."""
+        return self.logits(self.forward(batch), batch.adapters())
+
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return `hidden`, which are logits already."""
         return hidden

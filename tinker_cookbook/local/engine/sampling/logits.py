@@ -21,6 +21,7 @@ __all__ = [
     "NO_LOGPROB",
     "Draws",
     "SamplingParams",
+    "draw_from_all",
     "draw_tokens",
     "logprobs_of",
     "logsumexp",
@@ -80,6 +81,17 @@ def topk_logprobs(logits_NV: Tensor, lse_N: Tensor, k: int) -> tuple[np.ndarray,
     return ids_NK, logprobs_NK
 
 
+def draw_from_all(
+    logits_NV: Tensor, temperature_N: np.ndarray, uniforms_N: np.ndarray
+) -> Draws | None:
+    """Draw what `draw_tokens` does for rows with temperatures, without top-k and top-p.
+
+    Return None where the compiled kernel cannot read the logits.
+    """
+    drawn = softmax.draw_rows(logits_NV, _inverse(temperature_N), uniforms_N)
+    return None if drawn is None else Draws(*drawn)
+
+
 def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarray) -> Draws:
     """Draw one token per row by inverting the cumulative distribution at `uniforms_N`.
 
@@ -92,9 +104,9 @@ def draw_tokens(logits_NV: Tensor, params: SamplingParams, uniforms_N: np.ndarra
     restricted_N = ((params.top_k_N > 0) | (params.top_p_N < 1)) & ~greedy_N
     plain_N = ~greedy_N & ~restricted_N
     if plain_N.all():
-        drawn = softmax.draw_rows(logits_NV, _inverse(params.temperature_N), uniforms_N)
-        if drawn is not None:
-            return Draws(*drawn)
+        draws = draw_from_all(logits_NV, params.temperature_N, uniforms_N)
+        if draws is not None:
+            return draws
     tokens_N = torch.zeros(len(logits_NV), dtype=torch.int64, device=logits_NV.device)
     blocks = _exp_blocks(logits_NV, None)  # at temperature 1: the logprobs of all rows need it
     if greedy_N.any():

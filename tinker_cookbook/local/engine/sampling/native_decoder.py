@@ -5,9 +5,6 @@ bits whatever else is in its batch. It reads the packed matrices that training u
 of bfloat16 pairs it also rounds their input rows, keys and values to bfloat16, as training does;
 then both compute the same bits. Hidden states are float32.
 
-The classes derived from `ctypes.Structure` mirror the C structs field by field; the sizes are
-compared when a decoder is created.
-
 Axes: N tokens of the batch, H hidden, V vocabulary.
 """
 
@@ -16,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +40,17 @@ from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch
 from tinker_cookbook.local.engine.sampling.cache_rows import Row, cache_shape
+from tinker_cookbook.local.engine.sampling.native_structs import (
+    STRUCTS,
+    BatchArguments,
+    Group,
+    Layer,
+    Linear,
+    Long,
+    Lora,
+    Model,
+    Pointer,
+)
 
 __all__ = ["NativeDecoder", "native_decoder"]
 
@@ -55,99 +63,8 @@ _EXPANDED_FLOATS = 2**16
 _ADAPTER_BLOCK = 4 * 2**20
 """Bytes of the blocks that hold an adapter; the last one is not full."""
 
-_Pointer = ctypes.c_void_p
-_Long = ctypes.c_int64
 _Packer = Callable[[Tensor], Tensor]
 """Packs a matrix of an adapter for the kernels."""
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        ("weight", _Pointer),
-        ("bias", _Pointer),
-        ("half", _Long),
-        ("bits", _Long),
-        ("in_features", _Long),
-        ("out_features", _Long),
-        ("num_modules", _Long),
-        ("module_out", _Long * 3),
-    )
-
-
-class _Lora(ctypes.Structure):
-    _fields_ = (("a", _Pointer), ("b", _Pointer * 3))
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("qkv", _Linear),
-        ("o", _Linear),
-        ("gate_up", _Linear),
-        ("down", _Linear),
-        ("input_norm", _Pointer),
-        ("post_norm", _Pointer),
-        ("q_norm", _Pointer),
-        ("k_norm", _Pointer),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("num_layers", _Long),
-        ("hidden", _Long),
-        ("heads", _Long),
-        ("kv_heads", _Long),
-        ("head_dim", _Long),
-        ("inner", _Long),
-        ("eps", ctypes.c_float),
-        ("layers", ctypes.POINTER(_Layer)),
-        ("final_norm", _Pointer),
-        ("head", _Linear),
-    )
-
-
-class _Group(ctypes.Structure):
-    _fields_ = (
-        ("first", _Long),
-        ("count", _Long),
-        ("rank", _Long),
-        ("scale", ctypes.c_float),
-        ("projections", ctypes.POINTER(_Lora)),
-    )
-
-
-class _Batch(ctypes.Structure):
-    _fields_ = (
-        ("num_tokens", _Long),
-        ("num_groups", _Long),
-        ("num_threads", _Long),
-        ("max_position", _Long),
-        ("order", _Pointer),
-        ("group_of", _Pointer),
-        ("groups", ctypes.POINTER(_Group)),
-        ("positions", _Pointer),
-        ("num_spans", _Long),
-        ("spans", _Pointer),
-        ("kv", _Pointer),
-        ("kv_stride", _Pointer),
-        ("capacity", _Pointer),
-        ("same_as", _Pointer),
-        ("same_length", _Pointer),
-        ("cos", _Pointer),
-        ("sin", _Pointer),
-        ("x", _Pointer),
-        ("normed", _Pointer),
-        ("wide", _Pointer),
-        ("act", _Pointer),
-        ("low", _Pointer),
-        ("low_rounded", _Pointer),
-        ("expanded", _Pointer),
-        ("expanded_size", _Long),
-        ("scores", _Pointer),
-    )
-
-
-_STRUCTS = (_Linear, _Lora, _Layer, _Model, _Group, _Batch)
 
 
 def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | None:
@@ -166,12 +83,12 @@ class NativeDecoder:
     def __init__(self, arch: ArchConfig, weights: ModelWeights, kernels: ctypes.CDLL) -> None:
         self.arch = arch
         self.weights = weights
-        self.cache_shape = cache_shape(arch, weights)
-        kernels.struct_size.restype = _Long
-        for number, struct in enumerate(_STRUCTS):
-            size = kernels.struct_size(_Long(number))
+        self.cache_shape = replace(cache_shape(arch, weights), reads_unwritten=False)
+        kernels.struct_size.restype = Long
+        for number, struct in enumerate(STRUCTS):
+            size = kernels.struct_size(Long(number))
             assert size == ctypes.sizeof(struct), f"{struct.__name__} differs from the C struct"
-        kernels.span_tokens.restype = kernels.span_heads.restype = _Long
+        kernels.span_tokens.restype = kernels.span_heads.restype = Long
         self._span, self._span_heads = int(kernels.span_tokens()), int(kernels.span_heads())
         panel = Products(kernels).panel
         pack = pack_pairs if weights.paired else pack_panels
@@ -180,40 +97,93 @@ class NativeDecoder:
             kernels.forward_blocks_pairs if weights.paired else kernels.forward_blocks
         )
         self._forward_head = kernels.forward_head_pairs if weights.paired else kernels.forward_head
+        self._forward_to_logits = (
+            kernels.forward_to_logits_pairs if weights.paired else kernels.forward_to_logits
+        )
         self._rope = RopeTable(arch.rope, arch.head_dim, "cpu")
         self._expanded_size = _expanded_size(weights, panel)
         self._scratch: dict[str, Tensor] = {}
-        self._model: _Model | None = None
-        self._layers: ctypes.Array[_Layer] | None = None
+        self._decoding: _Decoding | None = None
+        self._model: Model | None = None
+        self._layers: ctypes.Array[Layer] | None = None
         self._kept: list[Tensor | PackedMatrix] = []
         """Keeps alive what the structs of the model point to."""
 
     @torch.inference_mode()
     def forward(self, batch: Batch[Row]) -> Tensor:
         """Return the hidden states [N, H] before the final norm, and write keys and values."""
-        x = self.weights.embed_tokens(torch.from_numpy(batch.tokens())).float()
         positions = batch.positions()
-        call = self._call(x, _group_spans(batch.adapters()), int(positions.max()))
-        places = self._places(batch)
-        cos, sin = self._rope.up_to(call.struct.max_position + 1)
-        call.struct.positions = positions.ctypes.data
-        call.struct.kv, call.struct.kv_stride, call.struct.capacity = (
-            part.ctypes.data for part in places
-        )
-        same_as, same_length = _same_beginnings(batch, len(positions))
-        call.struct.same_as, call.struct.same_length = same_as.ctypes.data, same_length.ctypes.data
-        addresses = places[0][: len(positions)]
-        spans = _attention_spans(self._span, positions, addresses, same_as, same_length)
-        call.struct.num_spans, call.struct.spans = len(spans) - 1, spans.ctypes.data
-        call.struct.cos, call.struct.sin = cos.data_ptr(), sin.data_ptr()
+        call = self._call_on(batch, positions, int(positions.max()))
+        x = self._embed(batch.tokens())
+        call.struct.x = x.data_ptr()
         self._forward_blocks(ctypes.byref(self._current_model()), ctypes.byref(call.struct))
         return x
+
+    @torch.inference_mode()
+    def next_logits(self, batch: Batch[Row]) -> Tensor:
+        """Return float32 logits [N, V] of a batch without chunks; valid until the next pass.
+
+        While the same sequences decode, steps differ only in tokens and positions, so the rest of
+        the call is kept: preparing it takes a tenth of a step.
+        """
+        decoding = self._current_decoding(batch)
+        decoding.positions[:] = batch.decode_positions
+        x = self._embed(np.array(batch.decode_tokens, np.int64))
+        decoding.call.struct.x = x.data_ptr()
+        decoding.call.struct.max_position = max(batch.decode_positions)
+        self._forward_to_logits(
+            ctypes.byref(self._current_model()),
+            ctypes.byref(decoding.call.struct),
+            Pointer(decoding.logits.data_ptr()),
+        )
+        return decoding.logits
+
+    def _current_decoding(self, batch: Batch[Row]) -> _Decoding:
+        """Return the call for a batch without chunks: the one of the step before if it fits."""
+        adapters = [None if adapter is None else adapter.key for adapter in batch.decode_adapters]
+        places = _decode_places(batch.decode_rows)
+        key = (torch.get_num_threads(), adapters, places, list(batch.decode_same))
+        last = self._decoding
+        if last is not None and last.key == key and last.scratch == self._scratch_addresses():
+            return last
+        positions = batch.positions()
+        longest = max(int(positions.max()), *(capacity - 1 for _, _, capacity in places))
+        call = self._call_on(batch, positions, longest)
+        logits = torch.empty(len(positions), self.arch.vocab_size)
+        scratch = self._scratch_addresses()
+        self._decoding = _Decoding(key, scratch, call, positions, logits)
+        return self._decoding
+
+    def _embed(self, tokens: np.ndarray) -> Tensor:
+        return self.weights.embed_tokens(torch.from_numpy(tokens)).float()
+
+    def _call_on(self, batch: Batch[Row], positions: np.ndarray, longest: int) -> _Call:
+        """Return a call on all blocks for a batch, without its embeddings.
+
+        Args:
+            longest: a position that no token of this or a later pass exceeds.
+        """
+        call = self._call(len(positions), _group_spans(batch.adapters()), longest)
+        places = self._places(batch)
+        cos, sin = self._rope.up_to(longest + 1)
+        same_as, same_length = _same_beginnings(batch, len(positions))
+        addresses = places[0][: len(positions)]
+        spans = _attention_spans(self._span, positions, addresses, same_as, same_length)
+        struct = call.struct
+        struct.positions = positions.ctypes.data
+        struct.kv, struct.kv_stride, struct.capacity = (part.ctypes.data for part in places)
+        struct.same_as, struct.same_length = same_as.ctypes.data, same_length.ctypes.data
+        struct.num_spans, struct.spans = len(spans) - 1, spans.ctypes.data
+        struct.cos, struct.sin = cos.data_ptr(), sin.data_ptr()
+        call.kept_alive.extend([positions, *places, same_as, same_length, spans, cos, sin])
+        return call
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return float32 logits [N, V] for hidden states [N, H] of `forward`."""
         hidden = hidden.contiguous()
-        call = self._call(hidden, _group_spans(adapters), 0)
+        call = self._call(len(hidden), _group_spans(adapters), 0)
+        call.struct.x = hidden.data_ptr()
         out = torch.empty(len(hidden), self.arch.vocab_size)
         self._forward_head(
             ctypes.byref(self._current_model()),
@@ -222,16 +192,16 @@ class NativeDecoder:
         )
         return out
 
-    def _call(self, x: Tensor, spans: list[_Span], max_position: int) -> _Call:
-        """Return the struct of a call on N tokens, with scratch buffers and without positions.
+    def _call(self, num_tokens: int, spans: list[_Span], max_position: int) -> _Call:
+        """Return the struct of a call on N tokens, with scratch buffers, without x and positions.
 
         The kernels compute every token where it is in x; `order` lists the tokens by adapter, so
         that the tokens of an adapter go through its matrices together.
         """
-        arch, num_tokens = self.arch, len(x)
+        arch = self.arch
         num_threads = torch.get_num_threads()
         rank = max((span.adapter.adapter.rank for span in spans if span.adapter), default=1)
-        groups = (_Group * len(spans))()
+        groups = (Group * len(spans))()
         first = 0
         for group, span in zip(groups, spans, strict=True):
             group.first, group.count = first, len(span.rows)
@@ -245,7 +215,7 @@ class NativeDecoder:
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
         inner = max(arch.q_size, arch.intermediate_size)
         scores = num_threads * self._span * self._span_heads * (max_position + 1 + _LANES)
-        struct = _Batch(
+        struct = BatchArguments(
             num_tokens=num_tokens,
             num_groups=len(spans),
             num_threads=num_threads,
@@ -253,7 +223,6 @@ class NativeDecoder:
             order=order.ctypes.data,
             group_of=group_of.ctypes.data,
             groups=groups,
-            x=x.data_ptr(),
             normed=self._buffer("normed", num_tokens * arch.hidden_size),
             wide=self._buffer("wide", num_tokens * widest),
             act=self._buffer("act", num_tokens * inner),
@@ -263,7 +232,7 @@ class NativeDecoder:
             expanded_size=self._expanded_size,
             scores=self._buffer("scores", scores),
         )
-        return _Call(struct, (groups, order, group_of))
+        return _Call(struct, [groups, order, group_of])
 
     def _buffer(self, name: str, size: int) -> int:
         """Return the address of a scratch buffer of `size` floats or more; later calls reuse it."""
@@ -272,6 +241,9 @@ class NativeDecoder:
             buffer = self._scratch[name] = torch.empty(size)
         return buffer.data_ptr()
 
+    def _scratch_addresses(self) -> list[int]:
+        return [buffer.data_ptr() for buffer in self._scratch.values()]
+
     def _places(self, batch: Batch[Row]) -> list[np.ndarray]:
         """Return where keys and values are, as three int64 arrays.
 
@@ -279,9 +251,7 @@ class NativeDecoder:
         layer to the next, and the capacity in tokens. They have one entry per token and then one
         per prefix of `_prefix_rows`.
         """
-        places: list[tuple[int, int, int]] = []
-        for row in batch.decode_rows:
-            places.append(_place(row))
+        places = _decode_places(batch.decode_rows)
         # prompts without a row get temporary memory for one layer
         alone = [chunk for chunk in batch.chunks if chunk.row is None]
         size = self.cache_shape.dtype.itemsize
@@ -299,17 +269,17 @@ class NativeDecoder:
         places += [_place(row) for row in _prefix_rows(batch)]
         return list(np.array(places, np.int64).T.copy())
 
-    def _current_model(self) -> _Model:
+    def _current_model(self) -> Model:
         """Return the structs of the packed weights, which the first call creates."""
         if self._model is None:
             structs = [self._layer_struct(layer) for layer in self.weights.layers]
-            self._layers = (_Layer * len(structs))(*structs)
+            self._layers = (Layer * len(structs))(*structs)
             self._model = self._model_struct(self.weights)
         return self._model
 
-    def _model_struct(self, weights: ModelWeights) -> _Model:
+    def _model_struct(self, weights: ModelWeights) -> Model:
         arch = self.arch
-        return _Model(
+        return Model(
             num_layers=arch.num_layers,
             hidden=arch.hidden_size,
             heads=arch.num_heads,
@@ -322,7 +292,7 @@ class NativeDecoder:
             head=self._linear(weights.head, [arch.vocab_size], None),
         )
 
-    def _layer_struct(self, layer: LayerWeights) -> _Layer:
+    def _layer_struct(self, layer: LayerWeights) -> Layer:
         shapes = module_shapes(self.arch)
         linears = {
             name: self._linear(
@@ -332,7 +302,7 @@ class NativeDecoder:
             )
             for name, modules in FUSED.items()
         }
-        return _Layer(
+        return Layer(
             **linears,
             input_norm=self._vector(layer.input_norm),
             post_norm=self._vector(layer.post_norm),
@@ -340,11 +310,11 @@ class NativeDecoder:
             k_norm=self._vector(layer.k_norm),
         )
 
-    def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> _Linear:
+    def _linear(self, matrix: Matrix, outs: list[int], bias: Tensor | None) -> Linear:
         """Return the struct of a stacked matrix."""
         assert isinstance(matrix, PackedMatrix), "the decoder reads packed matrices"
         self._kept.append(matrix)
-        return _Linear(
+        return Linear(
             weight=matrix.panels.data_ptr(),
             bias=self._vector(bias),
             half=matrix.half,
@@ -352,7 +322,7 @@ class NativeDecoder:
             in_features=matrix.in_features,
             out_features=matrix.out_features,
             num_modules=len(outs),
-            module_out=(_Long * 3)(*outs),
+            module_out=(Long * 3)(*outs),
         )
 
     def _vector(self, values: Tensor | None) -> int | None:
@@ -366,9 +336,30 @@ class NativeDecoder:
 
 @dataclass(frozen=True)
 class _Call:
-    struct: _Batch
-    kept_alive: tuple[ctypes.Array[_Group], np.ndarray, np.ndarray]
+    struct: BatchArguments
+    kept_alive: list[ctypes.Array[Group] | np.ndarray | Tensor]
     """What the struct points to: ctypes stores addresses and holds no references."""
+
+
+_Key = tuple[int, list[int | None], list[tuple[int, int, int]], list[tuple[int, int]]]
+"""Threads; keys of the adapters; places of keys and values; equal beginnings."""
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """The call of steps in which the same sequences decode, each with one token.
+
+    It keeps neither adapters nor the cache in memory, only their addresses.
+    """
+
+    key: _Key
+    """What the call was made for."""
+    scratch: list[int]
+    """Addresses of the scratch buffers that it uses; larger passes replace them."""
+    call: _Call
+    positions: np.ndarray
+    """int64 [N], which the call reads."""
+    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -384,7 +375,7 @@ class _Span:
 class _LoraTable:
     """An adapter as the kernels read it."""
 
-    entries: ctypes.Array[_Lora]
+    entries: ctypes.Array[Lora]
     kept_alive: list[Tensor]
 
 
@@ -401,6 +392,18 @@ def _place(row: Row) -> tuple[int, int, int]:
     kv = row.pool.kv  # [L, R, H, 2, C, D]
     offset = row.index * kv.stride(1) * kv.itemsize
     return kv.data_ptr() + offset, kv.stride(0), row.pool.capacity
+
+
+def _decode_places(rows: list[Row]) -> list[tuple[int, int, int]]:
+    """Return `_place` of rows of which many belong to the same pool."""
+    places: list[tuple[int, int, int]] = []
+    pool, start, row_bytes, layer = None, 0, 0, 0
+    for row in rows:
+        if row.pool is not pool:
+            pool, kv = row.pool, row.pool.kv
+            start, row_bytes, layer = kv.data_ptr(), kv.stride(1) * kv.itemsize, kv.stride(0)
+        places.append((start + row.index * row_bytes, layer, row.pool.capacity))
+    return places
 
 
 def _prefix_rows(batch: Batch[Row]) -> list[Row]:
@@ -463,7 +466,7 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
 
 
-def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes.Array[_Lora]:
+def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes.Array[Lora]:
     """Return the packed matrices of an adapter per block and projection, then those of the head."""
     table = stacked.native_table
     if not isinstance(table, _LoraTable):
@@ -476,16 +479,16 @@ def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes
         entries = [
             _lora_struct(stacked.adapter, group, place, kept) for group in [*groups, HEAD_PATH]
         ]
-        table = stacked.native_table = _LoraTable((_Lora * len(entries))(*entries), kept)
+        table = stacked.native_table = _LoraTable((Lora * len(entries))(*entries), kept)
     return table.entries
 
 
-def _lora_struct(adapter: Adapter, group: str, pack: _Packer, kept: list[Tensor]) -> _Lora:
+def _lora_struct(adapter: Adapter, group: str, pack: _Packer, kept: list[Tensor]) -> Lora:
     targets = adapter.group(group)
     if not targets:
-        return _Lora()
+        return Lora()
     packed = [pack(adapter.stacked_a(group))]
     packed += [pack(adapter.b(target.path)) for target in targets]
     kept += packed
     addresses = [tensor.data_ptr() for tensor in packed]
-    return _Lora(addresses[0], (_Pointer * 3)(*addresses[1:]))
+    return Lora(addresses[0], (Pointer * 3)(*addresses[1:]))

@@ -11,7 +11,14 @@ import os
 
 import numpy as np
 
-__all__ = ["ALTERNATIVES_STREAM", "draw_uniforms", "fresh_seed", "hash_positions"]
+__all__ = [
+    "ALTERNATIVES_STREAM",
+    "draw_uniforms",
+    "fresh_seed",
+    "hash_positions",
+    "hash_streams",
+    "uniforms_at",
+]
 
 ALTERNATIVES_STREAM = 1 << 32
 """First stream for draws at prompt positions; lower streams are the completions of a request."""
@@ -19,12 +26,15 @@ ALTERNATIVES_STREAM = 1 << 32
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+_DROPPED_BITS = np.uint64(11)
+"""Bits of a hash that a float64 in [0, 1) has no room for."""
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
+    state = (state ^ (state >> _SHIFT_1)) * _MIX_1
+    state = (state ^ (state >> _SHIFT_2)) * _MIX_2
+    return state ^ (state >> _SHIFT_3)
 
 
 def draw_uniforms(
@@ -38,11 +48,21 @@ def draw_uniforms(
     Source: the output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), applied once for
     each part of the address.
     """
+    return uniforms_at(hash_streams(seeds, streams), positions)
+
+
+def hash_streams(seeds: np.ndarray | np.uint64, streams: np.ndarray | np.uint64) -> np.ndarray:
+    """Hash each (seed, stream) to uint64, for `uniforms_at`."""
     with np.errstate(over="ignore"):
         state = _mix(np.atleast_1d(np.asarray(seeds, np.uint64)) + _GAMMA)
-        state = _mix(state + np.asarray(streams, np.uint64) * _GAMMA + _GAMMA)
-        state = _mix(state + np.asarray(positions, np.uint64) * _GAMMA + _GAMMA)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return _mix(state + np.asarray(streams, np.uint64) * _GAMMA + _GAMMA)
+
+
+def uniforms_at(hashed: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the numbers of `draw_uniforms` at the positions of hashed streams."""
+    # arrays of integers wrap around without a warning
+    state = _mix(hashed + np.asarray(positions, np.uint64) * _GAMMA + _GAMMA)
+    return (state >> _DROPPED_BITS).astype(np.float64) * 2.0**-53
 
 
 def hash_positions(key: int, tokens: np.ndarray) -> np.ndarray:

@@ -144,8 +144,10 @@ class Scheduler:
         scheduled = self._build_batch()
         if scheduled.drafts:
             self._compute_with_drafts(scheduled)
-        elif scheduled:
+        elif scheduled.prefills:
             self._compute(scheduled)
+        elif scheduled.decoding:
+            self._decode(scheduled)
         self.busy_seconds += time.perf_counter() - started
 
     def _build_batch(self) -> ScheduledBatch:
@@ -157,8 +159,14 @@ class Scheduler:
             self._builder.add_drafts(scheduled)
         return scheduled
 
+    def _decode(self, scheduled: ScheduledBatch) -> None:
+        """Compute and draw the next token of sequences that all decode."""
+        logits = self._decoder.next_logits(scheduled.batch)
+        self._drawer.draw(scheduled.decoding, logits)
+        self._finish_ended(scheduled.decoding)
+
     def _compute(self, scheduled: ScheduledBatch) -> None:
-        """Compute a batch, draw a token for each of its sequences that is ready for one.
+        """Compute a batch with prompts, and draw where a sequence is ready for a token.
 
         These are the sequences that decode, and the requests whose prompts end with this batch.
         """
@@ -170,7 +178,7 @@ class Scheduler:
         if rows:
             owners = [*decoding, *(prefill.sequence for prefill in starting)]
             adapters = [(sequence.request.adapter, 1) for sequence in owners]
-            # without prefills these are all rows, in their order
+            # for prompts of one token these are all rows, in their order
             chosen = hidden if len(rows) == len(hidden) else hidden[rows]
             logits = self._decoder.logits(chosen, adapters)
             self._drawer.draw(decoding, logits[: len(decoding)])
@@ -230,7 +238,7 @@ class Scheduler:
             if sequence.stop_reason is None:
                 self._queue.suspend(sequence)
             else:
-                self._finisher.finish(sequence)
+                self._finisher.finish([sequence])
 
     def _end_prefill(self, prefill: Prefill) -> None:
         """Let a sequence whose tokens are all computed decode, unless its first token ended it."""
@@ -242,7 +250,7 @@ class Scheduler:
             self._rows.release(sequence)
             sequence.status = SequenceStatus.ABORTED
         elif sequence.stop_reason is not None:
-            self._finisher.finish(sequence)
+            self._finisher.finish([sequence])
         else:
             self._admission.start_decoding(sequence)
 
@@ -266,6 +274,6 @@ class Scheduler:
         self._finish_ended(decoding)
 
     def _finish_ended(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            if sequence.stop_reason is not None:
-                self._finisher.finish(sequence)
+        ended = [sequence for sequence in sequences if sequence.stop_reason is not None]
+        if ended:
+            self._finisher.finish(ended)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tinker_cookbook.local.engine.sampling.prefix_index import hash_beginnings
-from tinker_cookbook.local.engine.sampling.random_numbers import fresh_seed
+from tinker_cookbook.local.engine.sampling.random_numbers import fresh_seed, hash_streams
 from tinker_cookbook.local.engine.types import (
     OnToken,
     SampledSequence,
@@ -89,6 +89,11 @@ class Sequence:
         """Proposes draft tokens; created by the first step that may use them."""
 
     @property
+    def stream(self) -> int:
+        """Where its random numbers come from: the hash for `random_numbers.uniforms_at`."""
+        return self.request.streams[self.index]
+
+    @property
     def num_cached(self) -> int:
         """Number of tokens whose keys and values the next decode step reads: all but the newest.
 
@@ -159,14 +164,24 @@ class Request:
     """Results of the completions by their indices; None for one that has not ended."""
     cache_hit_tokens: int = 0
     """Prompt tokens whose keys and values were known and not computed."""
+    streams: list[int] = field(default_factory=list)
+    """Hash of the seed and each completion's index, from which its random numbers come."""
 
     def __post_init__(self) -> None:
         self.prompt = np.ascontiguousarray(self.spec.prompt, np.int32)
         seed = self.spec.seed
         self.seed = fresh_seed() if seed is None else int(seed) & 0xFFFF_FFFF_FFFF_FFFF
+        completions = np.arange(self.spec.num_samples, dtype=np.uint64)
+        self.streams = hash_streams(np.uint64(self.seed), completions).tolist()
         self.waiting = [Sequence(self, index) for index in range(self.spec.num_samples)]
         self.unfinished = self.spec.num_samples
         self.finished = [None] * self.spec.num_samples
+
+    @cached_property
+    def draws_from_all(self) -> bool:
+        """Whether every token of the vocabulary may be drawn: neither greedy, top-k nor top-p."""
+        spec = self.spec
+        return spec.temperature != 0 and spec.top_k <= 0 and spec.top_p >= 1
 
     @property
     def is_single_pass(self) -> bool:

@@ -71,6 +71,10 @@ class StaticDecoder:
         self._last = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         return self._last[0]
 
+    def next_logits(self, batch: Batch[Row]) -> Tensor:
+        """Return float32 logits [N, V] of a batch without chunks, and write keys and values."""
+        return self.logits(self.forward(batch), batch.adapters())
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return float32 logits [N, V] for hidden states [N, H] of `forward`.

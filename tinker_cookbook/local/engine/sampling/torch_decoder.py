@@ -92,6 +92,10 @@ class TorchDecoder:
             lambda q, kv, layer: self._attend(q, kv, layer, shared),
         )
 
+    def next_logits(self, batch: Batch[Row]) -> Tensor:
+        """Return float32 logits [N, V] of a batch without chunks, and write keys and values."""
+        return self.logits(self.forward(batch), batch.adapters())
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: list[tuple[StackedLora | None, int]]) -> Tensor:
         """Return float32 logits [N, V] for hidden states [N, H] of `forward`."""
