@@ -196,7 +196,8 @@ class Run(Generic[C]):
             weights are.
 
         Raises:
-            ConfigurationError: if the data have changed, or the service refuses the run.
+            ConfigurationError: if the data have changed, replies of `max_tokens` fill the model's
+                context, or the service refuses the run.
             CheckpointError: if the service no longer has the checkpoint to resume from.
         """
         self.total_steps = total_steps
@@ -208,6 +209,7 @@ class Run(Generic[C]):
         if data_fingerprint is not None:
             self._check_same_data(data_fingerprint)
             self._data_state = {FINGERPRINT: data_fingerprint}
+        await asyncio.to_thread(self._check_reply_length)
         self.metrics = self._opened.enter_context(_open_loggers(self))
         if self.metrics.store is not None and self.start_step:
             self._meter.resume((self.metrics.store.read_metrics() or [{}])[-1])
@@ -338,6 +340,19 @@ class Run(Generic[C]):
             "data, continue with the new data (behavior_if_log_dir_exists=resume), or start over "
             "(behavior_if_log_dir_exists=delete)."
         )
+
+    def _check_reply_length(self) -> None:
+        """Refuse a `max_tokens` with which no prompt fits; the service would refuse all samples."""
+        max_tokens: int | None = getattr(self.config, "max_tokens", None)
+        if max_tokens is None:
+            return
+        window = self.connection.context_window()
+        if window is not None and max_tokens >= window:
+            raise ConfigurationError(
+                f"max_tokens={max_tokens} leaves no room for a prompt: "
+                f"{self.connection.model_name} reads at most {window} tokens of prompt and reply "
+                f"together; use a max_tokens below {window} minus the longest prompt."
+            )
 
     def _write_spans(self, step: int, window: trace.IterationWindow) -> None:
         folder, every = Path(self.log_path), self.config.span_chart_every

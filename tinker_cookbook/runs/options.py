@@ -242,6 +242,7 @@ _RULES = {
     "max_tokens": _AT_LEAST_1,
     "largest": _AT_LEAST_1,
     "temperature": _POSITIVE,
+    "dpo_beta": _POSITIVE,
     "timeout_seconds": _POSITIVE,
     "batch": _NOT_NEGATIVE,
     "test_problems": _NOT_NEGATIVE,

@@ -28,6 +28,7 @@ __all__ = [
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "is_refusal",
     "known_base_model",
     "model_path_of",
     "rest_client_of",
@@ -148,6 +149,18 @@ async def model_path_of(sampling_client: object) -> str | None:
     """
     ask = getattr(sampling_client, "_get_sampler_submit", None)
     return None if ask is None else getattr(await awaitable(ask()), "model_path", None)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether this is an error of the SDK that says that a request was at fault."""
+    import tinker
+
+    if isinstance(error, tinker.APIStatusError):
+        return 400 <= error.status_code < 500
+    return (
+        isinstance(error, tinker.RequestFailedError)
+        and error.category == tinker.types.RequestErrorCategory.User
+    )
 
 
 def service_message(error: Exception) -> str:
