@@ -96,9 +96,9 @@ def test_a_refused_request_is_reported_in_one_line(capsys, shared_client, local_
     with pytest.raises(SystemExit) as stop:
         cli_utils.entrypoint(ask, [])
     assert stop.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("TrainingError: the service refused a request: max_tokens=1000000 and")
-    assert "request_id" not in last
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("TrainingError: the service refused a request: max_tokens=1000000 and")
+    assert "request_id" not in line
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])

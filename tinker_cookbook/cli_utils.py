@@ -36,7 +36,7 @@ from tinker_cookbook.settings_help import (
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
 from tinker_cookbook.utils.nearest_name import nearest_name
-from tinker_cookbook.utils.sdk_compat import is_refusal, service_message
+from tinker_cookbook.utils.sdk_compat import hide_reported_errors, is_refusal, service_message
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -163,6 +163,7 @@ def start(
             everything = bool(HELP_ALL_WORDS & set(words))
             print(help_text(config_class, inspect.cleandoc(text), everything=everything))
             return
+        hide_reported_errors()
         with interrupts.end_on_interrupt(describe_interruption, forget_failed_starts):
             _run_or_report(config_class, main, words)
     except (TinkerCookbookError, NotImplementedError) as error:

@@ -46,7 +46,11 @@ from tinker_cookbook.runs.checkpoints import (
     load_checkpoints_file,
 )
 from tinker_cookbook.runs.directory import open_log_dir, truncate_metrics
-from tinker_cookbook.runs.options import CheckpointOptions, SharedOptions
+from tinker_cookbook.runs.options import (
+    CheckpointOptions,
+    SharedOptions,
+    check_reply_length,
+)
 from tinker_cookbook.runs.report import report_complete, report_saved
 from tinker_cookbook.runs.token_meter import TokenMeter, count_tokens
 from tinker_cookbook.runs.training_client import build_adam_params, create_training_client
@@ -342,17 +346,9 @@ class Run(Generic[C]):
         )
 
     def _check_reply_length(self) -> None:
-        """Refuse a `max_tokens` with which no prompt fits; the service would refuse all samples."""
-        max_tokens: int | None = getattr(self.config, "max_tokens", None)
-        if max_tokens is None:
-            return
-        window = self.connection.context_window()
-        if window is not None and max_tokens >= window:
-            raise ConfigurationError(
-                f"max_tokens={max_tokens} leaves no room for a prompt: "
-                f"{self.connection.model_name} reads at most {window} tokens of prompt and reply "
-                f"together; use a max_tokens below {window} minus the longest prompt."
-            )
+        if getattr(self.config, "max_tokens", None) is not None:
+            window = self.connection.context_window()
+            check_reply_length(self.config, self.connection.model_name, window)
 
     def _write_spans(self, step: int, window: trace.IterationWindow) -> None:
         folder, every = Path(self.log_path), self.config.span_chart_every

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,6 +29,7 @@ __all__ = [
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "hide_reported_errors",
     "is_refusal",
     "known_base_model",
     "model_path_of",
@@ -161,6 +163,20 @@ def is_refusal(error: Exception) -> bool:
         isinstance(error, tinker.RequestFailedError)
         and error.category == tinker.types.RequestErrorCategory.User
     )
+
+
+def hide_reported_errors() -> None:
+    """Drop the line that the SDK logs before it raises the error of a request.
+
+    Programs report what is raised; with it, a batch of refused requests would fill the screen.
+    """
+    logger = logging.getLogger("tinker.lib.retry_handler")
+    if _is_not_reported not in logger.filters:
+        logger.addFilter(_is_not_reported)
+
+
+def _is_not_reported(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Request failed with non-retryable error")
 
 
 def service_message(error: Exception) -> str:
