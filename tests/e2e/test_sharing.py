@@ -19,6 +19,7 @@ import pytest
 import tinker
 
 from tests.conftest import ServiceProcess, start_service
+from tests.e2e.conftest import rest_client
 from tests.e2e.sdk import batch, text, tokens
 
 MUCH = tinker.SamplingParams(max_tokens=900, stop=[])
@@ -147,10 +148,10 @@ def test_training_of_a_client_that_was_killed_is_finished(service):
         time.sleep(600)
     """)
     command = [sys.executable, "-c", code, service.base_url, service.api_key, service.model]
+    rest = rest_client(service)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     run_id = process.stdout.readline().strip()
-    rest = tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
 
     def is_accepted() -> bool:
         return queue_of(service)["unfinished"] >= 61 or has_saved()

@@ -285,23 +285,26 @@ def check_options(config: object) -> None:
             raise ConfigurationError(f"{name}={value} {problem}; {advice}.")
 
 
-def check_reply_length(config: object, model_name: str, context_window: int | None) -> None:
+def check_reply_length(
+    config: object, model_name: str, context_window: int | None, *, field: str = "max_tokens"
+) -> None:
     """Refuse a `max_tokens` with which no prompt fits; the service would refuse every sample.
 
     Args:
-        config: Settings; without a field `max_tokens`, nothing is checked.
+        config: Settings; without the field, nothing is checked.
         model_name: The model that samples.
         context_window: Its maximum tokens of prompt and reply together; None: unknown.
+        field: Name of the setting.
 
     Raises:
         ConfigurationError: if nothing is left of the context for a prompt.
     """
-    max_tokens: int | None = getattr(config, "max_tokens", None)
+    max_tokens: int | None = getattr(config, field, None)
     if max_tokens is None or context_window is None or max_tokens < context_window:
         return
     raise ConfigurationError(
-        f"max_tokens={max_tokens} leaves no room for a prompt: {model_name} reads at most "
-        f"{context_window} tokens of prompt and reply together; use a max_tokens below "
+        f"{field}={max_tokens} leaves no room for a prompt: {model_name} reads at most "
+        f"{context_window} tokens of prompt and reply together; use a {field} below "
         f"{context_window} minus the longest prompt."
     )
 
