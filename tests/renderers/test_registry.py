@@ -1,5 +1,7 @@
 """Names, pickling, threads and processes."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import concurrent.futures

@@ -1,5 +1,7 @@
 """Environments from two functions: prompts, grades, held-out problems, and what goes wrong."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import asyncio

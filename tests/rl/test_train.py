@@ -1,5 +1,7 @@
 """The loops against a real service with a tiny random model."""
 
+# pyright: reportPossiblyUnboundVariable=false, reportReturnType=false
+
 from __future__ import annotations
 
 import asyncio

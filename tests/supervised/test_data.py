@@ -1,5 +1,7 @@
 """Datasets: batches depend on (seed, index) alone, whoever renders them, and no row gets lost."""
 
+# pyright: reportAbstractUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import gzip
 import json
 import logging

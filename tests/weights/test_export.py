@@ -1,5 +1,7 @@
 """What a run made, outside the service: downloaded, as a PEFT adapter, and merged."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json

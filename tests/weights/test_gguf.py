@@ -4,6 +4,8 @@ The comparisons need the package llama-cpp-python, and the converter of llama.cp
 from the package index once.
 """
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import json
