@@ -68,7 +68,9 @@ class Config:
     def _check(self) -> None:
         check_options(self)
         if self.group_size < 2:
-            raise ConfigurationError("group_size=1 gives every advantage 0; use 2 or more.")
+            raise ConfigurationError(
+                f"group_size={self.group_size} gives every advantage 0; use 2 or more."
+            )
 
 
 def reward(reply: str, num_words: int) -> float:

@@ -85,6 +85,22 @@ def test_entrypoint_runs_and_reports_in_one_line(capsys):
     assert "\ninterrupted" in capsys.readouterr().err
 
 
+def test_a_refused_request_is_reported_in_one_line(capsys, shared_client, local_service):
+    import tinker
+
+    def ask(config: Config) -> None:
+        sampler = shared_client.create_sampling_client(base_model=local_service.model).result()
+        params = tinker.SamplingParams(max_tokens=10**6)
+        sampler.sample(tinker.ModelInput.from_ints([1, 2]), config.num_epochs, params).result()
+
+    with pytest.raises(SystemExit) as stop:
+        cli_utils.entrypoint(ask, [])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("TrainingError: the service refused a request: max_tokens=1000000 and")
+    assert "request_id" not in line
+
+
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
 def test_help_shows_every_key_with_its_doc(capsys, word: str):
     cli_utils.entrypoint(run_it, ["num_epochs=3", word])

@@ -1,5 +1,7 @@
 """Data sets of the hub: what cannot be had is one error, without the hub's own retries."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from pathlib import Path
 
 import pytest

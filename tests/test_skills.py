@@ -1,5 +1,7 @@
 """The skills for coding assistants: their front matter, their commands, and their code, run."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import importlib.util

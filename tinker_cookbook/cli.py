@@ -17,6 +17,7 @@ from tinker_cookbook import __version__
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.runs import interrupts
 from tinker_cookbook.utils.nearest_name import did_you_mean
+from tinker_cookbook.utils.sdk_compat import hide_reported_errors
 
 __all__ = ["main"]
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after success, 2 after an error that the user can fix, 130 after Ctrl-C, otherwise the
         status of the command.
     """
+    hide_reported_errors()
     try:
         return _find_and_run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:  # before the command handles interrupts itself

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import tinker_cookbook
-from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError, TrainingError
 from tinker_cookbook.runs import interrupts
 from tinker_cookbook.runs.directory import (
     DEFAULT_RUNS_DIR,
@@ -36,6 +36,7 @@ from tinker_cookbook.settings_help import (
 from tinker_cookbook.utils.disk_errors import describe_disk_error
 from tinker_cookbook.utils.ml_log import recording_recipe_config
 from tinker_cookbook.utils.nearest_name import nearest_name
+from tinker_cookbook.utils.sdk_compat import hide_reported_errors, is_refusal, service_message
 
 __all__ = [
     "DEFAULT_RUNS_DIR",
@@ -143,7 +144,8 @@ def start(
 ) -> None:
     """Run `main` with the settings of the command line, or print the help.
 
-    Exits with status 2 after an error that the user can fix, 1 if the disk is full or fails, and
+    Exits with status 2 after an error that the user can fix, which includes a request that the
+    service refused and the program did not catch, 1 if the disk is full or fails, and
     130 after an interrupt.
 
     Args:
@@ -161,6 +163,7 @@ def start(
             everything = bool(HELP_ALL_WORDS & set(words))
             print(help_text(config_class, inspect.cleandoc(text), everything=everything))
             return
+        hide_reported_errors()
         with interrupts.end_on_interrupt(describe_interruption, forget_failed_starts):
             _run_or_report(config_class, main, words)
     except (TinkerCookbookError, NotImplementedError) as error:
@@ -198,6 +201,11 @@ def _run_or_report(config_class: type[C], main: Callable[[C], object], words: li
             raise
         print(f"OSError: {problem} Free some space; {describe_next_start()}.", file=sys.stderr)
         raise SystemExit(EXIT_DISK_ERROR) from error
+    except Exception as error:
+        # Only a program that has loaded the SDK can meet its errors.
+        if "tinker" not in sys.modules or not is_refusal(error):
+            raise
+        raise TrainingError(f"the service refused a request: {service_message(error)}") from error
     except KeyboardInterrupt:
         interrupts.tell(describe_interruption())
         raise SystemExit(interrupts.EXIT_INTERRUPTED) from None

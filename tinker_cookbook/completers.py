@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, TrainingError
 from tinker_cookbook.renderers.tool_calls import declared_tools
 from tinker_cookbook.renderers.types import Message, ToolCall
-from tinker_cookbook.utils.sdk_compat import call
+from tinker_cookbook.utils.sdk_compat import call, service_message
 
 if TYPE_CHECKING:
     import httpx
@@ -165,7 +165,9 @@ class TinkerTokenCompleter(TokenCompleter):
                 sampling_params=params,
             )
         except (tinker.TinkerError, ValueError) as error:
-            raise TrainingError(f"the service could not sample: {error}") from error
+            raise TrainingError(
+                f"the service could not sample: {service_message(error)}"
+            ) from error
         cache_hits = getattr(response, "prompt_cache_hit_tokens", 0) or 0
         return [
             TokensWithLogprobs(

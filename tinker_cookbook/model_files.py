@@ -33,6 +33,7 @@ __all__ = [
     "find_on_this_machine",
     "hub_cache",
     "hub_problem",
+    "read_context_window",
     "resolve_model_folder",
 ]
 
@@ -111,6 +112,16 @@ def find_on_this_machine(
         return cached
     converted = _converted_folder()
     return converted if _is_complete(converted, weights=weights) else None
+
+
+def read_context_window(folder: Path) -> int | None:
+    """Return the maximum tokens that a model reads, from its config.json; None if not stated."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    window = (config.get("text_config") or config).get("max_position_embeddings")
+    return window if isinstance(window, int) else None
 
 
 def _check_local(folder: Path, *, weights: bool, config: bool) -> Path:

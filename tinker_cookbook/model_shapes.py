@@ -301,7 +301,8 @@ def _qwen3_5_row(
         "linear_value_head_dim": 128,
     }
     own = _heads(*heads, 256) | linear | mlp
-    return _row("qwen3_5_text", hidden, layers, own.pop("width", 0), 248320, **own)
+    kind = "qwen3_5_moe_text" if "num_experts" in mlp else "qwen3_5_text"
+    return _row(kind, hidden, layers, own.pop("width", 0), 248320, **own)
 
 
 def _latent_row(kind: str, heads: int, dense: int, experts: int, vocab: int) -> Config:

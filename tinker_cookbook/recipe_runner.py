@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import chz
 
 from tinker_cookbook import service
+from tinker_cookbook.model_files import find_on_this_machine, read_context_window
 from tinker_cookbook.runs.directory import default_log_path
-from tinker_cookbook.runs.options import ModelOptions, shared_options
+from tinker_cookbook.runs.options import ModelOptions, check_reply_length, shared_options
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "blueprint",
+    "check_replies_fit",
     "complete",
     "distillation",
     "fill",
@@ -64,6 +66,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
     config = complete(config)
+    check_replies_fit(config)
     loop = build(config)
     if config.dry_run:
         from tinker_cookbook.commands.parts.dry_run import print_dry_run
@@ -73,6 +76,23 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     if prepare is not None:
         loop = prepare(config, loop)
     train_loop(loop)
+
+
+def check_replies_fit(config: ModelOptions, field: str = "max_tokens") -> None:
+    """Refuse a `max_tokens` that the model of a local service cannot read, before all other work.
+
+    Other services say their limit when a train loop connects to them.
+
+    Args:
+        config: The recipe's settings.
+        field: Name of the setting.
+    """
+    name = str(config.model_name)
+    if service.choose_service(config.base_url).kind != "local":
+        return
+    folder = Path(name) if Path(name).is_dir() else find_on_this_machine(name, weights=False)
+    if folder is not None:
+        check_reply_length(config, name, read_context_window(folder), field=field)
 
 
 def train_loop(loop: L) -> None:

@@ -122,8 +122,8 @@ class AnswerDatasetBuilder(RenderedDatasetBuilder):
         random.Random(self.seed).shuffle(problems)
         if len(problems) < self.test_size + self.groups_per_batch:
             raise ConfigurationError(
-                f"{len(problems)} problems are too few for test_size={self.test_size} and "
-                f"groups_per_batch={self.groups_per_batch}; use smaller ones or more problems."
+                f"{len(problems)} different problems are too few for test_size={self.test_size} "
+                f"and groups_per_batch={self.groups_per_batch}; use smaller ones or more problems."
             )
         held_out, trained = problems[: self.test_size], problems[self.test_size :]
         test = AnswerDataset(held_out, self, self.test_size) if held_out else None

@@ -1,5 +1,7 @@
 """Public agent frameworks, unmodified, call a tool through the recording endpoint."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from typing import Any

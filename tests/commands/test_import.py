@@ -1,5 +1,7 @@
 """An adapter that PEFT trained, in the local service: sampled, trained further, or refused."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """`tinker-cookbook sample`, and what `chat` shares with it: the model, and mistakes by name."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import shutil

@@ -49,9 +49,14 @@ def base_sampler(
 
 @pytest.fixture(scope="module")
 def rest(local_service: ServiceProcess) -> tinker.RestClient:
+    return rest_client(local_service)
+
+
+def rest_client(service: ServiceProcess) -> tinker.RestClient:
+    """A client for runs and checkpoints; older SDKs make it from a session."""
     if not hasattr(tinker, "RestClient"):
-        return local_service.connect().create_rest_client()  # older SDKs
-    return tinker.RestClient(base_url=local_service.base_url, api_key=local_service.api_key)
+        return service.connect().create_rest_client()
+    return tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
 
 
 ABSENT = re.compile(

@@ -8,6 +8,8 @@ A behaviour has an id such as SVC-01; the tests that show it carry it in their n
 put before the installed one; the service always runs with the installed one.
 """
 
+# pyright: reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import argparse

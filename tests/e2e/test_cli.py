@@ -1,5 +1,7 @@
 """The SDK's own command line against the service (CLI)."""
 
+# pyright: reportOptionalMemberAccess=false
+
 import json
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Bad input is refused promptly, by name, and harms nothing (ERR)."""
 
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 import tinker

@@ -1,5 +1,7 @@
 """Values of forward and forward_backward (NUM)."""
 
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 import tinker

@@ -1,5 +1,7 @@
 """Every behaviour of the protocol has a test, and an older SDK finds the same service."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import ast

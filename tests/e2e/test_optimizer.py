@@ -1,5 +1,7 @@
 """What optim_step does with the gradients that calls left (OPT)."""
 
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 import tinker

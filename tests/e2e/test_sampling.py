@@ -1,5 +1,8 @@
 """Sampling and scoring (SMP)."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalIterable=false
+# pyright: reportOptionalSubscript=false
+
 import math
 import pickle
 import subprocess

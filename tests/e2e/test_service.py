@@ -1,5 +1,7 @@
 """The service seen by a client before it trains: sessions, identity, capabilities (SVC)."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """The bridge to inspect-ai: messages, stop reasons, stop lists, tools, and a task as evaluator."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio

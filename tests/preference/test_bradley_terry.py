@@ -1,5 +1,7 @@
 """Bradley-Terry without a value head: the loss, its gradient on the service, and a run."""
 
+# pyright: reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Judges that are read from the probabilities of their labels, and their quality."""
 
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import chz
 import numpy as np
@@ -54,7 +55,7 @@ def connected(local_service, monkeypatch: pytest.MonkeyPatch):
         yield connection
 
 
-def settings(local_service, folder: Path, **changes: object) -> dict[str, object]:
+def settings(local_service, folder: Path, **changes: Any) -> dict[str, Any]:
     values = {"model_name": local_service.model, "renderer_name": "chatml", "folder": str(folder)}
     return values | {"max_tokens": 6} | changes
 

@@ -1,5 +1,7 @@
 """Training on rated replies against a real service: gradient, KL estimate, resume, data errors."""
 
+# pyright: reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Recipe modules by the names that programs of the cookbook import: their data, graders, games."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import asyncio

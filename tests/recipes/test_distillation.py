@@ -1,5 +1,7 @@
 """The distillation recipes: their tasks, and a run of each on a tiny model with its teachers."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import re
@@ -140,6 +142,9 @@ BAD_INPUT = [
     (on_policy, ["teacher_steps=0"], "teacher_steps=0 is less than 1; use 1 or more"),
     (on_policy, ["topk=4", "objective=reverse"], "objective=reverse is .*Did you mean reverse_kl"),
     (off_policy, [f"teacher={NO_TEACHER}"], f"does not have the teacher {NO_TEACHER}: .*sampler_"),
+    (on_policy, ["group_size=0"], "group_size=0 is less than 1; use 1 or more"),
+    # Known from the model's files, so that no teacher is trained first.
+    (off_policy, ["base_url=local", "max_tokens=5000"], "max_tokens=5000 leaves no room.* 1024"),
     (off_policy, ["num_questions=3"], "num_questions=3 is less than batch_size=16; use more"),
     (multi_teacher, ["num_steps=0"], "num_steps=0 is less than 1; use 1 or more"),
     (sdft, ["num_shots=500"], "num_shots=500 and 16 names per step .* 45 or less"),

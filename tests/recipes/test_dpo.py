@@ -10,6 +10,7 @@ import pytest
 from recipes.preference.dpo import __main__ as dpo
 from recipes.preference.dpo import own_replies, word_count
 from tests.recipes.recipe_process import run_in_this_process
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.jsonl_log import read_rows
 
 
@@ -87,3 +88,17 @@ def test_pairs_come_from_a_file(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_in_this_process(dpo, words(local_service, tmp_path / "run", data=path, loss="ipo"))
     assert "data     6 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_prompts": 0}, "num_prompts=0 gives no pair; use 1 or more"),
+        ({"samples_per_prompt": 1}, "samples_per_prompt=1 gives no pair; use 2 or more"),
+        ({"batch_size": 145}, "batch_size=145 is more than the 144 pairs"),
+        ({"dpo_beta": -1.0}, "dpo_beta=-1.0 is not above 0"),
+    ],
+)
+def test_settings_that_give_no_pairs_are_refused_before_sampling(bad: dict, message: str):
+    with pytest.raises(ConfigurationError, match=message):
+        dpo.Config(**bad)

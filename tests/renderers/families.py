@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .dsml_families import DSML_FAMILIES, DSML_VARIANTS
 from .family import Family
 from .gemma_families import GEMMA_FAMILIES, GEMMA_VARIANTS
@@ -18,8 +20,8 @@ PLAIN_CHATML = (
 )
 DATE = "26 Jul 2024"
 
-_TOOLS = {"has_tools": True}
-_THINKING = {
+_TOOLS: dict[str, Any] = {"has_tools": True}
+_THINKING: dict[str, Any] = {
     "has_tools": True,
     "has_thinking": True,
     "accepts_thinking": True,

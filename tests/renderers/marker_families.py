@@ -15,8 +15,8 @@ from tinker_cookbook.renderers.content import split_reasoning
 from .family import Family
 from .xml_families import arguments_are_plain
 
-_ALL = {"has_tools": True, "accepts_thinking": True, "prompt_tail": None}
-_THINKS = {**_ALL, "has_thinking": True}
+_ALL: dict[str, Any] = {"has_tools": True, "accepts_thinking": True, "prompt_tail": None}
+_THINKS: dict[str, Any] = {**_ALL, "has_thinking": True}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ _FENCED_CALL = (
     'Hi 日<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": "日"}'
     "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
 )
-_DEEPSEEK = {"text_arguments": True}
+_DEEPSEEK: dict[str, Any] = {"text_arguments": True}
 _V3 = {**_DEEPSEEK, "is_v3_1": False}
 # V3's template closes a reply at its second call, and knows calls by content that is none, which
 # transformers drops. Here every reply with calls is closed and its text is written, as R1's is.
@@ -362,12 +362,17 @@ _KIMI_CALL = (
     "Hi 👩‍👧<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
     '<|tool_call_argument_begin|>{"a": "日"}<|tool_call_end|><|tool_calls_section_end|><|im_end|>'
 )
-_KIMI = {"prompt_tail": None, "has_tools": True, "keeps_newlines": True}
-_KIMI_THINKS = {**_KIMI, "has_thinking": True, "accepts_thinking": True, "text_arguments": True}
+_KIMI: dict[str, Any] = {"prompt_tail": None, "has_tools": True, "keeps_newlines": True}
+_KIMI_THINKS: dict[str, Any] = {
+    **_KIMI,
+    "has_thinking": True,
+    "accepts_thinking": True,
+    "text_arguments": True,
+}
 _K25 = {"tools_ts_str": _KIMI_TOOLS}
 _K25_OFF = {**_K25, "thinking": False}
-_KIMI_OFF = {**_KIMI, "text_arguments": True, "reply": _KIMI_CALL}
-_KIMI_REPLY = {"reply": "well 日本</think>" + _KIMI_CALL}
+_KIMI_OFF: dict[str, Any] = {**_KIMI, "text_arguments": True, "reply": _KIMI_CALL}
+_KIMI_REPLY: dict[str, Any] = {"reply": "well 日本</think>" + _KIMI_CALL}
 _KIMI_FAMILIES = (
     KimiFamily(
         "kimi_k2_instruct", "kimi_k2_instruct", "kimi_k2", **_KIMI, reply=_KIMI_CALL, has_ids=False
@@ -454,7 +459,7 @@ _XML_CALL = (
     "Hi 👩‍👧\n<tool_call>\n<function=f>\n<parameter=a>\n日\n</parameter>\n</function>\n"
     "</tool_call>\n<|im_end|>"
 )
-_NEMOTRON = {"has_tools": True, "reply": _XML_CALL}
+_NEMOTRON: dict[str, Any] = {"has_tools": True, "reply": _XML_CALL}
 _NEMOTRON_THINKS: dict[str, Any] = {
     "has_tools": True,
     "has_thinking": True,

@@ -1,5 +1,7 @@
 """Mistral and SmolLM3."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

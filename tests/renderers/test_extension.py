@@ -1,5 +1,7 @@
 """`has_extension_property` tells the truth: each prompt and its reply start the next prompt."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,7 @@
 """Details of Gemma 4, each pinned."""
 
+# pyright: reportTypedDictNotRequiredAccess=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

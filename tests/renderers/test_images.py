@@ -1,5 +1,7 @@
 """Images: as many positions as the model's image processor makes, where its template puts them."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import base64

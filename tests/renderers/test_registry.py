@@ -1,11 +1,14 @@
 """Names, pickling, threads and processes."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -15,6 +18,7 @@ from tests.assets import load_tokenizer, tokenizer_folder
 from tinker_cookbook import renderers
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
+from tinker_cookbook.renderers.built_in import BUILT_IN
 from tinker_cookbook.renderers.chatml import ChatMLRenderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -137,3 +141,9 @@ def test_get_tokenizer_does_not_import_torch() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert get_tokenizer(folder) is load_tokenizer("qwen3")
+
+
+def test_the_docstring_lists_all_built_in_names():
+    """Programs and readers look there."""
+    _, _, listed = (get_renderer.__doc__ or "").partition("Built-in names:")
+    assert re.findall(r"`(\w+)`", listed) == sorted(BUILT_IN)

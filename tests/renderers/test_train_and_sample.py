@@ -5,6 +5,8 @@ on a local service. Then each trained reply is sampled from the renderer's promp
 sequences, parsed, and must be the message of the data: text, reasoning, and calls with types.
 """
 
+# pyright: reportTypedDictNotRequiredAccess=false
+
 from __future__ import annotations
 
 import asyncio

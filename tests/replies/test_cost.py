@@ -1,6 +1,8 @@
 """The cost of reading a reply: linear in its length even for hostile ones; each mark is read
 once."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Names and parameters that programs use: RL, completers, tools, sandboxes, preferences."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import importlib

@@ -1,5 +1,7 @@
 """Environments from two functions: prompts, grades, held-out problems, and what goes wrong."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import asyncio
@@ -285,7 +287,12 @@ def test_generated_problems_depend_on_seed_step_and_split():
             return RENDERER
 
     def questions(seed: int, **changes: Any) -> tuple[list[list[str]], list[str]]:
-        sizes = {"groups_per_batch": 2, "group_size": 3, "num_batches": 4, "test_problems": 5}
+        sizes: dict[str, Any] = {
+            "groups_per_batch": 2,
+            "group_size": 3,
+            "num_batches": 4,
+            "test_problems": 5,
+        }
         data = Data(model_name="m", renderer_name="r", seed=seed, **(sizes | changes))
         trained, held_out = asyncio.run(data())
         steps = [[g.problem.question for g in trained.get_batch(i)] for i in range(len(trained))]

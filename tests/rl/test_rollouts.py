@@ -1,3 +1,4 @@
+# pyright: reportIncompatibleMethodOverride=false
 import asyncio
 import pickle
 import re

@@ -1,5 +1,7 @@
 """The loops against a real service with a tiny random model."""
 
+# pyright: reportPossiblyUnboundVariable=false, reportReturnType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -16,6 +18,7 @@ import chz
 import pytest
 import tinker
 
+from tests.conftest import ServiceProcess
 from tests.rl.token_task import TokenDatasetBuilder
 from tinker_cookbook.checkpoint_utils import CheckpointManager, load_checkpoints_file
 from tinker_cookbook.exceptions import (
@@ -52,6 +55,12 @@ def build(local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def rows(config: train.Config) -> list[dict[str, Any]]:
     text = (Path(config.log_path) / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def context_windows(service: ServiceProcess) -> list[int]:
+    rest = tinker.RestClient(base_url=service.base_url, api_key=service.api_key)
+    models = rest.get_server_capabilities().result().supported_models
+    return [model.max_context_length for model in models]
 
 
 def run(config: train.Config) -> train.RunResult:
@@ -356,6 +365,25 @@ def test_prompts_longer_than_the_context_are_reported(build):
     data = TokenDatasetBuilder(num_batches=1, prompt_length=5000)
     with pytest.raises(TrainingError, match="so a reply does not fit"):
         run(build(dataset_builder=data, eval_every=0))
+
+
+def test_a_max_tokens_without_room_for_a_prompt_is_refused_before_sampling(build):
+    config = build(num_batches=1, max_tokens=100_000)
+    message = r"max_tokens=100000 leaves no room.* at most \d+ "
+    with pytest.raises(ConfigurationError, match=message):
+        run(config)
+    assert not (Path(config.log_path) / "metrics.jsonl").exists()
+
+
+def test_held_out_replies_get_the_room_that_the_context_leaves(build, local_service):
+    [window] = context_windows(local_service)
+    data = TokenDatasetBuilder(
+        num_batches=1, prompt_length=window - 2, groups_per_batch=1, group_size=2
+    )
+    config = build(dataset_builder=data, max_tokens=4)
+    run(config)
+    lengths = [row["test/env/all/ac_tokens_per_turn"] for row in rows(config)]
+    assert all(1 <= length <= 2 for length in lengths)
 
 
 @pytest.mark.parametrize(

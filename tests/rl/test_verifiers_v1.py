@@ -1,11 +1,14 @@
 """Environments of verifiers 0.4, whose harness calls the recording endpoint."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinker
@@ -84,9 +87,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def builder(**settings: object) -> VerifiersTasksetBuilder:
+def builder(**settings: Any) -> VerifiersTasksetBuilder:
     env = {"taskset": {"id": "toy-taskset"}, "agent": {"runtime": {"type": "subprocess"}}}
-    given = {"env_config": json.dumps(env), "num_batches": 2, "test_problems": 1} | settings
+    given: dict[str, Any] = {
+        "env_config": json.dumps(env),
+        "num_batches": 2,
+        "test_problems": 1,
+    } | settings
     return VerifiersTasksetBuilder(
         renderer_name="qwen2_5", groups_per_batch=2, group_size=2, **({"model_name": "m"} | given)
     )

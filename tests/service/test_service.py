@@ -1,5 +1,7 @@
 """Which service is chosen and why; the embedded one as a real process, from start to crash."""
 
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
+
 import asyncio
 import contextlib
 import json

@@ -1,5 +1,7 @@
 """Datasets: batches depend on (seed, index) alone, whoever renders them, and no row gets lost."""
 
+# pyright: reportAbstractUsage=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import gzip
 import json
 import logging
@@ -202,11 +204,20 @@ def test_a_large_file_is_checked_in_places_on_opening(tmp_path):
         build(path)  # the spread of parsed rows meets one of so many
 
 
+def test_a_row_without_a_reply_is_refused_on_opening(tmp_path):
+    path = write_rows(tmp_path / "chat.jsonl", ["ok"] * 40)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('\n{"messages": [{"role": "user", "content": "no reply"}]}')
+    with pytest.raises(DataError, match=r"chat\.jsonl:41: messages has no assistant turn"):
+        build(path)
+    build(path, train_on_what=TrainOnWhat.ALL_MESSAGES)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bad_row_met_while_training_names_its_line(tmp_path, renderer, num_workers):
     path = write_rows(tmp_path / "chat.jsonl", [f"reply {i}" for i in range(40)])
     lines = path.read_text().splitlines()
-    lines[10] = '{"messages": [{"role": "user", "content": "no reply"}]}'  # found when rendered
+    lines[10] = json.dumps({"messages": [messages("x")[0], messages("x")[1] | {"weight": 0}]})
     path.write_text("\n".join(lines))
     train = build_train(path, num_workers=num_workers)
     (position,) = np.flatnonzero(train._order == 10)  # type: ignore[arg-type]
@@ -215,7 +226,7 @@ def test_a_bad_row_met_while_training_names_its_line(tmp_path, renderer, num_wor
         if index != bad_batch:
             assert len(train.get_batch(index)) == 4
             continue
-        with pytest.raises(DataError, match=r"chat\.jsonl:11: messages has no assistant turn"):
+        with pytest.raises(DataError, match=r"chat\.jsonl:11: .* has weight 0"):
             train.get_batch(index)
     train.close()
 

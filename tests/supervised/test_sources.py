@@ -1,5 +1,7 @@
 """Every container, compressed or not, folders and globs: the same rows with their lines."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import bz2
 import csv
 import gzip

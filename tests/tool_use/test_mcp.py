@@ -1,5 +1,7 @@
 """Tools of a real MCP server, which the official package runs over standard input and output."""
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Reports that code writes as it runs."""
 
+# pyright: reportIndexIssue=false
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Schedules, small functions, names, deprecation, git state, spans, progress."""
 
+# pyright: reportCallIssue=false
+
 import asyncio
 import contextlib
 import fcntl

@@ -1,11 +1,14 @@
 """What a run made, outside the service: downloaded, as a PEFT adapter, and merged."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +157,7 @@ def test_models_that_run_through_transformers_are_exported(
         trained = Trained(service, train_unembed=train_unembed)
         work = tmp_path / str(train_unembed)
         adapter = download(tinker_path=trained.sampler_path, output_dir=str(work / "adapter"))
-        paths = {"base_model": str(folder), "adapter_path": adapter}
+        paths: dict[str, Any] = {"base_model": str(folder), "adapter_path": adapter}
         build_hf_model(**paths, output_path=str(work / "merged"), dtype="float32")
         assert trained.difference(load_model(work / "merged")) < TOLERANCE
         if not train_unembed:

@@ -4,6 +4,8 @@ The comparisons need the package llama-cpp-python, and the converter of llama.cp
 from the package index once.
 """
 
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import json
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +113,7 @@ def test_llama_cpp_gives_the_merged_models_logprobs(family: str, tmp_path: Path)
     architecture, tied, tokenizer = FAMILIES[family]
     model = build_model(tmp_path / "base", architecture, tied=tied, tokenizer=tokenizer)
     adapter = write_adapter(tmp_path / "adapter", model, head=tied)
-    paths = {"base_model": str(model), "adapter_path": str(adapter)}
+    paths: dict[str, Any] = {"base_model": str(model), "adapter_path": str(adapter)}
     build_hf_model(**paths, output_path=str(tmp_path / "merged"), dtype="float32")
     tokens = np.random.default_rng(0).integers(300, 4000, 24).tolist()
     with open_scorer(tmp_path / "merged", model) as scorer:
@@ -145,7 +148,7 @@ def test_llama_cpp_reads_the_same_tokens(tokenizer: str, tmp_path: Path):
 def test_an_adapter_alone_gives_the_merged_models_logprobs(tmp_path: Path):
     model = build_model(tmp_path / "base", "llama", tied=True, tokenizer="smollm2")
     adapter = write_adapter(tmp_path / "adapter", model)
-    paths = {"base_model": str(model), "adapter_path": str(adapter)}
+    paths: dict[str, Any] = {"base_model": str(model), "adapter_path": str(adapter)}
     build_hf_model(**paths, output_path=str(tmp_path / "merged"), dtype="float32")
     tokens = np.random.default_rng(0).integers(300, 4000, 24).tolist()
     build_gguf_adapter(**paths, output_path=str(tmp_path / "lora"))
@@ -162,7 +165,7 @@ def test_a_mixture_of_experts_is_converted(tmp_path: Path):
     size = json.loads((model / "config.json").read_text())["vocab_size"]
     _write_experts(model, size)
     adapter = write_adapter(tmp_path / "adapter", model)
-    paths = {"base_model": str(model), "adapter_path": str(adapter)}
+    paths: dict[str, Any] = {"base_model": str(model), "adapter_path": str(adapter)}
     build_hf_model(**paths, output_path=str(tmp_path / "merged"), dtype="float32")
     tokens = np.random.default_rng(0).integers(300, 4000, 24).tolist()
     with open_scorer(tmp_path / "merged", model) as scorer:

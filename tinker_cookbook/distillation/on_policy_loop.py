@@ -132,6 +132,7 @@ class OnPolicyLoop(Loop):
             name,
             temperature=self.config.temperature,
             config=self.settings.config,
+            context_window=self._context_window,
         )
         self._evaluators.append(_TeacherEvaluator(evaluator, self.teachers[index]))
 

@@ -33,15 +33,15 @@ from tinker_cookbook.distillation.top_k import (
     target_kind,
 )
 from tinker_cookbook.eval.evaluators import Evaluator, EvaluatorBuilder
-from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
+from tinker_cookbook.runs.training_client import failed_step
 from tinker_cookbook.supervised.train import run_evals
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 from tinker_cookbook.utils.progress import ShownNumbers
-from tinker_cookbook.utils.sdk_compat import service_message
 
 __all__ = ["Config", "DatasetWithTeacher", "OffPolicyOptions", "RunResult", "main", "open_data"]
 
@@ -243,10 +243,7 @@ class _Loop:
                 student = await pending.finish()
                 result = await update
             except (tinker.TinkerError, ValueError) as error:
-                raise TrainingError(
-                    f"step {step} failed on the service: {service_message(error)} The same "
-                    "command resumes from the last checkpoint."
-                ) from error
+                raise failed_step(error, step) from error
         metrics = measure(taught, student, target_kind(self._config.objective))
         metrics |= {
             "progress": step / run.total_steps,

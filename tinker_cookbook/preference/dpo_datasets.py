@@ -48,8 +48,9 @@ class DPODatasetBuilderFromComparisons(ChatDatasetBuilder):
         train = self._build(trained)
         if len(train) == 0:
             raise DataFormatError(
-                f"{len(trained)} comparisons with {train.num_ties} ties are too few for a batch of "
-                f"{self.common_config.batch_size} pairs; use more data or a smaller batch_size."
+                f"batch_size={self.common_config.batch_size} is more than the {len(trained)} "
+                f"comparisons, of which {train.num_ties} are ties; use a smaller batch_size, or "
+                "more data."
             )
         return train, self._build(held_out) if held_out else None
 

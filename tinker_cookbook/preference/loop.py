@@ -20,12 +20,13 @@ from tinker_cookbook.exceptions import DataFormatError, TrainingError
 from tinker_cookbook.preference.reference import ReferenceScorer
 from tinker_cookbook.runs.open_run import Run, RunResult
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
+from tinker_cookbook.runs.training_client import failed_step
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.train import due_evaluators, run_evals
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
-from tinker_cookbook.utils.sdk_compat import create_client, service_message
+from tinker_cookbook.utils.sdk_compat import create_client
 
 if TYPE_CHECKING:
     import tinker
@@ -226,10 +227,7 @@ class PreferenceLoop(Generic[C]):
                     await gradient
                 result = await update
             except (tinker.TinkerError, ValueError) as error:
-                raise TrainingError(
-                    f"step {step} failed on the service: {service_message(error)} The same "
-                    "command resumes from the last checkpoint."
-                ) from error
+                raise failed_step(error, step) from error
         metrics = self._metrics(step, batch, submitted)
         await run.finish_step(
             step, {**metrics, **(result.metrics or {}), **evaluated}, window, saving

@@ -127,8 +127,8 @@ class RatedReplyBuilderFromJsonl(ChatDatasetBuilder):
         train = self._build(trained)
         if len(train) == 0:
             raise DataFormatError(
-                f"{len(trained)} replies are too few for a batch of "
-                f"{self.common_config.batch_size}; use more data or a smaller batch_size."
+                f"batch_size={self.common_config.batch_size} is more than the {len(trained)} "
+                "replies; use a smaller batch_size, or more data."
             )
         return train, self._build(held_out) if held_out else None
 

@@ -20,12 +20,12 @@ from tinker_cookbook.preference.bradley_terry import (
 from tinker_cookbook.runs.custom_gradient import submit_custom_gradient
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
+from tinker_cookbook.runs.training_client import failed_step
 from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.train import due_evaluators, run_evals
 from tinker_cookbook.supervised.work import count_batches
 from tinker_cookbook.utils import trace
-from tinker_cookbook.utils.sdk_compat import service_message
 
 if TYPE_CHECKING:
     import tinker
@@ -138,10 +138,7 @@ class _Loop:
                     await gradient
                 result = await update
             except (tinker.TinkerError, ValueError) as error:
-                raise TrainingError(
-                    f"step {step} failed on the service: {service_message(error)} The same "
-                    "command resumes from the last checkpoint."
-                ) from error
+                raise failed_step(error, step) from error
         metrics = self._metrics(step, data, scores_D) | (result.metrics or {}) | evaluated
         await run.finish_step(step, metrics, window, saving)
 

@@ -83,8 +83,8 @@ def get_renderer(
     """Make a renderer by name.
 
     Args:
-        name: a registered name, or a built-in one: `get_renderer_names` lists all,
-            docs/renderers.md describes them.
+        name: a registered name, or one of the built-in names below, which docs/renderers.md
+            describes.
         tokenizer: the model's tokenizer, from `tokenizer_utils.get_tokenizer`.
         image_processor: the model's image processor, for formats with images.
         model_name: the model whose tokenizer another process loads if the renderer is pickled;
@@ -92,6 +92,27 @@ def get_renderer(
 
     Raises:
         RendererError: if the name is unknown, or the tokenizer lacks the format's control tokens.
+
+    Built-in names:
+        `chatml`, `deepseek_r1`, `deepseek_r1_0528`, `deepseekv3`, `deepseekv3_chat`,
+        `deepseekv3_disable_thinking`, `deepseekv3_thinking`, `deepseekv4`,
+        `deepseekv4_disable_thinking`, `deepseekv4_high_reasoning`,
+        `deepseekv4_max_reasoning`, `deepseekv4_preserve_thinking`, `deepseekv4_thinking`,
+        `gemma3`, `gemma4`, `gemma4_preserve_thinking`, `gemma4_thinking`, `glm4_5`,
+        `glm4_5_disable_thinking`, `glm4_7`, `glm4_7_disable_thinking`,
+        `glm4_7_preserve_thinking`, `gpt_oss_high_reasoning`, `gpt_oss_low_reasoning`,
+        `gpt_oss_medium_reasoning`, `gpt_oss_no_sysprompt`, `hf_template`, `kimi_k2`,
+        `kimi_k25`, `kimi_k25_disable_thinking`, `kimi_k26`, `kimi_k26_disable_thinking`,
+        `kimi_k26_preserve_thinking`, `kimi_k2_instruct`, `llama3`, `llama3_1`,
+        `mistral_nemo`, `mistral_small`, `nemotron3`, `nemotron3_disable_thinking`,
+        `nemotron3_low_thinking`, `nemotron3_preserve_thinking`, `nemotron3_ultra`,
+        `nemotron3_ultra_disable_thinking`, `nemotron3_ultra_medium_thinking`,
+        `nemotron3_ultra_preserve_thinking`, `qwen2_5`, `qwen3`, `qwen3_5`,
+        `qwen3_5_disable_thinking`, `qwen3_5_preserve_thinking`, `qwen3_6`,
+        `qwen3_6_disable_thinking`, `qwen3_6_preserve_thinking`, `qwen3_8_disable_thinking`,
+        `qwen3_8_low_reasoning`, `qwen3_8_medium_reasoning`, `qwen3_8_xhigh_reasoning`,
+        `qwen3_disable_thinking`, `qwen3_instruct`, `qwen3_thinking_2507`, `qwen3_vl`,
+        `qwen3_vl_instruct`, `role_colon`, `smollm2`, `smollm3`, `smollm3_disable_thinking`.
     """
     renderer = _find_factory(name)(tokenizer, image_processor)
     loadable_name = model_name or getattr(tokenizer, "name_or_path", None) or None

@@ -157,16 +157,16 @@ class RunOptions(SharedOptions):
 
     @chz.validate
     def _check(self) -> None:
+        group_size = getattr(self, "group_size", None)
+        if group_size is not None and group_size < 2 and not self.kl_penalty_coef:
+            raise ConfigurationError(
+                f"group_size={group_size} gives every advantage 0; use 2 or more."
+            )
         check_options(self)
         if self.kl_penalty_coef < 0 or not 0 <= self.kl_discount_factor <= 1:
             raise ConfigurationError(
                 f"kl_penalty_coef={self.kl_penalty_coef} must be 0 or more and kl_discount_factor="
                 f"{self.kl_discount_factor} must be between 0 and 1."
-            )
-        group_size = getattr(self, "group_size", None)
-        if group_size is not None and group_size < 2 and not self.kl_penalty_coef:
-            raise ConfigurationError(
-                f"group_size={group_size} gives every advantage 0; use 2 or more."
             )
 
 

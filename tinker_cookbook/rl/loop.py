@@ -137,6 +137,7 @@ class Loop:
             num_groups_to_log=self.config.num_groups_to_log,
             temperature=self.config.temperature,
             config=self.settings.config,
+            context_window=self._context_window,
         )
         self._evaluators.insert(0, held_out)
 

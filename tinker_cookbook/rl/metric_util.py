@@ -88,6 +88,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         temperature: float = 1.0,
         config: RolloutConfig | None = None,
         seed: int | None = 0,
+        context_window: int | None = None,
     ) -> None:
         """Set the tasks and how they are rolled out.
 
@@ -101,6 +102,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
             config: Limits of each episode.
             seed: Seed of all draws. With a seed, evaluations differ only by the weights; None:
                 new draws at every evaluation.
+            context_window: Maximum tokens of prompt and reply together; None: unknown.
         """
         self.env_group_builders_P = dataset_to_env_group_builders(dataset)
         self.max_tokens = max_tokens
@@ -108,6 +110,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         self.num_groups_to_log = num_groups_to_log
         self.temperature = temperature
         self.seed = seed
+        self.context_window = context_window
         self.last_result: list[TrajectoryGroup] = []
         self._settings = RolloutSettings(strategy or RetryOnFailure(), config or RolloutConfig())
 
@@ -166,7 +169,11 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
     ) -> dict[str, float]:
         """Roll out all tasks with the weights of a sampling client."""
         policy = TinkerTokenCompleter(
-            sampling_client, self.max_tokens, self.temperature, seed=self.seed
+            sampling_client,
+            self.max_tokens,
+            self.temperature,
+            self.context_window,
+            seed=self.seed,
         )
         return await self.eval_token_completer(
             policy, rollout_summary_export=rollout_summary_export

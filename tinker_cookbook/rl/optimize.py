@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.data_processing import drop_client_inputs
 from tinker_cookbook.rl.metrics import SamplingGap, compute_kl_sample_train, measure_sampling_gap
-from tinker_cookbook.runs.training_client import add_service_metrics
+from tinker_cookbook.runs.training_client import add_service_metrics, failed_step
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.misc_utils import split_list
-from tinker_cookbook.utils.sdk_compat import awaitable, service_message
+from tinker_cookbook.utils.sdk_compat import awaitable
 
 if TYPE_CHECKING:
     import tinker
@@ -89,10 +88,7 @@ class PendingUpdate:
             for future in self._steps:
                 add_service_metrics(metrics, (await awaitable(future)).metrics)
         except (tinker.TinkerError, ValueError) as error:
-            raise TrainingError(
-                f"the training step failed on the service: {service_message(error)} The same "
-                "command resumes from the last checkpoint."
-            ) from error
+            raise failed_step(error) from error
         first = slice(0, self._num_before_step)
         self.gap = measure_sampling_gap(self.data_D[first], logprobs_D[first])
         return logprobs_D, metrics | compute_kl_sample_train(self.data_D, logprobs_D)

@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from tinker_cookbook.completers import TokenCompleter
-from tinker_cookbook.exceptions import AllTrajectoriesFailedError, ConfigurationError
+from tinker_cookbook.exceptions import (
+    AllTrajectoriesFailedError,
+    ConfigurationError,
+    TinkerCookbookError,
+)
 from tinker_cookbook.rl.rollout_limits import RolloutConfig
 from tinker_cookbook.rl.rollout_runner import run_rollout
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RolloutError, Trajectory
@@ -250,11 +254,16 @@ async def make_envs(builder: EnvGroupBuilder) -> list[Env]:
 
 
 def describe_error(error: Exception, where: object, timeout: float | None = None) -> RolloutError:
-    """Return the error and the line that raised it, without the whole traceback."""
+    """Return the error and the line that raised it, without the whole traceback.
+
+    Errors of the toolkit explain themselves; the line would only distract from what they say.
+    """
     name = type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         message = f"{type(where).__name__} took longer than per_rollout_timeout={timeout} seconds"
         return RolloutError(name, message)
+    if isinstance(error, TinkerCookbookError):
+        return RolloutError(name, f"{type(where).__name__}: {error}")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return RolloutError(name, f"{type(where).__name__}: {name}{place}: {error}")

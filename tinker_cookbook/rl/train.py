@@ -216,7 +216,4 @@ async def _create_reference(run: Run[Config]) -> tinker.SamplingClient | None:
 
 def context_window(run: Run[Any]) -> int | None:
     """Return the maximum tokens of prompt and reply together; None if the service does not say."""
-    for model in run.connection.capabilities().supported_models:
-        if model.model_name == run.config.model_name:
-            return getattr(model, "max_context_length", None)
-    return None
+    return run.connection.context_window()

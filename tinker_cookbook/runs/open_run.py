@@ -46,7 +46,11 @@ from tinker_cookbook.runs.checkpoints import (
     load_checkpoints_file,
 )
 from tinker_cookbook.runs.directory import open_log_dir, truncate_metrics
-from tinker_cookbook.runs.options import CheckpointOptions, SharedOptions
+from tinker_cookbook.runs.options import (
+    CheckpointOptions,
+    SharedOptions,
+    check_reply_length,
+)
 from tinker_cookbook.runs.report import report_complete, report_saved
 from tinker_cookbook.runs.token_meter import TokenMeter, count_tokens
 from tinker_cookbook.runs.training_client import build_adam_params, create_training_client
@@ -196,7 +200,8 @@ class Run(Generic[C]):
             weights are.
 
         Raises:
-            ConfigurationError: if the data have changed, or the service refuses the run.
+            ConfigurationError: if the data have changed, replies of `max_tokens` fill the model's
+                context, or the service refuses the run.
             CheckpointError: if the service no longer has the checkpoint to resume from.
         """
         self.total_steps = total_steps
@@ -208,6 +213,7 @@ class Run(Generic[C]):
         if data_fingerprint is not None:
             self._check_same_data(data_fingerprint)
             self._data_state = {FINGERPRINT: data_fingerprint}
+        await asyncio.to_thread(self._check_reply_length)
         self.metrics = self._opened.enter_context(_open_loggers(self))
         if self.metrics.store is not None and self.start_step:
             self._meter.resume((self.metrics.store.read_metrics() or [{}])[-1])
@@ -338,6 +344,11 @@ class Run(Generic[C]):
             "data, continue with the new data (behavior_if_log_dir_exists=resume), or start over "
             "(behavior_if_log_dir_exists=delete)."
         )
+
+    def _check_reply_length(self) -> None:
+        if getattr(self.config, "max_tokens", None) is not None:
+            window = self.connection.context_window()
+            check_reply_length(self.config, self.connection.model_name, window)
 
     def _write_spans(self, step: int, window: trace.IterationWindow) -> None:
         folder, every = Path(self.log_path), self.config.span_chart_every

@@ -29,6 +29,7 @@ __all__ = [
     "SharedOptions",
     "TrackingOptions",
     "check_options",
+    "check_reply_length",
     "expand_path",
     "shared_options",
 ]
@@ -228,6 +229,7 @@ _RULES = {
     "num_epochs": _AT_LEAST_1,
     "batch_size": _AT_LEAST_1,
     "groups_per_batch": _AT_LEAST_1,
+    "group_size": _AT_LEAST_1,
     "num_batches": _AT_LEAST_1,
     "num_problems": _AT_LEAST_1,
     "num_substeps": _AT_LEAST_1,
@@ -242,6 +244,7 @@ _RULES = {
     "max_tokens": _AT_LEAST_1,
     "largest": _AT_LEAST_1,
     "temperature": _POSITIVE,
+    "dpo_beta": _POSITIVE,
     "timeout_seconds": _POSITIVE,
     "batch": _NOT_NEGATIVE,
     "test_problems": _NOT_NEGATIVE,
@@ -280,6 +283,30 @@ def check_options(config: object) -> None:
             continue
         if not math.isfinite(value) or not holds(value):
             raise ConfigurationError(f"{name}={value} {problem}; {advice}.")
+
+
+def check_reply_length(
+    config: object, model_name: str, context_window: int | None, *, field: str = "max_tokens"
+) -> None:
+    """Refuse a `max_tokens` with which no prompt fits; the service would refuse every sample.
+
+    Args:
+        config: Settings; without the field, nothing is checked.
+        model_name: The model that samples.
+        context_window: Its maximum tokens of prompt and reply together; None: unknown.
+        field: Name of the setting.
+
+    Raises:
+        ConfigurationError: if nothing is left of the context for a prompt.
+    """
+    max_tokens: int | None = getattr(config, field, None)
+    if max_tokens is None or context_window is None or max_tokens < context_window:
+        return
+    raise ConfigurationError(
+        f"{field}={max_tokens} leaves no room for a prompt: {model_name} reads at most "
+        f"{context_window} tokens of prompt and reply together; use a {field} below "
+        f"{context_window} minus the longest prompt."
+    )
 
 
 def shared_options(config: Any, target: type) -> dict[str, Any]:

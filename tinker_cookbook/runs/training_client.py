@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook import checkpoint_utils
-from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.runs import interrupts
 from tinker_cookbook.runs.options import ModelOptions, OptimizerOptions
 from tinker_cookbook.unembedding import choose_train_unembed
@@ -24,8 +24,19 @@ __all__ = [
     "add_service_metrics",
     "build_adam_params",
     "create_training_client",
+    "failed_step",
     "snapshot_weights",
 ]
+
+
+def failed_step(error: Exception, step: int | None = None) -> TrainingError:
+    """Return the error of a training step that the service refused or could not do."""
+    name = "the training step" if step is None else f"step {step}"
+    return TrainingError(
+        f"{name} failed on the service: {service_message(error)} The same command resumes from the "
+        "last checkpoint. If this names a fault of the data or a setting, correct that first "
+        "(max_length=... cuts long rows)."
+    )
 
 
 async def create_training_client(

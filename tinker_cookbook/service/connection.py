@@ -137,6 +137,16 @@ class Connection:
             models = [model.get("model_name") for model in answer.get("supported_models") or []]
         return sorted(name for name in models if name)
 
+    def context_window(self) -> int | None:
+        """Return the model's maximum tokens of prompt and reply together; None if not told.
+
+        Errors are those of `capabilities`.
+        """
+        for model in self.capabilities().supported_models:
+            if model.model_name == self.model_name:
+                return getattr(model, "max_context_length", None)
+        return None
+
     def tokenizer_folder(self, model_name: str) -> Path | None:
         """Return a model's tokenizer folder; None unless the service names one on this machine."""
         try:

@@ -49,9 +49,16 @@ _REPLY_MODES = (
     TrainOnWhat.LAST_ASSISTANT_TURN,
     TrainOnWhat.ALL_ASSISTANT_MESSAGES,
 )
+_NO_REPLY = "messages has no assistant turn"
 _RENDER_ERRORS = (RendererError, DataError, NotImplementedError, OSError)
 
-__all__ = ["ConversationRenderer", "RenderedRow", "conversation_to_datum", "conversation_to_datums"]
+__all__ = [
+    "ConversationRenderer",
+    "RenderedRow",
+    "conversation_to_datum",
+    "conversation_to_datums",
+    "refuse_without_reply",
+]
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,26 @@ def _rendered_row(
         num_trained_tokens=sum(int(np.count_nonzero(weights)) for _, weights in examples),
         num_kept_tokens=sum(int(min(length, limit)) for length in lengths),
         num_kept_trained_tokens=int(sum(trained)),
+    )
+
+
+def refuse_without_reply(where: str, conversation: Conversation, mode: TrainOnWhat) -> None:
+    """Refuse a row in which `mode` trains replies and there is none, without rendering it.
+
+    Raises:
+        ConversationError: naming the row.
+    """
+    if conversation.text is not None or TrainOnWhat(mode) not in _REPLY_MODES:
+        return
+    if all(message["role"] != "assistant" for message in conversation.messages):
+        reason = _nothing_trained(_NO_REPLY, mode)
+        raise ConversationError(f"{where}: {reason}", "nothing to train")
+
+
+def _nothing_trained(problem: str, mode: TrainOnWhat) -> str:
+    return (
+        f"{problem}, so train_on_what={TrainOnWhat(mode).value} trains nothing; end it with an "
+        "assistant message, or use another train_on_what."
     )
 
 
@@ -298,7 +325,6 @@ class ConversationRenderer:
 
     def _why_nothing_is_trained(self, conversation: Conversation) -> str:
         roles = [message["role"] for message in conversation.messages]
-        mode = TrainOnWhat(self.train_on_what).value
         if conversation.weightless or conversation.num_context:
             return (
                 "every reply that train_on_what would train has weight 0 or belongs to the prompt, "
@@ -307,12 +333,9 @@ class ConversationRenderer:
         if self.train_on_what == TrainOnWhat.CUSTOMIZED:
             return "no message has trainable=true; mark at least one, or use another train_on_what."
         if "assistant" not in roles:
-            problem = "messages has no assistant turn"
+            problem = _NO_REPLY
         elif roles[-1] != "assistant":
             problem = f"the last message is from {roles[-1]!r}"
         else:
             problem = "the conversation has no trained token"
-        return (
-            f"{problem}, so train_on_what={mode} trains nothing; end it with an assistant message, "
-            "or use another train_on_what."
-        )
+        return _nothing_trained(problem, self.train_on_what)

@@ -24,6 +24,7 @@ from tinker_cookbook.supervised.conversation_renderer import (
     RenderedRow,
     conversation_to_datum,
     conversation_to_datums,
+    refuse_without_reply,
 )
 from tinker_cookbook.supervised.conversations import MarkupMode, SourceRow, parse_row
 from tinker_cookbook.supervised.lazy_dataset import (
@@ -280,7 +281,10 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         source, parts = open_parts(self.file_path)
-        counts = source.check_rows(self.markup)
+        mode = self.common_config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES
+        counts = source.check_rows(
+            self.markup, refuse=lambda where, row: refuse_without_reply(where, row, mode)
+        )
         test_size = _checked_test_size(self.test_size, len(source), self.file_path)
         summary = counts.lines(
             f"{source.name}: {len(source):,} rows, {source.container}", len(source)

@@ -24,7 +24,7 @@ from tinker_cookbook.runs.best_checkpoint import BestWeights
 from tinker_cookbook.runs.checkpoint_manager import FinishSave
 from tinker_cookbook.runs.open_run import Run, RunResult, open_run
 from tinker_cookbook.runs.options import SharedOptions, check_options, expand_path
-from tinker_cookbook.runs.training_client import add_service_metrics, snapshot_weights
+from tinker_cookbook.runs.training_client import add_service_metrics, failed_step, snapshot_weights
 from tinker_cookbook.runs.workload import Workload
 from tinker_cookbook.supervised.schedule import Schedule, epoch_seed
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
@@ -322,12 +322,7 @@ class _Loop:
 
     def _failed_step(self, step: int, error: Exception) -> TrainingError:
         text = service_message(error)
-        if "nan" in text.lower():
-            return self._diverged(step, text)
-        return TrainingError(
-            f"step {step} failed on the service: {text} The same command resumes from the last "
-            "checkpoint."
-        )
+        return self._diverged(step, text) if "nan" in text.lower() else failed_step(error, step)
 
     def _diverged(self, step: int, text: str) -> TrainingError:
         return TrainingError(

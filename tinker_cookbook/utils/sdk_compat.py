@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,6 +29,8 @@ __all__ = [
     "create_client",
     "drop_unknown_session_options",
     "has_rest_client",
+    "hide_reported_errors",
+    "is_refusal",
     "known_base_model",
     "model_path_of",
     "rest_client_of",
@@ -148,6 +151,32 @@ async def model_path_of(sampling_client: object) -> str | None:
     """
     ask = getattr(sampling_client, "_get_sampler_submit", None)
     return None if ask is None else getattr(await awaitable(ask()), "model_path", None)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether this is an error of the SDK that says that a request was at fault."""
+    import tinker
+
+    if isinstance(error, tinker.APIStatusError):
+        return 400 <= error.status_code < 500
+    return (
+        isinstance(error, tinker.RequestFailedError)
+        and error.category == tinker.types.RequestErrorCategory.User
+    )
+
+
+def hide_reported_errors() -> None:
+    """Drop the line that the SDK logs before it raises the error of a request.
+
+    Programs report what is raised; with it, a batch of refused requests would fill the screen.
+    """
+    logger = logging.getLogger("tinker.lib.retry_handler")
+    if _is_not_reported not in logger.filters:
+        logger.addFilter(_is_not_reported)
+
+
+def _is_not_reported(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Request failed with non-retryable error")
 
 
 def service_message(error: Exception) -> str:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import chz
 
 from tinker_cookbook import recipe
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 
@@ -57,6 +58,22 @@ class Config(train_dpo.PreferenceOptions):
     learning_rate: float = 5e-4
     eval_every: int = 100
     save_every: int = 10
+
+    @chz.validate
+    def _check_pairs(self) -> None:
+        """Refuse numbers of replies that cannot give a batch of pairs, before any is sampled."""
+        for name, least in (("num_prompts", 1), ("samples_per_prompt", 2), ("pairs_per_prompt", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)} gives no pair; use {least} or more."
+                )
+        most = self.num_prompts * self.pairs_per_prompt
+        if self.data is None and self.batch_size > most:
+            raise ConfigurationError(
+                f"batch_size={self.batch_size} is more than the {most} pairs that num_prompts="
+                f"{self.num_prompts} with pairs_per_prompt={self.pairs_per_prompt} can give; use "
+                "a smaller batch, or more prompts."
+            )
 
 
 def build(config: Config) -> train_dpo.Config:

@@ -1,5 +1,7 @@
 """Where questions come from, and how rows of each source become questions."""
 
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """The environments of single examples, and the helpers that benchmarks of other programs import."""
 
+# pyright: reportGeneralTypeIssues=false
+
 import asyncio
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Lanes, futures and the sharing of time, without torch."""
 
+# pyright: reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import asyncio

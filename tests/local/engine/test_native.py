@@ -1,5 +1,7 @@
 """The compiled kernels alone, on every shape of tile, format and mix of adapters."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import json

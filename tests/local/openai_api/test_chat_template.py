@@ -1,5 +1,7 @@
 """Chat templates: the same tokens as transformers gives, and no way in for control tokens."""
 
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import functools

@@ -1,5 +1,7 @@
 """Request bodies: what clients send and means nothing, histories as clients keep them."""
 
+# pyright: reportArgumentType=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from typing import Any

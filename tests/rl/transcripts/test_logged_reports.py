@@ -1,5 +1,7 @@
 """What environments log with logtree: kept with their group, written next to the transcripts."""
 
+# pyright: reportIndexIssue=false
+
 from __future__ import annotations
 
 import asyncio

@@ -27,7 +27,7 @@ from tinker_cookbook.eval.benchmarks._types import (
 from tinker_cookbook.eval.endpoint import EndpointClient
 from tinker_cookbook.eval.graders.choices import grade_likelihood
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
-from tinker_cookbook.utils.sdk_compat import call
+from tinker_cookbook.utils.sdk_compat import call, service_message
 
 if TYPE_CHECKING:
     import tinker
@@ -119,7 +119,7 @@ class LikelihoodEnv:
         try:
             logprobs = await call(client, "compute_logprobs", prompt, **_last_n(client, count))
         except (tinker.TinkerError, ValueError) as error:
-            raise TrainingError(f"the service could not score: {error}") from error
+            raise TrainingError(f"the service could not score: {service_message(error)}") from error
         scored = [value for value in logprobs[-count:] if value is not None]
         if len(scored) != count:
             raise TrainingError(

@@ -365,16 +365,11 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def _context_window(model_name: str) -> int | None:
-    """Return `max_position_embeddings` of the model's config.json, if it is on this machine."""
-    import json
-
+    """Return the maximum tokens that a model reads, if its config.json can be had."""
     from tinker_cookbook.exceptions import TinkerCookbookError
-    from tinker_cookbook.model_files import resolve_model_folder
+    from tinker_cookbook.model_files import read_context_window, resolve_model_folder
 
     try:
-        folder = resolve_model_folder(model_name, weights=False)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (TinkerCookbookError, OSError, ValueError):
+        return read_context_window(resolve_model_folder(model_name, weights=False))
+    except (TinkerCookbookError, OSError):
         return None
-    window = (config.get("text_config") or config).get("max_position_embeddings")
-    return window if isinstance(window, int) else None

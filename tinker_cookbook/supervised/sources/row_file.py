@@ -6,15 +6,16 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
 from tinker_cookbook.exceptions import DataFormatError, DataValidationError
 from tinker_cookbook.supervised.conversations import (
+    Conversation,
     MarkupMode,
     SourceRow,
     parse_row,
@@ -120,6 +121,13 @@ class ReadCounts:
         return ", ".join([*listed, "..."] if len(self.unused) > 12 else listed)
 
 
+RowCheck: TypeAlias = Callable[[str, Conversation], None]
+
+
+def accept_row(where: str, conversation: Conversation) -> None:
+    """Refuse no row."""
+
+
 class DataSource(Protocol):
     """Rows by index, from one file or several."""
 
@@ -152,6 +160,7 @@ class DataSource(Protocol):
         *,
         full_check_bytes: int = FULL_CHECK_BYTES,
         spread_rows: int = SPREAD_CHECK_ROWS,
+        refuse: RowCheck = accept_row,
     ) -> ReadCounts: ...
 
     def close(self) -> None: ...
@@ -247,8 +256,16 @@ class RowFile:
         *,
         full_check_bytes: int = FULL_CHECK_BYTES,
         spread_rows: int = SPREAD_CHECK_ROWS,
+        refuse: RowCheck = accept_row,
     ) -> ReadCounts:
         """Parse every row of a file up to this size, or evenly spread rows of a larger file.
+
+        Args:
+            markup: as of `parse_row`.
+            full_check_bytes: size up to which every row is checked.
+            spread_rows: number of checked rows of a larger file.
+            refuse: raises a DataError for a row, given its place and its content, that can be read
+                but not used.
 
         Raises:
             DataError: for the first unusable row, with its file and line.
@@ -261,7 +278,9 @@ class RowFile:
         counts = ReadCounts()
         for start in range(0, len(picked), _ROWS_PER_READ):
             for row in self.rows(picked[start : start + _ROWS_PER_READ]):
-                counts.add(parse_row(row, markup))
+                conversation = parse_row(row, markup)
+                refuse(row.where, conversation)
+                counts.add(conversation)
         return counts
 
     def _refuse_oversized(self) -> None:

@@ -18,7 +18,9 @@ from tinker_cookbook.supervised.sources.row_file import (
     SPREAD_CHECK_ROWS,
     DataSource,
     ReadCounts,
+    RowCheck,
     RowFile,
+    accept_row,
 )
 
 __all__ = ["Mix", "MixUntil", "OpenedPart", "SeveralFiles", "mix_lines", "open_data", "open_parts"]
@@ -79,6 +81,7 @@ class SeveralFiles:
         *,
         full_check_bytes: int = FULL_CHECK_BYTES,
         spread_rows: int = SPREAD_CHECK_ROWS,
+        refuse: RowCheck = accept_row,
     ) -> ReadCounts:
         """Check rows as of one file: all rows if all files together are small, else evenly spread
         rows of each."""
@@ -89,6 +92,7 @@ class SeveralFiles:
                 markup,
                 full_check_bytes=full_check_bytes if everything else 0,
                 spread_rows=max(20, spread_rows // len(self._files)),
+                refuse=refuse,
             )
         return counts
 

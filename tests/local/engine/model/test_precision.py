@@ -1,5 +1,7 @@
 """Products of bfloat16 numbers on a processor that has none, and hidden states between blocks."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Logits to tokens: the draw follows the distribution, its restrictions and its random numbers."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,8 @@
 """The scheduler against transformers and itself: batches, chunks, sharing and little memory."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# pyright: reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import numpy as np

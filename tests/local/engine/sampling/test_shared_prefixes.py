@@ -4,6 +4,8 @@ The compiled kernels give the same bits. torch's products may round a row by its
 batch, so results of the torch decoder agree within `LOGPROB_TOLERANCE`.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 from dataclasses import replace

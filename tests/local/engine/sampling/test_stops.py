@@ -1,5 +1,7 @@
 """Stop rules: tokens, strings over several tokens, and refused values."""
 
+# pyright: reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import pytest

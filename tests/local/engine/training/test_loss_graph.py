@@ -1,5 +1,7 @@
 """Uploaded losses: what the SDK traces is computed as the SDK computes it; all else is refused."""
 
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,7 @@
 """Bodies become dataclasses with types and limits checked; errors name the field and the value."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import dataclasses

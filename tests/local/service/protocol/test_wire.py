@@ -1,5 +1,7 @@
 """The SDK's own conversions against ours: what it sends is read, what we send it reads."""
 
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pytest
 import tinker

@@ -1,5 +1,7 @@
 """Results are kept for repeated retrieval and dropped by the rule."""
 
+# pyright: reportPossiblyUnboundVariable=false
+
 import asyncio
 import json
 import time

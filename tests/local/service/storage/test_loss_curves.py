@@ -1,5 +1,7 @@
 """What the service knows of a run's progress: measures by loss function, parts that are one run."""
 
+# pyright: reportOperatorIssue=false
+
 from __future__ import annotations
 
 import time

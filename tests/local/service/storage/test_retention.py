@@ -1,5 +1,7 @@
 """Logs, curves and records stay within bounds, and what belongs to a checkpoint stays with it."""
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import json

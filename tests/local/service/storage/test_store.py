@@ -1,5 +1,8 @@
 """Checkpoints are on disk or not at all, and a new start finds them."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportPossiblyUnboundVariable=false
+
 import dataclasses
 import errno
 import itertools
