@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +22,9 @@ import torch
 from torch import Tensor
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable
-from tinker_cookbook.local.engine.model.packed_matrix import (
-    LargePageBlocks,
-    PackedMatrix,
-    pack_pairs,
-    pack_panels,
-)
+from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 from tinker_cookbook.local.engine.model.weights import (
     FUSED,
     LayerWeights,
@@ -43,6 +36,11 @@ from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch
 from tinker_cookbook.local.engine.sampling.cache_rows import Row, cache_shape
+from tinker_cookbook.local.engine.sampling.native_adapters import (
+    LoraStruct,
+    adapter_packer,
+    lora_table,
+)
 
 __all__ = ["NativeDecoder", "native_decoder"]
 
@@ -52,13 +50,8 @@ _LANES = 16
 _EXPANDED_FLOATS = 2**16
 """A quarter of a MiB: part of a second-level cache."""
 
-_ADAPTER_BLOCK = 4 * 2**20
-"""Bytes of the blocks that hold an adapter; the last one is not full."""
-
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
-_Packer = Callable[[Tensor], Tensor]
-"""Packs a matrix of an adapter for the kernels."""
 
 
 class _Linear(ctypes.Structure):
@@ -72,10 +65,6 @@ class _Linear(ctypes.Structure):
         ("num_modules", _Long),
         ("module_out", _Long * 3),
     )
-
-
-class _Lora(ctypes.Structure):
-    _fields_ = (("a", _Pointer), ("b", _Pointer * 3))
 
 
 class _Layer(ctypes.Structure):
@@ -112,7 +101,7 @@ class _Group(ctypes.Structure):
         ("count", _Long),
         ("rank", _Long),
         ("scale", ctypes.c_float),
-        ("projections", ctypes.POINTER(_Lora)),
+        ("projections", ctypes.POINTER(LoraStruct)),
     )
 
 
@@ -147,7 +136,7 @@ class _Batch(ctypes.Structure):
     )
 
 
-_STRUCTS = (_Linear, _Lora, _Layer, _Model, _Group, _Batch)
+_STRUCTS = (_Linear, LoraStruct, _Layer, _Model, _Group, _Batch)
 
 
 def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | None:
@@ -174,8 +163,7 @@ class NativeDecoder:
         kernels.span_tokens.restype = kernels.span_heads.restype = _Long
         self._span, self._span_heads = int(kernels.span_tokens()), int(kernels.span_heads())
         panel = Products(kernels).panel
-        pack = pack_pairs if weights.paired else pack_panels
-        self._pack: _Packer = lambda matrix: pack(matrix, [len(matrix)], panel)
+        self.packer = adapter_packer(kernels, paired=weights.paired)
         self._forward_blocks = (
             kernels.forward_blocks_pairs if weights.paired else kernels.forward_blocks
         )
@@ -239,7 +227,7 @@ class NativeDecoder:
             if span.adapter is not None:
                 group.rank = span.adapter.adapter.rank
                 group.scale = span.adapter.adapter.scale
-                group.projections = _lora_table(span.adapter, arch, self._pack)
+                group.projections = lora_table(span.adapter, arch, self.packer)
         order = np.concatenate([span.rows for span in spans])
         group_of = np.repeat(np.arange(len(spans)), [len(span.rows) for span in spans])
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
@@ -380,14 +368,6 @@ class _Span:
     """int64, ascending."""
 
 
-@dataclass(frozen=True)
-class _LoraTable:
-    """An adapter as the kernels read it."""
-
-    entries: ctypes.Array[_Lora]
-    kept_alive: list[Tensor]
-
-
 def _expanded_size(weights: ModelWeights, panel: int) -> int:
     """Return the floats per thread in which panels of a quantised matrix are expanded."""
     matrices = [*weights.layers[0].matrices.values(), weights.head]
@@ -461,31 +441,3 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
         rows.setdefault(adapter, []).append(np.arange(first, end, dtype=np.int64))
         first = end
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
-
-
-def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes.Array[_Lora]:
-    """Return the packed matrices of an adapter per block and projection, then those of the head."""
-    table = stacked.native_table
-    if not isinstance(table, _LoraTable):
-        groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
-        blocks, kept = LargePageBlocks(_ADAPTER_BLOCK), list[Tensor]()
-
-        def place(matrix: Tensor) -> Tensor:
-            return blocks.place(pack(matrix))
-
-        entries = [
-            _lora_struct(stacked.adapter, group, place, kept) for group in [*groups, HEAD_PATH]
-        ]
-        table = stacked.native_table = _LoraTable((_Lora * len(entries))(*entries), kept)
-    return table.entries
-
-
-def _lora_struct(adapter: Adapter, group: str, pack: _Packer, kept: list[Tensor]) -> _Lora:
-    targets = adapter.group(group)
-    if not targets:
-        return _Lora()
-    packed = [pack(adapter.stacked_a(group))]
-    packed += [pack(adapter.b(target.path)) for target in targets]
-    kept += packed
-    addresses = [tensor.data_ptr() for tensor in packed]
-    return _Lora(addresses[0], (_Pointer * 3)(*addresses[1:]))
