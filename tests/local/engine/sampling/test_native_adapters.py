@@ -82,7 +82,8 @@ def test_packed_matrices_lose_nothing(entry: InstructionSet, compact: bool) -> N
     if library is None:
         pytest.skip("no C compiler here")
     kernels, cases = CompactKernels(library), awkward_matrices()
-    packed = PairPacker(library, compact=compact).pack([matrix for matrix, _ in cases.values()])
+    matrices = [matrix for matrix, _ in cases.values()]
+    packed = PairPacker(library, compact=compact).pack(matrices, [True] * len(matrices))
     for (name, (matrix, fits)), found in zip(cases.items(), packed, strict=True):
         numbers, expected = numbers_of(found, matrix.shape, kernels), matrix.bfloat16().float()
         assert torch.equal(numbers.isnan(), expected.isnan()), name
@@ -101,14 +102,14 @@ def mixed_adapters(base: NativeModel) -> list[StackedLora | None]:
     adapters = [random_adapter(base, n, rank=r, train_unembed=True) for n, r in enumerate((32, 70))]
     torch.manual_seed(0)
     for target in adapters[0].adapter.targets[::2]:
-        b = adapters[0].adapter.b(target.path)
-        b.copy_(with_special_numbers(b, 0.002).clamp(-1, 1))
+        a = adapters[0].adapter.a(target.path)
+        a.copy_(with_special_numbers(a, 0.002).clamp(-1, 1))
     zero, spread = random_adapter(base, 3, rank=33), random_adapter(base, 4, rank=35)
     for target in zero.adapter.targets:
         zero.adapter.b(target.path).zero_()
     for target in spread.adapter.targets[1::2]:
-        b = spread.adapter.b(target.path)
-        b.copy_(torch.exp2(torch.randint(-40, -4, b.shape).float()))
+        a = spread.adapter.a(target.path)
+        a.copy_(torch.exp2(torch.randint(-40, -4, a.shape).float()))
     return [*adapters, None, zero, spread, random_adapter(base, 5, rank=3)]
 
 
@@ -150,4 +151,4 @@ def test_decoding_has_the_bits_of_adapters_in_16_bits(
             assert torch.equal(found, prefill(plain, prompts, unpacked(chosen))), lengths
     assert adapters[0] is not None
     target = adapters[0].adapter.targets[0]
-    assert compact.packer.pack([adapters[0].adapter.a(target.path)])[0].bits == COMPACT_BITS
+    assert compact.packer.pack([adapters[0].adapter.a(target.path)], [True])[0].bits == COMPACT_BITS

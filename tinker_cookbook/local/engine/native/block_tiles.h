@@ -72,7 +72,7 @@ static void add_matrix(int64_t num, Sums sums, const Input *const *x, const Matr
 
 /* Add the low-rank part of tokens [first, end), which share an adapter, to their sums, which begin at sums[0]. */
 INLINE void add_low(const Rows *rows, int first, int end, Sums sums, int64_t panel) {
-    Matrix b = {.panels = rows->b[first], .in = rows->rank[first], .bits = rows->b_bits[first]};
+    Matrix b = {.panels = rows->b[first], .in = rows->rank[first]};
     add_matrix(end - first, sums, rows->low + first, &b, panel);
 }
 

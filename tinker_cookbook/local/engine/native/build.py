@@ -57,7 +57,6 @@ _HEADERS = (
     "block_tiles.h",
     "blocks.h",
     "compact.h",
-    "compact_sums.h",
     "decode_attention.h",
     "expanding_tiles.h",
     "float_strips.h",

@@ -6,7 +6,8 @@
 #include "compact.h"
 
 #define TABLE 16
-#define OWN_WORDS ((int64_t)(sizeof(((CompactHeader *)0)->own_list) / sizeof(uint32_t)))
+/* Numbers of a matrix of an adapter for each exception: with more of them, it is packed in 16 bits. */
+#define RARITY 200
 
 INLINE uint32_t exponent_of(uint16_t number) { return number >> 7 & 0xff; }
 
@@ -108,7 +109,7 @@ void compact_pack(const uint16_t *pairs, int64_t panels, int64_t steps, char *to
 typedef struct {
     const float *from; /* [rows, inputs] */
     int64_t rows, inputs;
-    int64_t bits;  /* COMPACT_BITS, or 0 for 16 bits */
+    int64_t bits;  /* COMPACT_BITS, if that is wanted and then if it was chosen; 0 for 16 bits */
     int64_t bytes; /* of the packed matrix */
     char *to;
 } Source;
@@ -143,22 +144,22 @@ static void round_panel(const Source *source, int64_t p, uint16_t *to) {
         round_to_panel((uint32_t *)(void *)to, i, source->from + (p * PANEL + i) * inputs, inputs);
 }
 
-/* Choose how a matrix is packed: in 12 bits, unless it would have more than one exception in `rarity` numbers or
- * take more memory than in 16. With `rarity` 0 it is packed in 16. */
-static void plan_matrix(Source *source, int64_t rarity, uint16_t *numbers) {
-    int64_t panels = panels_of(source), count = numbers_of(source), exceptions = 0, words = 0;
-    source->bits = 0, source->bytes = panels * count * 2;
-    for (int64_t p = 0; p < panels && rarity; p++) {
+/* Choose how a matrix is packed: in 16 bits, if 12 are not wanted, need too many exceptions, or save nothing. */
+static void plan_matrix(Source *source, uint16_t *numbers) {
+    int64_t panels = panels_of(source), count = numbers_of(source), exceptions = 0;
+    source->bytes = panels * count * 2;
+    if (!source->bits) return;
+    for (int64_t p = 0; p < panels; p++) {
         uint32_t table[TABLE];
         round_panel(source, p, numbers);
-        int64_t found = choose_exponents(numbers, count, table);
-        int64_t needed = list_words(source->inputs, found);
-        exceptions += found;
-        words += found || needed > OWN_WORDS ? needed : 0;
+        exceptions += choose_exponents(numbers, count, table);
     }
-    int64_t bytes = panels * compact_panel_bytes(source->inputs) + 4 * words;
-    if (rarity && exceptions * rarity <= panels * count && bytes < source->bytes)
-        source->bits = COMPACT_BITS, source->bytes = bytes;
+    int64_t bytes = panels * (compact_panel_bytes(source->inputs) + 4 * list_words(source->inputs, 0));
+    bytes += 4 * exceptions;
+    if (exceptions * RARITY > panels * count || bytes >= source->bytes)
+        source->bits = 0;
+    else
+        source->bytes = bytes;
 }
 
 /* Pack a matrix as `plan_matrix` chose. */
@@ -173,18 +174,14 @@ static void pack_matrix(const Source *source, uint16_t *numbers) {
         }
         uint32_t table[TABLE];
         round_panel(source, p, numbers);
-        int64_t found = choose_exponents(numbers, count, table);
-        int64_t words = list_words(source->inputs, found);
-        int is_own = !found && words <= OWN_WORDS;
-        char *panel = source->to + p * bytes;
-        uint32_t *own = ((CompactHeader *)(void *)panel)->own_list;
-        pack_panel(numbers, count / (2 * PANEL), table, panel, is_own ? own : list);
-        if (!is_own) list += words;
+        int64_t exceptions = choose_exponents(numbers, count, table);
+        pack_panel(numbers, count / (2 * PANEL), table, source->to + p * bytes, list);
+        list += list_words(source->inputs, exceptions);
     }
 }
 
 /* Plan (`to_pack` 0) or pack matrices. Return 0 if there is no memory. */
-int64_t compact_sources(Source *sources, int64_t count, int64_t to_pack, int64_t rarity, int64_t threads) {
+int64_t compact_sources(Source *sources, int64_t count, int64_t to_pack, int64_t threads) {
     int64_t most = 0, missing = 0;
     for (int64_t n = 0; n < count; n++) most = numbers_of(&sources[n]) > most ? numbers_of(&sources[n]) : most;
 #pragma omp parallel num_threads((int)threads)
@@ -197,7 +194,7 @@ int64_t compact_sources(Source *sources, int64_t count, int64_t to_pack, int64_t
             else if (to_pack)
                 pack_matrix(&sources[n], numbers);
             else
-                plan_matrix(&sources[n], rarity, numbers);
+                plan_matrix(&sources[n], numbers);
         }
         free(numbers);
     }
@@ -230,7 +227,7 @@ void compact_rows(const char *panels, int64_t inputs, const int64_t *rows, int64
                  to + n * inputs);
 }
 
-/* Return whether these kernels expand adapters while they multiply: fast, or in the blocks of AMX. */
+/* Return whether these kernels read the A of adapters in 12 bits. */
 int64_t expands_adapters(void) {
 #if defined(FAST_UNITS) || defined(BLOCKS)
     return 1;

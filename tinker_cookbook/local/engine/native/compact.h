@@ -28,7 +28,7 @@ typedef struct {
     int64_t exceptions;     /* offset in bytes of a list that begins with an index for each group and one more;
                              * entries [list[g], list[g + 1]) of the list are those of group g. An entry has the
                              * number's place in the expanded group in its upper half, and the number below. */
-    uint32_t own_list[14];  /* place for a short list without entries, so that reading it fetches no more memory */
+    char unused[56];
 } CompactHeader;
 
 INLINE int64_t compact_panel_bytes(int64_t inputs) {

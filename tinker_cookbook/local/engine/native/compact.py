@@ -21,9 +21,6 @@ __all__ = [
 COMPACT_BITS = 12
 """`COMPACT_BITS` in `compact.h`."""
 
-_RARITY = 200
-"""Numbers of a matrix of an adapter for each exception; with more exceptions it has 16 bits."""
-
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
 
@@ -41,28 +38,22 @@ class Source(ctypes.Structure):
     )
 
 
-def pack_sources(
-    library: ctypes.CDLL, sources: ctypes.Array[Source], *, compact: bool, only_plan: bool
-) -> None:
+def pack_sources(library: ctypes.CDLL, sources: ctypes.Array[Source], *, only_plan: bool) -> None:
     """Choose `bits` and `num_bytes` of matrices, or pack them as they were chosen.
 
-    Args:
-        compact: whether matrices may be packed in 12 bits.
+    `bits` is 12 before where that is wanted, and 0 after where it does not pay.
 
     Raises:
         MemoryError: if there is no memory for a panel.
     """
     library.compact_sources.restype = _Long
-    rarity = _RARITY if compact else 0
-    done = library.compact_sources(
-        sources, _Long(len(sources)), _Long(not only_plan), _Long(rarity), _threads()
-    )
+    done = library.compact_sources(sources, _Long(len(sources)), _Long(not only_plan), _threads())
     if not done:
         raise MemoryError("no memory to pack an adapter")
 
 
 def expands_adapters(library: ctypes.CDLL) -> bool:
-    """Return whether kernels can read adapters in 12 bits."""
+    """Return whether kernels can read the matrices A of adapters in 12 bits."""
     return bool(library.expands_adapters())
 
 

@@ -66,7 +66,7 @@ typedef struct {
 typedef struct {
     const void *a;    /* [modules * rank, in], packed as one module; NULL if not adapted */
     const void *b[3]; /* [out, rank] for each module, packed */
-    int64_t a_bits, b_bits[3]; /* 12 for compact matrices (`compact.h`), otherwise 0 */
+    int64_t a_bits;   /* 12 if `a` is compact (`compact.h`), otherwise 0 */
 } Lora;
 
 typedef struct {
@@ -139,11 +139,6 @@ typedef struct {
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 
-/* Return the bytes of a panel of a matrix of an adapter. */
-INLINE int64_t low_panel_bytes(int64_t in, int64_t bits) {
-    return bits ? quantised_panel_bytes(in, bits) : STEPS(in) * PANEL * 4;
-}
-
 #ifdef FAST_UNITS
 #include "later.h"
 #else
@@ -156,7 +151,7 @@ typedef struct {
     float *y[MAX_ROWS]; /* at the module's first output */
     const Input *low[MAX_ROWS];
     const char *b[MAX_ROWS]; /* packed B of the module; NULL without an adapter */
-    int64_t rank[MAX_ROWS], b_bits[MAX_ROWS];
+    int64_t rank[MAX_ROWS];
     int one_adapter;   /* whether `b` is the same for all */
     Team *team;        /* `low` is complete when `lows` tasks are done */
     int64_t lows;
@@ -229,7 +224,7 @@ INLINE void fetch_adapters(const int R, const int P, const Rows *rows, int64_t p
     for (int r = 0; r < R; r++) {
         if (r && rows->one_adapter) return;
         if (!rows->b[r]) continue;
-        int64_t bytes = low_panel_bytes(rows->rank[r], rows->b_bits[r]), end = (first + count) * 64;
+        int64_t bytes = STEPS(rows->rank[r]) * PANEL * 4, end = (first + count) * 64;
         if (end > P * bytes) end = P * bytes;
         for (int64_t at = first * 64; at < end; at += 64) PREFETCH(rows->b[r] + panel * bytes + at);
     }
@@ -246,7 +241,7 @@ INLINE void fetch_all_adapters(const int R, const int P, const Rows *rows, int64
 INLINE int64_t lines_per_group(const int R, const int P, const Rows *rows, int64_t in) {
     int64_t most = 0, groups = (in + GROUP_INPUTS - 1) / GROUP_INPUTS;
     for (int r = 0; r < R && !(r && rows->one_adapter); r++) {
-        int64_t bytes = rows->b[r] ? low_panel_bytes(rows->rank[r], rows->b_bits[r]) : 0;
+        int64_t bytes = rows->b[r] ? STEPS(rows->rank[r]) * PANEL * 4 : 0;
         most = bytes > most ? bytes : most;
     }
     return (P * most + groups * 64 - 1) / (groups * 64);
@@ -259,37 +254,18 @@ INLINE void fetch(const char *at, int64_t bytes, const int half) {
     if (PANEL * MATRIX_BYTES(half) > 64 && bytes > 64) PREFETCH(at + 64);
 }
 
-#ifdef PAIRS
-#include "compact_sums.h"
-#endif
-
-/* Add the low-rank part of R tokens that share an adapter whose B is compact, from token `first` on. */
-INLINE void add_low(const int R, const int P, const Rows *rows, int first, int64_t panel, vec sum[][8]) {
-#ifdef PAIRS
-    int64_t rank = rows->rank[first];
-    const char *b = rows->b[first] + panel * compact_panel_bytes(rank);
-    add_compact(R, P, rows->low + first, b, rank, sum + first);
-#else
-    (void)R, (void)P, (void)rows, (void)first, (void)panel, (void)sum; /* float32 adapters are not compact */
-#endif
-}
-
 /* Add the low-rank part for tokens with different adapters, for P panels. */
 INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
     int64_t longest = 0;
     for (int r = 0; r < R; r++) {
         if (!rows->b[r]) continue;
-        if (rows->b_bits[r]) {
-            add_low(1, P, rows, r, panel, sum);
-            continue;
-        }
         int64_t steps = STEPS(rows->rank[r]);
         longest = steps > longest ? steps : longest;
     }
     for (int64_t k = 0; k < longest; k++) {
         for (int r = 0; r < R; r++) { /* tokens take turns, so no sum waits for its own last step */
             int64_t steps = STEPS(rows->rank[r]);
-            if (!rows->b[r] || rows->b_bits[r] || k >= steps) continue;
+            if (!rows->b[r] || k >= steps) continue;
             vec value = splat_step(rows->low[r], k);
             for (int p = 0; p < P; p++) {
                 vec column[2];
@@ -306,10 +282,6 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
     if (rows->lows) await_done(rows->team, rows->lows);
     if (rows->one_adapter) {
         if (!rows->b[0]) return;
-        if (rows->b_bits[0]) {
-            add_low(R, P, rows, 0, panel, sum);
-            return;
-        }
         int64_t steps = STEPS(rows->rank[0]);
         for (int64_t k = 0; k < steps; k++) {
             vec column[8];
@@ -592,7 +564,6 @@ INLINE void set_rows(Rows *rows, int num, int64_t first, int64_t which, int64_t 
             group = &batch->groups[batch->group_of[first + r]];
             const Lora *lora = group->projections ? &group->projections[which] : 0;
             rows->b[r] = lora && lora->a ? lora->b[module] : 0;
-            rows->b_bits[r] = lora && lora->a ? lora->b_bits[module] : 0;
             rows->rank[r] = group->rank;
         }
         rows->x[r] = input_row(ops->x, ops->x_size, token);

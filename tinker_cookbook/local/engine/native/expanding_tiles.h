@@ -5,6 +5,86 @@
 #define EXPANDING_TILES_H
 
 #ifdef FAST_UNITS
+/* Bytes from a unit that is multiplied to the one that is fetched meanwhile (measured). */
+#define UNITS_AHEAD 4096
+
+/* Where the first of several tiles keeps the panels that it expands, for the others: [STEPS(in), PANEL] each. */
+typedef uint32_t *Kept;
+
+/* Multiply R tokens by one step of a compact unit. */
+INLINE void add_unit_step(const int R, const Input *const *x, int64_t k, const vec *column, vec sum[][8]) {
+    for (int r = 0; r < R; r++) {
+        vec value = splat_step(x[r], k);
+        IN_REGISTER(value);
+        for (int v = 0; v < 2; v++) sum[r][v] = add_step(sum[r][v], value, column[v]);
+    }
+}
+
+/* Multiply R tokens by the inputs of one group of a compact panel, whose units are expanded in registers.
+ * With `keep`, the expanded panel is stored at `kept`, and memory is fetched as in `tile`. */
+INLINE void add_tall_units(const int R, const int keep, const Rows *rows, const char *w, int64_t first,
+                           int64_t last, const char *ahead, Kept kept, vec sum[][8]) {
+    __m512i table = _mm512_loadu_si512(w);
+    for (int64_t k = first; k < last; k += 2) {
+        const char *unit = unit_of(w, k / 2);
+        for (int64_t at = 0; at < UNIT_BYTES && !keep; at += 64) PREFETCH(unit + UNITS_AHEAD + at);
+        __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
+        for (int s = 0; s < 2; s++) {
+            if (s && k + 1 >= last) continue;
+            if (keep) fetch(ahead + (k + s) * rows->pace, rows->pace, 1);
+            __m512i both = _mm512_loadu_si512(unit + s * 2 * PANEL);
+            vec column[2];
+            for (int v = 0; v < 2; v++) {
+                column[v] = unit_vector(both, codes, table, s, v);
+                IN_REGISTER(column[v]);
+                if (keep) *(uvec_any *)(kept + (k + s) * PANEL + v * LANES) = (uvec)column[v];
+            }
+            add_unit_step(R, rows->x, k + s, column, sum);
+        }
+    }
+}
+
+/* The same for few tokens and P panels, without keeping: weights are multiplied from memory. */
+INLINE void add_units(const int R, const int P, const Rows *rows, const char *w, int64_t bytes,
+                      int64_t first, int64_t last, vec sum[][8]) {
+    const Input *const *x = rows->x;
+    __m512i table[4];
+    for (int p = 0; p < P; p++) table[p] = _mm512_loadu_si512(w + p * bytes);
+    for (int64_t k = first; k < last; k += 2) {
+        for (int p = 0; p < P; p++) {
+            const char *unit = unit_of(w + p * bytes, k / 2);
+            for (int64_t at = 0; at < UNIT_BYTES; at += 64) PREFETCH(unit + UNITS_AHEAD + at);
+            __m512i codes = _mm512_loadu_si512(unit + 4 * PANEL);
+            for (int s = 0; s < 2; s++) {
+                if (s && k + 1 >= last) continue;
+                __m512i both = _mm512_loadu_si512(unit + s * 2 * PANEL);
+                for (int v = 0; v < 2; v++) {
+                    vec column = unit_vector(both, codes, table[p], s, v);
+                    for (int r = 0; r < R; r++)
+                        sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(x[r], k + s), column);
+                }
+            }
+        }
+    }
+}
+
+/* The same for groups with exceptions: they are expanded in memory. */
+INLINE void add_expanded(const int R, const int P, const int keep, const Rows *rows, const char *w,
+                         int64_t bytes, int64_t first, int64_t last, Kept kept, vec sum[][8]) {
+    uint32_t own[GROUP_INPUTS / 2 * PANEL], *expanded = keep ? kept + first * PANEL : own;
+    for (int p = 0; p < P; p++) {
+        expand_compact(expanded, w + p * bytes, 2 * first, 2 * (last - first), 0);
+        for (int64_t k = first; k < last; k++)
+            for (int v = 0; v < 2; v++) {
+                vec column = load_pairs(expanded + (k - first) * PANEL + v * LANES);
+                for (int r = 0; r < R; r++)
+                    sum[r][2 * p + v] = add_step(sum[r][2 * p + v], splat_step(rows->x[r], k), column);
+            }
+    }
+}
+
+/* Tiles of more tokens have one panel, whose weights stay in registers. */
+#define TALL(R) ((R) > 6)
 #define COMPACT_PANELS_FOR(R) ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
 
 /* Multiply R tokens by P compact panels; see `tile`. `w` points to the first panel. With `keep` (only for one
@@ -16,16 +96,20 @@ INLINE void compact_tile(const int R, const int P, const int keep, const Rows *r
     vec sum[MAX_ROWS][8];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
+    const uint32_t *list[4];
+    for (int p = 0; p < P; p++) list[p] = exceptions_of(w + p * bytes);
     for (int64_t first = 0, g = 0; first < steps; first += step, g++) {
         int64_t last = first + step < steps ? first + step : steps;
         fetch_adapters(R, P, rows, panel, g * lines, lines);
         fetch_later(rows->later, rows->later_lines);
-        if (!is_plain(P, w, bytes, g))
-            add_expanded(R, P, rows->x, w, bytes, first, last, keep ? kept + first * PANEL : 0, sum);
-        else if (keep)
-            add_kept_units(R, rows, w, first, last, ahead, kept, sum);
+        int plain = 1;
+        for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
+        if (!plain)
+            add_expanded(R, P, keep, rows, w, bytes, first, last, kept, sum);
+        else if (keep || TALL(R))
+            add_tall_units(R, keep, rows, w, first, last, ahead, kept, sum);
         else
-            add_units(R, P, 1, rows->x, w, bytes, first, last, sum);
+            add_units(R, P, rows, w, bytes, first, last, sum);
     }
     add_adapter(R, P, rows, panel, sum);
     for (int r = 0; r < R; r++)

@@ -17,7 +17,8 @@ typedef struct {
 static int64_t bytes_of_a(const Linear *linear, const Group *group, int64_t which) {
     const Lora *lora = group->projections ? &group->projections[which] : 0;
     if (!lora || !lora->a) return 0;
-    return num_panels(group->rank * linear->num_modules) * low_panel_bytes(linear->in, lora->a_bits);
+    int64_t panel = lora->a_bits ? compact_panel_bytes(linear->in) : STEPS(linear->in) * PANEL * 4;
+    return num_panels(group->rank * linear->num_modules) * panel;
 }
 
 /* Turn to the next matrix A; return 0 if there is none. */

@@ -1,8 +1,9 @@
 """Adapters in the form that the compiled kernels read: the matrices A and B of each projection.
 
-For arithmetic in bfloat16 they are rounded and packed in pairs; where the kernels expand panels
-fast, in 12 bits per number instead of 16 (`native/compact.h`), which loses nothing. A matrix with
-too many different exponents, or a small one, stays in 16 bits.
+For arithmetic in bfloat16 they are rounded and packed in pairs. Where the kernels expand panels
+fast, A has 12 bits per number instead of 16 (`native/compact.h`), which loses nothing; a matrix
+with too many different exponents, or a small one, stays in 16 bits. So does B: its panels are
+short, and it is fetched while other products run, so expanding it took longer than it saved.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_gr
 from tinker_cookbook.local.engine.model.packed_matrix import LargePageBlocks, pack_panels
 from tinker_cookbook.local.engine.model.weights import FUSED
 from tinker_cookbook.local.engine.native.compact import (
+    COMPACT_BITS,
     Source,
     expands_adapters,
     pack_sources,
@@ -45,7 +47,7 @@ _Long = ctypes.c_int64
 class LoraStruct(ctypes.Structure):
     """`Lora` in `native/decode_kernels.c`."""
 
-    _fields_ = (("a", _Pointer), ("b", _Pointer * 3), ("a_bits", _Long), ("b_bits", _Long * 3))
+    _fields_ = (("a", _Pointer), ("b", _Pointer * 3), ("a_bits", _Long))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,13 @@ class PackedLora:
 class AdapterPacker(Protocol):
     """Packs the matrices of an adapter for the kernels."""
 
-    def pack(self, matrices: list[Tensor]) -> list[PackedLora]: ...
+    def pack(self, matrices: list[Tensor], compact: list[bool]) -> list[PackedLora]:
+        """Return packed matrices.
+
+        Args:
+            compact: which of them may be packed in 12 bits.
+        """
+        ...
 
 
 class _FloatPacker:
@@ -68,7 +76,7 @@ class _FloatPacker:
     def __init__(self, panel: int) -> None:
         self._panel = panel
 
-    def pack(self, matrices: list[Tensor]) -> list[PackedLora]:
+    def pack(self, matrices: list[Tensor], compact: list[bool]) -> list[PackedLora]:
         blocks = LargePageBlocks(_BLOCK_BYTES)
         return [
             PackedLora(blocks.place(pack_panels(matrix, [len(matrix)], self._panel)), 0)
@@ -82,22 +90,23 @@ class PairPacker:
     def __init__(self, library: ctypes.CDLL, *, compact: bool) -> None:
         """
         Args:
-            compact: whether to pack in 12 bits where that is possible.
+            compact: whether the kernels read matrices in 12 bits.
         """
         self._library = library
         self._compact = compact
 
-    def pack(self, matrices: list[Tensor]) -> list[PackedLora]:
+    def pack(self, matrices: list[Tensor], compact: list[bool]) -> list[PackedLora]:
         assert all(m.dtype == torch.float32 and m.is_contiguous() for m in matrices)
         sources = (Source * len(matrices))()
-        for source, matrix in zip(sources, matrices, strict=True):
+        for source, matrix, wanted in zip(sources, matrices, compact, strict=True):
             source.matrix, (source.rows, source.inputs) = matrix.data_ptr(), matrix.shape
-        pack_sources(self._library, sources, compact=self._compact, only_plan=True)
+            source.bits = COMPACT_BITS if self._compact and wanted else 0
+        pack_sources(self._library, sources, only_plan=True)
         blocks, packed = LargePageBlocks(_BLOCK_BYTES), list[PackedLora]()
         for source in sources:
             packed.append(PackedLora(blocks.reserve(source.num_bytes), source.bits))
             source.to = packed[-1].panels.data_ptr()
-        pack_sources(self._library, sources, compact=self._compact, only_plan=False)
+        pack_sources(self._library, sources, only_plan=False)
         return packed
 
 
@@ -133,7 +142,8 @@ def lora_table(
 def _new_table(adapter: Adapter, arch: ArchConfig, packer: AdapterPacker) -> _LoraTable:
     groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
     matrices = [_matrices(adapter, group) for group in [*groups, HEAD_PATH]]
-    packed = packer.pack([matrix for group in matrices for matrix in group])
+    is_a = [number == 0 for group in matrices for number in range(len(group))]
+    packed = packer.pack([matrix for group in matrices for matrix in group], is_a)
     parts = iter(packed)
     structs = [_lora_struct([next(parts) for _ in group]) for group in matrices]
     return _LoraTable((LoraStruct * len(structs))(*structs), packed)
@@ -155,5 +165,4 @@ def _lora_struct(packed: list[PackedLora]) -> LoraStruct:
         a=a.panels.data_ptr(),
         b=(_Pointer * 3)(*(part.panels.data_ptr() for part in b)),
         a_bits=a.bits,
-        b_bits=(_Long * 3)(*(part.bits for part in b)),
     )
