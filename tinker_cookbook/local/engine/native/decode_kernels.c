@@ -240,7 +240,7 @@ INLINE void fetch_all_adapters(const int R, const int P, const Rows *rows, int64
  * a thread has to wait if more of them are on their way than the processor can track. */
 INLINE int64_t lines_per_group(const int R, const int P, const Rows *rows, int64_t in) {
     int64_t most = 0, groups = (in + GROUP_INPUTS - 1) / GROUP_INPUTS;
-    for (int r = 0; r < R && !(r && rows->one_adapter); r++) {
+    for (int r = 0; r < R; r++) {
         int64_t bytes = rows->b[r] ? STEPS(rows->rank[r]) * PANEL * 4 : 0;
         most = bytes > most ? bytes : most;
     }
@@ -616,7 +616,9 @@ static void project(Team *team, const Linear *linear, int64_t which, const Batch
                     const Operands *ops, const Linear *next) {
     Lows lows = {.team = team};
 #ifdef FAST_UNITS
-    Later later = {.batch = batch, .linear = next, .which = which + 1, .group = -1};
+    /* One adapter is so small that fetching it ahead takes longer than it saves. */
+    Later later = {.batch = batch, .which = which + 1, .group = -1};
+    if (batch->num_groups > 1) later.linear = next;
     lows.later = &later;
     lows.later_lines = later_lines(linear, &later);
 #else
