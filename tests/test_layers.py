@@ -91,8 +91,8 @@ MAY_IMPORT_LOCAL = (LOCAL, f"{PACKAGE}.commands")
 ENGINE_SEAM = "types settings csr loss_graph loss_graph_names memory budget"
 """Modules of the engine that say what crosses its border; they hold no torch models."""
 SAMPLING_MODEL = """adapters batch cache_rows kv_cache known_scores prefix_index prefix_store
-random_numbers torch_decoder native_decoder native_structs hf_decoder torch_layers adapter_bank
-static_step static_decoder cuda_graphs"""
+random_numbers torch_decoder native_adapters native_decoder native_structs hf_decoder
+torch_layers adapter_bank static_step static_decoder cuda_graphs"""
 """Modules of sampling that compute batches; they know nothing of requests and scheduling."""
 LOCAL_ROOMS: dict[str, str] = {
     "errors": "",

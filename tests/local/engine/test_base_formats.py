@@ -94,7 +94,7 @@ def test_every_number_of_tokens_multiplies_the_rounded_weights(
     tmp_path: Path, base_format: str, generic: bool
 ) -> None:
     """Few tokens expand the weights in their tiles, and many read an expanded copy."""
-    sources = ("decode_kernels.c", "pair_decode.c", "products.c", "pair_products.c")
+    sources = ("compact.c", "decode_kernels.c", "pair_decode.c", "products.c", "pair_products.c")
     kernels = load_kernels_for(available_sets()[0], sources) if generic else load_kernels()
     if kernels is None:
         pytest.skip("no C compiler here")

@@ -60,6 +60,7 @@ _HEADERS = (
     "decode_attention.h",
     "expanding_tiles.h",
     "float_strips.h",
+    "later.h",
     "pair_strips.h",
     "pairs.h",
     "quantised.h",

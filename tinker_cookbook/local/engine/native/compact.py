@@ -9,13 +9,52 @@ from torch import Tensor
 
 from tinker_cookbook.local.engine.native.instructions import choose_set
 
-__all__ = ["COMPACT_BITS", "CompactKernels", "expands_fast"]
+__all__ = [
+    "COMPACT_BITS",
+    "CompactKernels",
+    "Source",
+    "expands_adapters",
+    "expands_fast",
+    "pack_sources",
+]
 
 COMPACT_BITS = 12
 """`COMPACT_BITS` in `compact.h`."""
 
 _Pointer = ctypes.c_void_p
 _Long = ctypes.c_int64
+
+
+class Source(ctypes.Structure):
+    """`Source` in `compact.c`: a matrix of an adapter in float32, to be rounded and packed."""
+
+    _fields_ = (
+        ("matrix", _Pointer),
+        ("rows", _Long),
+        ("inputs", _Long),
+        ("bits", _Long),
+        ("num_bytes", _Long),
+        ("to", _Pointer),
+    )
+
+
+def pack_sources(library: ctypes.CDLL, sources: ctypes.Array[Source], *, only_plan: bool) -> None:
+    """Choose `bits` and `num_bytes` of matrices, or pack them as they were chosen.
+
+    `bits` is 12 before where that is wanted, and 0 after where it does not pay.
+
+    Raises:
+        MemoryError: if there is no memory for a panel.
+    """
+    library.compact_sources.restype = _Long
+    done = library.compact_sources(sources, _Long(len(sources)), _Long(not only_plan), _threads())
+    if not done:
+        raise MemoryError("no memory to pack an adapter")
+
+
+def expands_adapters(library: ctypes.CDLL) -> bool:
+    """Return whether kernels can read the matrices A of adapters in 12 bits."""
+    return bool(library.expands_adapters())
 
 
 def expands_fast() -> bool:

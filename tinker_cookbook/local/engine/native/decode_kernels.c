@@ -66,6 +66,7 @@ typedef struct {
 typedef struct {
     const void *a;    /* [modules * rank, in], packed as one module; NULL if not adapted */
     const void *b[3]; /* [out, rank] for each module, packed */
+    int64_t a_bits;   /* 12 if `a` is compact (`compact.h`), otherwise 0 */
 } Lora;
 
 typedef struct {
@@ -136,6 +137,14 @@ typedef struct {
 #define EACH_NUMBER_OF_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
 
+INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
+
+#ifdef FAST_UNITS
+#include "later.h"
+#else
+typedef void Later;
+#endif
+
 /* Up to MAX_ROWS tokens of one product. */
 typedef struct {
     const Input *x[MAX_ROWS];
@@ -149,6 +158,8 @@ typedef struct {
     const char *ahead; /* memory to fetch into the cache meanwhile, for the first panel */
     int64_t stride;    /* bytes from there to that for the next panel */
     int64_t pace;      /* bytes of it to fetch for each step of the sum, for every panel */
+    Later *later;      /* what compact panels fetch for the next product */
+    int64_t later_lines;
 } Rows;
 
 /* How the sums of one module are finished: y = scale * sum (+ bias) (+ y). */
@@ -206,15 +217,49 @@ INLINE void finish_panel(const vec *sum, float *y, const Finish *finish, int64_t
 #ifdef BLOCKS
 #include "block_tiles.h"
 #else
-/* Add the low-rank part for tokens with different adapters, for P panels. Meanwhile the adapters' rows
- * for the next panels are fetched from memory. */
+/* Fetch cache lines [first, first + count) of each adapter's rows for P panels, for `add_adapter` at the end of a
+ * tile. */
+INLINE void fetch_adapters(const int R, const int P, const Rows *rows, int64_t panel, int64_t first,
+                           int64_t count) {
+    for (int r = 0; r < R; r++) {
+        if (r && rows->one_adapter) return;
+        if (!rows->b[r]) continue;
+        int64_t bytes = STEPS(rows->rank[r]) * PANEL * 4, end = (first + count) * 64;
+        if (end > P * bytes) end = P * bytes;
+        for (int64_t at = first * 64; at < end; at += 64) PREFETCH(rows->b[r] + panel * bytes + at);
+    }
+}
+
+/* Fetch all of it at once, for tokens with different adapters. */
+INLINE void fetch_all_adapters(const int R, const int P, const Rows *rows, int64_t panel) {
+    if (!rows->one_adapter) fetch_adapters(R, P, rows, panel, 0, INT32_MAX);
+}
+
+#ifdef FAST_UNITS
+/* Return the cache lines of each adapter to fetch for each group of inputs of P compact panels. Few at a time:
+ * a thread has to wait if more of them are on their way than the processor can track. */
+INLINE int64_t lines_per_group(const int R, const int P, const Rows *rows, int64_t in) {
+    int64_t most = 0, groups = (in + GROUP_INPUTS - 1) / GROUP_INPUTS;
+    for (int r = 0; r < R; r++) {
+        int64_t bytes = rows->b[r] ? STEPS(rows->rank[r]) * PANEL * 4 : 0;
+        most = bytes > most ? bytes : most;
+    }
+    return (P * most + groups * 64 - 1) / (groups * 64);
+}
+#endif
+
+/* Fetch the cache lines of `bytes` bytes, which are at most those of one step of a panel. */
+INLINE void fetch(const char *at, int64_t bytes, const int half) {
+    PREFETCH(at);
+    if (PANEL * MATRIX_BYTES(half) > 64 && bytes > 64) PREFETCH(at + 64);
+}
+
+/* Add the low-rank part for tokens with different adapters, for P panels. */
 INLINE void add_adapters(const int R, const int P, const Rows *rows, int64_t panel, vec sum[][8]) {
     int64_t longest = 0;
     for (int r = 0; r < R; r++) {
         if (!rows->b[r]) continue;
         int64_t steps = STEPS(rows->rank[r]);
-        const char *next = rows->b[r] + (panel + P) * steps * PANEL * 4;
-        for (int64_t at = 0; at < P * steps * PANEL * 4; at += 64) PREFETCH(next + at);
         longest = steps > longest ? steps : longest;
     }
     for (int64_t k = 0; k < longest; k++) {
@@ -260,19 +305,6 @@ INLINE void add_adapter(const int R, const int P, const Rows *rows, int64_t pane
         for (int c = 0; c < C; c++) sum[r][c] = spilled[r][c];
 }
 
-/* Fetch the adapter's rows for P panels into the cache, for `add_adapter` at the end of a tile. */
-INLINE void fetch_adapter(const int P, const Rows *rows, int64_t panel) {
-    if (!rows->one_adapter || !rows->b[0]) return;
-    int64_t bytes = STEPS(rows->rank[0]) * PANEL * 4;
-    for (int64_t at = 0; at < P * bytes; at += 64) PREFETCH(rows->b[0] + panel * bytes + at);
-}
-
-/* Fetch the cache lines of `bytes` bytes, which are at most those of one step of a panel. */
-INLINE void fetch(const char *at, int64_t bytes, const int half) {
-    PREFETCH(at);
-    if (PANEL * MATRIX_BYTES(half) > 64 && bytes > 64) PREFETCH(at + 64);
-}
-
 /* Multiply R tokens by P panels. `w` points to the first panel, number `panel` of its module. */
 INLINE void tile(const int R, const int P, const int half, const Rows *rows, const void *w,
                  int64_t in, int64_t panel, const char *ahead, const Finish *finish) {
@@ -284,6 +316,7 @@ INLINE void tile(const int R, const int P, const int half, const Rows *rows, con
         x[r] = rows->x[r];
         for (int c = 0; c < C; c++) sum[r][c] = (vec){0};
     }
+    fetch_all_adapters(R, P, rows, panel);
     int64_t steps = STEPS(in), step = steps * PANEL;
     for (int64_t k = 0; k < steps; k++) {
         if (R > 3) {
@@ -359,8 +392,6 @@ static void run_tiles(int num, int64_t half, const Rows *rows, const void *w, in
 #endif
 #endif
 
-INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
-
 /* Return the panels that a thread takes at a time: enough for a tile, but many tasks per thread. */
 INLINE int64_t panels_per_task(int64_t panels, int64_t threads) {
     int64_t share = panels / (threads * 6);
@@ -431,7 +462,7 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
     for (int64_t turn = 0, first = 0; turn < cut.tiles; first += rows_of(&cut, turn++)) {
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = 1, .ahead = (const char *)lora->a};
-        if (turn == 0) { /* fetch the panel itself, some steps before they are multiplied */
+        if (turn == 0 && !lora->a_bits) { /* fetch the panel itself, some steps before they are multiplied */
             rows.pace = PANEL * 4;
             rows.ahead += panel * STEPS(linear->in) * PANEL * 4 + 32 * rows.pace;
         }
@@ -440,7 +471,12 @@ static void project_down(const Linear *linear, int64_t which, const Batch *batch
             rows.x[r] = input_row(ops->x, ops->x_size, token);
             rows.y[r] = batch->low + token * low_stride;
         }
-        run_tiles(num, 0, &rows, lora->a, linear->in, panel, panel + 1, &finish);
+#ifdef PAIRS
+        if (lora->a_bits)
+            run_expanding_tiles(num, lora->a_bits, &rows, lora->a, linear->in, panel, panel + 1, 0, &finish);
+        else
+#endif
+            run_tiles(num, 0, &rows, lora->a, linear->in, panel, panel + 1, &finish);
 #ifdef PAIRS
         for (int r = 0; r < num; r++)
             round_low(batch, batch->order[group->first + first + r], low_stride, panel, out);
@@ -513,6 +549,8 @@ static void run_tile(int num, int64_t turn, Expanding expanding, const Linear *l
 typedef struct {
     Team *team;
     int64_t stride, tasks;
+    Later *later; /* those of the next phase */
+    int64_t later_lines;
 } Lows;
 
 /* Set the operands of a tile: entries [first, first + num) of the batch's `order`, and a module that begins at
@@ -561,6 +599,8 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
         int num = rows_of(&cut, turn);
         Rows rows = {.one_adapter = batch->group_of[first] == batch->group_of[first + num - 1],
                      .team = lows->team,
+                     .later = lows->later,
+                     .later_lines = lows->later_lines,
                      .lows = lows->tasks};
         rows.pace = fetched ? 0 : (bytes + parts - 1) / parts;
         rows.stride = fetched ? 0 : bytes;
@@ -571,10 +611,19 @@ static void project_panels(const Linear *linear, int64_t which, int64_t module, 
 }
 
 /* Compute y = [x | low] . [W | B]', with all threads. The products with A come first; other tasks wait for
- * them before they add the adapter's part. */
+ * them before they add the adapter's part. `next` is the product after this one, or NULL. */
 static void project(Team *team, const Linear *linear, int64_t which, const Batch *batch,
-                    const Operands *ops) {
-    Lows lows = {team, 0, 0};
+                    const Operands *ops, const Linear *next) {
+    Lows lows = {.team = team};
+#ifdef FAST_UNITS
+    /* One adapter is so small that fetching it ahead takes longer than it saves. */
+    Later later = {.batch = batch, .which = which + 1, .group = -1};
+    if (batch->num_groups > 1) later.linear = next;
+    lows.later = &later;
+    lows.later_lines = later_lines(linear, &later);
+#else
+    (void)next;
+#endif
     for (int64_t g = 0; g < batch->num_groups; g++)
         if (batch->groups[g].rank * 3 > lows.stride) lows.stride = batch->groups[g].rank * 3;
     int64_t most = lows.stride ? most_low_panels(linear, batch) : 0;
@@ -803,20 +852,21 @@ static void run_layer(Team *team, const Model *model, const Batch *batch, int64_
     const Layer *layer = &model->layers[index];
     int64_t hidden = model->hidden, dim = model->head_dim, inner = model->inner;
     int64_t q_size = model->heads * dim, qkv = q_size + 2 * model->kv_heads * dim;
+    const Linear *following = index + 1 < model->num_layers ? &layer[1].qkv : &model->head;
     Place place = {model, layer, index, layer->post_norm, batch};
     Operands ops = {batch->normed, hidden, batch->wide, qkv, 0};
-    project(team, &layer->qkv, index * 4, batch, &ops);
+    project(team, &layer->qkv, index * 4, batch, &ops, &layer->o);
     each_token(team, &place, store_keys, 0);
     attend_all(team, model, index, batch);
     meet(team, layer->o.weight);
     ops = (Operands){batch->act, q_size, batch->x, hidden, 1};
-    project(team, &layer->o, index * 4 + 1, batch, &ops);
+    project(team, &layer->o, index * 4 + 1, batch, &ops, &layer->gate_up);
     each_token(team, &place, norm_token, layer->gate_up.weight);
     ops = (Operands){batch->normed, hidden, batch->wide, 2 * inner, 0};
-    project(team, &layer->gate_up, index * 4 + 2, batch, &ops);
+    project(team, &layer->gate_up, index * 4 + 2, batch, &ops, &layer->down);
     each_token(team, &place, gate, layer->down.weight);
     ops = (Operands){batch->act, inner, batch->x, hidden, 1};
-    project(team, &layer->down, index * 4 + 3, batch, &ops);
+    project(team, &layer->down, index * 4 + 3, batch, &ops, following);
     if (index + 1 == model->num_layers) return;
     place.norm = layer[1].input_norm;
     each_token(team, &place, norm_token, layer[1].qkv.weight);
@@ -834,7 +884,7 @@ static void run_head(Team *team, const Model *model, const Batch *batch, float *
     Place place = {model, 0, 0, model->final_norm, batch};
     each_token(team, &place, norm_token, model->head.weight);
     Operands ops = {batch->normed, model->hidden, logits, model->head.out, 0};
-    project(team, &model->head, model->num_layers * 4, batch, &ops);
+    project(team, &model->head, model->num_layers * 4, batch, &ops, 0);
 }
 
 /* Run all blocks: batch->x holds embeddings before, and hidden states without final norm after. */

@@ -92,7 +92,8 @@ INLINE void add_expanded(const int R, const int P, const int keep, const Rows *r
 INLINE void compact_tile(const int R, const int P, const int keep, const Rows *rows, const char *w,
                          int64_t in, int64_t panel, const char *ahead, Kept kept, const Finish *finish) {
     const int64_t bytes = compact_panel_bytes(in), steps = STEPS(in), step = GROUP_INPUTS / 2;
-    fetch_adapter(P, rows, panel);
+    const int64_t lines = rows->one_adapter ? 0 : lines_per_group(R, P, rows, in);
+    if (rows->one_adapter) fetch_adapters(R, P, rows, panel, 0, INT32_MAX);
     vec sum[MAX_ROWS][8];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2 * P; c++) sum[r][c] = (vec){0};
@@ -100,6 +101,8 @@ INLINE void compact_tile(const int R, const int P, const int keep, const Rows *r
     for (int p = 0; p < P; p++) list[p] = exceptions_of(w + p * bytes);
     for (int64_t first = 0, g = 0; first < steps; first += step, g++) {
         int64_t last = first + step < steps ? first + step : steps;
+        if (lines) fetch_adapters(R, P, rows, panel, g * lines, lines);
+        fetch_later(rows->later, rows->later_lines);
         int plain = 1;
         for (int p = 0; p < P; p++) plain &= list[p][g] == list[p][g + 1];
         if (!plain)
@@ -185,6 +188,7 @@ INLINE void quantised_tile(const int R, const int bits, const Rows *rows, const 
     }
     Cutter cutter;
     set_cutter(&cutter, bits);
+    fetch_all_adapters(R, 1, rows, panel);
     int64_t k = 0;
     for (; k + GROUP <= in; k += GROUP, at += block_bytes(bits)) {
         for (int64_t line = 0; line < block_bytes(bits); line += 64) PREFETCH(at + ahead + line);

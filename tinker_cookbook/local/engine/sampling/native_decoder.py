@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,15 +19,9 @@ import torch
 from torch import Tensor
 
 from tinker_cookbook.local.engine.model.architecture import ArchConfig
-from tinker_cookbook.local.engine.model.lora import HEAD_PATH, Adapter, layer_group
 from tinker_cookbook.local.engine.model.matrices import Matrix
 from tinker_cookbook.local.engine.model.ops import RopeTable
-from tinker_cookbook.local.engine.model.packed_matrix import (
-    LargePageBlocks,
-    PackedMatrix,
-    pack_pairs,
-    pack_panels,
-)
+from tinker_cookbook.local.engine.model.packed_matrix import PackedMatrix
 from tinker_cookbook.local.engine.model.weights import (
     FUSED,
     LayerWeights,
@@ -40,6 +33,7 @@ from tinker_cookbook.local.engine.native.products import Products
 from tinker_cookbook.local.engine.sampling.adapters import StackedLora
 from tinker_cookbook.local.engine.sampling.batch import Batch
 from tinker_cookbook.local.engine.sampling.cache_rows import Row, cache_shape
+from tinker_cookbook.local.engine.sampling.native_adapters import adapter_packer, lora_table
 from tinker_cookbook.local.engine.sampling.native_structs import (
     STRUCTS,
     BatchArguments,
@@ -47,7 +41,6 @@ from tinker_cookbook.local.engine.sampling.native_structs import (
     Layer,
     Linear,
     Long,
-    Lora,
     Model,
     Pointer,
 )
@@ -59,12 +52,6 @@ _LANES = 16
 
 _EXPANDED_FLOATS = 2**16
 """A quarter of a MiB: part of a second-level cache."""
-
-_ADAPTER_BLOCK = 4 * 2**20
-"""Bytes of the blocks that hold an adapter; the last one is not full."""
-
-_Packer = Callable[[Tensor], Tensor]
-"""Packs a matrix of an adapter for the kernels."""
 
 
 def native_decoder(arch: ArchConfig, weights: ModelWeights) -> NativeDecoder | None:
@@ -91,8 +78,7 @@ class NativeDecoder:
         kernels.span_tokens.restype = kernels.span_heads.restype = Long
         self._span, self._span_heads = int(kernels.span_tokens()), int(kernels.span_heads())
         panel = Products(kernels).panel
-        pack = pack_pairs if weights.paired else pack_panels
-        self._pack: _Packer = lambda matrix: pack(matrix, [len(matrix)], panel)
+        self.packer = adapter_packer(kernels, paired=weights.paired)
         self._forward_blocks = (
             kernels.forward_blocks_pairs if weights.paired else kernels.forward_blocks
         )
@@ -209,7 +195,7 @@ class NativeDecoder:
             if span.adapter is not None:
                 group.rank = span.adapter.adapter.rank
                 group.scale = span.adapter.adapter.scale
-                group.projections = _lora_table(span.adapter, arch, self._pack)
+                group.projections = lora_table(span.adapter, arch, self.packer)
         order = np.concatenate([span.rows for span in spans])
         group_of = np.repeat(np.arange(len(spans)), [len(span.rows) for span in spans])
         widest = max(arch.q_size + 2 * arch.kv_size, 2 * arch.intermediate_size)
@@ -371,14 +357,6 @@ class _Span:
     """int64, ascending."""
 
 
-@dataclass(frozen=True)
-class _LoraTable:
-    """An adapter as the kernels read it."""
-
-    entries: ctypes.Array[Lora]
-    kept_alive: list[Tensor]
-
-
 def _expanded_size(weights: ModelWeights, panel: int) -> int:
     """Return the floats per thread in which panels of a quantised matrix are expanded."""
     matrices = [*weights.layers[0].matrices.values(), weights.head]
@@ -464,31 +442,3 @@ def _group_spans(adapters: list[tuple[StackedLora | None, int]]) -> list[_Span]:
         rows.setdefault(adapter, []).append(np.arange(first, end, dtype=np.int64))
         first = end
     return [_Span(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
-
-
-def _lora_table(stacked: StackedLora, arch: ArchConfig, pack: _Packer) -> ctypes.Array[Lora]:
-    """Return the packed matrices of an adapter per block and projection, then those of the head."""
-    table = stacked.native_table
-    if not isinstance(table, _LoraTable):
-        groups = [layer_group(index, name) for index in range(arch.num_layers) for name in FUSED]
-        blocks, kept = LargePageBlocks(_ADAPTER_BLOCK), list[Tensor]()
-
-        def place(matrix: Tensor) -> Tensor:
-            return blocks.place(pack(matrix))
-
-        entries = [
-            _lora_struct(stacked.adapter, group, place, kept) for group in [*groups, HEAD_PATH]
-        ]
-        table = stacked.native_table = _LoraTable((Lora * len(entries))(*entries), kept)
-    return table.entries
-
-
-def _lora_struct(adapter: Adapter, group: str, pack: _Packer, kept: list[Tensor]) -> Lora:
-    targets = adapter.group(group)
-    if not targets:
-        return Lora()
-    packed = [pack(adapter.stacked_a(group))]
-    packed += [pack(adapter.b(target.path)) for target in targets]
-    kept += packed
-    addresses = [tensor.data_ptr() for tensor in packed]
-    return Lora(addresses[0], (Pointer * 3)(*addresses[1:]))

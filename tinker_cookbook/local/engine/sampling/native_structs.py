@@ -37,7 +37,7 @@ class Linear(ctypes.Structure):
 
 
 class Lora(ctypes.Structure):
-    _fields_ = (("a", Pointer), ("b", Pointer * 3))
+    _fields_ = (("a", Pointer), ("b", Pointer * 3), ("a_bits", Long))
 
 
 class Layer(ctypes.Structure):
