@@ -93,8 +93,8 @@ def test_pairs_come_from_a_file(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"num_prompts": 0}, "num_prompts=0 gives no pair; use 1 or more"),
-        ({"samples_per_prompt": 1}, "samples_per_prompt=1 gives no pair; use 2 or more"),
+        ({"num_prompts": 0}, "num_prompts=0 is too small for a pair; use 1 or more"),
+        ({"samples_per_prompt": 1}, "samples_per_prompt=1 is too small for a pair; use 2 or more"),
         ({"batch_size": 145}, "batch_size=145 is more than the 144 pairs"),
         ({"dpo_beta": -1.0}, "dpo_beta=-1.0 is not above 0"),
     ],

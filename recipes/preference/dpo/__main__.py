@@ -65,7 +65,7 @@ class Config(train_dpo.PreferenceOptions):
         for name, least in (("num_prompts", 1), ("samples_per_prompt", 2), ("pairs_per_prompt", 1)):
             if getattr(self, name) < least:
                 raise ConfigurationError(
-                    f"{name}={getattr(self, name)} gives no pair; use {least} or more."
+                    f"{name}={getattr(self, name)} is too small for a pair; use {least} or more."
                 )
         most = self.num_prompts * self.pairs_per_prompt
         if self.data is None and self.batch_size > most:
