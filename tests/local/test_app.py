@@ -10,6 +10,7 @@ import httpx
 import pytest
 import zstandard
 
+from tests.traced_memory import traced_memory
 from tinker_cookbook.local.app import ROUTES, build_app
 from tinker_cookbook.local.errors import StorageError
 from tinker_cookbook.local.service.routes.sessions import CLIENT_CONFIG
@@ -348,17 +349,23 @@ def test_timelines_are_bounded_over_all_sessions(monkeypatch) -> None:
     assert log._num_spans == 2
 
 
-def test_a_timeline_of_many_operations_is_small_and_complete() -> None:
-    import tracemalloc
-
-    log, ids = trace.TraceLog(), [f"req-00000000-{number:032x}" for number in range(5000)]
-    tracemalloc.start()
+def add_operations(log: trace.TraceLog) -> list[str]:
+    """Add 5,000 operations; return the ids of their requests."""
+    ids = [f"req-00000000-{number:032x}" for number in range(5000)]
     for request_id in ids:
         entry = Entry(request_id, "optim_step", "s", None)
         entry.finished_at = entry.created_at + 2.0
         log.add(entry, "run-1", entry.created_at + 0.5)
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    return ids
+
+
+def test_a_timeline_of_many_operations_is_small_and_complete() -> None:
+    log = trace.TraceLog()
+    ids = add_operations(log)
+    size, _ = traced_memory(
+        "from tests.local.test_app import add_operations, trace",
+        "log = trace.TraceLog(); add_operations(log)",
+    )
     assert size < 5000 * 200
     events = json.loads(log.export("s"))["traceEvents"]
     assert [event["args"].get("request_id") for event in events[:-1]] == ids

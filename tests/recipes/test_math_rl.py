@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from recipes.math_rl.answers import (
 )
 from recipes.math_rl.problems import make_arithmetic, read_problems
 from tests.recipes.recipe_process import recipe_environment, run_recipe
+from tests.traced_memory import traced_memory
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 
 
@@ -73,11 +73,11 @@ def test_long_digits_neither_hang_nor_round():
     ],
 )
 def test_huge_exponents_are_not_written_out(given: str, wanted: str, same: bool):
-    tracemalloc.start()
-    assert safe_grade(given, wanted) is same
-    assert safe_grade(given, wanted, "math_verify") is same
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    _, peak = traced_memory(
+        "from recipes.math_rl.answers import safe_grade",
+        f"assert safe_grade({given!r}, {wanted!r}) is {same}\n"
+        f"assert safe_grade({given!r}, {wanted!r}, 'math_verify') is {same}",
+    )
     assert peak < 2**20
 
 
