@@ -289,7 +289,9 @@ class NativeModel:
     ) -> int:
         block = self.transformer.activation_bytes(num_tokens, rank)
         # One block at work and its gradients, the states of all rows, several values per target.
-        total = 2 * block.full + num_tokens * 16 * (self.arch.hidden_size + num_targets)
+        # Each sequence has rows for the tokens that it shares.
+        num_rows = max(num_tokens, num_copied_keys)
+        total = 2 * block.full + num_rows * 16 * (self.arch.hidden_size + num_targets)
         total += self.head.buffer_bytes(num_tokens)
         # Keys and values of one block; in the backward pass their gradients, too
         kv_bytes = 2 * self.arch.kv_size * self.weights.dtype.itemsize
