@@ -105,7 +105,7 @@ class PackPlan:
         """Return the number of keys that attention reads from copies; 0 if nothing is shared."""
         if all(family.num_shared == 0 for family in self.families):
             return 0
-        return sum(lengths[index] for index in self.indices)
+        return sum(family.num_keys(lengths) for family in self.families)
 
     def sharing(self, lengths: Sequence[int], device: torch.device) -> PrefixSharing | None:
         """Return where the sequences find what they share; None if they share nothing."""

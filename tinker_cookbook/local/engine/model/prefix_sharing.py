@@ -45,8 +45,7 @@ class Family:
         Args:
             lengths: of all sequences, of which `members` holds indices.
         """
-        borrowed = self.num_shared * (len(self.members) - 1)
-        return sum(lengths[member] for member in self.members) - borrowed
+        return self.num_keys(lengths) - self.num_shared * (len(self.members) - 1)
 
     def num_keys(self, lengths: Sequence[int]) -> int:
         """Return the number of keys that attention reads, copies included."""
