@@ -10,13 +10,14 @@ static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, i
             row[r] = x + (first + r < rows ? first + r : rows - 1) * stride;
         int64_t k = 0;
 #if defined(__AVX2__)
-        /* Stores of eight overwrite two places of the next column, which is written later; the last
-         * column has no next one, so it is left to the loop below. */
+        /* Stores of eight overwrite places of the next column, which is written later; the last column has
+         * no next one, so it is left to the loop below. Of one column, the last rows are written first. */
         for (; k + 8 < count; k += 8) {
-            __m256 part[8];
-            for (int r = 0; r < MR; r++) part[r] = _mm256_loadu_ps(row[r] + k);
-            part[6] = part[7] = part[0];
-            turn_8(part, to + k * MR, MR);
+            for (int r = (MR - 1) / 8 * 8; r >= 0; r -= 8) {
+                __m256 part[8];
+                for (int i = 0; i < 8; i++) part[i] = _mm256_loadu_ps(row[r + i < MR ? r + i : r] + k);
+                turn_8(part, to + k * MR + r, MR);
+            }
         }
 #endif
         for (; k < count; k++)
@@ -24,22 +25,43 @@ static void pack_rows(float *to, const float *x, int64_t stride, int64_t rows, i
     }
 }
 
+/* Transpose a square block in bfloat16 into `to`: `outs` inputs become outputs, `count` outputs the sum's rows. */
+INLINE void turn_half(float *to, const uint16_t *block, int64_t count, int64_t outs) {
+    float words[LANES * PANEL]; /* two numbers each: of outputs half a panel apart */
+    if (outs < PANEL) memset(words, 0, sizeof words);
+    turn(words, PANEL, (const float *)(const void *)block, LANES, outs, LANES);
+    for (int64_t j = 0; j < LANES && j < count; j++) {
+        for (int c = 0; c < PANEL; c += LANES) {
+            vec pair[2];
+            load_pair(words + j * PANEL + c, 0, 1, pair);
+            store(to + j * PANEL + c, pair[0]);
+            if (j + LANES < count) store(to + (j + LANES) * PANEL + c, pair[1]);
+        }
+    }
+}
+
 /* Transpose a block of a packed matrix into `to`: PANEL outputs from `out` on, summed over its rows. */
 static void fill_turned(float *to, const Right *right, int64_t from, int64_t count, int64_t out,
                         int64_t outs) {
-    float block[PANEL * PANEL];
+    float expanded[PANEL * PANEL];
     for (int64_t k = 0; k < count; k += PANEL) {
         int64_t at = ((from + k) / PANEL * right->stride + out) * PANEL;
-        if (right->bits)
-            expand(block, quantised_panel(right, (from + k) / PANEL), out, outs, right->bits, 0);
-        for (int64_t i = 0; i < outs && !right->bits; i++) {
-            vec pair[2];
-            load_pair(right->at, at + i * PANEL, right->half != 0, pair);
-            store(block + i * PANEL, pair[0]);
-            store(block + i * PANEL + LANES, pair[1]);
+        int64_t rows = count - k < PANEL ? count - k : PANEL;
+        if (right->half) {
+            turn_half(to + k * PANEL, (const uint16_t *)right->at + at, rows, outs);
+            continue;
         }
-        turn(to + k * PANEL, PANEL, block, PANEL, outs, count - k < PANEL ? count - k : PANEL);
+        const float *block = right->bits ? expanded : (const float *)right->at + at;
+        if (right->bits)
+            expand(expanded, quantised_panel(right, (from + k) / PANEL), out, outs, right->bits, 0);
+        turn(to + k * PANEL, PANEL, block, PANEL, outs, rows);
     }
+}
+
+/* Return where a panel in bfloat16 has what a tile can turn into a strip while it multiplies; NULL for others. */
+INLINE const uint16_t *half_strip(const Right *right, int64_t from, int64_t out) {
+    if (right->layout != PANELS || right->bits || !right->half) return 0;
+    return (const uint16_t *)right->at + (out / PANEL * right->stride + from) * PANEL;
 }
 
 /* Return the strip [count, PANEL] of a right side from row `from` and output `out` on. It is copied to
@@ -76,23 +98,25 @@ static const float *strip(float *to, const Right *right, int64_t from, int64_t c
     return to;
 }
 
-/* Return the cache lines of the memory that holds a strip of a packed matrix. */
-INLINE int64_t source_lines(const Right *right, int64_t count) {
-    if (right->bits) return (count + PANEL - 1) / PANEL * square_lines(right);
-    return count * PANEL * (right->half ? 2 : 4) / 64;
+/* The memory that holds a strip of a packed matrix consists of runs of neighbouring cache lines: one, or with
+ * PANELS_TURNED a square block of every panel. */
+INLINE int64_t source_runs(const Right *right, int64_t count) {
+    return right->layout == PANELS ? 1 : (count + PANEL - 1) / PANEL;
 }
 
-/* Return cache line `n` of the memory that holds the strip from output `out` on. */
-static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t size = right->half ? 2 : 4, at = 0;
-    if (right->bits) return quantised_line(right, from, out, n);
-    if (right->layout == PANELS) {
-        at = (out / PANEL * right->stride + from) * PANEL * size + n * 64;
-    } else { /* PANELS_TURNED: a square block of every panel */
-        int64_t lines = PANEL * PANEL * size / 64;
-        at = ((from / PANEL + n / lines) * right->stride + out) * PANEL * size + n % lines * 64;
-    }
-    return (const char *)right->at + at;
+/* Return the cache lines of a run. */
+INLINE int64_t run_lines(const Right *right, int64_t count) {
+    int64_t rows = right->layout == PANELS ? count : PANEL;
+    if (right->bits) return (rows + PANEL - 1) / PANEL * square_lines(right);
+    return rows * PANEL * (right->half ? 2 : 4) / 64;
+}
+
+/* Return the beginning of run `n` of the strip from row `from` and output `out` on. */
+INLINE const char *source_run(const Right *right, int64_t from, int64_t out, int64_t n) {
+    if (right->bits) return quantised_run(right, from, out, n);
+    int64_t at = right->layout == PANELS ? out / PANEL * right->stride + from
+                                         : (from / PANEL + n) * right->stride + out;
+    return (const char *)right->at + at * PANEL * (right->half ? 2 : 4);
 }
 
 INLINE vec load_word(const float *word) { return load(word); }

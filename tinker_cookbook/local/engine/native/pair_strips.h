@@ -134,6 +134,12 @@ static void fill_strip(uint32_t *to, const Right *right, int64_t from, int64_t c
         fill_columns(to, right, from, count, out, outs);
 }
 
+/* Strips of pairs are read where they are. */
+INLINE const uint16_t *half_strip(const Right *right, int64_t from, int64_t out) {
+    (void)right, (void)from, (void)out;
+    return 0;
+}
+
 /* Return the strip [count / 2, PANEL] of a right side from row `from` (an even number) and output `out`
  * on, as `strip` in float_strips.h does. */
 static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int64_t count,
@@ -152,23 +158,26 @@ static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int
     return to;
 }
 
-/* Return the cache lines of the memory that holds a strip of a packed matrix. */
-INLINE int64_t source_lines(const Right *right, int64_t count) {
-    if (right->bits) return (count + PANEL - 1) / PANEL * square_lines(right);
-    return WORDS(count) * PANEL * 4 / 64;
+/* The memory that holds a strip of a packed matrix consists of runs of neighbouring cache lines: one, or with
+ * PANELS_TURNED LANES pairs of inputs of every panel. */
+INLINE int64_t source_runs(const Right *right, int64_t count) {
+    return right->layout == PANELS ? 1 : (count + PANEL - 1) / PANEL;
 }
 
-/* Return cache line `n` of the memory that holds the strip from output `out` on. */
-static const char *source_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t words = WORDS(right->stride), at = 0;
-    if (right->bits) return quantised_line(right, from, out, n);
-    if (right->layout == PANELS) {
-        at = (out / PANEL * words + from / 2) * PANEL * 4 + n * 64;
-    } else { /* PANELS_TURNED: LANES pairs of inputs of every panel */
-        int64_t lines = LANES * PANEL * 4 / 64;
-        at = ((from / PANEL + n / lines) * words + out / 2) * PANEL * 4 + n % lines * 64;
-    }
-    return (const char *)right->at + at;
+/* Return the cache lines of a run. */
+INLINE int64_t run_lines(const Right *right, int64_t count) {
+    int64_t rows = right->layout == PANELS ? count : PANEL;
+    if (right->bits) return (rows + PANEL - 1) / PANEL * square_lines(right);
+    return WORDS(rows) * PANEL * 4 / 64;
+}
+
+/* Return the beginning of run `n` of the strip from row `from` and output `out` on. */
+INLINE const char *source_run(const Right *right, int64_t from, int64_t out, int64_t n) {
+    if (right->bits) return quantised_run(right, from, out, n);
+    int64_t words = WORDS(right->stride);
+    int64_t at = right->layout == PANELS ? out / PANEL * words + from / 2
+                                         : (from / PANEL + n) * words + out / 2;
+    return (const char *)right->at + at * PANEL * 4;
 }
 
 #endif

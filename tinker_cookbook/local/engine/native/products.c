@@ -64,6 +64,7 @@ typedef struct {
 /* One slice of a term, as a task reads it. */
 typedef struct {
     const Word *x, *w; /* w: its strip for the panel in work */
+    const uint16_t *half; /* if not NULL, the first tile fills the strip from here */
     const Right *right;
     int64_t from, count, words;
 } Segment;
@@ -106,41 +107,49 @@ static void pack_term(const Work *work, int64_t n) {
     }
 }
 
-INLINE void tile_of(const int R, const Group *group, int64_t row, const Tile *t) {
+/* Compute a tile; with `fills`, strips are filled as well. */
+INLINE void tile_of(const int R, const int fills, const Group *group, int64_t row, const Tile *t) {
     Sums sum;
     begin_tile(R, sum, t);
     for (int64_t i = 0; i < group->num; i++) {
         const Segment *s = &group->of[i];
-        add_strip(R, sum, s->x + row * s->words, s->w, s->words);
+        const Word *x = s->x + row * s->words;
+#ifndef PAIRS
+        if (fills && s->half) {
+            add_half_strip(R, sum, x, s->half, (float *)s->w, s->words);
+            continue;
+        }
+#endif
+        add_strip(R, sum, x, s->w, s->words);
     }
     finish_tile(R, sum, t);
 }
 
 static void run_tile_of(int rows, const Group *group, int64_t row, const Tile *t) {
 #ifdef BLOCKS
-    tile_of(rows, group, row, t);
+    tile_of(rows, 0, group, row, t);
 #else
     switch (rows) {
-#define CASE(R) case R: tile_of(R, group, row, t); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define CASE(R) case R: tile_of(R, 0, group, row, t); break;
+        EACH_HEIGHT
 #undef CASE
     }
 #endif
 }
 
-/* Fetch the next lines of a panel's memory into the cache. */
+/* What is fetched into the cache of the panel after the one in work. */
 typedef struct {
-    int64_t segment, line, lines_per_tile;
+    Fetching fetching;
+    int64_t segment, lines_per_tile;
 } Ahead;
 
 INLINE void fetch_ahead(const Group *group, Ahead *ahead, int64_t out) {
-    for (int64_t left = ahead->lines_per_tile; left > 0 && ahead->segment < group->num;) {
+    int64_t left = ahead->lines_per_tile;
+    for (; ahead->segment < group->num; ahead->segment++) {
         const Segment *s = &group->of[ahead->segment];
-        int packed = s->right->layout == PANELS || s->right->layout == PANELS_TURNED;
-        int64_t lines = packed ? source_lines(s->right, s->count) : 0;
-        for (; left > 0 && ahead->line < lines; left--)
-            PREFETCH(source_line(s->right, s->from, out, ahead->line++));
-        if (ahead->line >= lines) ahead->segment++, ahead->line = 0;
+        left = fetch_lines(&ahead->fetching, s->right, s->from, s->count, out, left);
+        if (!left) return;
+        ahead->fetching = (Fetching){0};
     }
 }
 
@@ -160,10 +169,12 @@ INLINE Tile tile_at(const Part *part, const Group *group, int64_t row, int64_t o
  * fetched into the cache. */
 static void run_panel(const Work *work, const Part *part, Group *group, int64_t out) {
     Word *space = work->space;
+    int fills = last_row(work) - work->unit * MR >= MR && part->outs - out >= PANEL;
     Ahead ahead = {.lines_per_tile = 2 * group->words * PANEL / 16 / (work->end - work->unit) + 1};
     for (int64_t i = 0; i < group->num; i++) {
         Segment *s = &group->of[i];
-        s->w = strip(space, s->right, s->from, s->count, out, part->outs);
+        s->half = fills ? half_strip(s->right, s->from, out) : 0;
+        s->w = s->half ? space : strip(space, s->right, s->from, s->count, out, part->outs);
         space += s->words * PANEL;
     }
     if (out + PANEL >= part->outs) ahead.segment = group->num;
@@ -177,8 +188,11 @@ static void run_panel(const Work *work, const Part *part, Group *group, int64_t 
             Tile copy = copy_edge(&edge, num, &t, part->outs - out);
             run_tile_of(num, group, row, &copy);
             write_edge(&edge, num, &t, part->outs - out);
+        } else if (fills) {
+            tile_of(MR, 1, group, row, &t);
+            fills = 0;
         } else if (num == MR) {
-            tile_of(MR, group, row, &t);
+            tile_of(MR, 0, group, row, &t);
         } else {
             run_tile_of(num, group, row, &t);
         }

@@ -19,7 +19,16 @@
 
 #define PANEL (2 * LANES)
 #ifndef BLOCKS
+/* Rows in a tile. A tile with 12 of them reads a strip half as often, whose vectors come from the second-level
+ * cache; with pairs, other limits are reached first. */
+#if LANES == 16 && !defined(PAIRS)
+#define MR 12
+#define EACH_HEIGHT                                                                                   \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
 #define MR 6
+#define EACH_HEIGHT CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
 #endif
 /* Words in a strip for each output: with vectors of 8 a strip fills 18 KiB of the first-level cache, and
  * with vectors of 16 the second-level cache is fast enough. A word is a number, or a pair of them;
@@ -81,21 +90,18 @@ INLINE int64_t square_lines(const Right *right) {
     return (PANEL * PANEL * right->bits / 8 + 63) / 64;
 }
 
-/* Return cache line `n` of the memory that holds a quantised strip; see `source_line`. */
-INLINE const char *quantised_line(const Right *right, int64_t from, int64_t out, int64_t n) {
-    int64_t lines = square_lines(right);
+/* Return run `n` of the memory that holds a quantised strip; see `source_run`. */
+INLINE const char *quantised_run(const Right *right, int64_t from, int64_t out, int64_t n) {
 #ifdef PAIRS
     if (right->bits == COMPACT_BITS) {
-        if (right->layout == PANELS)
-            return unit_of(quantised_panel(right, out / PANEL), from / UNIT) + n * 64;
-        return unit_of(quantised_panel(right, from / PANEL + n / lines), out / UNIT) + n % lines * 64;
+        if (right->layout == PANELS) return unit_of(quantised_panel(right, out / PANEL), from / UNIT);
+        return unit_of(quantised_panel(right, from / PANEL + n), out / UNIT);
     }
 #endif
     int64_t bytes = block_bytes(right->bits);
-    if (right->layout == PANELS)
-        return quantised_panel(right, out / PANEL) + from / GROUP * bytes + n * 64;
-    return quantised_panel(right, from / PANEL + n / lines) + out / GROUP * bytes +
-           out % GROUP * PANEL * right->bits / 8 + n % lines * 64;
+    if (right->layout == PANELS) return quantised_panel(right, out / PANEL) + from / GROUP * bytes;
+    return quantised_panel(right, from / PANEL + n) + out / GROUP * bytes +
+           out % GROUP * PANEL * right->bits / 8;
 }
 
 #if defined(__AVX2__)
@@ -145,6 +151,24 @@ static void turn(float *to, int64_t step, const float *from, int64_t stride, int
 #include "float_strips.h"
 #endif
 
+/* Memory of a packed matrix that is being fetched into the cache: what is left of a run, and the next run. */
+typedef struct {
+    const char *at, *end;
+    int64_t run;
+} Fetching;
+
+/* Fetch up to `most` cache lines of a strip's memory; return how many of them it did not need. */
+INLINE int64_t fetch_lines(Fetching *f, const Right *right, int64_t from, int64_t count, int64_t out,
+                           int64_t most) {
+    if (right->layout != PANELS && right->layout != PANELS_TURNED) return most;
+    for (;;) {
+        for (; most > 0 && f->at < f->end; f->at += 64, most--) PREFETCH(f->at);
+        if (most == 0 || f->run == source_runs(right, count)) return most;
+        f->at = source_run(right, from, out, f->run++);
+        f->end = f->at + 64 * run_lines(right, count);
+    }
+}
+
 /* The place of a tile in its part, and how to finish its sums. */
 typedef struct {
     float *y;
@@ -193,6 +217,27 @@ INLINE void add_strip(const int R, Sums sum, const Word *x, const Word *w, int64
     }
 }
 
+#ifndef PAIRS
+/* The same with a panel in bfloat16, which is stored as a strip at `w` for the tiles after this one. */
+INLINE void add_half_strip(const int R, Sums sum, const float *x, const uint16_t *half, float *w,
+                           int64_t words) {
+    for (int64_t k = 0; k < words; k++, x += MR, w += PANEL, half += PANEL) {
+        vec pair[2];
+        load_pair(half, 0, 1, pair);
+        IN_REGISTER(pair[0]);
+        IN_REGISTER(pair[1]);
+        store(w, pair[0]);
+        store(w + LANES, pair[1]);
+        for (int r = 0; r < R; r++) {
+            vec value = splat(x[r]);
+            IN_REGISTER(value);
+            sum[r][0] = FUSED(value, pair[0], sum[r][0]);
+            sum[r][1] = FUSED(value, pair[1], sum[r][1]);
+        }
+    }
+}
+#endif
+
 INLINE vec sum_of(Sums sum, int r, int c) { return sum[r][c]; }
 #endif
 
@@ -226,7 +271,7 @@ static void run_tile(int rows, const Word *x, const Word *w, int64_t words, cons
 #else
     switch (rows) {
 #define CASE(R) case R: tile(R, x, w, words, t); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        EACH_HEIGHT
 #undef CASE
     }
 #endif
@@ -270,12 +315,12 @@ static void run_edge_tile(int rows, const Word *x, const Word *w, int64_t words,
  * Meanwhile the results of the next tiles and the next strip are fetched into the cache. */
 static void multiply(const Part *part, const Right *right, const Word *x, Word *space,
                      int64_t row, int64_t rows, int64_t from, int64_t count, int first, int last) {
-    int packed = right->layout == PANELS || right->layout == PANELS_TURNED;
-    int64_t words = PACKED_WORDS(count), lines = packed ? source_lines(right, count) : 0;
+    int64_t words = PACKED_WORDS(count), lines = source_runs(right, count) * run_lines(right, count);
     int64_t lines_per_tile = lines / ((rows + MR - 1) / MR) + 1;
     for (int64_t out = 0; out < part->outs; out += PANEL) {
         const Word *w = strip(space, right, from, count, out, part->outs);
-        int64_t line = out + PANEL < part->outs ? 0 : lines;
+        int is_last = out + PANEL >= part->outs;
+        Fetching next = {0};
         Tile t = {.stride = part->stride, .start_stride = part->start_stride};
         t.scale = part->scale, t.first = first, t.last = last;
         t.bias = last && part->bias ? part->bias + out : 0;
@@ -285,8 +330,7 @@ static void multiply(const Part *part, const Right *right, const Word *x, Word *
             t.start = last && part->start ? part->start + (row + r) * part->start_stride + out : 0;
             for (int64_t i = 0; i < MR; i++)
                 __builtin_prefetch(t.y + (MR + i) * part->stride, 1, 3);
-            for (int64_t end = line + lines_per_tile; line < lines && line < end; line++)
-                PREFETCH(source_line(right, from, out + PANEL, line));
+            if (!is_last) fetch_lines(&next, right, from, count, out + PANEL, lines_per_tile);
             if (part->outs - out < PANEL)
                 run_edge_tile(num, x + r * words, w, words, &t, part->outs - out);
             else if (num == MR)
