@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tinker_cookbook.local.engine.native.instructions import (
@@ -170,10 +170,14 @@ def _build_library(flags: tuple[str, ...], sources: tuple[str, ...]) -> Path | N
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
-        library, compiled = Path(scratch, "kernels.so"), []
-        for source in sources:
-            compiled.append(str(Path(scratch, source).with_suffix(".o")))
-            _call(compiler, *flags, "-fPIC", "-c", "-o", compiled[-1], str(_FOLDER / source))
+        library = Path(scratch, "kernels.so")
+        compiled = [str(Path(scratch, source).with_suffix(".o")) for source in sources]
+        commands = [
+            (compiler, *flags, "-fPIC", "-c", "-o", result, str(_FOLDER / source))
+            for source, result in zip(sources, compiled, strict=True)
+        ]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(lambda command: _call(*command), commands))
         # Linked without OpenMP: the symbols come from the runtime that torch has loaded, so that
         # both share one set of threads.
         _call(compiler, "-shared", "-o", str(library), *compiled, "-lm")
