@@ -288,7 +288,7 @@ def _turns(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
         yield f"<pre>{html.escape(new_prompt_text(turn, before, tokenizer))}</pre>"
         yield f'<pre class="reply">{_tokens(turn, tokenizer)}</pre>'
         yield f'<p class="note">{_about(turn)}</p>'
-        # How the episode ended is in the heading: "completed" is no contradiction to a cut there.
+        # The heading says how the episode ended, also where the last reply was cut.
         metrics = {k: v for k, v in turn.metrics.items() if not k.startswith(STOP_METRIC_PREFIX)}
         yield _table({"reward": turn.reward, **metrics, **turn.logs})
         before = turn
