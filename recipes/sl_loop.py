@@ -18,7 +18,7 @@ import chz
 from tinker_cookbook import checkpoint_utils, cli_utils, service
 from tinker_cookbook.eval.samples import SampleEvaluatorBuilder, read_samples
 from tinker_cookbook.runs.directory import default_log_path, open_log_dir, truncate_metrics
-from tinker_cookbook.runs.options import LogdirBehavior, check_options
+from tinker_cookbook.runs.options import LogdirBehavior, check_options, check_row_length
 from tinker_cookbook.runs.report import report_complete, report_run, sample_command
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.sources.data_spec import data_name
@@ -100,6 +100,7 @@ def train(config: Config, connection: service.Connection, data: str, log_path: s
     peak_rate = config.learning_rate or hyperparam_utils.get_lr(model_name)
 
     # Start a new run, or resume from the last checkpoint.
+    check_row_length(config, model_name, connection.context_window())
     service_client = connection.service_client(**describe_session("sl_loop", log_path, peak_rate))
     checkpoint = checkpoint_utils.get_last_checkpoint(log_path)
     if checkpoint is not None and checkpoint.final:
@@ -171,8 +172,7 @@ def open_datasets(
         train_on_what=TrainOnWhat(config.train_on_what),
     )
     options = {name: getattr(config, name) for name in ("test_size", "markup", "mix_until")}
-    builder = Builder(file_path=data, common_config=common_config, **options)
-    train_data, test_data = builder()
+    train_data, test_data = Builder(file_path=data, common_config=common_config, **options)()
     print(*(f"data     {line}" for line in train_data.summary), sep="\n", flush=True)
     return train_data, [] if test_data is None else test_data.get_batch(0)
 

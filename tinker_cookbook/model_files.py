@@ -17,8 +17,9 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinker_cookbook.exceptions import ConfigurationError, WeightsDownloadError
 from tinker_cookbook.utils.durable_files import move_durably
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "cookbook_home",
+    "find_context_window",
     "find_on_this_machine",
     "hub_cache",
     "hub_problem",
@@ -53,6 +55,8 @@ _HUB_TIMEOUT_SECONDS = 4.0
 _SILENT_SECONDS = 1.0
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _WEIGHT_FILES = ["*.safetensors"]
+# Names that models of different ages use for the maximum context length.
+_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 
 
 def cookbook_home() -> Path:
@@ -120,8 +124,15 @@ def read_context_window(folder: Path) -> int | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    window = (config.get("text_config") or config).get("max_position_embeddings")
-    return window if isinstance(window, int) else None
+    return find_context_window(config) if isinstance(config, dict) else None
+
+
+def find_context_window(config: Mapping[str, Any]) -> int | None:
+    """Return the maximum tokens that a model reads, from the settings in its config.json."""
+    nested = config.get("text_config")
+    settings = nested if isinstance(nested, dict) else config
+    lengths = (settings.get(name) for name in _LENGTH_NAMES)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def _check_local(folder: Path, *, weights: bool, config: bool) -> Path:

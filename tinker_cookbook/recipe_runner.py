@@ -13,7 +13,12 @@ import chz
 from tinker_cookbook import service
 from tinker_cookbook.model_files import find_on_this_machine, read_context_window
 from tinker_cookbook.runs.directory import default_log_path
-from tinker_cookbook.runs.options import ModelOptions, check_reply_length, shared_options
+from tinker_cookbook.runs.options import (
+    ModelOptions,
+    check_reply_length,
+    check_row_length,
+    shared_options,
+)
 
 if TYPE_CHECKING:
     from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
@@ -79,20 +84,22 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
 
 
 def check_replies_fit(config: ModelOptions, field: str = "max_tokens") -> None:
-    """Refuse a `max_tokens` that the model of a local service cannot read, before all other work.
+    """Refuse replies and rows that the model of a local service cannot read, before other work.
 
     Other services say their limit when a train loop connects to them.
 
     Args:
         config: The recipe's settings.
-        field: Name of the setting.
+        field: Name of the setting that limits replies; that of rows is `max_length`.
     """
     name = str(config.model_name)
     if service.choose_service(config.base_url).kind != "local":
         return
     folder = Path(name) if Path(name).is_dir() else find_on_this_machine(name, weights=False)
     if folder is not None:
-        check_reply_length(config, name, read_context_window(folder), field=field)
+        window = read_context_window(folder)
+        check_reply_length(config, name, window, field=field)
+        check_row_length(config, name, window)
 
 
 def train_loop(loop: L) -> None:

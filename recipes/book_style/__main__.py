@@ -21,7 +21,7 @@ from tinker_cookbook.eval.samples import SampleEvaluatorBuilder
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
-from .dataset import EXTRA_TOKENS, BookDatasetBuilder, BookOptions, style_of
+from .dataset import BookDatasetBuilder, BookOptions, style_of
 
 LEARNING_RATE_FACTOR = 2
 WORDS = "fox, miller, daughter and well"
@@ -56,7 +56,7 @@ def build(config: Config) -> train.Config:
     common = recipe.fill(
         ChatDatasetBuilderCommonConfig,
         config,
-        max_length=config.passage_tokens + EXTRA_TOKENS,  # no passage is cut off
+        max_length=None,  # no passage is cut off
         batch_size=1,
     )
     samples = recipe.fill(

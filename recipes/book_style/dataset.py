@@ -19,10 +19,8 @@ from .books import Book, load_book
 from .passages import Passage, cut_book
 from .tales import STYLE, load_tales
 
-__all__ = ["EXTRA_TOKENS", "BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
+__all__ = ["BookDatasetBuilder", "BookOptions", "count_tokens_with", "style_of"]
 
-EXTRA_TOKENS = 256
-"""Room for the instruction and the chat format around a passage."""
 NUM_PARALLEL_REQUESTS = 8
 MAX_SUMMARY_TOKENS = 60
 

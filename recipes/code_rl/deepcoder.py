@@ -205,8 +205,11 @@ def _load(split: str, parts: Sequence[str]) -> list[DeepcoderTask]:
 def _to_task(row: Mapping[str, object], where: str) -> DeepcoderTask:
     problem, tests = row.get("problem") or row.get("question"), row.get("tests")
     if not isinstance(problem, str) or tests is None:
+        shown = {key: repr(row[key])[:60] for key in row if key in ("problem", "question", "tests")}
+        values = "".join(f", {key}={value}" for key, value in shown.items())
         raise DataFormatError(
-            f"{where}: has the keys {sorted(row)}; needs problem (or question) and tests."
+            f"{where}: has the keys {sorted(row)}{values}; needs problem (or question), a text, "
+            "and tests."
         )
     metadata = row.get("metadata")
     known = metadata if isinstance(metadata, Mapping) else None

@@ -16,6 +16,9 @@ ADVICE = (
     "env={env} needs it: give a local copy with file_path=problems.jsonl, or use env=arithmetic."
 )
 
+QUESTION_KEYS = ("question", "problem")
+ANSWER_KEYS = ("answer", "final_answer", "solution")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -65,12 +68,14 @@ def to_problem(row: Mapping[str, object], where: str) -> Problem:
     Raises:
         DataFormatError: if the row has no question or no answer.
     """
-    question = _first_of(row, "question", "problem")
-    answer = _first_of(row, "answer", "final_answer", "solution")
+    question = _first_of(row, *QUESTION_KEYS)
+    answer = _first_of(row, *ANSWER_KEYS)
     if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
+        shown = {key: repr(row[key])[:60] for key in row if key in (*QUESTION_KEYS, *ANSWER_KEYS)}
+        values = "".join(f", {key}={value}" for key, value in shown.items())
         raise DataFormatError(
-            f"{where}: has the keys {sorted(row)}; needs question (or problem) and answer (or "
-            "solution)."
+            f"{where}: has the keys {sorted(row)}{values}; needs question (or problem), a text, "
+            "and answer (or solution), a text or a number."
         )
     text = str(answer)
     for extract in (extract_gsm8k_final_answer, extract_boxed):

@@ -45,7 +45,7 @@ def train_on_examples(config: rl_train.Config, num_examples: int, people: list[P
     common = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=data.model_name,
         renderer_name=data.renderer_name,
-        max_length=2048,
+        max_length=None,  # solved questions are short
         batch_size=BATCH_SIZE,
     )
     print("supervised steps on solved questions first (warm_start_examples=0 leaves them out)")

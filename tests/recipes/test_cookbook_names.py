@@ -199,6 +199,13 @@ def test_tests_are_read_in_the_forms_of_the_data_sets():
     assert extract_code_from_model("no code") is None
 
 
+def test_a_programming_problem_without_tests_is_named(tmp_path: Path):
+    path = write_rows(tmp_path / "p.jsonl", {"problem": "Double a number.", "tests": None})
+    builder = DeepcoderDatasetBuilder(**rl_settings(file_path=path, reward_timeout=20))
+    with pytest.raises(DataFormatError, match=r"p.jsonl.*tests=None; needs problem .* and tests"):
+        asyncio.run(builder())
+
+
 def test_programming_problems_come_from_a_file(tmp_path: Path):
     rows = [{"problem": "Double a number.", "tests": STDIN_TESTS}] * 2
     path = write_rows(tmp_path / "p.jsonl", *rows)

@@ -145,6 +145,7 @@ BAD_INPUT = [
     (on_policy, ["group_size=0"], "group_size=0 is less than 1; use 1 or more"),
     # Known from the model's files, so that no teacher is trained first.
     (off_policy, ["base_url=local", "max_tokens=5000"], "max_tokens=5000 leaves no room.* 1024"),
+    (supervised, ["base_url=local", "max_length=5000"], "max_length=5000 is more than the 1024 "),
     (off_policy, ["num_questions=3"], "num_questions=3 is less than batch_size=16; use more"),
     (multi_teacher, ["num_steps=0"], "num_steps=0 is less than 1; use 1 or more"),
     (sdft, ["num_shots=500"], "num_shots=500 and 16 names per step .* 45 or less"),

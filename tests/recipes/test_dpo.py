@@ -102,3 +102,13 @@ def test_pairs_come_from_a_file(
 def test_settings_that_give_no_pairs_are_refused_before_sampling(bad: dict, message: str):
     with pytest.raises(ConfigurationError, match=message):
         dpo.Config(**bad)
+
+
+def test_pairs_beyond_the_context_are_refused_before_replies_are_sampled(
+    local_service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    with pytest.raises(SystemExit):
+        run_in_this_process(dpo, words(local_service, tmp_path / "run", max_length=5000))
+    assert "max_length=5000 is more than the 1024 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run" / own_replies.PAIRS_FILE).exists()

@@ -162,5 +162,8 @@ def test_files_of_both_kinds_are_read(tmp_path: Path):
         "3",
     ]
     path.write_text('{"q": 1}\n', encoding="utf-8")
-    with pytest.raises(DataFormatError, match=r"p.jsonl:1: has the keys \['q'\]"):
+    with pytest.raises(DataFormatError, match=r"p.jsonl:1: has the keys \['q'\]; needs"):
+        read_problems(str(path))
+    path.write_text('{"question": "5-5?", "answer": ""}\n', encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"question='5-5\?', answer=''; needs question"):
         read_problems(str(path))

@@ -201,6 +201,15 @@ def test_settings_that_cannot_work_are_refused(capsys):
     assert "length_control.coef=2.0" in refusal(["length_method=residual", "length_coef=2"], capsys)
 
 
+def test_replies_that_fill_the_context_are_refused_before_the_first_stage(
+    tiny_model_folder: Path, tmp_path: Path, capsys
+):
+    settings = [f"model_name={tiny_model_folder}", "renderer_name=chatml", "base_url=local"]
+    settings += [f"log_path={tmp_path / 'run'}", "rl_max_tokens=1024"]
+    assert "rl_max_tokens=1024 leaves no room for a prompt" in refusal(settings, capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_starts_nothing(tiny_model_folder: Path, tmp_path: Path, capsys):
     settings = [f"model_name={tiny_model_folder}", "renderer_name=chatml", "base_url=local"]
     run_in_this_process(rlhf, [*settings, f"log_path={tmp_path / 'run'}", "dry_run=true"])

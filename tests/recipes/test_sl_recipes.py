@@ -185,6 +185,22 @@ def test_the_second_recipe_stays_flat():
     assert len((ROOT / "recipes" / "sl_basic.py").read_text().splitlines()) <= 120
 
 
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_the_flat_recipe_refuses_rows_beyond_the_context_before_the_first_step(
+    where: str, local_service: ServiceProcess, tmp_path: Path, monkeypatch, capsys
+):
+    from recipes import sl_loop
+
+    for name, value in recipe_environment(local_service, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    address = "local" if where == "local" else local_service.base_url
+    settings = [*QUICK, f"model_name={local_service.model}", f"log_path={tmp_path / 'new'}"]
+    with pytest.raises(SystemExit):
+        run_in_this_process(sl_loop, [*settings, f"base_url={address}", "max_length=5000"])
+    assert "max_length=5000 is more than the 1024 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
 def test_sample_command_refuses_a_checkpoint_that_is_gone(monkeypatch, local_service, capsys):
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
     words = ["sample", "tinker://no-such-run/sampler_weights/final"]
@@ -208,6 +224,11 @@ BAD_INPUT = {
     "an unknown renderer": (["renderer_name=chatmll"], "chatml"),
     "a dead address": (["base_url=http://127.0.0.1:9"], "does not answer (Connection refused)"),
     "no address": (["base_url=localhost:80"], "use http://HOST:PORT"),
+    "rows beyond the context": (["max_length=1026"], "use max_length=1024 or less"),
+    "rows beyond the context, here": (
+        ["base_url=local", "max_length=5000"],
+        "max_length=5000 is more than the 1024 tokens",
+    ),
     "too large a batch": (["batch_size=5000"], "batch_size=5000"),
     "too much held out": (["test_size=5000"], "5000"),
     "a file of the wrong form": (["file_path={bad_file}"], "bad.jsonl:2"),

@@ -125,14 +125,32 @@ async def test_a_hang_before_the_first_reply_is_recorded_as_that(where: str):
 
 
 @pytest.mark.anyio
-async def test_a_timeout_of_the_environments_own_is_an_error():
+@pytest.mark.parametrize("seconds", [None, 60.0])
+@pytest.mark.parametrize("where", ["initial_observation", "step", "sampling of the second turn"])
+async def test_a_timeout_that_is_not_of_the_limits_is_an_error(where: str, seconds: float | None):
+    def fail() -> None:
+        raise TimeoutError("the database did not answer")
+
     class Slow(EchoEnv):
         async def initial_observation(self):
-            raise TimeoutError("the database did not answer")
+            if where == "initial_observation":
+                fail()
+            return await super().initial_observation()
 
-    limits = RolloutLimits(rollout_timeout_seconds=60.0)
+        async def step(self, action, *, extra=None):
+            if where == "step":
+                fail()
+            return await super().step(action, extra=extra)
+
+    class SlowPolicy(ScriptedPolicy):
+        async def __call__(self, model_input, stop, **options):
+            if where == "sampling of the second turn" and self.num_calls == 1:
+                fail()
+            return await super().__call__(model_input, stop, **options)
+
+    limits = RolloutLimits(rollout_timeout_seconds=seconds)
     with pytest.raises(TimeoutError, match="the database did not answer"):
-        await run_rollout(ScriptedPolicy(), Slow(), limits=limits)
+        await run_rollout(SlowPolicy(), Slow(num_turns=3), limits=limits)
 
 
 @pytest.mark.anyio

@@ -21,7 +21,7 @@ import tinker
 from tests.conftest import TEST_KEY, ServiceProcess
 from tests.e2e.sdk import text, tokens
 from tests.e2e.test_service import search, session_id
-from tinker_cookbook import service, tokenizer_utils
+from tinker_cookbook import cli, service, tokenizer_utils
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError, WeightsDownloadError
 from tinker_cookbook.model_files import DEFAULT_MODEL
 from tinker_cookbook.service import embedded
@@ -289,6 +289,15 @@ def test_a_missing_extra_names_the_command(monkeypatch):
         service.connect("local")
     assert 'pip install "tinker-cookbook[local]"' in str(caught.value)
     assert "a_module_not_installed" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--model", "--plan"])
+def test_serve_names_a_missing_extra_before_all_else(monkeypatch, capsys, option: str):
+    monkeypatch.setattr(embedded, "NEEDED_MODULES", ("a_module_not_installed",))
+    assert cli.main(["serve", option, "no/such-model"]) == 2
+    error = capsys.readouterr().err
+    assert "the local service needs a_module_not_installed" in error
+    assert "pip install 'tinker-cookbook[local]'" in error
 
 
 PROGRAM = """

@@ -61,21 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
+    from tinker_cookbook.service.embedded import find_missing_modules
+
+    missing = find_missing_modules()
+    if missing:
+        raise ConfigurationError(
+            f"the local service needs {', '.join(missing)}, which this environment does not have; "
+            "install the extra 'local': pip install 'tinker-cookbook[local]'"
+        )
     if args.plan is not None:
         return _print_plan(args)
-    try:
-        from tinker_cookbook.local.process.launch import (
-            build_settings,
-            check_arguments,
-            run_service,
-        )
-        from tinker_cookbook.local.process.models import check_model
-        from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the local service needs the extra 'local' ({error}); "
-            "install it with: pip install 'tinker-cookbook[local]'"
-        ) from error
+    from tinker_cookbook.local.process.launch import (
+        build_settings,
+        check_arguments,
+        run_service,
+    )
+    from tinker_cookbook.local.process.models import check_model
+    from tinker_cookbook.model_files import DEFAULT_MODEL, resolve_model_folder
+
     check_arguments(args)  # before anything is downloaded
     _check_device(args.device)
     # download missing weights, with progress, before the service starts

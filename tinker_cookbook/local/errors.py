@@ -4,6 +4,7 @@
 """
 
 __all__ = [
+    "OTHER_STATE_DIR",
     "BodyTimeoutError",
     "ForbiddenError",
     "GoneError",
@@ -17,6 +18,8 @@ __all__ = [
 ]
 
 MAX_MESSAGE = 4000
+OTHER_STATE_DIR = "choose another --state-dir, or set TINKER_COOKBOOK_HOME"
+"""What to do about a state folder. Services that recipes start have it below that home."""
 
 
 def shorten_message(message: str) -> str:

@@ -264,7 +264,7 @@ class _Episode:
                 raise  # even the first prompt is too long: this episode can never be sampled
             return observation, stop, StopReason.CONTEXT_OVERFLOW
         except TimeoutError:
-            if not self._state.transitions and not self._out_of_time():
+            if not self._out_of_time():
                 raise  # the policy itself raised it
             return observation, stop, StopReason.ROLLOUT_TIMEOUT
         _check_action(action, type(self._env).__name__)
@@ -272,6 +272,8 @@ class _Episode:
             stepping = self._env.step(action.tokens, extra={"stop_reason": action.stop_reason})
             result = await self._in_time(stepping)
         except TimeoutError:
+            if not self._out_of_time():
+                raise  # the environment itself raised it
             self._record(observation, action, _cut_off())
             return observation, stop, StopReason.ROLLOUT_TIMEOUT
         _check_step(result, type(self._env).__name__, self._state.turn_index)

@@ -50,6 +50,7 @@ from tinker_cookbook.runs.options import (
     CheckpointOptions,
     SharedOptions,
     check_reply_length,
+    check_row_length,
 )
 from tinker_cookbook.runs.report import report_complete, report_saved
 from tinker_cookbook.runs.token_meter import TokenMeter, count_tokens
@@ -124,6 +125,8 @@ async def open_run(config: C, recipe_name: str) -> AsyncIterator[Run[C]]:
             config = chz.replace(config, model_name=connection.model_name)
             async with contextlib.AsyncExitStack() as opened:
                 run = Run(config, connection, opened, log_path=log_path, recipe_name=recipe_name)
+                if connection.kind != "local":  # a local one still starts while the data are read
+                    await asyncio.to_thread(run.check_lengths)
                 yield run
                 if run.is_finished:
                     await report_saved(run.service_client, log_path)
@@ -200,8 +203,8 @@ class Run(Generic[C]):
             weights are.
 
         Raises:
-            ConfigurationError: if the data have changed, replies of `max_tokens` fill the model's
-                context, or the service refuses the run.
+            ConfigurationError: if the data have changed, `max_tokens` or `max_length` is too long
+                for the model, or the service refuses the run.
             CheckpointError: if the service no longer has the checkpoint to resume from.
         """
         self.total_steps = total_steps
@@ -213,7 +216,8 @@ class Run(Generic[C]):
         if data_fingerprint is not None:
             self._check_same_data(data_fingerprint)
             self._data_state = {FINGERPRINT: data_fingerprint}
-        await asyncio.to_thread(self._check_reply_length)
+        if self.connection.kind == "local":
+            await asyncio.to_thread(self.check_lengths)
         self.metrics = self._opened.enter_context(_open_loggers(self))
         if self.metrics.store is not None and self.start_step:
             self._meter.resume((self.metrics.store.read_metrics() or [{}])[-1])
@@ -232,6 +236,16 @@ class Run(Generic[C]):
         self._opened.callback(self.progress.close)
         self._last_finish = time.perf_counter()
         return True
+
+    def check_lengths(self) -> None:
+        """Refuse replies and rows for which the model's context is too short, if it is known.
+
+        Raises:
+            ConfigurationError: naming the setting and the context.
+        """
+        window, model_name = self.connection.context_window(), self.connection.model_name
+        check_reply_length(self.config, model_name, window)
+        check_row_length(self.config, model_name, window)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, according to the schedule."""
@@ -344,11 +358,6 @@ class Run(Generic[C]):
             "data, continue with the new data (behavior_if_log_dir_exists=resume), or start over "
             "(behavior_if_log_dir_exists=delete)."
         )
-
-    def _check_reply_length(self) -> None:
-        if getattr(self.config, "max_tokens", None) is not None:
-            window = self.connection.context_window()
-            check_reply_length(self.config, self.connection.model_name, window)
 
     def _write_spans(self, step: int, window: trace.IterationWindow) -> None:
         folder, every = Path(self.log_path), self.config.span_chart_every

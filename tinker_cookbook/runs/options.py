@@ -30,6 +30,7 @@ __all__ = [
     "TrackingOptions",
     "check_options",
     "check_reply_length",
+    "check_row_length",
     "expand_path",
     "shared_options",
 ]
@@ -307,6 +308,40 @@ def check_reply_length(
         f"{context_window} tokens of prompt and reply together; use a {field} below "
         f"{context_window} minus the longest prompt."
     )
+
+
+def check_row_length(config: object, model_name: str, context_window: int | None) -> None:
+    """Refuse a `max_length` that lets rows be longer than the model reads.
+
+    The service would refuse such a row, which may be met only after hours of training.
+
+    Args:
+        config: Settings of a recipe, which have the field themselves, or of a train loop, whose
+            data have it. Without the field, nothing is checked.
+        model_name: The model in training.
+        context_window: Its maximum tokens of a sequence; None: unknown.
+
+    Raises:
+        ConfigurationError: if `max_length` cuts rows only beyond the context.
+    """
+    settings = (config, *(getattr(data, "common_config", None) for data in _data_builders(config)))
+    limits = [getattr(one, "max_length", None) for one in settings]
+    max_length = max((limit for limit in limits if limit is not None), default=None)
+    # The last token of a row is only a target, so the model reads one token less.
+    if max_length is None or context_window is None or max_length <= context_window + 1:
+        return
+    raise ConfigurationError(
+        f"max_length={max_length} is more than the {context_window} tokens that {model_name} "
+        f"reads, so a longer row would stop the run; use max_length={context_window} or less, at "
+        "which longer rows are cut."
+    )
+
+
+def _data_builders(config: object) -> list[object]:
+    """Return the builders of a train loop's data; some loops have several."""
+    holders = (config, *getattr(config, "dataset_configs", ()))
+    found = (getattr(holder, "dataset_builder", None) for holder in holders)
+    return [builder for builder in found if builder is not None]
 
 
 def shared_options(config: Any, target: type) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_model_folder, room: int) -> None
             fill(tmp_path / "disk", leaving=0)
         error = start_and_fail(state, "--model", str(tiny_model_folder), key=TEST_KEY)
         assert str(state) in error
-        assert "choose another --state-dir" in error
+        assert "choose another --state-dir, or set TINKER_COOKBOOK_HOME" in error
         assert len(error.strip().splitlines()) == 1
 
 

@@ -38,6 +38,8 @@ def episode(
         )
         for number, cut in enumerate(cuts)
     ]
+    if reason is not None:
+        turns[-1].metrics[f"stop/{reason}"] = 1
     return Trajectory(turns, tinker.ModelInput.empty(), reason)
 
 

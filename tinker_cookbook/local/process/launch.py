@@ -21,6 +21,7 @@ from tinker_cookbook.local.engine.model.number_formats import (
 from tinker_cookbook.local.engine.native.build import describe_missing_compiler
 from tinker_cookbook.local.engine.native.instructions import choose_set
 from tinker_cookbook.local.engine.settings import EngineSettings
+from tinker_cookbook.local.errors import OTHER_STATE_DIR
 from tinker_cookbook.local.process.lifecycle import (
     bind,
     is_loopback,
@@ -114,12 +115,12 @@ def _check_state_folder(state_dir: Path) -> None:
         free = shutil.disk_usage(state_dir).free
     except OSError as error:
         raise ConfigurationError(
-            f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
+            f"state_dir={state_dir} cannot be written: {error}; {OTHER_STATE_DIR}"
         ) from error
     if free < SPARE_BYTES:
         raise ConfigurationError(
             f"state_dir={state_dir} is on a full disk, with {format_bytes(free)} free; free some "
-            "space, or choose another --state-dir"
+            f"space, or {OTHER_STATE_DIR}"
         )
     # the service makes its folder private, which must not happen to /tmp or a home folder
     if is_shared or state_dir in (Path.home().resolve(), Path("/")):
@@ -162,7 +163,7 @@ def _find_key(state_dir: Path, host: str) -> str:
         return load_or_make_key(state_dir)
     except OSError as error:
         raise ConfigurationError(
-            f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
+            f"state_dir={state_dir} cannot be written: {error}; {OTHER_STATE_DIR}"
         ) from error
 
 

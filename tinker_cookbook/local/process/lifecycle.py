@@ -23,7 +23,7 @@ import uvicorn
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.local.app import build_app
-from tinker_cookbook.local.errors import UserError
+from tinker_cookbook.local.errors import OTHER_STATE_DIR, UserError
 from tinker_cookbook.local.service.protocol.connections import HttpProtocol
 from tinker_cookbook.local.service.protocol.request_ids import (
     JsonFormatter,
@@ -80,7 +80,7 @@ def set_up_logging(settings: ServiceSettings) -> Path:
         to_file = _LogFile(path, maxBytes=part_bytes, backupCount=LOG_PARTS - 1)
     except OSError as error:
         raise ConfigurationError(
-            f"state_dir={settings.state_dir} cannot be written: {error}; choose another --state-dir"
+            f"state_dir={settings.state_dir} cannot be written: {error}; {OTHER_STATE_DIR}"
         ) from error
     if settings.log_format == "json":
         to_file.setFormatter(JsonFormatter())

@@ -28,7 +28,13 @@ from tinker_cookbook.rl.transcripts.index import (
 from tinker_cookbook.rl.transcripts.logged_reports import write_logged_reports
 from tinker_cookbook.rl.transcripts.style import FILTER_SCRIPT, STYLE
 from tinker_cookbook.rl.transcripts.token_rows import TOKENS_END, TrainedTokens, write_token_rows
-from tinker_cookbook.rl.types import StopReason, Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.rl.types import (
+    STOP_METRIC_PREFIX,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Transition,
+)
 from tinker_cookbook.utils.disk_errors import optional_file
 
 if TYPE_CHECKING:
@@ -282,7 +288,9 @@ def _turns(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
         yield f"<pre>{html.escape(new_prompt_text(turn, before, tokenizer))}</pre>"
         yield f'<pre class="reply">{_tokens(turn, tokenizer)}</pre>'
         yield f'<p class="note">{_about(turn)}</p>'
-        yield _table({"reward": turn.reward, **turn.metrics, **turn.logs})
+        # The heading says how the episode ended, also where the last reply was cut.
+        metrics = {k: v for k, v in turn.metrics.items() if not k.startswith(STOP_METRIC_PREFIX)}
+        yield _table({"reward": turn.reward, **metrics, **turn.logs})
         before = turn
 
 

@@ -22,7 +22,7 @@ from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.local.engine.types import ModelInfo
 from tinker_cookbook.local.errors import UserError
 from tinker_cookbook.local.service.settings import ServiceSettings
-from tinker_cookbook.model_files import resolve_model_folder
+from tinker_cookbook.model_files import find_context_window, resolve_model_folder
 
 if TYPE_CHECKING:
     from tinker_cookbook.local.engine.worker import EngineWorker
@@ -31,8 +31,6 @@ __all__ = ["EngineAccess", "ModelCard"]
 
 logger = logging.getLogger(__name__)
 
-# Names that models of different ages use for the maximum context length.
-_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 FOLDER_LEVELS = 3
 MAX_LISTED = 500
 _FALLBACK_LENGTH = 2048
@@ -53,14 +51,10 @@ def _read_card(name: str) -> ModelCard:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError(f"{folder}/config.json does not hold an object")
-    nested = config.get("text_config")
-    text_config = nested if isinstance(nested, dict) else config
-    lengths = (text_config.get(name) for name in _LENGTH_NAMES)
-    found = (value for value in lengths if isinstance(value, int) and value > 0)
     return ModelCard(
         folder=str(folder),
         architecture=str(config.get("model_type", "unknown")),
-        max_context_length=next(found, _FALLBACK_LENGTH),
+        max_context_length=find_context_window(config) or _FALLBACK_LENGTH,
     )
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.errors import StorageError
+from tinker_cookbook.local.errors import OTHER_STATE_DIR, StorageError
 from tinker_cookbook.local.service.storage.rows import (
     SCHEMA,
     TABLES,
@@ -81,7 +81,7 @@ class Index:
         except sqlite3.OperationalError as error:  # locked, no permission, disk full
             raise ConfigurationError(
                 f"{self.path} cannot be used as the service's index: {error}; free some space, or "
-                "choose another --state-dir"
+                f"{OTHER_STATE_DIR}"
             ) from error
         except sqlite3.DatabaseError as error:
             raise IndexDamagedError(f"{self.path} is damaged: {error}") from error

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.local.errors import StorageError, UserError
+from tinker_cookbook.local.errors import OTHER_STATE_DIR, StorageError, UserError
 from tinker_cookbook.local.service.storage.checkpoint_index import (
     Index,
     IndexDamagedError,
@@ -96,7 +96,7 @@ class Store:
             self._lock_file = self._hold_lock()
         except OSError as error:
             raise ConfigurationError(
-                f"state_dir={state_dir} cannot be written: {error}; choose another --state-dir"
+                f"state_dir={state_dir} cannot be written: {error}; {OTHER_STATE_DIR}"
             ) from error
         try:
             self.index = Index(state_dir / "index.sqlite3")
