@@ -338,6 +338,7 @@ def load_base_model(
         UserError: if the model runs through transformers and `base_format` asks to quantise it.
     """
     reuse_freed_memory()
+    _call_math_functions_once()
     bits = format_bits(base_format)
     dtype = dtype or choose_dtype(None, torch.device(device))
     arch = read_arch(folder)
@@ -441,6 +442,17 @@ def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:
     group = arch.num_heads // arch.num_kv_heads
     fits = arch.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
     return dtype == torch.float32 or (dtype == torch.bfloat16 and fits)
+
+
+def _call_math_functions_once() -> None:
+    """Call torch's elementwise functions from one thread before several threads do.
+
+    MKL computes them on most processors. Where two threads made the first call of a process at
+    once, one of them got other last bits in about one process in 40.
+    """
+    one = torch.ones(1)
+    for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.tanh, torch.sin):
+        function(one)
 
 
 def reuse_freed_memory() -> None:

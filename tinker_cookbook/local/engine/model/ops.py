@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,21 +29,30 @@ __all__ = [
 
 
 class RopeTable:
-    """Cosines and sines by position, float32 [P, D]; they grow when a longer sequence arrives."""
+    """Cosines and sines by position, float32 [P, D]; they grow when a longer sequence arrives.
+
+    NumPy computes them, on every device: torch's cosine gives other last bits in about one process
+    in 40, where threads call MKL for the first time at once. Then a run that resumes, or the
+    trainer and the sampler, would differ.
+    """
 
     def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device | str) -> None:
-        self._inverse_frequencies = _inverse_frequencies(rope, head_dim).to(device)
+        self._inverse_frequencies = _inverse_frequencies(rope, head_dim)
+        self._device = device
         self._cos = self._sin = torch.empty(0, head_dim, device=device)
 
     def up_to(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tables (cosines, sines) with at least `num_positions` rows."""
         if self._cos.shape[0] < num_positions:
             size = max(256, 1 << (num_positions - 1).bit_length())
-            positions = torch.arange(size, dtype=torch.float32, device=self._cos.device)
-            angles = torch.outer(positions, self._inverse_frequencies)
-            angles = torch.cat([angles, angles], dim=-1)
-            self._cos, self._sin = angles.cos(), angles.sin()
+            positions = torch.arange(size, dtype=torch.float32)
+            angles = torch.outer(positions, self._inverse_frequencies).double().numpy()
+            self._cos, self._sin = (self._table(f(angles)) for f in (np.cos, np.sin))
         return self._cos, self._sin
+
+    def _table(self, values: np.ndarray) -> torch.Tensor:
+        half = torch.from_numpy(values).float()
+        return torch.cat([half, half], dim=-1).to(self._device)
 
 
 def _inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:

@@ -151,7 +151,7 @@ static void turn(float *to, int64_t step, const float *from, int64_t stride, int
 #include "float_strips.h"
 #endif
 
-/* Memory of a packed matrix that is being fetched into the cache: what is left of a run, and the next run. */
+/* Memory of a packed matrix that is being fetched into the cache: the rest of a run, and the next run. */
 typedef struct {
     const char *at, *end;
     int64_t run;
