@@ -447,8 +447,8 @@ def _kernels_fit(arch: ArchConfig, dtype: torch.dtype) -> bool:
 def _call_math_functions_once() -> None:
     """Call torch's elementwise functions from one thread before several threads do.
 
-    MKL computes them on most processors. Where two threads made the first call of a process at
-    once, one of them got other last bits in about one process in 40.
+    MKL computes them where torch is built with it. Where two threads made the first call of a
+    process at once, one of them got other last bits of a cosine in about one process in 40.
     """
     one = torch.ones(1)
     for function in (torch.exp, torch.expm1, torch.log, torch.log1p, torch.tanh, torch.sin):

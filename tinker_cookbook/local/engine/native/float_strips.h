@@ -98,12 +98,6 @@ static const float *strip(float *to, const Right *right, int64_t from, int64_t c
     return to;
 }
 
-/* The memory that holds a strip of a packed matrix consists of runs of neighbouring cache lines: one, or with
- * PANELS_TURNED a square block of every panel. */
-INLINE int64_t source_runs(const Right *right, int64_t count) {
-    return right->layout == PANELS ? 1 : (count + PANEL - 1) / PANEL;
-}
-
 /* Return the cache lines of a run. */
 INLINE int64_t run_lines(const Right *right, int64_t count) {
     int64_t rows = right->layout == PANELS ? count : PANEL;

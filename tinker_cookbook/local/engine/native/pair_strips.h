@@ -158,12 +158,6 @@ static const uint32_t *strip(uint32_t *to, const Right *right, int64_t from, int
     return to;
 }
 
-/* The memory that holds a strip of a packed matrix consists of runs of neighbouring cache lines: one, or with
- * PANELS_TURNED LANES pairs of inputs of every panel. */
-INLINE int64_t source_runs(const Right *right, int64_t count) {
-    return right->layout == PANELS ? 1 : (count + PANEL - 1) / PANEL;
-}
-
 /* Return the cache lines of a run. */
 INLINE int64_t run_lines(const Right *right, int64_t count) {
     int64_t rows = right->layout == PANELS ? count : PANEL;

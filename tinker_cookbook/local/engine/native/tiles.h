@@ -90,6 +90,12 @@ INLINE int64_t square_lines(const Right *right) {
     return (PANEL * PANEL * right->bits / 8 + 63) / 64;
 }
 
+/* The memory that holds a strip of a packed matrix consists of runs of neighbouring cache lines: one, or with
+ * PANELS_TURNED a square block of every panel. */
+INLINE int64_t source_runs(const Right *right, int64_t count) {
+    return right->layout == PANELS ? 1 : (count + PANEL - 1) / PANEL;
+}
+
 /* Return run `n` of the memory that holds a quantised strip; see `source_run`. */
 INLINE const char *quantised_run(const Right *right, int64_t from, int64_t out, int64_t n) {
 #ifdef PAIRS
