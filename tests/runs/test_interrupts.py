@@ -70,6 +70,23 @@ def main(config: Config) -> None:
 
 cli_utils.entrypoint(main)
 """
+TWO_THREADS_TELL = """
+import time
+from tinker_cookbook.runs import interrupts
+
+def describe():
+    time.sleep(0.5)  # the main thread tells meanwhile
+    return "interrupted"
+
+with interrupts.end_on_interrupt(describe, lambda: None):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(interrupts.GRACE_SECONDS + 0.25)
+        interrupts.tell("interrupted")
+        time.sleep(60)
+"""
 NO_RECIPE = """
 from tinker_cookbook import cli_utils
 import time
@@ -122,6 +139,12 @@ def test_while_a_thread_cannot_be_stopped(tmp_path: Path, times: int):
     process = start_program(WAITING_FOR_A_THREAD, tmp_path)
     error = interrupt(process, times)
     assert error == "\ninterrupted before the run began; the same command starts it\n"
+    assert process.returncode == 130
+
+
+def test_two_threads_that_tell_at_once_print_one_line(tmp_path: Path):
+    process = start_program(TWO_THREADS_TELL, tmp_path)
+    assert interrupt(process) == "\ninterrupted\n"
     assert process.returncode == 130
 
 

@@ -118,11 +118,12 @@ class _Guard:
     def __init__(self, tell: Callable[[], str], clean_up: Callable[[], None]) -> None:
         self.has_begun = False
         self.is_off = False
-        self.has_told = False
         self._tell = tell
         self._clean_up = clean_up
         self._num_heard = 0
         self._leaving = threading.Lock()
+        self._saying = threading.Lock()
+        self._has_said = False
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -162,19 +163,31 @@ class _Guard:
             _kill_children()
             with contextlib.suppress(Exception):
                 self._clean_up()
-            if not self.has_told:
-                with contextlib.suppress(OSError):  # sys.stderr may be locked by another thread
-                    os.write(2, f"\n{self._tell()}\n".encode())
+            with contextlib.suppress(OSError):
+                self.say(self._tell())
             os._exit(EXIT_INTERRUPTED)
+
+    def say(self, text: str) -> None:
+        """Print the line about the interruption, unless another thread has printed it."""
+        with self._saying:
+            if not self._has_said:
+                _write_line(text)
+                self._has_said = True
 
 
 def tell(text: str) -> None:
     """Print the line about an interruption, unless it was printed before."""
-    if _guard is not None:
-        if _guard.has_told:
-            return
-        _guard.has_told = True
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    if _guard is None:
+        _write_line(text)
+        return
+    # In the main thread, the next Ctrl-C could come between printing and taking note of it.
+    speaker = threading.Thread(target=_guard.say, args=(text,), daemon=True)
+    speaker.start()
+    speaker.join()
+
+
+def _write_line(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())  # sys.stderr may be locked by another thread
 
 
 def _report_uncaught(
@@ -213,7 +226,7 @@ def _interrupt_again() -> None:
 
 
 def _leave_before_the_run() -> None:
-    os.write(2, f"\n{BEFORE_THE_RUN}\n".encode())
+    _write_line(BEFORE_THE_RUN)
     os._exit(EXIT_INTERRUPTED)
 
 
