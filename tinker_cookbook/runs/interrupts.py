@@ -164,30 +164,38 @@ class _Guard:
             with contextlib.suppress(Exception):
                 self._clean_up()
             with contextlib.suppress(OSError):
-                self.say(self._tell())
+                self.say(self._tell(), _write_line)  # sys.stderr may be locked by another thread
             os._exit(EXIT_INTERRUPTED)
 
-    def say(self, text: str) -> None:
-        """Print the line about the interruption, unless another thread has printed it."""
-        with self._saying:
+    def say(self, text: str, write: Callable[[str], None]) -> None:
+        """Print the line about the interruption, unless another thread prints it."""
+        if not self._saying.acquire(timeout=GRACE_SECONDS):
+            return
+        try:
             if not self._has_said:
-                _write_line(text)
+                write(text)
                 self._has_said = True
+        finally:
+            self._saying.release()
 
 
 def tell(text: str) -> None:
     """Print the line about an interruption, unless it was printed before."""
     if _guard is None:
-        _write_line(text)
+        _print_line(text)
         return
     # In the main thread, the next Ctrl-C could come between printing and taking note of it.
-    speaker = threading.Thread(target=_guard.say, args=(text,), daemon=True)
+    speaker = threading.Thread(target=_guard.say, args=(text, _print_line), daemon=True)
     speaker.start()
     speaker.join()
 
 
+def _print_line(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
 def _write_line(text: str) -> None:
-    os.write(2, f"\n{text}\n".encode())  # sys.stderr may be locked by another thread
+    os.write(2, f"\n{text}\n".encode())
 
 
 def _report_uncaught(
