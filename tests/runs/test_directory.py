@@ -187,6 +187,17 @@ def test_metrics_are_cut_at_the_step_a_run_resumes_at(tmp_path: Path):
     assert truncate_metrics(tmp_path, 3) == 0
 
 
+def test_samples_of_repeated_steps_are_dropped(tmp_path: Path):
+    path = tmp_path / "samples.jsonl"
+    rows = [{"prompt": "of a loop of one's own"}, *({"step": step} for step in (0, 3, 4))]
+    for row in rows:
+        append_row(path, row)
+    truncate_metrics(tmp_path, 4)
+    assert read_rows(path) == rows[:3]
+    truncate_metrics(tmp_path, 0)
+    assert read_rows(path) == rows[:1]
+
+
 def test_the_default_folder_depends_on_the_settings_alone(monkeypatch):
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", "/runs")
     first = default_log_path("r", "My Data", config=Config())

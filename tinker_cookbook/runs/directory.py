@@ -20,7 +20,13 @@ from tinker_cookbook.utils.disk_errors import optional_file
 from tinker_cookbook.utils.jsonl_log import Row, keep_rows, read_rows
 from tinker_cookbook.utils.ml_log import RECIPE_SETTINGS, dump_config
 from tinker_cookbook.utils.recipe_code import CODE_FILE, code_differences
-from tinker_cookbook.utils.run_files import CHECKPOINTS_FILE, CONFIG_FILE, METRICS_FILE
+from tinker_cookbook.utils.run_files import (
+    CHECKPOINTS_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    TIMING_FILE,
+)
 from tinker_cookbook.utils.session_naming import slugify
 
 __all__ = [
@@ -54,8 +60,8 @@ RUN_PATTERNS = (
     CODE_FILE,
     "code.diff",
     "logs.log",
-    "samples.jsonl",
-    "timing_spans.jsonl",
+    SAMPLES_FILE,
+    TIMING_FILE,
     "trace_events.jsonl",
     "iteration_[0-9]*",
     "transcripts.html",
@@ -200,7 +206,7 @@ class _OpenFolder:
 
     def forget_failed_start(self) -> None:
         """Remove the files of a new run that has produced no result."""
-        results = (METRICS_FILE, CHECKPOINTS_FILE, "samples.jsonl", "iteration_[0-9]*")
+        results = (METRICS_FILE, CHECKPOINTS_FILE, SAMPLES_FILE, "iteration_[0-9]*")
         if self.is_new and not any(list(self.folder.glob(pattern)) for pattern in results):
             delete_run(self.folder)
 
@@ -362,7 +368,7 @@ def delete_run(log_dir: str | Path) -> None:
 
 
 def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
-    """Drop the metric and timing rows of steps that a resumed run will repeat.
+    """Drop the rows of metrics, times and samples of steps that a resumed run will repeat.
 
     If any row is dropped, the old metrics file is kept as `metrics.jsonl.pre_resume_NNNNNN`.
 
@@ -374,9 +380,13 @@ def truncate_metrics(log_dir: str | Path, next_step: int) -> int:
     def is_kept(row: Row) -> bool:
         return isinstance(row.get("step"), int) and row["step"] < next_step
 
+    def is_kept_sample(row: Row) -> bool:
+        return is_kept(row) or "step" not in row
+
     backup = folder / f"{METRICS_FILE}.pre_resume_{next_step:06d}"
-    with optional_file(folder / "timing_spans.jsonl"):
-        keep_rows(folder / "timing_spans.jsonl", is_kept)
+    with optional_file(folder / TIMING_FILE):
+        keep_rows(folder / TIMING_FILE, is_kept)
+    keep_rows(folder / SAMPLES_FILE, is_kept_sample)
     return keep_rows(folder / METRICS_FILE, is_kept, backup=backup)
 
 
