@@ -100,6 +100,19 @@ def test_clean_lists_first_and_deletes_what_is_old(local_service: ServiceProcess
     assert "Nothing to delete" in again.stdout
 
 
+def test_clean_keeps_the_newest_of_the_best_weights(local_service: ServiceProcess, tmp_path: Path):
+    """It is the best one, also where a lower value is better."""
+    env = recipe_environment(local_service, tmp_path)
+    log_path = tmp_path / "run"
+    train(env, local_service.model, log_path, "eval_every=1", "best_metric=test/nll")
+    best = [row for row in read_jsonl(log_path / "checkpoints.jsonl") if "best_value" in row]
+    values = [row["best_value"] for row in best]
+    assert len(values) > 1, "the loss falls"
+    assert values == sorted(values, reverse=True)
+    run_command("clean", str(log_path), "--yes", "--weights", env=env)
+    assert saved_on(local_service, log_path)["sampler_weights"] == [best[-1]["name"], "final"]
+
+
 def test_a_run_resumes_after_clean(local_service: ServiceProcess, tmp_path: Path):
     env = recipe_environment(local_service, tmp_path)
     log_path = tmp_path / "runs" / "one"  # in the folder of all runs

@@ -18,6 +18,7 @@ from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import FromConversationFileBuilder
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator, SamplerNLLEvaluator
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils.sdk_compat import rest_client_of
 
 FRUIT = ("apple", "pear", "plum", "fig", "lime", "date", "kiwi", "mango", "peach", "grape")
 
@@ -224,7 +225,7 @@ def best_records(config: train.Config) -> list[tuple[str, float]]:
     return [(r.name, r.get("best_value")) for r in records if r.has("best_value")]
 
 
-def test_the_best_weights_are_kept_and_the_run_stops_early(make_config):
+def test_the_best_weights_are_kept_and_the_run_stops_early(make_config, service_client):
     told = Told([0.5, 0.6, 0.4, 0.9, 0.8, 0.9, 1.0])  # 0.9 again is not better
     config = make_config(
         num_epochs=4,
@@ -240,6 +241,11 @@ def test_the_best_weights_are_kept_and_the_run_stops_early(make_config):
     rows = rows_of(config)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
     assert "train_mean_nll" not in rows[-1]  # stopped before step 5 was submitted
+    rest = rest_client_of(service_client)
+    weights = rest.list_checkpoints(result.sampler_path.split("/")[2]).result().checkpoints
+    limited = {item.checkpoint_id: item.expires_at is not None for item in weights}
+    assert limited["sampler_weights/best_000001"], "once better weights are saved"
+    assert not limited["sampler_weights/best_000003"]
     calls = told.calls
     assert run(config).best_sampler_path == result.best_sampler_path
     assert told.calls == calls  # complete

@@ -124,13 +124,9 @@ def _records(folder: Path) -> list[CheckpointRecord]:
 def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
     """Return the paths to keep: those that a resume needs, and those that someone has named."""
     records = _records(folder)
-    best = max(
-        (record for record in records if record.has("best_value")),
-        key=lambda record: record.get("best_value"),
-        default=None,
-    )
     states = [record for record in records if record.state_path]
-    kept = {id(record) for record in [*states[-args.keep :], best]}
+    best = [record for record in records if record.has("best_value")][-1:]
+    kept = {id(record) for record in [*states[-args.keep :], *best]}
     for record in records:
         replaceable = PERIODIC.fullmatch(record.name) or BEST.fullmatch(record.name)
         if record.final or not replaceable:

@@ -6,15 +6,21 @@ A name decides whether a lower value is better (`test/nll`, `loss`, `error` ...)
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
+from tinker_cookbook.runs.checkpoints import (
+    get_best_checkpoint,
+    load_checkpoints_file,
+    submit_checkpoint,
+)
 from tinker_cookbook.utils.jsonl_log import read_rows
 from tinker_cookbook.utils.metric_names import lower_is_better
 from tinker_cookbook.utils.ml_log import METRICS_FILE
+from tinker_cookbook.utils.sdk_compat import rest_client_of
 
 if TYPE_CHECKING:
     from tinker_cookbook.runs.open_run import Run
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["BestWeights"]
 
 logger = logging.getLogger(__name__)
+
+LIMIT_SECONDS = 60
 
 
 class BestWeights:
@@ -70,8 +78,11 @@ class BestWeights:
     async def update(self, step: int, metrics: dict[str, float]) -> None:
         """Note an evaluation after `step` steps; if it is the best, save these weights.
 
-        Call it before the next optimizer step is submitted. The weights before training are not
-        saved: they are the base model, or the checkpoint that the run started from.
+        The service keeps them without a time limit until better ones are saved, and from then on
+        for `ttl_seconds`. The weights before training are not saved: they are the base model, or
+        the checkpoint that the run started from.
+
+        Call this before the next optimizer step is submitted.
         """
         if self.metric is None or step == self._last_step:
             return
@@ -81,14 +92,27 @@ class BestWeights:
             return
         if not self._note(step, value) or step == 0:
             return
-        await submit_checkpoint(
+        superseded = get_best_checkpoint(self._run.log_path)
+        paths = await submit_checkpoint(
             self._run.training_client,
             f"best_{step:06d}",
             self._run.log_path,
             {"batch": step, "best_metric": self.metric, "best_value": value},
             kind="sampler",
-            ttl_seconds=self._run.config.ttl_seconds,
         ).finish()
+        if superseded is not None and superseded.sampler_path not in (None, paths["sampler_path"]):
+            await self._limit(superseded.sampler_path)
+
+    async def _limit(self, path: str) -> None:
+        """Let the service keep weights that are no longer the best for `ttl_seconds` only."""
+        import tinker
+
+        rest = rest_client_of(self._run.service_client)
+        limited = rest.set_checkpoint_ttl_from_tinker_path(path, self._run.config.ttl_seconds)
+        try:
+            await asyncio.wait_for(limited, timeout=LIMIT_SECONDS)
+        except (tinker.TinkerError, TimeoutError, ValueError) as error:
+            logger.info("weights %s are kept without a time limit: %s", path, error)
 
     def _note(self, step: int, value: float) -> bool:
         """Count an evaluation, and return whether it is better than all before."""

@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointRecord",
     "PendingCheckpoint",
     "forget_path",
+    "get_best_checkpoint",
     "get_last_checkpoint",
     "load_checkpoints_file",
     "save_checkpoint",
@@ -58,6 +59,14 @@ def get_last_checkpoint(log_dir: str, required_key: str = "state_path") -> Check
     """Return the newest record that has `required_key`, or None."""
     records = [record for record in load_checkpoints_file(log_dir) if record.has(required_key)]
     return records[-1] if records else None
+
+
+def get_best_checkpoint(log_dir: str) -> CheckpointRecord | None:
+    """Return the record of the weights with the best held-out value, or None.
+
+    Such a record is written only when a value is better than all before: the newest is the best.
+    """
+    return get_last_checkpoint(log_dir, "best_value")
 
 
 def forget_path(log_path: str | Path, path: str) -> None:

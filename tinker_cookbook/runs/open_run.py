@@ -42,8 +42,8 @@ from tinker_cookbook.runs.checkpoint_manager import CheckpointManager, FinishSav
 from tinker_cookbook.runs.checkpoints import (
     CheckpointRecord,
     LoopState,
+    get_best_checkpoint,
     get_last_checkpoint,
-    load_checkpoints_file,
 )
 from tinker_cookbook.runs.directory import open_log_dir, truncate_metrics
 from tinker_cookbook.runs.options import (
@@ -372,16 +372,13 @@ class Run(Generic[C]):
     def _build_result(
         self, state_path: str, sampler_path: str, metrics: dict[str, float]
     ) -> RunResult:
-        records = load_checkpoints_file(self.log_path)
-        # Each record is written because it is better than those before.
-        best = [record.sampler_path for record in records if record.has("best_value")]
-        best_path = best[-1] if best else None
+        best = get_best_checkpoint(self.log_path)
         return RunResult(
             self.log_path,
             self.connection.model_name,
             state_path,
             sampler_path,
-            best_path or sampler_path,
+            best.sampler_path if best and best.sampler_path else sampler_path,
             metrics,
         )
 

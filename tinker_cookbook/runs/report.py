@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook import service
 from tinker_cookbook.model_files import DEFAULT_MODEL
-from tinker_cookbook.runs.checkpoints import load_checkpoints_file
+from tinker_cookbook.runs.checkpoints import get_best_checkpoint, load_checkpoints_file
 from tinker_cookbook.runs.directory import CHECKPOINTS_FILE
 from tinker_cookbook.utils.byte_sizes import format_bytes
 from tinker_cookbook.utils.jsonl_log import Row, read_rows
@@ -133,10 +133,10 @@ def _report_saved(log_path: Path, sampler_path: str) -> None:
     """Print the other checkpoints, each with its use."""
     records = read_rows(log_path / CHECKPOINTS_FILE)
     state_path = next((r["state_path"] for r in reversed(records) if r.get("state_path")), None)
-    best = next((r for r in reversed(records) if r.get("best_value") is not None), {})
-    if best.get("sampler_path", sampler_path) != sampler_path:
-        value = f"{best.get('best_metric')}={best['best_value']:.4f}"
-        print(f"best     {best['sampler_path']}  (to sample from; {value})")
+    best = get_best_checkpoint(str(log_path))
+    if best is not None and best.sampler_path not in (None, sampler_path):
+        value = f"{best.get('best_metric')}={best.get('best_value'):.4f}"
+        print(f"best     {best.sampler_path}  (to sample from; {value})")
     if state_path is not None:
         print(f"state    {state_path}  (to continue training: load_checkpoint_path=...)")
         local = service.choose_service(_read_config(log_path).get("base_url")).kind == "local"
