@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from tinker_cookbook.model_files import hub_problem
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["check_hub_table", "load_hub_table"]
+__all__ = ["check_hub_table", "describe_row", "load_hub_table"]
+
+SHOWN_CHARACTERS = 60
 
 
 def load_hub_table(
@@ -53,6 +56,12 @@ def check_hub_table(path: str, *, advice: str) -> None:
     problem = None if Path(path).exists() or _is_cached(path) else hub_problem(path, "dataset")
     if problem is not None:
         raise _error(path, problem, advice)
+
+
+def describe_row(row: Mapping[str, object], *keys: str) -> str:
+    """Return the keys of a row and the beginning of each value under `keys`, for an error."""
+    shown = [f"{key}={repr(row[key])[:SHOWN_CHARACTERS]}" for key in row if key in keys]
+    return ", ".join([f"has the keys {sorted(row)}", *shown])
 
 
 def _error(path: str, problem: str, advice: str) -> ConfigurationError:

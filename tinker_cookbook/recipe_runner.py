@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "blueprint",
-    "check_replies_fit",
+    "check_lengths_fit",
     "complete",
     "distillation",
     "fill",
@@ -71,7 +71,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     With `dry_run`, only what would be trained is printed; no service and no run are started.
     """
     config = complete(config)
-    check_replies_fit(config)
+    check_lengths_fit(config)
     loop = build(config)
     if config.dry_run:
         from tinker_cookbook.commands.parts.dry_run import print_dry_run
@@ -83,7 +83,7 @@ def run(config: C, build: Callable[[C], L], prepare: Callable[[C, L], L] | None 
     train_loop(loop)
 
 
-def check_replies_fit(config: ModelOptions, field: str = "max_tokens") -> None:
+def check_lengths_fit(config: ModelOptions, field: str = "max_tokens") -> None:
     """Refuse replies and rows that the model of a local service cannot read, before other work.
 
     Other services say their limit when a train loop connects to them.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.hub_datasets import load_hub_table
+from tinker_cookbook.hub_datasets import describe_row, load_hub_table
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.content import get_text_content
 from tinker_cookbook.renderers.types import Message
@@ -205,11 +205,9 @@ def _load(split: str, parts: Sequence[str]) -> list[DeepcoderTask]:
 def _to_task(row: Mapping[str, object], where: str) -> DeepcoderTask:
     problem, tests = row.get("problem") or row.get("question"), row.get("tests")
     if not isinstance(problem, str) or tests is None:
-        shown = {key: repr(row[key])[:60] for key in row if key in ("problem", "question", "tests")}
-        values = "".join(f", {key}={value}" for key, value in shown.items())
+        contents = describe_row(row, "problem", "question", "tests")
         raise DataFormatError(
-            f"{where}: has the keys {sorted(row)}{values}; needs problem (or question), a text, "
-            "and tests."
+            f"{where}: {contents}; needs problem (or question), a text, and tests."
         )
     metadata = row.get("metadata")
     known = metadata if isinstance(metadata, Mapping) else None

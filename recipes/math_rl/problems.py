@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.hub_datasets import check_hub_table, load_hub_table
+from tinker_cookbook.hub_datasets import check_hub_table, describe_row, load_hub_table
 
 from .answers import AnswerNotFound, extract_boxed, extract_gsm8k_final_answer
 
@@ -71,11 +71,10 @@ def to_problem(row: Mapping[str, object], where: str) -> Problem:
     question = _first_of(row, *QUESTION_KEYS)
     answer = _first_of(row, *ANSWER_KEYS)
     if not isinstance(question, str) or not isinstance(answer, (str, int, float)):
-        shown = {key: repr(row[key])[:60] for key in row if key in (*QUESTION_KEYS, *ANSWER_KEYS)}
-        values = "".join(f", {key}={value}" for key, value in shown.items())
+        contents = describe_row(row, *QUESTION_KEYS, *ANSWER_KEYS)
         raise DataFormatError(
-            f"{where}: has the keys {sorted(row)}{values}; needs question (or problem), a text, "
-            "and answer (or solution), a text or a number."
+            f"{where}: {contents}; needs question (or problem), a text, and answer (or solution), "
+            "a text or a number."
         )
     text = str(answer)
     for extract in (extract_gsm8k_final_answer, extract_boxed):

@@ -21,7 +21,7 @@ GAP = "\0"
 """Stands for a value that is inserted into a message."""
 NOT_OURS = {"No space left on device."}
 """Text of the operating system inside a message."""
-WITH_LIST = {"base_url=local needs torch, ..., which are not installed": "torch,"}
+WITH_LIST = {"the local service needs torch, ..., which this environment does not have": "torch,"}
 """Messages whose first inserted value is shown."""
 
 

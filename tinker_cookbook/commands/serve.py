@@ -61,14 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
-    from tinker_cookbook.service.embedded import find_missing_modules
+    from tinker_cookbook.service.embedded import check_local_extra
 
-    missing = find_missing_modules()
-    if missing:
-        raise ConfigurationError(
-            f"the local service needs {', '.join(missing)}, which this environment does not have; "
-            "install the extra 'local': pip install 'tinker-cookbook[local]'"
-        )
+    check_local_extra()
     if args.plan is not None:
         return _print_plan(args)
     from tinker_cookbook.local.process.launch import (

@@ -226,16 +226,16 @@ def _remove_orphans() -> None:
 
 def check_local_extra() -> None:
     """Raise an error if packages of the extra `local` are missing."""
-    missing = find_missing_modules()
+    missing = _find_missing_modules()
     if missing:
         raise ConfigurationError(
-            f"base_url=local needs {', '.join(missing)}, which are not installed; a service "
-            "elsewhere needs base_url=http://... or TINKER_API_KEY. To train on this machine: "
-            'pip install "tinker-cookbook[local]"'
+            f"the local service needs {', '.join(missing)}, which this environment does not have; "
+            'install them with: pip install "tinker-cookbook[local]". To use a service elsewhere, '
+            "give base_url=http://... or set TINKER_API_KEY"
         )
 
 
-def find_missing_modules() -> list[str]:
+def _find_missing_modules() -> list[str]:
     """Return the modules of the extra `local` that are not installed."""
     return [name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]
 

@@ -114,7 +114,7 @@ class CLIConfig(TrackingOptions, CheckpointOptions, ModelOptions):
 def run_pipeline(config: CLIConfig) -> None:
     """Run the stages that are asked for; the same command again resumes a stopped pipeline."""
     config = recipe.complete(config)
-    recipe_runner.check_replies_fit(config, "rl_max_tokens")
+    recipe_runner.check_lengths_fit(config, "rl_max_tokens")
     if config.dry_run:
         _describe(config)
         return
