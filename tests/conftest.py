@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 if TYPE_CHECKING:
     import tinker
@@ -43,16 +45,27 @@ class ServiceProcess:
     model: str
     state_dir: Path
     api_key: str = TEST_KEY
+    clients: list[tinker.ServiceClient] = field(default_factory=list)
 
     def connect(self, **options: Any) -> tinker.ServiceClient:
         import tinker
 
-        return tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key, **options)
+        client = tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key, **options)
+        self.clients.append(client)
+        return client
 
     def stop(self, seconds: float = 30) -> int:
         """SIGTERM, then wait."""
         self.process.terminate()
         return self.process.wait(seconds)
+
+    def release_clients(self) -> None:
+        """End what the clients do in the background, which would go on without the service."""
+        for client in self.clients:
+            session = getattr(client, "_session_holder", None)
+            if session is not None:
+                session.close()
+        self.clients.clear()
 
     def log(self) -> str:
         return "".join(path.read_text() for path in (self.state_dir / "logs").glob("*.log"))
@@ -115,6 +128,7 @@ def local_service(
     """The service that most tests share."""
     service = start_service(tiny_model_folder, tmp_path_factory.mktemp("service") / "state")
     yield service
+    service.release_clients()
     service.stop()
 
 
@@ -131,6 +145,7 @@ def service_factory(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
 
     yield start
     for service in started:
+        service.release_clients()
         if service.process.poll() is None:
             service.process.kill()
             service.process.wait()
@@ -147,4 +162,4 @@ def service_client(local_service: ServiceProcess) -> Iterator[tinker.ServiceClie
     """An SDK client, and so a session, of the test's own."""
     client = local_service.connect()
     yield client
-    client.close("success").result()
+    close_session(client, "success")

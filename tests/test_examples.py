@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ServiceProcess
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,7 +106,7 @@ def test_sampling_from_a_model_and_a_checkpoint(
         client = local_service.connect()
         run = client.create_lora_training_client(local_service.model, rank=4).result()
         target = run.save_weights_for_sampler("example").result().path
-        client.close("success").result()
+        close_session(client, "success")
         options += ["--model", local_service.model]
     out = run_example(local_service, "sample_from_checkpoint", target, *options)
     assert "> How is the sea?" in out

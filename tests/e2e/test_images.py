@@ -25,6 +25,7 @@ from tinker_cookbook.cli import main
 from tinker_cookbook.eval.samples import SampleEvaluatorBuilder
 from tinker_cookbook.local.openai_api.codec import TextCodec
 from tinker_cookbook.rl.dataset_utils import RenderedDatasetBuilder
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 NUM_TOKENS = 8
 """Of `picture()`."""
@@ -47,7 +48,7 @@ def vision_service(tmp_path_factory: pytest.TempPathFactory):
 def client(vision_service):
     client = vision_service.connect()
     yield client
-    client.close("success").result()
+    close_session(client, "success")
 
 
 @pytest.fixture(scope="module")

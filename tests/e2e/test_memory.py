@@ -76,7 +76,7 @@ def test_closing_a_session_removes_its_files(service) -> None:
         known = len(files(service))
         time.sleep(2 * SPILL_SECONDS)
     assert known >= 2
-    client.close("success").result()
+    close_session(client, "success")
     wait_for_files(service, known - 2)
 
 

@@ -24,6 +24,7 @@ from tests.e2e.sdk import (
     tokens,
     train_step,
 )
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 
 def flat(run: tinker.TrainingClient) -> np.ndarray:
@@ -83,7 +84,7 @@ def test_ord_04_tenants_are_isolated(local_service, new_run) -> None:
     train_step(one, batch())
     np.testing.assert_array_equal(flat(two), before)
     for client in others:
-        client.close("success").result()
+        close_session(client, "success")
 
 
 def test_ord_05_and_06_failures_stay_alone(new_run) -> None:

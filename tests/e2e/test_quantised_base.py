@@ -6,6 +6,7 @@ import numpy as np
 
 from tests.e2e.sdk import batch, forward, prompt_logprobs, tokens, train_step
 from tests.tiny_models import tiny_model
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 
 def test_training_and_sampling_share_the_quantised_base(service_factory) -> None:
@@ -22,7 +23,7 @@ def test_training_and_sampling_share_the_quantised_base(service_factory) -> None
     for datum, scored in zip(data, forward(training, data), strict=True):
         ids = datum.model_input.to_ints()
         np.testing.assert_allclose(prompt_logprobs(sampler, ids), scored[:-1], atol=1e-3)
-    client.close("success").result()
+    close_session(client, "success")
     quantised.stop()
 
     full = service_factory(model, state="shared")
@@ -30,4 +31,4 @@ def test_training_and_sampling_share_the_quantised_base(service_factory) -> None
     sampler = client.create_sampling_client(model_path=path).result()
     assert prompt_logprobs(sampler, tokens(9)).shape == (8,)
     assert "trained with base_format=int4 is loaded on base_format=full" in full.log()
-    client.close("success").result()
+    close_session(client, "success")

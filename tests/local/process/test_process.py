@@ -30,6 +30,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.local.process.launch import build_settings, check_arguments
 from tinker_cookbook.local.process.lifecycle import bind
 from tinker_cookbook.local.service.storage.store import Store
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 
 def is_alive(pid: int) -> bool:
@@ -477,7 +478,7 @@ def work_and_fail(service: ServeCommand) -> None:
         request = urllib.request.Request(f"{service.base_url}/api/v1/{path}", headers=header)
         with pytest.raises(urllib.error.HTTPError, match=r"40[14]"):
             urllib.request.urlopen(request)
-    client.close("success").result()
+    close_session(client, "success")
 
 
 def status_of(state_dir: Path) -> str:

@@ -16,6 +16,7 @@ from tinker.types.forward_backward_request import ForwardBackwardRequest
 
 from tests.conftest import ServiceProcess
 from tests.e2e.sdk import batch, forward, sample, tokens, train_step
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 NUM_REQUESTS = int(os.environ.get("TINKER_COOKBOOK_TEST_FUZZ", "250"))
 
@@ -160,7 +161,7 @@ def test_json_requests(local_service: ServiceProcess, target) -> None:
     fresh = local_service.connect()
     other = fresh.create_lora_training_client(base_model=local_service.model, rank=4).result()
     train_step(other, batch())
-    fresh.close("success").result()
+    close_session(fresh, "success")
 
 
 def test_mutated_batches(local_service: ServiceProcess, service_client, target) -> None:

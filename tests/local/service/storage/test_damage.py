@@ -17,6 +17,7 @@ import tinker
 from tests.conftest import ServiceProcess, start_service
 from tests.e2e.sdk import batch, fails_promptly, forward, is_alive, sample, tokens, train_step
 from tests.local.service.disks import without_special_rights
+from tinker_cookbook.utils.sdk_sessions import close_session
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def service(tiny_model_folder, tmp_path_factory) -> Iterator[ServiceProcess]:
 def client(service) -> Iterator[tinker.ServiceClient]:
     client = service.connect()
     yield client
-    client.close("success").result()
+    close_session(client, "success")
 
 
 def new_run(service: ServiceProcess, client: tinker.ServiceClient) -> tinker.TrainingClient:
@@ -115,7 +116,7 @@ def test_a_folder_that_turns_read_only(tiny_model_folder, tmp_path) -> None:
     assert is_alive(run)
     path = run.save_state("later").result().path
     assert is_alive(client.create_training_client_from_state_with_optimizer(path).result())
-    client.close("success").result()
+    close_session(client, "success")
     service.stop()
 
 
