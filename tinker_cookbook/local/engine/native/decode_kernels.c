@@ -117,10 +117,13 @@ typedef struct {
 /* Tall tiles pay where a product takes one instruction, since they expand a weight for more tokens. */
 #elif defined(PAIRS) && LANES == 16 && defined(__AVX512BF16__)
 #define MAX_ROWS 10
+#define EACH_NUMBER_OF_ROWS CASES_TO_10
 #elif !defined(PAIRS) && LANES == 16
 #define MAX_ROWS 12
+#define EACH_NUMBER_OF_ROWS CASES_TO_12
 #else
 #define MAX_ROWS 6
+#define EACH_NUMBER_OF_ROWS CASES_TO_6
 #endif
 #if LANES == 16 || defined(__aarch64__)
 #define REGISTERS 32
@@ -131,16 +134,6 @@ typedef struct {
 #define PANELS_FOR(R) \
     (REGISTERS == 32 ? (R <= 3 ? 4 : R == 4 ? 3 : R <= 6 ? 2 : 1) \
                      : (R == 1 ? 4 : R == 2 ? 3 : R == 3 ? 2 : 1))
-
-#if MAX_ROWS == 12
-#define EACH_NUMBER_OF_ROWS \
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#elif MAX_ROWS == 10
-#define EACH_NUMBER_OF_ROWS \
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10)
-#else
-#define EACH_NUMBER_OF_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#endif
 
 INLINE int64_t num_panels(int64_t out) { return (out + PANEL - 1) / PANEL; }
 

@@ -23,11 +23,10 @@
  * cache; with pairs, other limits are reached first. */
 #if LANES == 16 && !defined(PAIRS)
 #define MR 12
-#define EACH_HEIGHT                                                                                   \
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#define EACH_HEIGHT CASES_TO_12
 #else
 #define MR 6
-#define EACH_HEIGHT CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define EACH_HEIGHT CASES_TO_6
 #endif
 #endif
 /* Words in a strip for each output: with vectors of 8 a strip fills 18 KiB of the first-level cache, and

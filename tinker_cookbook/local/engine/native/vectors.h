@@ -5,6 +5,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The cases of a switch over 1, 2 ... : a file defines CASE(n) and takes as many as it needs. */
+#define CASES_TO_6 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define CASES_TO_10 CASES_TO_6 CASE(7) CASE(8) CASE(9) CASE(10)
+#define CASES_TO_12 CASES_TO_10 CASE(11) CASE(12)
+
 #if defined(GENERIC) /* no vector instructions by name: what the tests compare the others with */
 #define LANES 4
 #define FUSED(a, b, c) ((a) * (b) + (c))
