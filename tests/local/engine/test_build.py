@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import stat
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ def _old_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "old-cc"
     script.write_text(
         "#!/bin/sh\n"
+        f'echo "$*" >> {tmp_path}/calls\n'
         'case "$*" in *-mamx-tile*) echo "cc: error: unrecognized option -mamx-tile" >&2; exit 1;; '
         f'esac\nexec {shutil.which(compiler)} "$@"\n'
     )
@@ -54,3 +55,15 @@ def test_without_any_flags_that_work_there_is_no_library(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         assert _library(("-mamx-tile",)) is None
     assert "torch is used instead" in caplog.text
+
+
+@pytest.mark.usefixtures("_old_compiler")
+def test_what_two_need_at_once_is_compiled_once(tmp_path: Path) -> None:
+    """A lock on the folder makes the second one wait; it holds between processes, too."""
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: _library(()), range(2))
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len([call for call in calls if " -c " in call]) == 1
+    assert first == second
+    assert first is not None
+    first.unlink()

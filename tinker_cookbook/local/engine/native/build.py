@@ -8,6 +8,7 @@ instruction set (`instructions`). Without a compiler, on other systems than Linu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -169,20 +171,38 @@ def _build_library(flags: tuple[str, ...], sources: tuple[str, ...]) -> Path | N
     folder = nearby if os.access(_FOLDER, os.W_OK) else home
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
+    with _alone(folder):
+        if not target.exists():
+            _compile((compiler, *flags), sources, target)
+    return target
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process compiles: several that start together need the same library."""
+    import fcntl
+
+    with (folder / "building.lock").open("a") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(command: tuple[str, ...], sources: tuple[str, ...], target: Path) -> None:
+    """Compile the sources in parallel, and put the library in its place when it is complete."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as scratch:
         library = Path(scratch, "kernels.so")
         compiled = [str(Path(scratch, source).with_suffix(".o")) for source in sources]
         commands = [
-            (compiler, *flags, "-fPIC", "-c", "-o", result, str(_FOLDER / source))
+            (*command, "-fPIC", "-c", "-o", result, str(_FOLDER / source))
             for source, result in zip(sources, compiled, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(lambda command: _call(*command), commands))
+            list(pool.map(lambda words: _call(*words), commands))
         # Linked without OpenMP: the symbols come from the runtime that torch has loaded, so that
         # both share one set of threads.
-        _call(compiler, "-shared", "-o", str(library), *compiled, "-lm")
+        _call(command[0], "-shared", "-o", str(library), *compiled, "-lm")
         os.replace(library, target)
-    return target
 
 
 def find_compiler() -> str | None:
