@@ -83,10 +83,26 @@ for module in pkgutil.walk_packages(tinker_cookbook.__path__, "tinker_cookbook."
         importlib.import_module(module.name)
 import tinker
 """
+WITHOUT_THE_COMPILER = """
+import sys
+import torch
+
+before = set(sys.modules)
+import tinker_cookbook.local.engine.host
+import tinker_cookbook.local.process.launch
+
+slow = ("sympy", "torch._dynamo", "torch._inductor", "transformers")
+assert not (found := [name for name in slow if name in sys.modules.keys() - before]), found
+"""
 
 
 def test_client_modules_import_without_torch():
     run(sys.executable, "-W", "error", "-c", WITHOUT_TORCH, cwd=ROOT)
+
+
+def test_the_local_service_starts_without_the_slow_parts_of_torch():
+    """torch's compiler and sympy take as long to import as torch itself."""
+    run(sys.executable, "-c", WITHOUT_THE_COMPILER, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import bias
 from torch.nn.attention.bias import causal_upper_left
 
 from tests.local.engine.training_data import FORMATS, random_datum, set_random_b
@@ -118,7 +119,7 @@ def test_the_trial_before_first_use_passes(num_heads: int, num_kv_heads: int) ->
 def test_the_trial_finds_kernels_that_count_from_the_first_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flash_module, "causal_lower_right", causal_upper_left)
+    monkeypatch.setattr(bias, "causal_lower_right", causal_upper_left)
     assert not flash_module._computes_a_shared_prefix(CPU, torch.float32, 2, 1, 16)
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from tinker_cookbook.local.engine.model.devices import to_device
 
@@ -157,6 +156,8 @@ def _computes_a_shared_prefix(
 def _segment_by_segment(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: SegmentBounds
 ) -> torch.Tensor:
+    from torch.nn.attention.bias import causal_lower_right  # takes as long to import as torch
+
     parts = []
     keys = (tensor.split(bounds.key_lengths) for tensor in (k, v))
     for segment in zip(q.split(bounds.query_lengths), *keys, strict=True):
