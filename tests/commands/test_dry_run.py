@@ -26,6 +26,16 @@ def number(pattern: str, text: str) -> int:
     return int(found[1].replace(",", ""))
 
 
+def write_pairs(folder: Path) -> Path:
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": "yes " * n, "rejected": f"no {n}"}
+        for n in range(1, 10)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def test_the_tokens_are_those_of_the_run(local_service: ServiceProcess, tmp_path: Path):
     env, model = recipe_environment(local_service, tmp_path), local_service.model
     log_path = tmp_path / "run"
@@ -46,12 +56,7 @@ def test_the_tokens_are_those_of_the_run(local_service: ServiceProcess, tmp_path
 
 def test_the_tokens_of_pairs_are_those_of_the_run(local_service: ServiceProcess, tmp_path: Path):
     env, model = recipe_environment(local_service, tmp_path), local_service.model
-    log_path, data = tmp_path / "run", tmp_path / "pairs.jsonl"
-    rows = [
-        {"prompt": f"Question {n}?", "chosen": "yes " * n, "rejected": f"no {n}"}
-        for n in range(1, 10)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log_path, data = tmp_path / "run", write_pairs(tmp_path)
     words = (
         *("renderer_name=chatml", "lora_rank=2", "num_epochs=2", "batch_size=2", "max_length=40"),
         *(f"data={data}", "test_size=2", f"log_path={log_path}", "eval_every=0"),
@@ -101,8 +106,12 @@ def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess
     assert "at most 480 per turn" in out
     assert re.search(r"memory +[\d.]+ [KMG]iB on this machine", out)
     assert "60 episodes; 128 held-out episodes per evaluation" in out
+    assert "forward passes" not in out
     out = run("recipes.rl_basic", *words, "eval_every=0", env=env, model=model)
     assert "held-out" not in out
+    words = ("renderer_name=chatml", f"data={write_pairs(tmp_path)}", "test_size=2", "dry_run=true")
+    out = run("recipes.preference.dpo", *words, env=env, model=model)
+    assert "and up to 2.0 GiB more while much is free, for forward passes" in out
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "cookbook" / "service").exists()
 

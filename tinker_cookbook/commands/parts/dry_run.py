@@ -206,10 +206,12 @@ def _most_usage(loop: SharedOptions, work: Workload) -> TokenUsage | None:
 def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     """Return the memory that the local service will use, from the shapes of the model and data."""
     from tinker_cookbook.model_files import resolve_model_folder
+    from tinker_cookbook.preference import train_dpo, train_kto, train_pointwise
     from tinker_cookbook.service.embedded import check_local_extra
     from tinker_cookbook.unembedding import choose_train_unembed
 
     check_local_extra()
+    from tinker_cookbook.local.engine.budget import KEPT_FORWARD_BYTES
     from tinker_cookbook.local.plan import MachineRates, build_plan
 
     model = str(loop.model_name)
@@ -224,6 +226,11 @@ def _memory_lines(loop: SharedOptions, work: Workload) -> Iterator[str]:
     free = "unknown" if plan.free_bytes is None else format_bytes(plan.free_bytes)
     verdict = "" if plan.fits else "; MORE THAN IS FREE"
     yield f"memory   {format_bytes(plan.total_bytes)} on this machine, {free} free{verdict}"
+    if isinstance(loop, train_dpo.Config | train_kto.Config | train_pointwise.Config):
+        yield (
+            f"         and up to {format_bytes(KEPT_FORWARD_BYTES)} more while much is free, for "
+            "forward passes that are kept for the backward pass"
+        )
     yield (
         f"longest  {plan.max_train_tokens:,} tokens can be trained in the free memory "
         f"({plan.dtype})"

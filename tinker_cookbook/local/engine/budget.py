@@ -7,6 +7,7 @@ Adapters are float32; `adapter_bytes` is the size of one adapter's parameters.
 from __future__ import annotations
 
 __all__ = [
+    "KEPT_FORWARD_BYTES",
     "RECENT_SAMPLERS_PER_RUN",
     "SMALLEST_ROW",
     "cache_budget",
@@ -19,6 +20,9 @@ RECENT_SAMPLERS_PER_RUN = 2
 """Samplers with different weights of one run that stay in memory while they are idle."""
 SMALLEST_ROW = 128
 """Tokens of the KV cache's smallest rows; the others are larger by powers of 2."""
+
+KEPT_FORWARD_BYTES = 2 * 2**30
+"""Maximum memory of the forward passes that a run keeps between two requests."""
 
 _MAX_CACHE_BYTES = 4 * 2**30
 _MIN_CACHE_BYTES = 64 * 2**20

@@ -77,7 +77,7 @@ def test_the_gradients_have_the_same_bits_and_half_the_forward_passes(
     assert run.forwards.is_worthwhile
     num_kept = len(calls)
     calls.clear()
-    monkeypatch.setattr(run_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(run_module, "KEPT_FORWARD_BYTES", 0)
     again, _ = train(model)
     num_packs = 2
     assert len(calls) == STEPS * 3 * num_packs

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from tinker_cookbook.local.engine.budget import has_short_moments
+from tinker_cookbook.local.engine.budget import KEPT_FORWARD_BYTES, has_short_moments
 from tinker_cookbook.local.engine.model.adapter_origin import WeightsOrigin, write_card
 from tinker_cookbook.local.engine.model.base_model import BaseModel
 from tinker_cookbook.local.engine.model.devices import to_device
@@ -46,8 +46,6 @@ from tinker_cookbook.utils.durable_files import flush_folder
 
 __all__ = ["TrainingPass", "TrainingRun"]
 
-KEPT_BYTES = 2 * 2**30
-"""Maximum memory of the forward passes that a run keeps between two requests."""
 _OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -310,10 +308,10 @@ class TrainingPass:
         model, adapter, forwards = self._run.model, self._run.adapter, self._run.forwards
         forwards.note(pack)
         num_bytes = self._kept_bytes(len(pack.tokens))
-        if num_bytes is None or not forwards.can_keep(num_bytes, KEPT_BYTES):
+        if num_bytes is None or not forwards.can_keep(num_bytes, KEPT_FORWARD_BYTES):
             return model.logprobs(adapter, pack)
         logprobs, kept = model.logprobs_and_pass(adapter, pack)
-        forwards.keep(pack, kept, num_bytes, KEPT_BYTES)
+        forwards.keep(pack, kept, num_bytes, KEPT_FORWARD_BYTES)
         return logprobs
 
     def _kept_bytes(self, num_tokens: int) -> int | None:
