@@ -109,8 +109,8 @@ def test_the_memory_is_planned_for_a_local_service(local_service: ServiceProcess
     assert "forward passes" not in out
     out = run("recipes.rl_basic", *words, "eval_every=0", env=env, model=model)
     assert "held-out" not in out
-    words = ("renderer_name=chatml", f"data={write_pairs(tmp_path)}", "test_size=2", "dry_run=true")
-    out = run("recipes.preference.dpo", *words, env=env, model=model)
+    pairs = (f"data={write_pairs(tmp_path)}", "test_size=2", "batch_size=2", "dry_run=true")
+    out = run("recipes.preference.dpo", "renderer_name=chatml", *pairs, env=env, model=model)
     assert "and up to 2.0 GiB more while much is free, for forward passes" in out
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "cookbook" / "service").exists()
