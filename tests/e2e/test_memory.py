@@ -66,18 +66,14 @@ def test_idle_runs_go_on_exactly_where_they_were(service, client) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_closing_a_session_removes_its_files(service) -> None:
+def test_closing_a_session_removes_its_files(service_factory) -> None:
+    service = service_factory(tiny_model(tied=False), "--spill-after", str(SPILL_SECONDS))
     client = service.connect()
     run = client.create_lora_training_client(base_model=service.model, rank=4).result()
     run.save_weights_and_get_sampling_client().result()
-    time.sleep(2 * SPILL_SECONDS)
-    known = len(files(service))
-    while known != len(files(service)):
-        known = len(files(service))
-        time.sleep(2 * SPILL_SECONDS)
-    assert known >= 2
+    wait_for_files(service, 2)
     close_session(client, "success")
-    wait_for_files(service, known - 2)
+    wait_for_files(service, 0)
 
 
 def test_any_model_of_an_allowed_folder(service, client) -> None:
