@@ -297,7 +297,7 @@ def test_serve_names_a_missing_extra_before_all_else(monkeypatch, capsys, option
     assert cli.main(["serve", option, "no/such-model"]) == 2
     error = capsys.readouterr().err
     assert "the local service needs a_module_not_installed" in error
-    assert "pip install \"tinker-cookbook[local]\"" in error
+    assert 'pip install "tinker-cookbook[local]"' in error
 
 
 PROGRAM = """
