@@ -123,10 +123,11 @@ def _records(folder: Path) -> list[CheckpointRecord]:
 
 def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
     """Return the paths to keep: those that a resume needs, and those that someone has named."""
+    from tinker_cookbook.runs.checkpoints import get_best_checkpoint
+
     records = _records(folder)
     states = [record for record in records if record.state_path]
-    best = [record for record in records if record.has("best_value")][-1:]
-    kept = {id(record) for record in [*states[-args.keep :], *best]}
+    kept = {id(record) for record in states[-args.keep :]}
     for record in records:
         replaceable = PERIODIC.fullmatch(record.name) or BEST.fullmatch(record.name)
         if record.final or not replaceable:
@@ -137,6 +138,9 @@ def _kept_paths(folder: Path, args: argparse.Namespace) -> set[str]:
         if id(record) in kept
         for path in (record.state_path, record.sampler_path)
     }
+    best = get_best_checkpoint(str(folder))
+    if best is not None:
+        paths.add(best.sampler_path)
     if not args.weights:
         paths |= {record.sampler_path for record in records}
     return {path for path in paths if path}

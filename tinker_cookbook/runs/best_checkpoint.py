@@ -12,11 +12,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.runs.checkpoints import (
-    get_best_checkpoint,
-    load_checkpoints_file,
-    submit_checkpoint,
-)
+from tinker_cookbook.runs.checkpoints import load_checkpoints_file, submit_checkpoint
 from tinker_cookbook.utils.jsonl_log import read_rows
 from tinker_cookbook.utils.metric_names import lower_is_better
 from tinker_cookbook.utils.ml_log import METRICS_FILE
@@ -53,6 +49,7 @@ class BestWeights:
         self._num_worse = 0
         self._last_step = -1
         self._warned = False
+        self._saved: str | None = None
         if metric is None:
             return
         for row in read_rows(Path(run.log_path) / METRICS_FILE):
@@ -78,9 +75,10 @@ class BestWeights:
     async def update(self, step: int, metrics: dict[str, float]) -> None:
         """Note an evaluation after `step` steps; if it is the best, save these weights.
 
-        The service keeps them without a time limit until better ones are saved, and from then on
-        for `ttl_seconds`. The weights before training are not saved: they are the base model, or
-        the checkpoint that the run started from.
+        The service keeps them without a time limit until this object saves better ones, and from
+        then on for `ttl_seconds`. Those of an earlier start get no limit: after a copy of the run
+        directory, they may be the best ones of the other copy as well. The weights before training
+        are not saved: they are the base model, or the checkpoint that the run started from.
 
         Call this before the next optimizer step is submitted.
         """
@@ -92,7 +90,6 @@ class BestWeights:
             return
         if not self._note(step, value) or step == 0:
             return
-        superseded = get_best_checkpoint(self._run.log_path)
         paths = await submit_checkpoint(
             self._run.training_client,
             f"best_{step:06d}",
@@ -100,8 +97,9 @@ class BestWeights:
             {"batch": step, "best_metric": self.metric, "best_value": value},
             kind="sampler",
         ).finish()
-        if superseded is not None and superseded.sampler_path not in (None, paths["sampler_path"]):
-            await self._limit(superseded.sampler_path)
+        superseded, self._saved = self._saved, paths["sampler_path"]
+        if superseded is not None:
+            await self._limit(superseded)
 
     async def _limit(self, path: str) -> None:
         """Let the service keep weights that are no longer the best for `ttl_seconds` only."""
